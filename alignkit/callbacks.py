@@ -1,0 +1,123 @@
+"""What every run does beside training: show progress, write metrics, stop cleanly on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, plain lines elsewhere; a line for every evaluation on both."""
+
+    def __init__(self, run: Run) -> None:
+        self.name = run.config.stage.component.name
+        self.console = Console(highlight=False)
+        self.bar: Bar | None = None
+        self.tokens = (0.0, time.monotonic())  # as of the last log
+        self.tokens_per_second: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.console.is_terminal:
+            columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+            self.bar = Bar(TextColumn(self.name), *columns, console=self.console)
+            self.task = self.bar.add_task(self.name, total=state.max_steps, completed=state.global_step, now="")
+            self.bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            perplexity = f"  perplexity {logs['eval_perplexity']:.2f}" if "eval_perplexity" in logs else ""
+            self._print(f"step {state.global_step:>5}  held-out loss {logs['eval_loss']:.4f}{perplexity}")
+            self.tokens = (self.tokens[0], time.monotonic())  # evaluation is not training time
+        elif "loss" in logs:
+            now = f"loss {logs['loss']:.3f}"
+            if "num_tokens" in logs:
+                seen, then = self.tokens
+                self.tokens = (logs["num_tokens"], time.monotonic())
+                now += f"  {(logs['num_tokens'] - seen) / (self.tokens[1] - then):,.0f} tokens/s"
+            if self.bar:
+                self.bar.update(self.task, now=now)
+            else:
+                self._print(f"step {state.global_step:>5}  {now}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
+
+
+class MetricsFile(TrainerCallback):
+    """Everything that is logged, one JSON object a line, in the run folder's ``metrics.jsonl``."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # a pickle that nothing reads: the run folder's config.yaml says the same
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "training_args.bin").unlink(missing_ok=True)
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C finishes the step, writes a checkpoint and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.former = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.former)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if hasattr(self, "former") and not self.asked:
+            signal.signal(signal.SIGINT, self.former)

@@ -1,0 +1,66 @@
+"""The command line. Each command is a small file; whatever imports torch is imported inside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from alignkit.cli import chat, check, config, plugins, train
+from alignkit.errors import AlignkitError, one_line
+
+app = typer.Typer(
+    name="alignkit",
+    help="RLHF on one GPU, every stage a plugin.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("check")(check.check)
+app.command("chat")(chat.chat)
+app.command("config")(config.config)
+app.command("plugins")(plugins.plugins)
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, and every warning."),
+) -> None:
+    """RLHF on one GPU, every stage a plugin."""
+
+
+UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 for an error (one line on stderr), 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments  # taken anywhere, before or after the command
+    if debug:
+        os.environ["ALIGNKIT_DEBUG"] = "1"
+    arguments = [a for a in arguments if a != "--debug"] or ["--help"]
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except UsageError as error:
+        message = f"{error.format_message()} See alignkit {arguments[0]} --help"  # type: ignore[attr-defined]
+    except AlignkitError as error:
+        if debug:
+            raise
+        message = str(error)
+    except (KeyboardInterrupt, typer.Abort):
+        print(file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        message = f"{one_line(error)}. This is unexpected; --debug shows where it comes from"
+    print(f"alignkit: error: {message}", file=sys.stderr)
+    return 2
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""``alignkit config``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit import training_args, yaml
+from alignkit.cli import common
+from alignkit.config import DataConfig, RunConfig, TopLevel
+
+
+def config(
+    overrides: list[str] = common.Overrides,
+    plugin: list[str] = common.Plugins,
+    file: Path = common.ConfigFile,
+    model: str = common.Model,
+    data: str = common.Data,
+    output: str = common.Output,
+    every: bool = typer.Option(False, "--all", help="With every field of TrainingArguments, as comments."),
+) -> None:
+    """Write the whole config of a stage, with a comment on every key: a file to start from."""
+    _, resolved = common.resolve_arguments(plugin, file, model, data, output, overrides)
+    typer.echo("\n".join(commented(resolved, every)))
+
+
+def commented(config: RunConfig, every: bool) -> Iterator[str]:
+    """The lines of a config file that resolves to ``config``."""
+    values = config.to_dict()
+    help_of = {field.name: field.metadata["help"] for field in dataclasses.fields(TopLevel)}
+    for key in help_of:
+        yield _line(0, key, values[key], help_of[key])
+    for kind in ("tuner", "optimizer"):
+        yield f"{kind}:"
+        yield from _component(1, values[kind], getattr(config, kind).component)
+    yield "train:  # fields of transformers.TrainingArguments, by their own names"
+    fields = training_args.fields()
+    for key, value in config.train.items():
+        yield _line(1, key, value, fields[key].help)
+    if every:
+        for name, field in fields.items():
+            if name not in config.train:
+                yield "  # " + _line(0, name, field.default, field.help)
+    stage = config.stage.component
+    table = values["stages"][stage.name]
+    yield "stages:"
+    yield f"  {stage.name}:  # {stage.summary}"
+    yield from _fields(2, stage.config, table)
+    yield "    loss:"
+    yield from _component(3, table["loss"], config.loss.component)
+    yield "    data:"
+    yield from _fields(3, DataConfig, table["data"])
+
+
+def _component(depth: int, table: dict[str, Any], component: Any) -> Iterator[str]:
+    yield _line(depth, "name", component.name, component.summary)
+    yield from _fields(depth, component.config, table)
+
+
+def _fields(depth: int, cls: type, table: dict[str, Any]) -> Iterator[str]:
+    for field in dataclasses.fields(cls):
+        yield _line(depth, field.name, table[field.name], field.metadata.get("help", ""))
+
+
+def _line(depth: int, key: str, value: Any, help: str) -> str:
+    written = yaml.dumps_inline(value)
+    return "  " * depth + f"{key}: {written}" + (f"  # {help}" if help else "")

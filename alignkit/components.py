@@ -1,0 +1,133 @@
+"""Components: the named things that plugins declare. Frozen, keyword-only, and free of torch.
+
+Every component owns its config: a dataclass whose fields are the component's table in the config file. Whatever needs
+torch is imported inside the functions that a component carries, so that declaring costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from alignkit.rows import Row
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+    from alignkit.batches import LossOutput
+    from alignkit.run import Run
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it."""
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """The config of a component that has nothing to set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """What every kind of component has."""
+
+    kind: ClassVar[str]
+
+    name: str  # how the command line and the config file call it
+    summary: str  # one line for `alignkit plugins`
+    config: type = NoConfig  # a dataclass, its fields made with `option`
+    requires: tuple[str, ...] = ()  # import names of packages that alignkit itself does not depend on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Component):
+    """One kind of training."""
+
+    kind: ClassVar[str] = "stage"
+
+    build: Callable[[Run], Trainer]  # a transformers.Trainer, ready to train
+    rows: tuple[type[Row], ...]  # the rows it trains on
+    batch: type  # what its loss takes, from alignkit.batches
+    loss: str  # the loss it uses unless another is named
+    data: str  # the bundled data set it trains on unless another is named
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuner(Component):
+    """How a model is made trainable."""
+
+    kind: ClassVar[str] = "tuner"
+
+    load: Callable[[Any, torch.dtype], dict[str, Any]]  # its config, the run's dtype -> arguments of `from_pretrained`
+    wrap: Callable[[Any, PreTrainedModel], nn.Module]  # its config, the loaded model -> the model to train
+    lr_scale: float = 1.0  # a stage's default learning rate times this is the default under this tuner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Component):
+    """A pure function of tensors."""
+
+    kind: ClassVar[str] = "loss"
+
+    batch: type  # what it takes, from alignkit.batches; it fits every stage that gives this
+    build: Callable[[Any], Callable[[Any], LossOutput]]  # its config -> the function
+    needs_reference: bool = True  # False: no reference model is built for it (DPO-like stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Component):
+    """An optimizer class and its arguments; `transformers.Trainer` makes the parameter groups."""
+
+    kind: ClassVar[str] = "optimizer"
+
+    build: Callable[[Any, TrainingArguments], tuple[type[TorchOptimizer], dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormat(Component):
+    """A way in which rows are written."""
+
+    kind: ClassVar[str] = "format"
+
+    fits: Callable[[Mapping[str, Any]], int]  # how many fields of the row it reads; 0: the row is not in this format
+    convert: Callable[[Mapping[str, Any]], Row]  # pure; raises DataError saying what is missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Component):
+    """Scores answers."""
+
+    kind: ClassVar[str] = "reward"
+
+    build: Callable[[Any], Callable[[list[str], list[str]], list[float]]]  # its config -> (prompts, answers) -> scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Component):
+    """Samples answers from the policy."""
+
+    kind: ClassVar[str] = "rollout"
+
+    # its config, model, tokenizer -> (prompt ids -> answer ids)
+    build: Callable[[Any, nn.Module, PreTrainedTokenizerBase], Callable[[list[list[int]]], list[list[int]]]]
+
+
+KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Rollout)}
+
+
+def fields_of(*names: str) -> Callable[[Mapping[str, Any]], int]:
+    """A ``fits`` for formats that are told by their fields: all of ``names`` present and not null."""
+
+    def fits(row: Mapping[str, Any]) -> int:
+        return len(names) if all(row.get(name) is not None for name in names) else 0
+
+    return fits

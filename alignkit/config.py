@@ -1,0 +1,258 @@
+"""From YAML, flags and ``key.path=value`` to one typed :class:`RunConfig`.
+
+Four layers, the later wins, table by table: the file's shared tables, the file's table for the stage, the command
+line's shared keys, the command line's keys for the stage. No layer is special to a component: a component's table is
+whatever its config dataclass says.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from alignkit import training_args, yaml
+from alignkit.components import KINDS, Stage, option
+from alignkit.errors import ConfigError, did_you_mean
+from alignkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The ``data`` table: which rows a stage trains on."""
+
+    path: str | None = option(None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's own")
+    name: str | None = option(None, "the subset of a hub data set")
+    split: str = option("train", "the split of a hub data set")
+    format: str | None = option(None, "how rows are written; null: told by their fields")
+    on_bad_row: Literal["error", "skip"] = option("error", "error: stop at a bad row; skip: count and report them")
+    eval_path: str | None = option(None, "a second source with the held-out rows; null: rows are split off")
+    eval_size: float | None = option(None, "rows to hold out: below 1 a share, else a count; null: 10 %, at most 200")
+    seed: int = option(0, "which rows are held out")
+
+
+@dataclass(frozen=True)
+class TopLevel:
+    """The keys of a config file that are not tables of a component."""
+
+    model: str = option("bundled:smollm2-135m", "base of every stage: a hub id, a folder, or bundled:smollm2-135m")
+    output: str = option("runs", "run folders are made in it: runs/sft, runs/rm, ...")
+    plugins: list[str] = option([], "plugins to activate and pick; --plugin adds to these")
+    chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's own, else the plain template")
+
+
+class Selected(NamedTuple):
+    """A component that was picked, with its table."""
+
+    component: Any  # a Component; Any spares a cast at every use
+    config: Any  # an instance of component.config
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run of one stage was told. It reproduces the run."""
+
+    model: str
+    output: str
+    plugins: list[str]
+    chat_template: str | None
+    stage: Selected
+    tuner: Selected
+    optimizer: Selected
+    loss: Selected
+    data: DataConfig
+    train: dict[str, Any]  # over the defaults of TrainingArguments, by its names
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output) / self.stage.component.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a config file: resolving it again gives this same config."""
+        return {
+            "model": self.model,
+            "output": self.output,
+            "plugins": self.plugins,
+            "chat_template": self.chat_template,
+            "tuner": _named(self.tuner),
+            "optimizer": _named(self.optimizer),
+            "train": self.train,
+            "stages": {
+                self.stage.component.name: {
+                    **dataclasses.asdict(self.stage.config),
+                    "loss": _named(self.loss),
+                    "data": dataclasses.asdict(self.data),
+                }
+            },
+        }
+
+    def to_yaml(self) -> str:
+        """:meth:`to_dict` as YAML."""
+        return yaml.dumps(self.to_dict())
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``"a.b=1"`` as ``{"a": {"b": 1}}``."""
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"'{text}' is not an override: write key.path=value, such as train.max_steps=20")
+    nested = yaml.loads(value, text) if value else None
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    return nested
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping from several, the later wins; nested mappings are merged, everything else is replaced."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            if isinstance(value, Mapping):
+                merged[key] = merge(old if isinstance(old, Mapping) else {}, value)
+            else:
+                merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> RunConfig:
+    """The config of the stage that was asked for.
+
+    ``file`` is a config file's content, ``cli`` the same shape from flags and overrides (see :func:`parse_override`);
+    ``plugins`` in either activates plugins and picks every component of those names.
+
+    Raises:
+        ConfigError: no stage; an unknown key, with the closest known one; a value of the wrong type; a loss that does
+            not fit the stage.
+        PluginError: from the registry.
+    """
+    for name in [*_plugins(file), *_plugins(cli)]:
+        registry.activate(name)
+    layers = [_layer(registry, source) for source in (file, cli)]
+    named = [layer.pop("stage")["name"] for layer in layers if "stage" in layer]
+    if not named:
+        known = ", ".join(stage.name for stage in registry.all("stage"))
+        raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
+    stage_name = named[-1]
+    stage = registry.get("stage", stage_name)
+    assert isinstance(stage, Stage)
+
+    shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
+    tables: list[Mapping[str, Any]] = []
+    for layer in layers:
+        of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
+        _known_keys(layer, [*shared, "stages"], "")
+        _known_keys(of_stage, [*_names(stage.config), *shared], f"{stage_name}.")
+        tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
+    merged = merge(*tables)
+
+    top = _typed(TopLevel, {k: merged.pop(k) for k in _names(TopLevel) if k in merged}, "")
+    data = _typed(DataConfig, _as_table(merged.pop("data", None), "data"), "data.")
+    train = training_args.check(_as_table(merged.pop("train", None), "train"))
+    defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss}
+    chosen = {}
+    for kind, default in defaults.items():
+        merged.pop(kind, None)
+        chosen[kind] = _select(registry, kind, default, [_as_table(table.get(kind), kind) for table in tables])
+    loss, tuner = chosen["loss"].component, chosen["tuner"].component
+    if loss.batch is not stage.batch:
+        fitting = ", ".join(c.name for c in registry.all("loss") if getattr(c, "batch", None) is stage.batch)
+        raise ConfigError(
+            f"loss '{loss.name}' takes {loss.batch.__name__}, but stage '{stage_name}' gives "
+            f"{stage.batch.__name__}. Losses that fit: {fitting}"
+        )
+    return RunConfig(
+        model=top.model,
+        output=top.output,
+        plugins=[*_third_party(registry), stage_name],
+        chat_template=top.chat_template,
+        stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
+        data=dataclasses.replace(data, path=data.path or stage.data),
+        train=merge(_train_defaults(stage, tuner.lr_scale), train),
+        **chosen,
+    )
+
+
+def _train_defaults(stage: Stage, lr_scale: float) -> dict[str, Any]:
+    defaults = {"report_to": "none", "save_total_limit": 2, **stage.train}
+    if "learning_rate" in defaults:  # LoRA wants about ten times the rate of full fine-tuning, whatever the stage
+        defaults["learning_rate"] = float(f"{defaults['learning_rate'] * lr_scale:.6g}")
+    return defaults
+
+
+def _third_party(registry: Registry) -> list[str]:
+    return [plugin.name for plugin in registry.active if not plugin.builtin]
+
+
+def _plugins(source: Mapping[str, Any]) -> list[str]:
+    names = source.get("plugins") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"plugins must be a list of names, not {names!r}")
+    return names
+
+
+def _layer(registry: Registry, source: Mapping[str, Any]) -> dict[str, Any]:
+    """``source`` with its plugins' picks as tables, and ``sft: {...}`` at its top moved to ``stages: {sft: {...}}``."""
+    stages = {stage.name for stage in registry.all("stage")}
+    tables = _as_table(source.get("stages"), "stages")
+    for name in tables:
+        if name not in stages:
+            raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, stages)}")
+    picks: dict[str, Any] = {}
+    for kind, name in ((kind, name) for name in _plugins(source) for kind in KINDS if registry.has(kind, name)):
+        picks = merge(picks, {"data": {"format": name}} if kind == "format" else {kind: {"name": name}})
+    short = {key: value for key, value in source.items() if key in stages}
+    rest = {key: value for key, value in source.items() if key not in stages}
+    return merge(picks, rest, {"stages": merge(tables, short)})
+
+
+def _select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
+    """The component that the last table names, with its keys; keys meant for another it replaces are left behind."""
+    component, own = registry.get(kind, name), dict[str, Any]()
+    for table in tables:
+        if table.get("name", component.name) != component.name:
+            component = registry.get(kind, table["name"])
+            own = {key: value for key, value in own.items() if key in _names(component.config)}
+        own = merge(own, {key: value for key, value in table.items() if key != "name"})
+    return Selected(component, _typed(component.config, own, f"{kind}."))
+
+
+def _named(selected: Selected) -> dict[str, Any]:
+    return {"name": selected.component.name, **dataclasses.asdict(selected.config)}
+
+
+def _as_table(value: Any, key: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must be a table, not {value!r}")
+    return value
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {where}{key}.{did_you_mean(key, known)} Known here: {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """An instance of a config dataclass, every value of its field's type."""
+    _known_keys(values, _names(cls), where)
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}{key}: {first['msg']} (got {first['input']!r})") from None

@@ -1,0 +1,275 @@
+"""Read rows from files, folders and the hub; tell their format; convert them; hold some out.
+
+No torch here: a bad row is found in the first second of a run, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from alignkit import bundled
+from alignkit.components import DataFormat
+from alignkit.config import DataConfig
+from alignkit.errors import DataError, did_you_mean, one_line
+from alignkit.registry import Registry
+from alignkit.rows import Row
+
+RawRow = Mapping[str, Any]
+Reader = Callable[[Path], Iterator[tuple[str, "RawRow | DataError"]]]
+
+
+class Located(NamedTuple):
+    """A row and where it stands, for messages: ``"prefs.jsonl line 17"``."""
+
+    where: str
+    row: Row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The converted rows of one source."""
+
+    source: str
+    format: str
+    rows: list[Located]
+    skipped: list[str]  # why, a line each; only with on_bad_row: skip
+    fingerprint: str  # of the source's bytes
+
+    def describe(self) -> str:
+        """``"490 rows from x.jsonl (format prompt-completion)"``."""
+        skipped = f", {len(self.skipped)} bad rows skipped" if self.skipped else ""
+        return f"{len(self.rows)} rows from {self.source} (format {self.format}{skipped})"
+
+
+def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Rows:
+    """Read, recognise and convert the rows at ``path``; ``accepts`` are the row types that the stage trains on.
+
+    Raises:
+        DataError: nothing there, nothing in it, no or several formats fit, a bad row, or rows of another kind.
+    """
+    raw, fingerprint = _open(config, path)
+    rows: list[Located] = []
+    skipped: list[str] = []
+    data_format: DataFormat | None = None
+    for where, content in raw:
+        try:
+            if isinstance(content, DataError):
+                raise content
+            if data_format is None:
+                data_format = _format(registry, config.format, content, where)
+            row = _convert(data_format, content, where)
+        except _NoFormat:
+            raise
+        except DataError as error:
+            if config.on_bad_row == "error":
+                raise
+            skipped.append(str(error))
+            continue
+        if not isinstance(row, accepts):
+            wanted = " or ".join(_plural(t) for t in accepts)
+            raise DataError(f"{path} holds {_plural(type(row))} (format '{data_format.name}'); this stage wants {wanted}")
+        rows.append(Located(where, row))
+    if not rows:
+        why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "it is empty"
+        raise DataError(f"{path} has no rows to train on: {why}")
+    assert data_format is not None
+    return Rows(path, data_format.name, rows, skipped, fingerprint)
+
+
+def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[Located], list[Located]]:
+    """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
+
+    ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200.
+    """
+    if size is None:
+        wanted = min(200, round(0.1 * len(rows)))
+    else:
+        wanted = round(size * len(rows)) if size < 1 else int(size)
+    keys = list(dict.fromkeys(row.key for _, row in rows))
+    random.Random(seed).shuffle(keys)
+    counts: dict[str, int] = {}
+    for _, row in rows:
+        counts[row.key] = counts.get(row.key, 0) + 1
+    held: set[str] = set()
+    taken = 0
+    for key in keys:
+        if taken >= wanted:
+            break
+        held.add(key)
+        taken += counts[key]
+    if taken >= len(rows):
+        raise DataError(f"data.eval_size={size:g} would hold out all {len(rows)} rows: nothing is left to train on")
+    return [r for r in rows if r.row.key not in held], [r for r in rows if r.row.key in held]
+
+
+class _NoFormat(DataError):
+    """The whole source is in no known format: not one bad row among good ones."""
+
+
+def _format(registry: Registry, name: str | None, row: RawRow, where: str) -> DataFormat:
+    if name is not None:
+        return cast(DataFormat, registry.get("format", name))
+    formats = cast(list[DataFormat], registry.all("format"))
+    scores = {f.name: f.fits(row) for f in formats}
+    best = max(scores.values(), default=0)
+    fitting = [f for f in formats if scores[f.name] == best]
+    if best == 0:
+        known = "; ".join(f"{f.name}: {f.summary}" for f in formats)
+        raise _NoFormat(f"{where}: no format fits a row with the fields {', '.join(row)}. Known: {known}")
+    if len(fitting) > 1:
+        names = ", ".join(f.name for f in fitting)
+        raise _NoFormat(f"{where}: several formats fit ({names}). Pick one with data.format=NAME")
+    return fitting[0]
+
+
+def _convert(data_format: DataFormat, row: RawRow, where: str) -> Row:
+    try:
+        return data_format.convert(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error} (format '{data_format.name}' needs {data_format.summary})") from None
+    except Exception as error:
+        raise DataError(f"{where}: format '{data_format.name}' failed on this row: {one_line(error)}") from error
+
+
+def _plural(row_type: type) -> str:
+    return row_type.__name__.lower() + "s"
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` names something that can be read without the network."""
+    return path.startswith(bundled.PREFIX) or Path(path).expanduser().exists()
+
+
+def _open(config: DataConfig, path: str) -> tuple[Iterable[tuple[str, RawRow | DataError]], str]:
+    """The raw rows at ``path`` with where they stand, and a fingerprint of their bytes."""
+    local = bundled.data(path) if path.startswith(bundled.PREFIX) else Path(path).expanduser()
+    if local.is_dir():
+        if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
+            return _saved(local, config), _hash(sorted(p for p in local.rglob("*") if p.is_file()))
+        files = sorted(p for p in local.iterdir() if p.suffix in READERS)
+        if not files:
+            raise DataError(f"{path} is a folder without any {' '.join(READERS)} file")
+        return (row for file in files for row in READERS[file.suffix](file)), _hash(files)
+    if local.exists():
+        if local.suffix not in READERS:
+            raise DataError(f"{path}: files of data end in {', '.join(READERS)}, not '{local.suffix}'")
+        return READERS[local.suffix](local), _hash([local])
+    if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
+        raise DataError(f"no file or folder {path}.{did_you_mean(local.name, beside)}")
+    return _hub(config, path)
+
+
+def _jsonl(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.name} line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
+            except json.JSONDecodeError as error:
+                cut = "" if line.endswith(b"\n") else " (is the file cut off?)"
+                yield where, DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{cut}")
+            else:
+                yield where, row if isinstance(row, dict) else _not_an_object(where, row)
+
+
+def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
+    try:
+        content = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
+        raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if not isinstance(content, list):
+        raise DataError(f"{file.name} must hold a list of objects, not one {type(content).__name__}")
+    for number, row in enumerate(content, 1):
+        where = f"{file.name} row {number}"
+        yield where, row if isinstance(row, dict) else _not_an_object(where, row)
+
+
+def _csv(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
+    reader = csv.DictReader(_text(file).splitlines(keepends=True))
+    for row in reader:
+        where = f"{file.name} line {reader.line_num}"
+        if None in row or None in row.values():
+            yield where, DataError(f"{where}: not as many values as the {len(reader.fieldnames or [])} columns")
+        else:
+            yield where, row
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file.name} row {number}", row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file.name} cannot be read as Parquet: {one_line(error)}") from None
+
+
+READERS: dict[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+def _saved(folder: Path, config: DataConfig) -> Iterator[tuple[str, RawRow | DataError]]:
+    from datasets import DatasetDict, load_from_disk
+
+    dataset = load_from_disk(str(folder))
+    if isinstance(dataset, DatasetDict):
+        if config.split not in dataset:
+            raise DataError(f"{folder} has no split '{config.split}'. Splits: {', '.join(dataset)}")
+        dataset = dataset[config.split]
+    for number, row in enumerate(dataset, 1):
+        yield f"{folder.name} row {number}", row
+
+
+def _hub(config: DataConfig, path: str) -> tuple[Iterator[tuple[str, RawRow | DataError]], str]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(path, config.name, split=config.split)
+    except Exception as error:  # the hub's errors are of many classes
+        raise DataError(f"{path} is no file or folder here, and the hub gave: {one_line(error)}") from error
+    return ((f"{path} row {number}", row) for number, row in enumerate(dataset, 1)), str(dataset._fingerprint)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{file.name} line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def _not_an_object(where: str, row: object) -> DataError:
+    return DataError(f"{where}: a row must be an object with named fields, not a {type(row).__name__}")
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

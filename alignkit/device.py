@@ -1,0 +1,22 @@
+"""Which number format a run computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
+    """What the ``train`` table says with ``bf16`` or ``fp16``; else the fastest that the device does well.
+
+    That is bf16 where the hardware multiplies it, fp16 on older GPUs, and fp32 elsewhere.
+    """
+    if "bf16" in train or "fp16" in train:
+        return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else torch.float32
+    if torch.cuda.is_available() and not train.get("use_cpu"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

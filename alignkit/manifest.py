@@ -1,0 +1,109 @@
+"""Run folders: the manifest, fingerprints, and files that appear whole or not at all.
+
+While a run trains it lives in ``runs/sft.unfinished``; the last step is one rename to ``runs/sft``. So a folder without
+that ending is a finished run, whole. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import AlignkitError
+
+FILE = "alignkit.json"
+VERSION = 1
+
+
+def unfinished(folder: Path) -> Path:
+    """Where a run lives until it is finished."""
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a finished run."""
+    return (folder / FILE).is_file()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder."""
+    try:
+        manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AlignkitError(f"{folder / FILE} cannot be read: {error}") from None
+    if manifest.get("manifest_version") != VERSION:
+        raise AlignkitError(f"{folder} was written by another version of alignkit")
+    return dict(manifest)
+
+
+def write_atomically(file: Path, content: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(content, encoding="utf-8")
+    os.replace(beside, file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON so that it is there whole or not at all."""
+    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def finish(folder: Path) -> None:
+    """Make the unfinished run the run, in place of a former one (which ``--overwrite`` allowed)."""
+    former = folder.with_name(folder.name + ".former")
+    if folder.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        os.rename(folder, former)
+    os.rename(unfinished(folder), folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------------
+
+_SAMPLES = 64  # places per weight file that the fingerprint reads
+_SAMPLE_BYTES = 4096
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """A hash of the weights in a model folder: every tensor's name, type and shape, and bytes sampled all over.
+
+    It reads 256 KiB a file, so that it costs milliseconds for any size of model. Fine-tuning changes every sampled
+    place; a copy or a download of the same files has the same fingerprint. None where there are no weights.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                (header,) = struct.unpack("<Q", file.read(8))
+                digest.update(file.read(header))
+            for place in range(_SAMPLES):
+                file.seek(place * size // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def text_fingerprint(text: str) -> str:
+    """A hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions(distributions: list[str]) -> dict[str, str]:
+    """The installed version of each distribution; those that are not installed are left out."""
+    found = {}
+    for name in dict.fromkeys(distributions):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,94 @@
+"""What a run will do, resolved and checked before anything is loaded. No torch here."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkit import base, data, manifest
+from alignkit.config import RunConfig
+from alignkit.data import Located, Rows
+from alignkit.errors import ConfigError
+from alignkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: its config, its rows, and where it goes."""
+
+    registry: Registry
+    config: RunConfig
+    source: Rows
+    train_rows: list[Located]
+    eval_rows: list[Located]
+    eval_source: Rows | None  # only where the config names one
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What a person wants to know before it starts, as (label, text)."""
+        config, train = self.config, self.config.train
+        learning_rate = train.get("learning_rate", "the Trainer's")
+        length = f"{train['max_steps']} steps" if train.get("max_steps", -1) > 0 else f"{train['num_train_epochs']:g} epochs"
+        batch = train["per_device_train_batch_size"] * train.get("gradient_accumulation_steps", 1)
+        held_out = self.eval_source.describe() if self.eval_source else f"{len(self.eval_rows)} rows split off"
+        return [
+            ("stage", self._named("stage")),
+            ("model", config.model),
+            ("tuner", self._named("tuner")),
+            ("loss", self._named("loss")),
+            ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
+            ("data", self.source.describe()),
+            ("held out", held_out),
+            ("training", f"{len(self.train_rows)} rows, {length}, batches of {batch}"),
+            ("run folder", str(config.folder)),
+        ]
+
+    def _named(self, kind: str) -> str:
+        component = getattr(self.config, kind).component
+        plugin = self.registry.provider(component)
+        by = "" if plugin.builtin else f" ({plugin.provider})"
+        return f"{component.name}: {component.summary}{by}"
+
+
+def make(registry: Registry, config: RunConfig) -> Plan:
+    """Check everything that can be checked without torch, and read the data.
+
+    Raises:
+        ConfigError: a package that a component needs is not installed; the base is none.
+        DataError: from :mod:`alignkit.data`.
+    """
+    for selected in (config.stage, config.tuner, config.optimizer, config.loss):
+        for package in selected.component.requires:
+            if importlib.util.find_spec(package) is None:
+                component = selected.component
+                raise ConfigError(
+                    f"{component.kind} '{component.name}' needs {package}, which is not installed: pip install {package}"
+                )
+    if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
+        raise ConfigError(f"chat_template: no file {config.chat_template}")
+    base.check(config.model)
+
+    stage = config.stage.component
+    assert config.data.path is not None  # resolved: the stage's own where none was named
+    source = data.load(registry, config.data, config.data.path, stage.rows)
+    if config.data.eval_path is not None:
+        eval_source = data.load(registry, config.data, config.data.eval_path, stage.rows)
+        return Plan(registry, config, source, source.rows, eval_source.rows, eval_source)
+    train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
+    return Plan(registry, config, source, train_rows, eval_rows, None)
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Whether a run may go to ``folder``.
+
+    Raises:
+        ConfigError: a finished run is there, or an unfinished one, and the user said neither.
+    """
+    if folder.exists() and not manifest.is_run(folder):
+        raise ConfigError(f"{folder} exists and is no run of alignkit. Choose another --output")
+    if overwrite:
+        return
+    if folder.exists():
+        raise ConfigError(f"{folder}: a finished run is there. Choose another --output, or add --overwrite to replace it")
+    if manifest.unfinished(folder).exists() and not resume:
+        raise ConfigError(f"{folder}: an unfinished run is there. Add --resume to go on, or --overwrite to start again")

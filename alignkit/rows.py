@@ -1,0 +1,77 @@
+"""What a row of data means, whatever format it was written in.
+
+A data format's ``convert`` turns one raw row into one of these four; a stage says which of them it trains on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+Conversation: TypeAlias = list[Message]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation to imitate: the loss falls on its assistant turns."""
+
+    messages: Conversation
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: everything before the first answer."""
+        first = next((i for i, m in enumerate(self.messages) if m["role"] == "assistant"), len(self.messages))
+        return _text(self.messages[:first])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K >= 2 answers to one prompt, with a rank for each: lower is better, equal is a tie. A pair has K = 2."""
+
+    prompt: Conversation
+    answers: list[str]
+    ranks: list[float]
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: the prompt."""
+        return _text(self.prompt)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for an answer."""
+
+    prompt: Conversation
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: the prompt."""
+        return _text(self.prompt)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text to model from its first token to its last."""
+
+    text: str
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: the text."""
+        return self.text
+
+
+Row: TypeAlias = Demonstration | Ranking | Prompt | Text
+
+
+def _text(messages: Conversation) -> str:
+    return "\n".join(m["content"] for m in messages)

@@ -1,0 +1,225 @@
+"""One run of one stage: build data, model, loss and optimizer; train; save. The one place where hooks meet a run.
+
+It reads top to bottom in :func:`execute`. Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from torch import nn
+
+from alignkit import base, card, device, manifest
+from alignkit.callbacks import Interrupt, MetricsFile, Progress
+from alignkit.chat_template import load_tokenizer
+from alignkit.errors import AlignkitError, ConfigError, one_line
+from alignkit.plan import Plan, check_folder
+from alignkit.resume import last_checkpoint, prepare_folder
+
+Args = TypeVar("Args", bound=transformers.TrainingArguments)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left."""
+
+    folder: Path
+    metrics: dict[str, float]
+    seconds: float
+
+
+class Interrupted(AlignkitError):
+    """The user stopped the run with Ctrl-C; a checkpoint was written."""
+
+
+class Run:
+    """What a stage may ask of its run. Stages never ask which tuner it is."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self.registry = plan.registry
+        self.train_rows = plan.train_rows
+        self.eval_rows = plan.eval_rows
+        self.say = say  # one line for the user
+        self.folder = manifest.unfinished(plan.config.folder)  # while it trains
+        self.base = base.locate(plan.config.model)
+        self.dtype = device.run_dtype(plan.config.train)
+
+    @functools.cached_property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The base's tokenizer, with a chat template and a pad token."""
+        return load_tokenizer(self.base, self.config.chat_template)
+
+    @functools.cached_property
+    def stop_ids(self) -> list[int]:
+        """The tokens at which an answer ends."""
+        return base.stop_ids(self.base, self.tokenizer.eos_token_id)
+
+    def model(self, role: str) -> nn.Module:
+        """The model of a role, made trainable by the tuner. Its fresh weights depend on ``train.seed`` alone."""
+        tuner, config = self.config.tuner
+        kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
+        loaded = self.registry.hook.alignkit_load_model(run=self, role=role, kwargs=kwargs)
+        loaded = base.load(self.base, kwargs) if loaded is None else loaded
+        loaded.generation_config.eos_token_id = self.stop_ids
+        loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        transformers.set_seed(self.config.train.get("seed", 42))
+        try:
+            model: nn.Module = tuner.wrap(config, loaded)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}") from error
+        self.registry.hook.alignkit_model_ready(run=self, role=role, model=model)
+        return model
+
+    def loss(self) -> Callable[[Any], Any]:
+        """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
+        function: Callable[[Any], Any] = self.config.loss.component.build(self.config.loss.config)
+        return function
+
+    def training_arguments(self, cls: type[Args], **own: Any) -> Args:
+        """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
+        theirs = {f.name: f for f in dataclasses.fields(cls)}
+        values = {
+            f.name: f.default
+            for f in dataclasses.fields(transformers.TrainingArguments)
+            if f.init and f.default is not dataclasses.MISSING and f.default != theirs[f.name].default
+        }
+        values |= {"bf16": self.dtype is torch.bfloat16, "fp16": self.dtype is torch.float16}
+        values |= {"dataloader_pin_memory": torch.cuda.is_available()}
+        values |= self.config.train
+        if not self.eval_rows:
+            values |= {"eval_strategy": "no", "eval_on_start": False}
+        try:
+            return cls(**{**values, "output_dir": str(self.folder / "checkpoints"), "disable_tqdm": True, **own})
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"train: {one_line(error)}") from error
+
+    def optimizer(self, args: transformers.TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        """The optimizer's class and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
+        made: tuple[type[torch.optim.Optimizer], dict[str, Any]] = self.config.optimizer.component.build(
+            self.config.optimizer.config, args
+        )
+        return made
+
+    def callbacks(self) -> list[transformers.TrainerCallback]:
+        """The run's own callbacks and those of plugins."""
+        theirs = [callback for some in self.registry.hook.alignkit_callbacks(run=self) for callback in some]
+        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(), *theirs]
+
+
+def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:
+    """Train, from the plan to the finished run folder.
+
+    Raises:
+        Interrupted: Ctrl-C; the run can be resumed.
+        AlignkitError: anything that the user can mend.
+    """
+    started = time.monotonic()
+    final = plan.config.folder
+    check_folder(final, resume, overwrite)
+    run = Run(plan, say)
+    prepare_folder(run.folder, plan, resume)
+
+    run.registry.hook.alignkit_run_start(run=run)
+    trainer = plan.config.stage.component.build(run)
+    trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
+    checkpoint = last_checkpoint(run.folder) if resume else None
+    if resume:
+        say(f"resuming from step {checkpoint.name.split('-')[1]}" if checkpoint else "nothing to resume: starting")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if any(isinstance(c, Interrupt) and c.asked for c in trainer.callback_handler.callbacks):
+        raise Interrupted(f"stopped at step {trainer.state.global_step}. The same command with --resume goes on")
+
+    metrics = final_metrics(trainer)
+    save(run, trainer, metrics, time.monotonic() - started)
+    if trainer.is_world_process_zero():
+        manifest.finish(final)
+    trainer.accelerator.wait_for_everyone()
+    result = Result(final, metrics, time.monotonic() - started)
+    run.registry.hook.alignkit_run_end(run=run, result=result)
+    return result
+
+
+def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
+    """The training loss, and the held-out metrics of the trained model and (as ``first_eval_loss``) of the base."""
+    if trainer.eval_dataset is not None:
+        done = any("eval_loss" in log and log["step"] == trainer.state.global_step for log in trainer.state.log_history)
+        if not done or trainer.args.load_best_model_at_end:
+            trainer.evaluate()
+    metrics: dict[str, float] = {}
+    for log in trainer.state.log_history:
+        if log["step"] == 0 and "eval_loss" in log:
+            metrics["first_eval_loss"] = log["eval_loss"]
+        metrics.update({k: v for k, v in log.items() if k.startswith("eval_") or k == "train_loss"})
+    timing = ("_runtime", "_per_second")
+    return {name: value for name, value in metrics.items() if not name.endswith(timing)}
+
+
+def save(run: Run, trainer: transformers.Trainer, metrics: dict[str, float], seconds: float) -> None:
+    """Write model, tokenizer, manifest and card into the unfinished run folder, which :func:`execute` then renames."""
+    trainer.save_model(str(run.folder))
+    if not trainer.is_world_process_zero():
+        return
+    (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
+    (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)
+    record = describe(run, metrics, trainer.state.global_step, seconds)
+    manifest.write_atomically(run.folder / "README.md", card.render(record))
+    manifest.write_json(run.folder / manifest.FILE, record)
+    if run.config.train.get("save_strategy") == "no":
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
+    """The manifest: what was trained, from what, with what."""
+    config, source = run.config, run.plan.source
+    base_folder = base.folder_of(run.base)
+    special = {name: str(token) for name, token in sorted(run.tokenizer.special_tokens_map.items())}
+    parents = {}
+    if base_folder is not None and manifest.is_run(base_folder):
+        parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": manifest.weights_fingerprint(base_folder)}
+    components = [config.stage, config.tuner, config.optimizer, config.loss]
+    providers = [run.registry.provider(selected.component).distribution for selected in components]
+    libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
+    return {
+        "manifest_version": manifest.VERSION,
+        "stage": config.stage.component.name,
+        "tuner": config.tuner.component.name,
+        "loss": config.loss.component.name,
+        "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
+        "base": {
+            "name": config.model,
+            "weights": manifest.weights_fingerprint(base_folder) if base_folder else None,
+        },
+        "tokenizer": manifest.text_fingerprint(run.tokenizer.backend_tokenizer.to_str()),
+        "chat_template": manifest.text_fingerprint(run.tokenizer.chat_template),
+        "special_tokens": special,
+        "stop_ids": run.stop_ids,
+        "parents": parents,
+        "data": {
+            "source": source.source,
+            "fingerprint": source.fingerprint,
+            "format": source.format,
+            "train_rows": len(run.train_rows),
+            "eval_rows": len(run.eval_rows),
+            "skipped_rows": len(source.skipped),
+        },
+        "metrics": metrics,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "versions": manifest.versions(
+            ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]
+        ),
+        "config": config.to_dict(),
+    }

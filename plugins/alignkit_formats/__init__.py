@@ -1,0 +1,66 @@
+"""The data formats that people have: one line each here, the converters in ``convert.py``."""
+
+from alignkit import DataFormat, fields_of, hookimpl
+from alignkit_formats import convert
+
+
+@hookimpl
+def alignkit_data() -> list[DataFormat]:
+    return [
+        DataFormat(
+            name="messages",
+            summary="messages: [{role, content}, ...]",
+            fits=fields_of("messages"),
+            convert=convert.messages,
+        ),
+        DataFormat(
+            name="prompt-completion",
+            summary="prompt, and completion or response",
+            fits=lambda row: max(fields_of("prompt", "completion")(row), fields_of("prompt", "response")(row)),
+            convert=convert.prompt_completion,
+        ),
+        DataFormat(
+            name="alpaca",
+            summary="instruction, output, and perhaps input",
+            fits=fields_of("instruction", "output"),
+            convert=convert.alpaca,
+        ),
+        DataFormat(
+            name="sharegpt",
+            summary="conversations: [{from, value}, ...], for preferences also chosen and rejected: {from, value}",
+            fits=lambda row: max(
+                fields_of("conversations")(row), fields_of("conversations", "chosen", "rejected")(row)
+            ),
+            convert=convert.sharegpt,
+        ),
+        DataFormat(
+            name="preference",
+            summary="prompt, chosen, rejected (texts or messages; without prompt, messages that begin alike)",
+            fits=convert.fits_preference,
+            convert=convert.preference,
+        ),
+        DataFormat(
+            name="hh-rlhf",
+            summary="chosen and rejected: whole transcripts with 'Human:' and 'Assistant:' turns",
+            fits=convert.fits_hh_rlhf,
+            convert=convert.hh_rlhf,
+        ),
+        DataFormat(
+            name="ranking",
+            summary="prompt, responses: [K >= 2 texts], ranks: [K numbers, lower is better, equal is a tie]",
+            fits=fields_of("prompt", "responses", "ranks"),
+            convert=convert.ranking,
+        ),
+        DataFormat(
+            name="prompts",
+            summary="prompt (a text or messages)",
+            fits=fields_of("prompt"),
+            convert=convert.prompts,
+        ),
+        DataFormat(
+            name="text",
+            summary="text",
+            fits=fields_of("text"),
+            convert=convert.text,
+        ),
+    ]

@@ -1,0 +1,18 @@
+"""LoRA on the model's linear layers, the base in 16 bits. DoRA and rank-stabilised LoRA are settings of it."""
+
+from alignkit import Tuner, hookimpl
+from alignkit_lora import lora
+
+
+@hookimpl
+def alignkit_model() -> list[Tuner]:
+    return [
+        Tuner(
+            name="lora",
+            summary="train low-rank adapters on a frozen base",
+            config=lora.LoraConfig,
+            load=lora.load,
+            wrap=lora.wrap,
+            lr_scale=10,
+        )
+    ]

@@ -1,0 +1,62 @@
+"""QLoRA (Dettmers et al. 2023, arXiv 2305.14314): the frozen base in 4-bit NF4, LoRA adapters on top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignkit import Tuner, hookimpl, option
+from alignkit_lora import lora
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class QloraConfig(lora.LoraConfig):
+    """The ``tuner`` table of ``qlora``."""
+
+    double_quant: bool = option(True, "quantise the quantisation constants too: 0.4 bits a weight less")
+
+
+def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``: NF4 weights that are multiplied in the run's dtype."""
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=config.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    }
+
+
+def wrap(config: QloraConfig, model: PreTrainedModel) -> PeftModel:
+    """LoRA on the 4-bit base."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On a CPU with AVX512-BF16 the first forward without gradients repacks the weights for inference, and
+            # gradients are silently wrong from then on. Training a policy is sampling and then training: forbid it.
+            module.support_avx512bf16_for_cpu = False
+    return lora.wrap(config, model)
+
+
+@hookimpl
+def alignkit_model() -> list[Tuner]:
+    return [
+        Tuner(
+            name="qlora",
+            summary="train low-rank adapters on a frozen 4-bit base (NF4)",
+            config=QloraConfig,
+            load=load,
+            wrap=wrap,
+            lr_scale=10,
+            requires=("bitsandbytes",),
+        )
+    ]

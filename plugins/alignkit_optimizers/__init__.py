@@ -1,0 +1,34 @@
+"""Optimizers by name, on the machinery of ``transformers.Trainer``: betas, epsilon, decay and rate are in ``train``."""
+
+from alignkit import Optimizer, hookimpl
+from alignkit_optimizers.build import builder
+
+
+@hookimpl
+def alignkit_optimizer() -> list[Optimizer]:
+    return [
+        Optimizer(name="adamw", summary="AdamW, fused where it can be", build=builder("adamw_torch_fused")),
+        Optimizer(
+            name="adamw_8bit",
+            summary="AdamW with 8-bit states: a quarter of the memory",
+            build=builder("adamw_8bit"),
+            requires=("bitsandbytes",),
+        ),
+        Optimizer(
+            name="paged_adamw_8bit",
+            summary="8-bit states that move to the CPU when the GPU is full",
+            build=builder("paged_adamw_8bit", needs_cuda=True),
+            requires=("bitsandbytes",),
+        ),
+        Optimizer(
+            name="paged_adamw_32bit",
+            summary="32-bit states that move to the CPU when the GPU is full",
+            build=builder("paged_adamw_32bit", needs_cuda=True),
+            requires=("bitsandbytes",),
+        ),
+        Optimizer(
+            name="adafactor",
+            summary="factored second moments: the least memory in 32 bits",
+            build=builder("adafactor"),
+        ),
+    ]

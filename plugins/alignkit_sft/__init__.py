@@ -1,0 +1,48 @@
+"""Supervised fine-tuning on demonstrations, the first of InstructGPT's three stages, and its loss."""
+
+from typing import Any
+
+from alignkit import Demonstration, Loss, Stage, Text, TokenLogps, hookimpl
+from alignkit_sft import nll
+from alignkit_sft.config import SFTConfig
+
+
+def build(run: Any) -> Any:
+    """The trainer; imports torch."""
+    from alignkit_sft.trainer import build
+
+    return build(run)
+
+
+@hookimpl
+def alignkit_stage() -> list[Stage]:
+    return [
+        Stage(
+            name="sft",
+            summary="supervised fine-tuning on demonstrations",
+            config=SFTConfig,
+            build=build,
+            rows=(Demonstration, Text),
+            batch=TokenLogps,
+            loss="nll",
+            data="bundled:demonstrations",
+            train={
+                "learning_rate": 2e-5,
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 8,
+                "eval_strategy": "steps",
+                "eval_steps": 0.25,
+                "eval_on_start": True,
+                "save_steps": 0.25,
+                "logging_steps": 0.02,
+            },
+        )
+    ]
+
+
+@hookimpl
+def alignkit_loss() -> list[Loss]:
+    return [Loss(name="nll", summary="negative log-likelihood of the response", batch=TokenLogps, build=nll.build)]

@@ -1,0 +1,145 @@
+"""SFT on TRL's trainer: ours are the tokens that it sees and the loss, which comes through the hook."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+import trl
+
+from alignkit import AlignkitError, DataError, TokenLogps
+from alignkit.chat_template import IGNORE, encode
+from alignkit.fused_head import labelled_positions_only
+
+if TYPE_CHECKING:
+    from alignkit.data import Located
+    from alignkit.run import Run
+    from alignkit_sft.config import SFTConfig
+
+
+def build(run: Run) -> SFTTrainer:
+    """Tokenise the rows, load the policy, and put both into a trainer."""
+    config: SFTConfig = run.config.stage.config
+    if run.config.train.get("label_smoothing_factor"):
+        raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
+    train_dataset = tokenize(run, run.train_rows, config)
+    eval_dataset = tokenize(run, run.eval_rows, config) if run.eval_rows else None
+    args = run.training_arguments(
+        trl.SFTConfig,
+        max_length=config.max_length if config.packing else None,  # rows are cut or refused above, never by TRL
+        packing=config.packing,
+        eval_packing=False,
+    )
+    return SFTTrainer(
+        loss=run.loss(),
+        model=run.model("policy"),
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=run.tokenizer,
+        callbacks=run.callbacks(),
+        optimizer_cls_and_kwargs=run.optimizer(args),
+    )
+
+
+def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Dataset:
+    """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied.
+
+    Raises:
+        DataError: a row is longer than ``max_length`` and ``too_long`` is ``error``, or none is left.
+    """
+    ids, labels, too_long = [], [], []
+    for where, row in rows:
+        try:
+            row_ids, row_labels = encode(run.tokenizer, row, run.stop_ids)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if len(row_ids) > config.max_length:
+            too_long.append((len(row_ids), where))
+            if config.too_long == "skip":
+                continue
+            row_ids, row_labels = row_ids[: config.max_length], row_labels[: config.max_length]
+            if all(label == IGNORE for label in row_labels):
+                continue  # the prompt alone fills it
+        ids.append(row_ids)
+        labels.append(row_labels)
+    if too_long:
+        longest, where = max(too_long)
+        found = f"{len(too_long)} of {len(rows)} rows are over {config.max_length} tokens; the longest has {longest} ({where})"
+        if config.too_long == "error":
+            raise DataError(f"{found}. Raise sft.max_length, or set sft.too_long to skip or cut")
+        run.say(f"{found}: {len(rows) - len(ids)} left out, {len(too_long) - len(rows) + len(ids)} cut")
+    if not ids:
+        raise DataError(f"no row fits into sft.max_length={config.max_length} tokens")
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+class SFTTrainer(trl.SFTTrainer):
+    """``trl.SFTTrainer`` with a loss that is a function of :class:`alignkit.TokenLogps`."""
+
+    loss_is_scaled_for_ga = True  # the loss is divided by the target tokens of the whole optimizer step
+
+    def __init__(self, *, loss: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(**kwargs)
+        for name, p in model.named_parameters():
+            if name in trained:
+                p.data = trained[name]  # TRL rounds the adapters of a quantised model to bf16
+        self.loss = loss
+        self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
+        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """One microbatch: ``input_ids``, ``labels`` [B, T] -> the loss, scalar."""
+        if self.aux_loss_enabled:  # mixture of experts
+            inputs["output_router_logits"] = True
+        with labelled_positions_only():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # log_probs, label_mask [B, T-1]
+
+        tokens = outputs.label_mask.sum()
+        in_step = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        output = self.loss(TokenLogps(outputs.log_probs, outputs.label_mask, in_step.clamp(min=1)))
+        loss = output.loss
+        self._count(
+            "train" if model.training else "eval",
+            tokens=tokens,
+            seen=inputs["input_ids"].numel() if "attention_mask" not in inputs else inputs["attention_mask"].sum(),
+            nll=-outputs.log_probs.sum(),
+            correct=outputs.is_top1.sum(),
+            loss=loss * tokens,
+            **{f"metric/{name}": value * tokens for name, value in output.metrics.items()},
+        )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, mode: str, **sums: Any) -> None:
+        for name, value in sums.items():
+            self._sums[mode][name] += torch.as_tensor(value, device=self.args.device).detach().float()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add means over tokens, of all microbatches and ranks, to what the Trainer logs."""
+        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        sums = {name: self.accelerator.reduce(value).item() for name, value in self._sums[mode].items()}
+        self._sums[mode].clear()
+        prefix = "eval_" if mode == "eval" else ""
+        if tokens := sums.get("tokens"):
+            logs[f"{prefix}mean_token_accuracy"] = sums["correct"] / tokens
+            logs.update(
+                {prefix + n.removeprefix("metric/"): v / tokens for n, v in sums.items() if n.startswith("metric/")}
+            )
+            if mode == "eval":  # the Trainer's own is a mean over batches, which weighs short answers more
+                logs["eval_loss"] = sums["loss"] / tokens
+                logs["eval_perplexity"] = math.exp(min(sums["nll"] / tokens, 700))
+            else:
+                self._total_train_tokens += int(sums["seen"])
+                logs["num_tokens"] = self._total_train_tokens
+        super().log(logs, start_time)
