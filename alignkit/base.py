@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,10 @@ def _run_inside(folder: Path) -> str:
     return f". Runs in it: {', '.join(runs)}" if runs else ""
 
 
-def locate(name: str) -> str:
+def locate(name: str, say: Callable[[str], None]) -> str:
     """What ``from_pretrained`` takes: a bundled model is converted on first use, a folder's ``~`` is spelt out."""
     if name.startswith(bundled.PREFIX):
-        return str(bundled.convert(name))
+        return str(bundled.convert(name, say))
     folder = Path(name).expanduser()
     return str(folder) if folder.exists() else name
 

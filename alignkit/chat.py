@@ -42,7 +42,7 @@ class Chat:
         self.model = _load(where)
         self.model.eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = load_tokenizer(where.name if where.manifest else base.locate(where.name), None)
+        self.tokenizer = load_tokenizer(where.name if where.manifest else base.locate(where.name, print), None)
         stops = where.manifest["stop_ids"] if where.manifest else self.model.generation_config.eos_token_id
         self.generation = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -79,7 +79,7 @@ def _load(where: Where) -> Any:
 
     kwargs: dict[str, Any] = {"dtype": device.run_dtype({})}
     if where.manifest is None:
-        return base.load(base.locate(where.name), kwargs)
+        return base.load(base.locate(where.name, print), kwargs)
     if where.manifest["weights"] == "model":
         return base.load(where.name, kwargs)
 
@@ -90,4 +90,4 @@ def _load(where: Where) -> Any:
     config = resolve(Registry(), where.manifest["config"], {})
     dtype = getattr(torch, where.manifest["dtype"])
     kwargs |= config.tuner.component.load(config.tuner.config, dtype)
-    return PeftModel.from_pretrained(base.load(base.locate(config.model), kwargs), where.name)
+    return PeftModel.from_pretrained(base.load(base.locate(config.model, print), kwargs), where.name)

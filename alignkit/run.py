@@ -53,7 +53,7 @@ class Run:
         self.eval_rows = plan.eval_rows
         self.say = say  # one line for the user
         self.folder = manifest.unfinished(plan.config.folder)  # while it trains
-        self.base = base.locate(plan.config.model)
+        self.base = base.locate(plan.config.model, say)
         self.dtype = device.run_dtype(plan.config.train)
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class Run:
             if f.init and f.default is not dataclasses.MISSING and f.default != theirs[f.name].default
         }
         values |= {"bf16": self.dtype is torch.bfloat16, "fp16": self.dtype is torch.float16}
-        values |= {"dataloader_pin_memory": torch.cuda.is_available()}
+        values |= {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": torch.cuda.is_available()}
         values |= self.config.train
         if not self.eval_rows:
             values |= {"eval_strategy": "no", "eval_on_start": False}

@@ -6,10 +6,12 @@ converted once into the user's cache. The data are described in the README besid
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from alignkit.errors import ConfigError, did_you_mean
@@ -52,11 +54,12 @@ def _cache() -> Path:
     return Path(home).expanduser()
 
 
-def convert(name: str) -> Path:
-    """The folder of a bundled model in Transformers' own format, made on first use (a few seconds, 270 MB)."""
+def convert(name: str, say: Callable[[str], None]) -> Path:
+    """The folder of a bundled model in Transformers' own format, made on first use (270 MB)."""
     folder = model(name)
     if folder.exists():
         return folder
+    say(f"converting {name} into {folder} (once, about 20 seconds)")
 
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -67,9 +70,10 @@ def convert(name: str) -> Path:
     source = next(Path(spec.origin).parent.glob("*.gguf"))
     at = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     # dequantize: without it the weights stay packed and can be neither trained nor saved
-    loaded = AutoModelForCausalLM.from_pretrained(
-        **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar of no interest
+        loaded = AutoModelForCausalLM.from_pretrained(
+            **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
     loaded.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(**at)
     # a GGUF file does not say that digits are split one by one

@@ -94,8 +94,8 @@ def ranking(row: RawRow) -> Ranking:
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
             raise DataError(f"'ranks' holds {rank!r}, which is no number")
     kept = [(_answer(a, "responses"), float(r)) for a, r in zip(responses, ranks, strict=True) if r is not None]
-    if len({rank for _, rank in kept}) < 2:
-        raise DataError("a ranking needs at least two answers of different rank")
+    if len(kept) < 2:
+        raise DataError("a ranking needs at least two ranked answers")
     return Ranking(_prompt(row), [answer for answer, _ in kept], [rank for _, rank in kept])
 
 
