@@ -40,7 +40,9 @@ def check(name: str) -> None:
         raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
     architectures = config.get("architectures") or []
     if config.get("is_encoder_decoder") or not any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures):
-        raise ConfigError(f"{name} is a {' '.join(architectures) or 'model of no known kind'}, not a decoder-only model")
+        raise ConfigError(
+            f"{name} is a {' '.join(architectures) or 'model of no known kind'}, not a decoder-only model"
+        )
 
 
 def _run_inside(folder: Path) -> str:

@@ -66,7 +66,9 @@ class Progress(TrainerCallback):
             else:
                 self._print(f"step {state.global_step:>5}  {now}")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -118,6 +120,8 @@ class Interrupt(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if hasattr(self, "former") and not self.asked:
             signal.signal(signal.SIGINT, self.former)

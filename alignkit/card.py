@@ -24,8 +24,8 @@ def render(manifest: dict[str, Any]) -> str:
 
 # {base.removeprefix("bundled:").split("/")[-1]}, {stage} with {tuner}
 
-Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss
-`{manifest["loss"]}`, {manifest["steps"]} steps on {data["train_rows"]} rows of `{data["source"]}`, {data["eval_rows"]} rows held out.
+Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{manifest["loss"]}`,
+{manifest["steps"]} steps on {data["train_rows"]} rows of `{data["source"]}`, {data["eval_rows"]} rows held out.
 
 | metric | value |
 |---|---|

@@ -92,7 +92,9 @@ def encode(
     return ids, labels
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Conversation, add_generation_prompt: bool = False) -> list[int]:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, add_generation_prompt: bool = False
+) -> list[int]:
     try:
         rendered = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True

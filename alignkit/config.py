@@ -102,9 +102,10 @@ def parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise ConfigError(f"'{text}' is not an override: write key.path=value, such as train.max_steps=20")
-    nested = yaml.loads(value, text) if value else None
-    for key in reversed(path.split(".")):
-        nested = {key: nested}
+    *tables, last = path.split(".")
+    nested: dict[str, Any] = {last: yaml.loads(value, text) if value else None}
+    for table in reversed(tables):
+        nested = {table: nested}
     return nested
 
 

@@ -76,7 +76,9 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
             continue
         if not isinstance(row, accepts):
             wanted = " or ".join(_plural(t) for t in accepts)
-            raise DataError(f"{path} holds {_plural(type(row))} (format '{data_format.name}'); this stage wants {wanted}")
+            raise DataError(
+                f"{path} holds {_plural(type(row))} (format '{data_format.name}'); this stage wants {wanted}"
+            )
         rows.append(Located(where, row))
     if not rows:
         why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "it is empty"
@@ -90,10 +92,10 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
 
     ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200.
     """
+    share = 0.1 if size is None else size
+    wanted = round(share * len(rows)) if share < 1 else int(share)
     if size is None:
-        wanted = min(200, round(0.1 * len(rows)))
-    else:
-        wanted = round(size * len(rows)) if size < 1 else int(size)
+        wanted = min(wanted, 200)
     keys = list(dict.fromkeys(row.key for _, row in rows))
     random.Random(seed).shuffle(keys)
     counts: dict[str, int] = {}
@@ -111,7 +113,7 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
     return [r for r in rows if r.row.key not in held], [r for r in rows if r.row.key in held]
 
 
-class _NoFormat(DataError):
+class _NoFormat(DataError):  # noqa: N818
     """The whole source is in no known format: not one bad row among good ones."""
 
 

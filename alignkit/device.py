@@ -17,6 +17,7 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
         return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else torch.float32
     if torch.cuda.is_available() and not train.get("use_cpu"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16
     return torch.float32

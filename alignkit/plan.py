@@ -27,10 +27,12 @@ class Plan:
     def describe(self) -> list[tuple[str, str]]:
         """What a person wants to know before it starts, as (label, text)."""
         config, train = self.config, self.config.train
-        learning_rate = train.get("learning_rate", "the Trainer's")
-        length = f"{train['max_steps']} steps" if train.get("max_steps", -1) > 0 else f"{train['num_train_epochs']:g} epochs"
-        batch = train["per_device_train_batch_size"] * train.get("gradient_accumulation_steps", 1)
-        held_out = self.eval_source.describe() if self.eval_source else f"{len(self.eval_rows)} rows split off"
+        learning_rate = train.get("learning_rate", 5e-5)
+        length = (
+            f"{train['max_steps']} steps" if train.get("max_steps", -1) > 0 else f"{train['num_train_epochs']:g} epochs"
+        )
+        batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
+        split = f"{len(self.eval_rows)} rows split off"
         return [
             ("stage", self._named("stage")),
             ("model", config.model),
@@ -38,7 +40,7 @@ class Plan:
             ("loss", self._named("loss")),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
             ("data", self.source.describe()),
-            ("held out", held_out),
+            ("held out", self.eval_source.describe() if self.eval_source else split),
             ("training", f"{len(self.train_rows)} rows, {length}, batches of {batch}"),
             ("run folder", str(config.folder)),
         ]
@@ -89,6 +91,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if overwrite:
         return
     if folder.exists():
-        raise ConfigError(f"{folder}: a finished run is there. Choose another --output, or add --overwrite to replace it")
+        raise ConfigError(
+            f"{folder}: a finished run is there. Choose another --output, or add --overwrite to replace it"
+        )
     if manifest.unfinished(folder).exists() and not resume:
         raise ConfigError(f"{folder}: an unfinished run is there. Add --resume to go on, or --overwrite to start again")

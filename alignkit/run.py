@@ -38,7 +38,7 @@ class Result:
     seconds: float
 
 
-class Interrupted(AlignkitError):
+class Interrupted(AlignkitError):  # noqa: N818
     """The user stopped the run with Ctrl-C; a checkpoint was written."""
 
 
@@ -78,14 +78,15 @@ class Run:
         try:
             model: nn.Module = tuner.wrap(config, loaded)
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}") from error
+            raise ConfigError(
+                f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
+            ) from error
         self.registry.hook.alignkit_model_ready(run=self, role=role, model=model)
         return model
 
     def loss(self) -> Callable[[Any], Any]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
-        function: Callable[[Any], Any] = self.config.loss.component.build(self.config.loss.config)
-        return function
+        return self.config.loss.component.build(self.config.loss.config)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
@@ -107,10 +108,7 @@ class Run:
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         """The optimizer's class and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
-        made: tuple[type[torch.optim.Optimizer], dict[str, Any]] = self.config.optimizer.component.build(
-            self.config.optimizer.config, args
-        )
-        return made
+        return self.config.optimizer.component.build(self.config.optimizer.config, args)
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""
@@ -187,7 +185,10 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
     special = {name: str(token) for name, token in sorted(run.tokenizer.special_tokens_map.items())}
     parents = {}
     if base_folder is not None and manifest.is_run(base_folder):
-        parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": manifest.weights_fingerprint(base_folder)}
+        parents["policy"] = {
+            "folder": os.path.abspath(base_folder),
+            "weights": manifest.weights_fingerprint(base_folder),
+        }
     components = [config.stage, config.tuner, config.optimizer, config.loss]
     providers = [run.registry.provider(selected.component).distribution for selected in components]
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]

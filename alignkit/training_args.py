@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +92,7 @@ def _help(node: ast.expr | None) -> str:
     return ""
 
 
-def check(values: dict[str, Any]) -> dict[str, Any]:
+def check(values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``train`` table with every value of the type that ``TrainingArguments`` wants.
 
     Raises:

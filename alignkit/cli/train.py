@@ -32,9 +32,13 @@ def train(
         typer.echo()
     common.quiet()
 
-    from alignkit.run import execute
+    from alignkit.run import Interrupted, execute
 
-    result = execute(plan, resume=resume, overwrite=overwrite, say=typer.echo if first else lambda line: None)
+    try:
+        result = execute(plan, resume=resume, overwrite=overwrite, say=typer.echo if first else lambda line: None)
+    except Interrupted as stop:
+        typer.echo(f"\n{stop}", err=True)
+        raise typer.Exit(130) from None
     if first:
         before, after = result.metrics.get("first_eval_loss"), result.metrics.get("eval_loss")
         fell = f"held-out loss {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""

@@ -82,7 +82,9 @@ def fits_hh_rlhf(row: RawRow) -> int:
 
 def hh_rlhf(row: RawRow) -> Ranking:
     """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, the same up to the last answer."""
-    return _pair_of_conversations(*(_ending_with_answer(_transcript(_string(row, s), s)) for s in ("chosen", "rejected")))
+    return _pair_of_conversations(
+        *(_ending_with_answer(_transcript(_string(row, s), s)) for s in ("chosen", "rejected"))
+    )
 
 
 def ranking(row: RawRow) -> Ranking:

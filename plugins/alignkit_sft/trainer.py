@@ -10,7 +10,7 @@ import datasets
 import torch
 import trl
 
-from alignkit import AlignkitError, DataError, TokenLogps
+from alignkit import AlignkitError, DataError, Demonstration, Text, TokenLogps
 from alignkit.chat_template import IGNORE, encode
 from alignkit.fused_head import labelled_positions_only
 
@@ -53,6 +53,7 @@ def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Datas
     """
     ids, labels, too_long = [], [], []
     for where, row in rows:
+        assert isinstance(row, Demonstration | Text)  # what the stage says that it trains on
         try:
             row_ids, row_labels = encode(run.tokenizer, row, run.stop_ids)
         except DataError as error:
@@ -68,7 +69,9 @@ def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Datas
         labels.append(row_labels)
     if too_long:
         longest, where = max(too_long)
-        found = f"{len(too_long)} of {len(rows)} rows are over {config.max_length} tokens; the longest has {longest} ({where})"
+        found = (
+            f"{len(too_long)} of {len(rows)} rows are over {config.max_length} tokens, the longest {longest} ({where})"
+        )
         if config.too_long == "error":
             raise DataError(f"{found}. Raise sft.max_length, or set sft.too_long to skip or cut")
         run.say(f"{found}: {len(rows) - len(ids)} left out, {len(too_long) - len(rows) + len(ids)} cut")
@@ -91,7 +94,7 @@ class SFTTrainer(trl.SFTTrainer):
                 p.data = trained[name]  # TRL rounds the adapters of a quantised model to bf16
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
-        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -117,7 +120,7 @@ class SFTTrainer(trl.SFTTrainer):
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
-        if self.aux_loss_enabled:
+        if self.aux_loss_enabled and model.training:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
