@@ -28,9 +28,8 @@ class Plan:
         """What a person wants to know before it starts, as (label, text)."""
         config, train = self.config, self.config.train
         learning_rate = train.get("learning_rate", 5e-5)
-        length = (
-            f"{train['max_steps']} steps" if train.get("max_steps", -1) > 0 else f"{train['num_train_epochs']:g} epochs"
-        )
+        steps = train.get("max_steps", -1)
+        length = f"{steps} steps" if steps > 0 else f"{train.get('num_train_epochs', 3):g} epochs"
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
         split = f"{len(self.eval_rows)} rows split off"
         return [
@@ -59,13 +58,11 @@ def make(registry: Registry, config: RunConfig) -> Plan:
         ConfigError: a package that a component needs is not installed; the base is none.
         DataError: from :mod:`alignkit.data`.
     """
-    for selected in (config.stage, config.tuner, config.optimizer, config.loss):
-        for package in selected.component.requires:
+    for component in (s.component for s in (config.stage, config.tuner, config.optimizer, config.loss)):
+        for package in component.requires:
             if importlib.util.find_spec(package) is None:
-                component = selected.component
-                raise ConfigError(
-                    f"{component.kind} '{component.name}' needs {package}, which is not installed: pip install {package}"
-                )
+                what = f"{component.kind} '{component.name}' needs {package}, which is not installed"
+                raise ConfigError(f"{what}: pip install {package}")
     if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)

@@ -24,7 +24,7 @@ from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.plan import Plan, check_folder
-from alignkit.resume import last_checkpoint, prepare_folder
+from alignkit.resume import DATA, last_checkpoint, prepare_folder
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
 
@@ -170,7 +170,8 @@ def save(run: Run, trainer: transformers.Trainer, metrics: dict[str, float], sec
     if not trainer.is_world_process_zero():
         return
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
-    (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)
+    (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
+    (run.folder / DATA).unlink()  # the manifest holds it
     record = describe(run, metrics, trainer.state.global_step, seconds)
     manifest.write_atomically(run.folder / "README.md", card.render(record))
     manifest.write_json(run.folder / manifest.FILE, record)

@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,10 +49,10 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     def make(architecture: str = "llama") -> Path:
         if architecture not in made:
             import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer, CONFIG_MAPPING
+            from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
             sizes = {
-                "vocab_size": 512,
+                "vocab_size": 576,  # some tokenizer classes add tokens of their own
                 "hidden_size": 64,
                 "intermediate_size": 128,
                 "num_hidden_layers": 2,
@@ -64,7 +65,7 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
                 "pad_token_id": None,
             }
             if architecture == "gpt2":
-                sizes = {"vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+                sizes = {"vocab_size": 576, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
                 sizes |= {"bos_token_id": 0, "eos_token_id": 0}
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**sizes))
@@ -93,3 +94,29 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         (info / "entry_points.txt").write_text(f"[alignkit]\n{name} = {module}\n")
 
     return put
+
+
+@pytest.fixture
+def train(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``train("--plugin", "lora", "train.max_steps=2")``: an SFT run of a tiny model in this process -> its folder."""
+    from alignkit.cli import main
+
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")  # no quiet(): its settings are for a whole process
+
+    def run(*arguments: str, model: str = "llama", output: str = "out") -> Path:
+        data = tmp_path / "demos.jsonl"
+        if not data.exists():
+            data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+        given = ["--model", str(tiny_model(model)), "--output", str(tmp_path / output), *arguments]
+        if "--data" not in arguments:
+            given += ["--data", str(data)]
+        small = ["train.per_device_train_batch_size=2", "data.eval_size=4", "train.use_cpu=true"]
+        assert main(["--debug", "train", "--plugin", "sft", *given, *small]) == 0
+        return tmp_path / output / "sft"
+
+    return run
+
+
+DEMONSTRATIONS = [
+    {"prompt": f"What is {n} and one?", "response": f"It is {n + 1}. " + "Count on! " * (n % 3 + 1)} for n in range(16)
+]

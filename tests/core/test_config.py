@@ -1,0 +1,143 @@
+"""Layers, picks, types and messages of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from alignkit import ConfigError, yaml
+from alignkit.config import RunConfig, parse_override, resolve
+from alignkit.registry import Registry
+
+
+def config(file: str = "", *cli: str, plugins: tuple[str, ...] = ("sft",)) -> RunConfig:
+    from alignkit.config import merge
+
+    overrides = merge({"plugins": list(plugins)}, *(parse_override(text) for text in cli))
+    return resolve(Registry(), yaml.loads(file, "run.yaml") or {}, overrides)
+
+
+def test_a_plugin_picks_every_component_of_its_name() -> None:
+    assert config(plugins=("sft", "qlora")).tuner.component.name == "qlora"
+    assert config(plugins=("sft", "adafactor")).optimizer.component.name == "adafactor"
+    assert config(plugins=("sft", "alpaca")).data.format == "alpaca"
+
+
+def test_later_layers_win() -> None:
+    file = "{train: {max_steps: 1, seed: 1, weight_decay: 1}, stages: {sft: {train: {max_steps: 2, seed: 2}}}}"
+    train = config(file, "train.seed=3", "sft.train.weight_decay=4").train
+
+    assert (train["max_steps"], train["seed"], train["weight_decay"]) == (2, 3, 4)
+
+
+def test_the_command_line_wins_over_the_file_when_picking() -> None:
+    assert config("tuner: {name: full}", plugins=("sft", "lora")).tuner.component.name == "lora"
+    assert config("plugins: [qlora]", "tuner.name=full").tuner.component.name == "full"
+    assert config("{plugins: [qlora], tuner: {name: full}}").tuner.component.name == "full"
+
+
+def test_a_file_can_name_the_stage() -> None:
+    assert config("plugins: [sft]", plugins=()).stage.component.name == "sft"
+
+
+def test_a_table_written_for_another_tuner_keeps_what_fits() -> None:
+    assert config("{plugins: [qlora], tuner: {r: 4, double_quant: false}}", plugins=("sft", "lora")).tuner.config.r == 4
+    assert config("{plugins: [qlora], tuner: {r: 4}}", plugins=("sft", "full")).tuner.component.name == "full"
+
+
+def test_the_default_learning_rate_follows_the_tuner_and_gives_way_to_the_user() -> None:
+    assert config(plugins=("sft", "full")).train["learning_rate"] == 2e-5
+    assert config(plugins=("sft", "lora")).train["learning_rate"] == 2e-4
+    assert config("train: {learning_rate: 1e-3}").train["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("written", ["3e-4", "0.0003", "3.0E-4", "'3e-4'"])
+def test_floats_are_floats(written: str) -> None:
+    assert config(f"train: {{learning_rate: {written}}}").train["learning_rate"] == pytest.approx(3e-4)
+    assert config("", f"train.learning_rate={written}").train["learning_rate"] == pytest.approx(3e-4)
+
+
+def test_every_field_of_training_arguments_is_reachable() -> None:
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    from alignkit import training_args
+
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert set(training_args.fields()) == theirs - set(training_args.OURS)
+
+
+def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
+    from transformers import TrainingArguments
+
+    from alignkit import training_args
+
+    theirs = {field.name: field for field in TrainingArguments.__dataclass_fields__.values()}
+    for name, field in training_args.fields().items():
+        if field.default is not None:
+            assert field.default == theirs[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("file", "cli", "message"),
+    [
+        ("tunr: {}", [], "unknown key tunr. Did you mean 'tuner'?"),
+        ("tuner: {rr: 3}", [], "unknown key tuner.rr. Did you mean 'r'?"),
+        ("stages: {sftt: {}}", [], "unknown stage 'sftt' under stages. Did you mean 'sft'?"),
+        ("", ["sft.maxlength=3"], "unknown key sft.maxlength. Did you mean 'max_length'?"),
+        ("", ["data.pth=x"], "unknown key data.pth. Did you mean 'path'?"),
+        ("", ["train.lerning_rate=1"], "unknown key train.lerning_rate. Did you mean 'learning_rate'?"),
+        ("", ["train.optim=adamw"], "train.optim is not for the train table: say optimizer.name"),
+        ("", ["tuner.r=many"], "tuner.r: Input should be a valid integer"),
+        ("", ["train.max_steps=many"], "train.max_steps: Input should be a valid integer"),
+        ("", ["data.on_bad_row=maybe"], "data.on_bad_row: Input should be 'error' or 'skip'"),
+        ("", ["tuner=3"], "tuner must be a table, not 3"),
+        ("", ["max_steps"], "'max_steps' is not an override: write key.path=value"),
+        ("", ["reward.name=x"], "unknown key sft.reward"),
+        ("a: 1\na: 2", [], "run.yaml line 2: the key 'a' is given twice"),
+        ("a: [1", [], "run.yaml line 1: "),
+    ],
+)
+def test_mistakes_are_told_in_one_line(file: str, cli: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(file, *cli)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_stage_is_an_error_that_lists_them() -> None:
+    with pytest.raises(ConfigError, match="no stage was named. Add --plugin NAME; stages: .*sft"):
+        config(plugins=())
+
+
+def test_a_loss_of_another_batch_type_is_refused(install: Callable[..., None]) -> None:
+    install(
+        "pairs",
+        """
+        from alignkit import Loss, RankedScores, hookimpl
+
+        @hookimpl
+        def alignkit_loss():
+            return [Loss(name="pairs", summary="", batch=RankedScores, build=lambda config: None)]
+        """,
+    )
+    with pytest.raises(ConfigError, match="loss 'pairs' takes RankedScores, but stage 'sft' gives TokenLogps.*nll"):
+        config(plugins=("sft", "pairs"))
+
+
+def test_the_resolved_config_resolves_to_itself(install: Callable[..., None]) -> None:
+    first = config("{plugins: [qlora], train: {learning_rate: 1e-5}}", "sft.packing=true", "tuner.r=4")
+    again = resolve(Registry(), yaml.loads(first.to_yaml(), "config.yaml"), {})
+
+    assert again.to_dict() == first.to_dict()
+
+
+@pytest.mark.parametrize(
+    "value", [3e-4, 1e22, "no", "3e-4", "1e5", "true", "null", "012", "2024-01-01", float("inf"), None, [1, "a"], {}]
+)
+def test_yaml_reads_back_what_it_writes(value: Any) -> None:
+    assert yaml.loads(yaml.dumps({"v": value}), "") == {"v": value}
+    assert yaml.loads(f"v: {yaml.dumps_inline(value)}", "") == {"v": value}

@@ -1,0 +1,274 @@
+"""Reading rows from anywhere, saying where a bad one stands, holding some out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from alignkit import DataError, Demonstration, Prompt, Ranking, Row, Text
+from alignkit.config import DataConfig
+from alignkit.data import Located, Rows, hold_out, load
+from alignkit.registry import Registry
+
+ANY = (Demonstration, Ranking, Prompt, Text)
+ROWS = [{"text": "one"}, {"text": "zwölf"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.fixture
+def read(registry: Registry) -> Callable[..., Rows]:
+    def read(path: Path | str, accepts: tuple[type[Row], ...] = ANY, **config: Any) -> Rows:
+        return load(registry, DataConfig(**config), str(path), accepts)
+
+    return read
+
+
+def write(file: Path, content: str | bytes) -> Path:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def write_parquet(file: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+
+
+def complaint(read: Callable[..., Rows], path: Path | str, *accepts: type[Row], **config: Any) -> str:
+    """The text of the DataError that reading gives, which is one line."""
+    with pytest.raises(DataError) as caught:
+        read(path, accepts or ANY, **config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+FILES: list[tuple[str, str, list[str]]] = [
+    ("a.jsonl", LINES, ["line 1", "line 2"]),
+    ("gaps.jsonl", "\ufeff" + LINES.replace("\n", "\r\n\r\n"), ["line 1", "line 3"]),
+    ("a.json", json.dumps(ROWS), ["row 1", "row 2"]),
+    ("data.json", json.dumps({"version": 1, "data": ROWS}), ["row 1", "row 2"]),
+    ("a.csv", "text,n\none,1\nzwölf,2\n", ["line 2", "line 3"]),
+    ("bom.csv", '\ufeff"text"\r\n"one"\r\n"zwölf"\r\n', ["line 2", "line 3"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "where"), FILES, ids=[name for name, _, _ in FILES])
+def test_file_is_read_and_its_rows_know_where_they_stand(
+    read: Callable[..., Rows], tmp_path: Path, name: str, content: str, where: list[str]
+) -> None:
+    rows = read(write(tmp_path / name, content))
+    assert rows.rows == [(f"{name} {where[0]}", Text("one")), (f"{name} {where[1]}", Text("zwölf"))]
+    assert rows.describe() == f"2 rows from {tmp_path / name} (format text)"
+
+
+def test_parquet_is_read(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").rows == [("a.parquet row 1", Text("one")), ("a.parquet row 2", Text("zwölf"))]
+
+
+def test_folder_gives_the_rows_of_its_files_by_name(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", LINES)
+    write(tmp_path / "a.csv", "text\nfirst\n")
+    write(tmp_path / "README.md", "not data")
+    assert [at for at, _ in read(tmp_path).rows] == ["a.csv line 2", "b.jsonl line 1", "b.jsonl line 2"]
+
+
+def test_saved_data_set_is_read(read: Callable[..., Rows], tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "saved").rows == [("saved row 1", Text("one")), ("saved row 2", Text("zwölf"))]
+
+
+def test_saved_splits_are_picked_by_name(read: Callable[..., Rows], tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path)
+    assert len(read(tmp_path).rows) == 2
+    assert len(read(tmp_path, split="test").rows) == 1
+    assert "no split 'dev'. Splits: train, test" in complaint(read, tmp_path, split="dev")
+
+
+def test_bundled_demonstrations_are_demonstrations(read: Callable[..., Rows]) -> None:
+    rows = read("bundled:demonstrations", (Demonstration,))
+    assert len(rows.rows) > 100
+    assert rows.rows[0].where == "demonstrations.jsonl line 1"
+
+
+def test_fingerprint_follows_the_bytes(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", LINES)
+    prints = [read(file).fingerprint, read(tmp_path).fingerprint]
+    assert [read(file).fingerprint, read(tmp_path).fingerprint] == prints
+    write(file, LINES.replace("one", "two"))
+    assert read(file).fingerprint != prints[0]
+    assert read(tmp_path).fingerprint != prints[1]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c"])
+def test_csv_value_may_hold_unicode_line_marks(read: Callable[..., Rows], tmp_path: Path, mark: str) -> None:
+    file = write(tmp_path / "a.csv", f"prompt,completion\nA{mark}B,C\nD,E\n")
+    first, second = read(file).rows
+    assert first.row.key == f"A{mark}B"
+    assert second.where == "a.csv line 3"
+
+
+# --- what is wrong, and where --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", LINES + '{"txt": "x"}\n', "a.jsonl line 3: 'text' is missing (format 'text' needs text)"),
+        ("a.json", json.dumps([*ROWS, {"txt": "x"}]), "a.json row 3: 'text' is missing"),
+        ("a.csv", "text,n\none,1\n,2\n", "a.csv line 3: 'text' is empty"),
+        ("a.jsonl", LINES + '{"text": "cut off', "a.jsonl line 3: not valid JSON: Unterminated string"),
+        (
+            "a.jsonl",
+            LINES + '{"text": ',
+            "a.jsonl line 3: not valid JSON: Expecting value at column 10 (is the file cut",
+        ),
+        ("a.json", '[{"text": "one"},\n{"text": ', "a.json line 2: not valid JSON"),
+        ("a.jsonl", LINES.encode("latin-1"), "a.jsonl line 2: not UTF-8 (byte 0xf6); save the file as UTF-8"),
+        ("a.json", '[\n{"text": "zwölf"}]'.encode("latin-1"), "a.json line 2: not UTF-8"),
+        ("a.csv", "text\none\nzwölf\n".encode("latin-1"), "a.csv line 3: not UTF-8"),
+        ("a.jsonl", LINES + "[1]\n", "a.jsonl line 3: a row must be an object with named fields, not a list"),
+        ("a.json", '[{"text": "one"}, "two"]', "a.json row 2: a row must be an object with named fields, not a str"),
+        ("a.json", '{"text": "one"}', "a.json must hold a list of objects, not one dict"),
+        ("a.json", LINES, "a.json line 2: not valid JSON: Extra data; one object a line belongs in a .jsonl file"),
+        ("a.csv", "text,n\none,1\ntwo,2,3\n", "a.csv line 3: not as many values as the 2 columns"),
+        ("a.csv", "text,n\none,1\ntwo\n", "a.csv line 3: not as many values as the 2 columns"),
+        ("a.jsonl", "", "a.jsonl has no rows to train on: it is empty"),
+        ("a.json", "[]", "a.json has no rows to train on: it is empty"),
+        ("a.csv", "text\n", "a.csv has no rows to train on: it is empty"),
+        ("a.parquet", "text\none\n", "a.parquet cannot be read as Parquet"),
+        ("a.txt", "one\n", "a.txt: files of data end in .jsonl, .json, .csv, .parquet, not '.txt'"),
+        (
+            "a.jsonl",
+            '{"q": "x", "best": "y"}',
+            "a.jsonl line 1: no format fits a row with the fields q, best. Known: a",
+        ),
+    ],
+)
+def test_error_says_what_and_where(
+    read: Callable[..., Rows], tmp_path: Path, name: str, content: str | bytes, says: str
+) -> None:
+    assert says in complaint(read, write(tmp_path / name, content))
+
+
+def test_damaged_parquet_is_a_data_error(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    write(tmp_path / "a.parquet", content[:4] + b"\xff" * 30 + content[34:])
+    assert complaint(read, tmp_path / "a.parquet").startswith("a.parquet cannot be read as Parquet: ")
+
+
+def test_missing_file_is_told_with_the_nearest_name(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write(tmp_path / "demos.jsonl", LINES)
+    missing = tmp_path / "demo.jsonl"
+    assert complaint(read, missing) == f"no file or folder {missing}. Did you mean 'demos.jsonl'?"
+
+
+def test_folder_without_data_is_an_error(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one\n")
+    assert complaint(read, tmp_path) == f"{tmp_path} is a folder without any .jsonl .json .csv .parquet file"
+
+
+def test_hub_id_that_cannot_be_had_is_one_line(read: Callable[..., Rows]) -> None:
+    says = complaint(read, "alignkit-tests/no-such-data")
+    assert says.startswith("alignkit-tests/no-such-data is no file or folder here, and the hub gave: ")
+
+
+def test_several_formats_that_fit_are_named_and_one_can_be_picked(install: Callable[..., None], tmp_path: Path) -> None:
+    code = """
+        from alignkit import DataFormat, Text, fields_of, hookimpl
+
+        @hookimpl
+        def alignkit_data():
+            convert = lambda row: Text(row["text"].upper())
+            return [DataFormat(name="shout", summary="text", fits=fields_of("text"), convert=convert)]
+    """
+    install("shout", code)
+    registry, file = Registry(), write(tmp_path / "a.jsonl", LINES)
+    assert load(registry, DataConfig(), str(file), ANY).format == "text"  # installed is not active
+    registry.activate("shout")
+    with pytest.raises(DataError, match=r"a\.jsonl line 1: several formats fit \(shout, text\)\. .*data\.format=NAME"):
+        load(registry, DataConfig(), str(file), ANY)
+    assert load(registry, DataConfig(format="shout"), str(file), ANY).rows[0].row == Text("ONE")
+
+
+def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", LINES)
+    says = f"{file} holds texts (format 'text'); this stage wants demonstrations or rankings"
+    assert complaint(read, file, Demonstration, Ranking) == says
+    assert complaint(read, file, Demonstration, Ranking, on_bad_row="skip") == says
+
+
+def test_skip_counts_and_reports_bad_rows(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", f'oops\n{LINES}{{"txt": "x"}}\n{{"text": "three"}}\n[1]\n')
+    rows = read(file, on_bad_row="skip")
+    assert [row for _, row in rows.rows] == [Text("one"), Text("zwölf"), Text("three")]
+    assert [why.split(": ")[0] for why in rows.skipped] == ["a.jsonl line 1", "a.jsonl line 4", "a.jsonl line 6"]
+    assert rows.describe() == f"3 rows from {file} (format text, 3 bad rows skipped)"
+
+
+def test_all_rows_bad_is_an_error_even_with_skip(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": ""}\n')
+    says = f"{file} has no rows to train on: all 2 rows are bad, the first: a.jsonl line 1: 'text' is empty"
+    assert complaint(read, file, on_bad_row="skip").startswith(says)
+
+
+def test_skip_does_not_hide_that_no_format_fits(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"q": "x"}\n{"q": "y"}\n')
+    assert complaint(read, file, on_bad_row="skip").startswith("a.jsonl line 1: no format fits")
+
+
+# --- held-out rows -------------------------------------------------------------------------------------------------
+
+
+def demonstrations(prompts: int, answers: int = 1) -> list[Located]:
+    """Rows that ask every prompt ``answers`` times; those of one prompt are far apart."""
+    return [Located(f"row {a} {p}", demonstration(p, a)) for a in range(answers) for p in range(prompts)]
+
+
+def demonstration(prompt: int, answer: int) -> Demonstration:
+    return Demonstration([{"role": "user", "content": f"{prompt}"}, {"role": "assistant", "content": f"{answer}"}])
+
+
+def test_split_is_decided_by_the_seed() -> None:
+    rows = demonstrations(50)
+    assert hold_out(rows, 10, seed=1) == hold_out(rows, 10, seed=1)
+    assert hold_out(rows, 10, seed=1) != hold_out(rows, 10, seed=2)
+
+
+def test_rows_with_one_prompt_stay_together_and_none_is_lost() -> None:
+    rows = demonstrations(20, answers=3)
+    train, held = hold_out(rows, 0.25, seed=0)
+    assert sorted(train + held, key=rows.index) == rows
+    assert {r.row.key for r in train}.isdisjoint(r.row.key for r in held)
+    assert len(held) == 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "held"), [(50, 0.2, 10), (50, 7, 7), (50, 1, 1), (50, None, 5), (3000, None, 200), (50, 0, 0)]
+)
+def test_size_is_a_share_or_a_count(rows: int, size: float | None, held: int) -> None:
+    train, out = hold_out(demonstrations(rows), size, seed=0)
+    assert (len(train), len(out)) == (rows - held, held)
+
+
+@pytest.mark.parametrize(("prompts", "answers", "size"), [(5, 1, 5), (1, 9, 0.3), (1, 9, None)])
+def test_holding_out_everything_is_an_error(prompts: int, answers: int, size: float | None) -> None:
+    rows = demonstrations(prompts, answers)
+    with pytest.raises(DataError, match=rf"would hold out all {len(rows)} rows: nothing is left to train on"):
+        hold_out(rows, size, seed=0)

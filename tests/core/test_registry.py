@@ -1,0 +1,152 @@
+"""Discovery without import, activation by name, conflicts and breakage told in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from alignkit import PluginError
+from alignkit.registry import Registry, installed
+
+OPTIMIZER = """
+    from alignkit import Optimizer, hookimpl
+
+    @hookimpl
+    def alignkit_optimizer():
+        return [Optimizer(name="{name}", summary="for a test", build=lambda config, args: None)]
+"""
+
+
+def test_builtins_are_declared_by_entry_points_like_any_plugin() -> None:
+    builtin = {plugin.name for plugin in installed() if plugin.builtin}
+
+    assert builtin >= {"sft", "full", "lora", "qlora", "formats", "optimizers"}
+
+
+def test_installed_is_not_active(install: Callable[..., None]) -> None:
+    install("lion", OPTIMIZER.format(name="lion"))
+    registry = Registry()
+
+    assert "lion" in [plugin.name for plugin in registry.installed]
+    assert "alignkit_lion_plugin" not in sys.modules
+    with pytest.raises(PluginError, match="no active plugin gives a optimizer named 'lion'.*not active: lion"):
+        registry.get("optimizer", "lion")
+
+    registry.activate("lion")
+    assert registry.get("optimizer", "lion").name == "lion"
+
+
+def test_registries_share_nothing(install: Callable[..., None]) -> None:
+    install("lion", OPTIMIZER.format(name="lion"))
+    Registry().activate("lion")
+
+    assert not Registry().has("optimizer", "lion")
+
+
+def test_an_unknown_plugin_is_told_with_the_closest_one() -> None:
+    with pytest.raises(
+        PluginError, match=r"no plugin named 'sftt' is installed. Did you mean 'sft'\? Installed: .*lora"
+    ):
+        Registry().activate("sftt")
+
+
+def test_a_component_of_an_active_plugin_can_be_named_too() -> None:
+    Registry().activate("adafactor")
+
+
+def test_a_broken_plugin_harms_nobody_until_it_is_named(install: Callable[..., None]) -> None:
+    install("simpo", "import nosuchlib", distribution="alignkit-simpo", version="0.2")
+    registry = Registry()
+
+    with pytest.raises(PluginError) as error:
+        registry.activate("simpo")
+    assert str(error.value) == (
+        "plugin simpo (alignkit-simpo 0.2) could not be imported: ModuleNotFoundError: No module named 'nosuchlib'. "
+        "Reinstall or remove alignkit-simpo, or run without --plugin simpo"
+    )
+
+
+def test_a_misspelt_hook_is_an_error(install: Callable[..., None]) -> None:
+    install("typo", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_optimiser():\n    return []")
+
+    with pytest.raises(PluginError, match="plugin typo .* has a wrong hook: .*alignkit_optimiser"):
+        Registry().activate("typo")
+
+
+def test_a_hook_that_raises_names_its_plugin(install: Callable[..., None]) -> None:
+    install("boom", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    return 1 / 0")
+
+    with pytest.raises(PluginError, match="plugin boom .* failed while declaring: ZeroDivisionError"):
+        Registry().activate("boom")
+
+
+def test_a_hook_that_declares_the_wrong_thing_names_it(install: Callable[..., None]) -> None:
+    install("odd", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    return ['nll']")
+
+    with pytest.raises(PluginError, match="TypeError: alignkit_loss gave 'nll', which is no Loss"):
+        Registry().activate("odd")
+
+
+def test_a_component_given_twice_names_both_providers(install: Callable[..., None]) -> None:
+    install("mine", OPTIMIZER.format(name="adamw"), distribution="alignkit-mine")
+
+    with pytest.raises(
+        PluginError, match=r"optimizer 'adamw' is given by both optimizers \(alignkit .*mine \(alignkit-m"
+    ):
+        Registry().activate("mine")
+
+
+def test_a_plugin_given_by_two_distributions_names_both(install: Callable[..., None]) -> None:
+    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-a")
+    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-b")
+
+    with pytest.raises(PluginError, match=r"plugin 'lion' is given by lion-a 0.1 and lion-b 0.1"):
+        Registry().activate("lion")
+
+
+def test_every_kind_of_component_comes_through_its_hook(install: Callable[..., None]) -> None:
+    install(
+        "all",
+        """
+        from alignkit import *
+
+        nothing = lambda *args: None
+
+        @hookimpl
+        def alignkit_stage():
+            return [Stage(name="s", summary="", build=nothing, rows=(Text,), batch=TokenLogps, loss="l", data="d")]
+
+        @hookimpl
+        def alignkit_model():
+            return [Tuner(name="t", summary="", load=nothing, wrap=nothing)]
+
+        @hookimpl
+        def alignkit_loss():
+            return [Loss(name="l", summary="", batch=TokenLogps, build=nothing)]
+
+        @hookimpl
+        def alignkit_optimizer():
+            return [Optimizer(name="o", summary="", build=nothing)]
+
+        @hookimpl
+        def alignkit_data():
+            return [DataFormat(name="f", summary="", fits=nothing, convert=nothing)]
+
+        @hookimpl
+        def alignkit_reward():
+            return [Reward(name="r", summary="", build=nothing)]
+
+        @hookimpl
+        def alignkit_rollout():
+            return [Rollout(name="e", summary="", build=nothing)]
+        """,
+    )
+    registry = Registry()
+    registry.activate("all")
+
+    given = {"stage": "s", "tuner": "t", "loss": "l", "optimizer": "o", "format": "f", "reward": "r", "rollout": "e"}
+    for kind, name in given.items():
+        assert registry.get(kind, name).name == name
+    assert len(registry.given_by(registry.active[-1])) == len(given)

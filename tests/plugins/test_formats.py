@@ -1,0 +1,219 @@
+"""Every data format: what a hand-written row becomes, how it is told, and what a bad row is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Conversation, DataError, Demonstration, Prompt, Ranking, Row, Text, data
+from alignkit.config import DataConfig
+from alignkit.registry import Registry
+
+ANY = (Demonstration, Ranking, Prompt, Text)
+HUMAN, GPT, GO = ({"from": who, "value": said} for who, said in (("human", "Hi"), ("gpt", "Hello"), ("gpt", "Go")))
+
+
+def talk(*contents: str) -> Conversation:
+    """User and assistant in turn."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM: Conversation = [{"role": "system", "content": "Be kind"}]
+PAIR = Ranking(talk("Hi"), ["Hello", "Go"], [0.0, 1.0])
+HELLO = Demonstration(talk("Hi", "Hello"))
+
+GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
+    "messages": ("messages", {"messages": talk("Hi", "Hello")}, HELLO),
+    "messages with a system turn and other names of roles": (
+        "messages",
+        {"messages": [*SYSTEM, {"role": "prompter", "content": "Hi"}, {"role": "model", "content": "Hello"}]},
+        Demonstration([*SYSTEM, *talk("Hi", "Hello")]),
+    ),
+    "messages of several rounds": (
+        "messages",
+        {"messages": talk("Hi", "Hello", "Bye", "See you")},
+        Demonstration(talk("Hi", "Hello", "Bye", "See you")),
+    ),
+    "prompt-completion": ("prompt-completion", {"prompt": "Hi", "completion": "Hello"}, HELLO),
+    "prompt-completion keeps white space": (
+        "prompt-completion",
+        {"prompt": " Hi\n", "completion": " Hello\n"},
+        Demonstration(talk(" Hi\n", " Hello\n")),
+    ),
+    "prompt-response": ("prompt-completion", {"prompt": "Hi", "response": "Hello"}, HELLO),
+    "prompt-completion as messages": (
+        "prompt-completion",
+        {"prompt": [*SYSTEM, *talk("Hi")], "completion": [answer("Hello")]},
+        Demonstration([*SYSTEM, *talk("Hi", "Hello")]),
+    ),
+    "alpaca": ("alpaca", {"instruction": "Add", "output": "5"}, Demonstration(talk("Add", "5"))),
+    "alpaca with input": (
+        "alpaca",
+        {"instruction": "Add", "input": "2 3", "output": "5", "text": "the whole prompt, which is not read"},
+        Demonstration(talk("Add\n\n2 3", "5")),
+    ),
+    "alpaca with empty input": (
+        "alpaca",
+        {"instruction": "Add", "input": "", "output": "5"},
+        Demonstration(talk("Add", "5")),
+    ),
+    "alpaca with system": (
+        "alpaca",
+        {"system": "Be kind", "instruction": "Add", "output": "5"},
+        Demonstration([*SYSTEM, *talk("Add", "5")]),
+    ),
+    "sharegpt": ("sharegpt", {"conversations": [HUMAN, GPT]}, HELLO),
+    "sharegpt with system": (
+        "sharegpt",
+        {"system": "Be kind", "conversations": [HUMAN, GPT]},
+        Demonstration([*SYSTEM, *talk("Hi", "Hello")]),
+    ),
+    "sharegpt preferences": (
+        "sharegpt",
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": GO},
+        PAIR,
+    ),
+    "preference": ("preference", {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, PAIR),
+    "preference as messages": (
+        "preference",
+        {"prompt": talk("Hi"), "chosen": [answer("Hello")], "rejected": answer("Go")},
+        PAIR,
+    ),
+    "preference without prompt": (
+        "preference",
+        {"chosen": talk("Hi", "Hello", "Bye", "See you"), "rejected": talk("Hi", "Hello", "Bye", "Go")},
+        Ranking(talk("Hi", "Hello", "Bye"), ["See you", "Go"], [0.0, 1.0]),
+    ),
+    "hh-rlhf": (
+        "hh-rlhf",
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"},
+        PAIR,
+    ),
+    "hh-rlhf of several rounds and paragraphs": (
+        "hh-rlhf",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: A\n\nB Human: C\n\nAssistant: See\n\nyou",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: A\n\nB Human: C\n\nAssistant: Go",
+        },
+        Ranking(talk("Hi", "Hello", "A\n\nB Human: C"), ["See\n\nyou", "Go"], [0.0, 1.0]),
+    ),
+    "ranking with ties": (
+        "ranking",
+        {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]},
+        Ranking(talk("Hi"), ["a", "b", "c"], [2.0, 1.0, 2.0]),
+    ),
+    "ranking leaves out null ranks": (
+        "ranking",
+        {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [0.5, None, 0]},
+        Ranking(talk("Hi"), ["a", "c"], [0.5, 0.0]),
+    ),
+    "prompts": ("prompts", {"prompt": "Hi"}, Prompt(talk("Hi"))),
+    "prompts as messages": ("prompts", {"prompt": [*SYSTEM, *talk("Hi")]}, Prompt([*SYSTEM, *talk("Hi")])),
+    "text": ("text", {"text": " Once upon\n"}, Text(" Once upon\n")),
+}
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("messages", {"text": "Hi"}, "'messages' is missing"),
+    ("messages", {"messages": "Hi"}, "'messages' must be a list of {role, content}"),
+    ("messages", {"messages": []}, "'messages' must be a list of {role, content}"),
+    ("messages", {"messages": talk("Hi")}, "the last turn must be the assistant's"),
+    ("messages", {"messages": [{"content": "Hi"}]}, "'messages' turn 1 has role None; known: system, user"),
+    ("messages", {"messages": [{"role": "tool", "content": "Hi"}]}, "'messages' turn 1 has role 'tool'"),
+    ("messages", {"messages": [*talk("Hi"), {"role": "assistant"}]}, "'messages turn 2 content' is empty"),
+    ("prompt-completion", {"completion": "Hello"}, "'prompt' is missing"),
+    ("prompt-completion", {"prompt": "Hi"}, "'response' is missing (format 'prompt-completion' needs prompt, and com"),
+    ("prompt-completion", {"prompt": "Hi", "completion": " "}, "'completion' is empty"),
+    ("prompt-completion", {"prompt": "Hi", "completion": 5}, "'completion' must be text, not int"),
+    (
+        "prompt-completion",
+        {"prompt": talk("Hi", "Hello"), "completion": "x"},
+        "'prompt' must not end with an assistant",
+    ),
+    ("prompt-completion", {"prompt": "Hi", "completion": talk("Hi", "x")}, "'completion' must be one assistant turn"),
+    ("alpaca", {"output": "5"}, "'instruction' is missing"),
+    ("alpaca", {"instruction": "Add", "output": None}, "'output' is missing"),
+    ("sharegpt", {"chosen": GPT, "rejected": GPT}, "'conversations' is missing"),
+    ("sharegpt", {"conversations": talk("Hi", "Hello")}, "'conversations' turn 1 has from None"),
+    ("sharegpt", {"conversations": [HUMAN]}, "the last turn must be the assistant's"),
+    ("sharegpt", {"conversations": [HUMAN], "chosen": GPT}, "'rejected' is missing"),
+    ("sharegpt", {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT}, "'chosen' and 'rejected' are the same"),
+    ("sharegpt", {"conversations": [HUMAN], "chosen": HUMAN | {"value": "x"}, "rejected": GPT}, "'chosen' must be"),
+    ("sharegpt", {"conversations": [HUMAN, GPT], "chosen": GPT, "rejected": GO}, "'conversations' must not end with"),
+    ("preference", {"prompt": "Hi", "rejected": "Go"}, "'chosen' is missing"),
+    ("preference", {"prompt": "Hi", "chosen": "Hello"}, "'rejected' is missing"),
+    ("preference", {"chosen": "Hello", "rejected": "Go"}, "'chosen' must be a list of {role, content}"),
+    ("preference", {"prompt": "Hi", "chosen": "Go", "rejected": "Go"}, "'chosen' and 'rejected' are the same"),
+    ("preference", {"chosen": talk("A", "x"), "rejected": talk("B", "y")}, "must be alike up to their last turn"),
+    ("hh-rlhf", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello"}, "'rejected' is missing"),
+    ("hh-rlhf", {"chosen": "Hi", "rejected": "Ho"}, "'chosen' must begin with 'Human:'"),
+    ("hh-rlhf", {"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi"}, "the last turn must be the assistant's"),
+    ("hh-rlhf", {"chosen": "Human: A\n\nAssistant:", "rejected": "Human: A"}, "'chosen Assistant' is empty"),
+    ("ranking", {"prompt": "Hi", "ranks": [1, 2]}, "'responses' is missing"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"]}, "'ranks' is missing"),
+    ("ranking", {"responses": ["a", "b"], "ranks": [1, 2]}, "'prompt' is missing"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1]}, "must be lists of one length"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, None]}, "needs at least two ranked answers"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, "2"]}, "'ranks' holds '2', which is no number"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, True]}, "'ranks' holds True"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, float("nan")]}, "'ranks' holds nan"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", ""], "ranks": [1, 2]}, "'responses' is empty"),
+    ("prompts", {"text": "Hi"}, "'prompt' is missing"),
+    ("prompts", {"prompt": talk("Hi", "Hello")}, "'prompt' must not end with an assistant turn"),
+    ("text", {"prompt": "Hi"}, "'text' is missing"),
+    ("text", {"text": "  "}, "'text' is empty"),
+]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry()
+
+
+def write(folder: Path, row: dict[str, Any]) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), GOOD.values(), ids=GOOD.keys())
+def test_row_is_told_by_its_fields_and_means(
+    registry: Registry, tmp_path: Path, name: str, row: dict[str, Any], expected: Row
+) -> None:
+    rows = data.load(registry, DataConfig(), write(tmp_path, row), ANY)
+    assert rows.format == name
+    assert [r.row for r in rows.rows] == [expected]
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), GOOD.values(), ids=GOOD.keys())
+def test_null_fields_count_as_absent(
+    registry: Registry, tmp_path: Path, name: str, row: dict[str, Any], expected: Row
+) -> None:
+    every_field = {field for _, other, _ in GOOD.values() for field in other}
+    rows = data.load(registry, DataConfig(), write(tmp_path, dict.fromkeys(every_field) | row), ANY)
+    assert (rows.format, rows.rows[0].row) == (name, expected)
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), BAD, ids=[f"{name}: {text}" for name, _, text in BAD])
+def test_bad_row_is_told_what_is_missing(
+    registry: Registry, tmp_path: Path, name: str, row: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        data.load(registry, DataConfig(format=name), write(tmp_path, row), ANY)
+    message = str(caught.value)
+    assert message.startswith("rows.jsonl line 1: ")
+    assert expected in message
+    assert f"(format '{name}' needs {registry.get('format', name).summary})" in message
+    assert "\n" not in message
+
+
+def test_every_built_in_format_has_a_good_and_a_bad_row(registry: Registry) -> None:
+    names = {component.name for component in registry.all("format")}
+    assert {name for name, _, _ in GOOD.values()} == names
+    assert {name for name, _, _ in BAD} == names
