@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import itertools
 import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -57,18 +60,16 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
         DataError: nothing there, nothing in it, no or several formats fit, a bad row, or rows of another kind.
     """
     raw, fingerprint = _open(config, path)
+    raw = iter(raw)
+    first = list(itertools.islice(raw, 20))
+    data_format = _format(registry, config.format, path, first)
     rows: list[Located] = []
     skipped: list[str] = []
-    data_format: DataFormat | None = None
-    for where, content in raw:
+    for where, content in itertools.chain(first, raw):
         try:
             if isinstance(content, DataError):
                 raise content
-            if data_format is None:
-                data_format = _format(registry, config.format, content, where)
             row = _convert(data_format, content, where)
-        except _NoFormat:
-            raise
         except DataError as error:
             if config.on_bad_row == "error":
                 raise
@@ -81,9 +82,7 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
             )
         rows.append(Located(where, row))
     if not rows:
-        why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "it is empty"
-        raise DataError(f"{path} has no rows to train on: {why}")
-    assert data_format is not None
+        raise DataError(f"{path} has no rows to train on: all {len(skipped)} are bad, the first: {skipped[0]}")
     return Rows(path, data_format.name, rows, skipped, fingerprint)
 
 
@@ -92,6 +91,8 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
 
     ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200.
     """
+    if size is not None and size < 0:
+        raise DataError(f"data.eval_size must not be negative (got {size:g})")
     share = 0.1 if size is None else size
     wanted = round(share * len(rows)) if share < 1 else int(share)
     if size is None:
@@ -109,28 +110,36 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
         held.add(key)
         taken += counts[key]
     if taken >= len(rows):
-        raise DataError(f"data.eval_size={size:g} would hold out all {len(rows)} rows: nothing is left to train on")
+        why = "" if len(keys) > 1 else " (rows with one prompt stay together, and all have the same)"
+        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Set data.eval_size")
     return [r for r in rows if r.row.key not in held], [r for r in rows if r.row.key in held]
 
 
-class _NoFormat(DataError):  # noqa: N818
-    """The whole source is in no known format: not one bad row among good ones."""
-
-
-def _format(registry: Registry, name: str | None, row: RawRow, where: str) -> DataFormat:
+def _format(
+    registry: Registry, name: str | None, path: str, first: Sequence[tuple[str, RawRow | DataError]]
+) -> DataFormat:
+    """The format that a user named, or the one that reads most fields of most of the first rows."""
     if name is not None:
         return cast(DataFormat, registry.get("format", name))
-    formats = cast(list[DataFormat], registry.all("format"))
-    scores = {f.name: f.fits(row) for f in formats}
-    best = max(scores.values(), default=0)
-    fitting = [f for f in formats if scores[f.name] == best]
-    if best == 0:
-        known = "; ".join(f"{f.name}: {f.summary}" for f in formats)
-        raise _NoFormat(f"{where}: no format fits a row with the fields {', '.join(row)}. Known: {known}")
-    if len(fitting) > 1:
-        names = ", ".join(f.name for f in fitting)
-        raise _NoFormat(f"{where}: several formats fit ({names}). Pick one with data.format=NAME")
-    return fitting[0]
+    formats = {f.name: cast(DataFormat, f) for f in registry.all("format")}
+    votes: Counter[tuple[str, ...]] = Counter()
+    for _, row in first:
+        if not isinstance(row, DataError):
+            scores = {name: f.fits(row) for name, f in formats.items()}
+            best = max(scores.values())
+            votes[tuple(name for name in formats if scores[name] == best > 0)] += 1
+    if not votes:  # nothing but bad rows, or none
+        for _, row in first:
+            raise cast(DataError, row)
+        raise DataError(f"{path} has no rows to train on: it is empty")
+    names = max(votes, key=lambda names: (votes[names], len(names) == 1))
+    if len(names) == 1:
+        return formats[names[0]]
+    if names:
+        raise DataError(f"{path}: several formats fit ({', '.join(names)}). Pick one with data.format=NAME")
+    fields = ", ".join(next(row for _, row in first if not isinstance(row, DataError)))
+    known = "; ".join(f"{f.name}: {f.summary}" for f in formats.values())
+    raise DataError(f"{path}: no format fits rows with the fields {fields or '(none)'}. Known: {known}")
 
 
 def _convert(data_format: DataFormat, row: RawRow, where: str) -> Row:
@@ -186,14 +195,18 @@ def _jsonl(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
                 yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
             except json.JSONDecodeError as error:
                 cut = "" if line.endswith(b"\n") else " (is the file cut off?)"
-                yield where, DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{cut}")
+                what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                yield where, DataError(f"{where}: not valid JSON: {what}{cut}")
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+                yield where, DataError(f"{where}: not valid JSON: {one_line(error)}")
             else:
                 yield where, row if isinstance(row, dict) else _not_an_object(where, row)
 
 
 def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
+    text = _text(file)
     try:
-        content = json.loads(_text(file))
+        content = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
         raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
@@ -208,7 +221,7 @@ def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
 
 def _csv(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
-    reader = csv.DictReader(_text(file).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""))
     for row in reader:
         where = f"{file.name} line {reader.line_num}"
         if None in row or None in row.values():
@@ -227,7 +240,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file.name} row {number}", row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file.name} cannot be read as Parquet: {one_line(error)}") from None
 
 

