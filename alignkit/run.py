@@ -127,7 +127,8 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     final = plan.config.folder
     check_folder(final, resume, overwrite)
     run = Run(plan, say)
-    prepare_folder(run.folder, plan, resume)
+    if os.environ.get("RANK", "0") == "0":  # under accelerate, one process writes
+        prepare_folder(run.folder, plan, resume)
 
     run.registry.hook.alignkit_run_start(run=run)
     trainer = plan.config.stage.component.build(run)

@@ -1,0 +1,80 @@
+"""Every command and every config that the README, the docs and the examples show is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEMONSTRATIONS
+
+from alignkit.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def test_every_command_is_one_that_these_tests_or_ci_run() -> None:
+    shown = [command for page in PAGES for command in commands(page)]
+    elsewhere = ("make demo", "make test", "pip install", "git clone", "cd alignkit")  # .ci/run does what these do
+
+    assert len(shown) > 10
+    assert all(command.startswith(("alignkit ", *elsewhere)) for command in shown), shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_run_in_their_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, but for training, which is cut to one step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+    for command in commands(page):
+        if not command.startswith("alignkit "):
+            continue
+        command, _, target = command.partition(" > ")
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train":
+            arguments += SHORT
+        if arguments[0] == "chat":
+            arguments += ["--max-new-tokens", "8"]
+        assert main(arguments) == 0, command
+        output = capsys.readouterr().out
+        if target:
+            Path(target).write_text(output)
+
+
+CONFIGS = [
+    *(pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "yaml"))),
+    *(pytest.param(path.read_text(), id=path.name) for path in sorted((ROOT / "examples").glob("*.yaml"))),
+]
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_configs_check_and_train(
+    text: str, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+    Path("run.yaml").write_text(text)
+    words = ["-c", "run.yaml", "--plugin", "sft"]
+
+    assert main(["check", *words]) == 0
+    tiny = ["--model", str(tiny_model("qwen2")), "--data", "demos.jsonl"]
+    on_cpu = [] if "paged" not in text else ["optimizer.name=adamw_8bit"]
+    assert main(["train", *words, *tiny, *on_cpu, *SHORT]) == 0
