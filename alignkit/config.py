@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
 from alignkit import training_args, yaml
 from alignkit.components import KINDS, Stage, option
 from alignkit.errors import ConfigError, did_you_mean
@@ -250,6 +248,8 @@ def _known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> 
 
 def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """An instance of a config dataclass, every value of its field's type."""
+    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+
     _known_keys(values, _names(cls), where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from alignkit.errors import ConfigError, did_you_mean
 
 # keys that alignkit sets itself, and how to say what they would say
@@ -98,6 +96,8 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown key, a key that alignkit sets itself, or a value of the wrong type.
     """
+    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+
     checked = {}
     for name, value in values.items():
         if name in OURS:
