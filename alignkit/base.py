@@ -24,7 +24,9 @@ def check(name: str) -> None:
     if name.startswith(bundled.PREFIX):
         bundled.model(name)
         return
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser() if name.startswith(("~/", "~\\")) else Path(name)
+    if folder.is_file():
+        raise ConfigError(f"{name} is a file: a model is a folder with a config.json, or a hub id")
     if not folder.exists():
         if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
@@ -76,7 +78,8 @@ def stop_ids(located: str, eos_token_id: int) -> list[int]:
         named = GenerationConfig.from_pretrained(located).eos_token_id
     except OSError:  # a model without a generation config
         named = None
-    return list(dict.fromkeys([eos_token_id, *(named if isinstance(named, list) else [named])]))
+    also = named if isinstance(named, list) else [named]
+    return list(dict.fromkeys([eos_token_id, *(stop for stop in also if stop is not None)]))
 
 
 def load(located: str, kwargs: dict[str, Any]) -> PreTrainedModel:

@@ -26,7 +26,6 @@ class Progress(TrainerCallback):
         self.console = Console(highlight=False)
         self.bar: Bar | None = None
         self.tokens = (0.0, time.monotonic())  # as of the last log
-        self.tokens_per_second: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -36,7 +36,7 @@ Talk to it with `alignkit chat FOLDER`, or load it with plain {"PEFT" if adapter
 ```python
 {_LOAD_ADAPTER if adapter else _LOAD_MODEL}```
 
-The run is reproduced by `alignkit train -c config.yaml`. Its settings:
+The run is made again by `alignkit train -c config.yaml --output ELSEWHERE`. Its settings:
 
 ```yaml
 {yaml.dumps(config)}```

@@ -147,7 +147,7 @@ def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any])
     for layer in layers:
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
         _known_keys(layer, [*shared, "stages"], "")
-        _known_keys(of_stage, [*_names(stage.config), *shared], f"{stage_name}.")
+        _known_keys(of_stage, [*_names(stage.config), *(key for key in shared if key != "plugins")], f"{stage_name}.")
         tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
     merged = merge(*tables)
 
@@ -173,16 +173,19 @@ def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any])
         chat_template=top.chat_template,
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
         data=dataclasses.replace(data, path=data.path or stage.data),
-        train=merge(_train_defaults(stage, tuner.lr_scale), train),
+        train=_train(stage, tuner.lr_scale, train),
         **chosen,
     )
 
 
-def _train_defaults(stage: Stage, lr_scale: float) -> dict[str, Any]:
+def _train(stage: Stage, lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user said over the stage's defaults, key by key."""
     defaults = {"report_to": "none", "save_total_limit": 2, **stage.train}
     if "learning_rate" in defaults:  # LoRA wants about ten times the rate of full fine-tuning, whatever the stage
         defaults["learning_rate"] = float(f"{defaults['learning_rate'] * lr_scale:.6g}")
-    return defaults
+    if train.get("lr_scheduler_type", defaults.get("lr_scheduler_type")) != defaults.get("lr_scheduler_type"):
+        defaults.pop("lr_scheduler_kwargs", None)  # they were for the stage's scheduler
+    return {**defaults, **train}
 
 
 def _third_party(registry: Registry) -> list[str]:
@@ -203,6 +206,8 @@ def _layer(registry: Registry, source: Mapping[str, Any]) -> dict[str, Any]:
     for name in tables:
         if name not in stages:
             raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, stages)}")
+    if "stage" in source:
+        raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
     picks: dict[str, Any] = {}
     for kind, name in ((kind, name) for name in _plugins(source) for kind in KINDS if registry.has(kind, name)):
         picks = merge(picks, {"data": {"format": name}} if kind == "format" else {kind: {"name": name}})
@@ -216,6 +221,8 @@ def _select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[s
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:
         if table.get("name", component.name) != component.name:
+            if not isinstance(table["name"], str):
+                raise ConfigError(f"{kind}.name must be a name, not {table['name']!r}")
             component = registry.get(kind, table["name"])
             own = {key: value for key, value in own.items() if key in _names(component.config)}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})

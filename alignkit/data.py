@@ -91,8 +91,8 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
 
     ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200.
     """
-    if size is not None and size < 0:
-        raise DataError(f"data.eval_size must not be negative (got {size:g})")
+    if size is not None and not 0 <= size < float("inf"):
+        raise DataError(f"data.eval_size must be a share or a count (got {size:g})")
     share = 0.1 if size is None else size
     wanted = round(share * len(rows)) if share < 1 else int(share)
     if size is None:
@@ -144,7 +144,10 @@ def _format(
 
 def _convert(data_format: DataFormat, row: RawRow, where: str) -> Row:
     try:
-        return data_format.convert(row)
+        converted = data_format.convert(row)
+        if not isinstance(converted, Row):
+            raise TypeError(f"it made a {type(converted).__name__} of it, which is no row")
+        return converted
     except DataError as error:
         raise DataError(f"{where}: {error} (format '{data_format.name}' needs {data_format.summary})") from None
     except Exception as error:
@@ -156,11 +159,6 @@ def _plural(row_type: type) -> str:
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
-
-
-def is_local(path: str) -> bool:
-    """Whether ``path`` names something that can be read without the network."""
-    return path.startswith(bundled.PREFIX) or Path(path).expanduser().exists()
 
 
 def _open(config: DataConfig, path: str) -> tuple[Iterable[tuple[str, RawRow | DataError]], str]:
@@ -190,7 +188,7 @@ def _jsonl(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
                 continue
             where = f"{file.name} line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig"))
+                row = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
             except UnicodeDecodeError as error:
                 yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
             except json.JSONDecodeError as error:
@@ -210,6 +208,8 @@ def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
     except json.JSONDecodeError as error:
         hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
         raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file.name}: not valid JSON: {one_line(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
@@ -221,8 +221,14 @@ def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
 
 def _csv(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""))
-    for row in reader:
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
+            raise DataError(f"{file.name} line {reader.line_num}: not valid CSV: {error}") from None
         where = f"{file.name} line {reader.line_num}"
         if None in row or None in row.values():
             yield where, DataError(f"{where}: not as many values as the {len(reader.fieldnames or [])} columns")

@@ -81,7 +81,7 @@ def alignkit_model() -> list[Tuner]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_data() -> list[DataFormat]:  # type: ignore[empty-body]
-    """Declare data formats. ``fits`` sees the first row of a file; ``convert`` sees every row, before anything loads.
+    """Declare data formats. ``fits`` sees a file's first rows; ``convert`` sees every row, before anything loads.
 
     ::
 

@@ -73,8 +73,8 @@ _SAMPLE_BYTES = 4096
 def weights_fingerprint(folder: Path) -> str | None:
     """A hash of the weights in a model folder: every tensor's name, type and shape, and bytes sampled all over.
 
-    It reads 256 KiB a file, so that it costs milliseconds for any size of model. Fine-tuning changes every sampled
-    place; a copy or a download of the same files has the same fingerprint. None where there are no weights.
+    It reads 256 KiB a file, so that it costs milliseconds for any size of model. Training changes some of the
+    sampled places; a copy or a download of the same files has the same fingerprint. None where there are no weights.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:

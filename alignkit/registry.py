@@ -7,6 +7,7 @@ nobody who does not use it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,9 +106,9 @@ class Registry:
             if any(name in named for named in self._components.values()):
                 return
             known = [plugin.name for plugin in self.installed]
-            raise PluginError(
-                f"no plugin named '{name}' is installed.{did_you_mean(name, known)} Installed: {', '.join(known)}"
-            )
+            components = [component for named in self._components.values() for component in named]
+            hint = did_you_mean(name, [*known, *components])
+            raise PluginError(f"no plugin named '{name}' is installed.{hint} Installed: {', '.join(known)}")
         if len(candidates) > 1:
             givers = " and ".join(plugin.provider for plugin in candidates)
             raise PluginError(f"plugin '{name}' is given by {givers}: uninstall one of them")
@@ -119,20 +120,21 @@ class Registry:
         away = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
         try:
             module = plugin.entry_point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{who} could not be imported: {one_line(error)}. {away}") from error
         try:
             self._manager.register(module, name=plugin.name)
             self._manager.check_pending()  # a misspelt hook is an error, not silence
-        except pluggy.PluginValidationError as error:
-            self._manager.unregister(name=plugin.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{who} has a wrong hook: {one_line(error)}. {away}") from error
+        if not self._manager.get_hookcallers(module):
+            raise PluginError(f"{who} implements no hook. Is @alignkit.hookimpl missing? {away}")
         try:
             for component in self._declared(plugin):
                 self._add(component, plugin)
         except PluginError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{who} failed while declaring: {one_line(error)}. {away}") from error
         self._active[plugin.name] = plugin
 
@@ -143,6 +145,8 @@ class Registry:
                 for component in declared:
                     if not isinstance(component, KINDS[kind]):
                         raise TypeError(f"{hook} gave {component!r}, which is no {KINDS[kind].__name__}")
+                    if not dataclasses.is_dataclass(component.config):
+                        raise TypeError(f"the config of {kind} '{component.name}' is no dataclass")
                     yield component
 
     def _add(self, component: Component, plugin: Plugin) -> None:

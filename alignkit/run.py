@@ -192,7 +192,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
             "weights": manifest.weights_fingerprint(base_folder),
         }
     components = [config.stage, config.tuner, config.optimizer, config.loss]
-    providers = [run.registry.provider(selected.component).distribution for selected in components]
+    providers = [plugin.distribution for plugin in run.registry.active]
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     return {
         "manifest_version": manifest.VERSION,

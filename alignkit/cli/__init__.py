@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -39,6 +40,8 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries its own click
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 2 for an error (one line on stderr), 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in arguments  # taken anywhere, before or after the command
     if debug:
         os.environ["ALIGNKIT_DEBUG"] = "1"
@@ -46,19 +49,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except UsageError as error:
-        message = f"{error.format_message()} See alignkit {arguments[0]} --help"
+        command = "" if arguments[0].startswith("-") else f"{arguments[0]} "
+        message = f"{error.format_message()} See alignkit {command}--help"
     except AlignkitError as error:
         if debug:
-            raise
+            traceback.print_exc()
         message = str(error)
     except (KeyboardInterrupt, typer.Abort):
         print(file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         message = f"{one_line(error)}. This is unexpected; --debug shows where it comes from"
-    print(f"alignkit: error: {message}", file=sys.stderr)
+    print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 
 

@@ -19,7 +19,7 @@ def check(
     data: str = common.Data,
     output: str = common.Output,
 ) -> None:
-    """Say what `train` would do with the same words, and what is wrong with it, without loading a model."""
+    """Say what `train` would do, and what is wrong with it, without loading a model."""
     registry, resolved = common.resolve_arguments(plugin, config, model, data, output, overrides)
     common.print_plan(make_plan(registry, resolved))
     check_folder(resolved.folder, resume=True, overwrite=False)

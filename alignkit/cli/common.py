@@ -53,8 +53,6 @@ def print_plan(plan: Plan) -> None:
 
 def quiet() -> None:
     """Keep libraries from talking over the run; ``--debug`` lets them. Called before torch is imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.environ.get("ALIGNKIT_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

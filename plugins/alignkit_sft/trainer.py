@@ -33,15 +33,16 @@ def build(run: Run) -> SFTTrainer:
         packing=config.packing,
         eval_packing=False,
     )
+    loss, optimizer, callbacks = run.loss(), run.optimizer(args), run.callbacks()  # before the model: they may refuse
     return SFTTrainer(
-        loss=run.loss(),
+        loss=loss,
         model=run.model("policy"),
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=run.tokenizer,
-        callbacks=run.callbacks(),
-        optimizer_cls_and_kwargs=run.optimizer(args),
+        callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer,
     )
 
 
@@ -90,8 +91,8 @@ class SFTTrainer(trl.SFTTrainer):
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(**kwargs)
         for name, p in model.named_parameters():
-            if name in trained:
-                p.data = trained[name]  # TRL rounds the adapters of a quantised model to bf16
+            if name in trained and p.dtype is not trained[name].dtype:
+                p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -106,7 +107,8 @@ class SFTTrainer(trl.SFTTrainer):
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # log_probs, label_mask [B, T-1]
 
         tokens = outputs.label_mask.sum()
-        in_step = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        counted = num_items_in_batch is not None and model.training
+        in_step = torch.as_tensor(num_items_in_batch) if counted else tokens
         output = self.loss(TokenLogps(outputs.log_probs, outputs.label_mask, in_step.clamp(min=1)))
         loss = output.loss
         self._count(
@@ -118,7 +120,7 @@ class SFTTrainer(trl.SFTTrainer):
             loss=loss * tokens,
             **{f"metric/{name}": value * tokens for name, value in output.metrics.items()},
         )
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+        if counted and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
         if self.aux_loss_enabled and model.training:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
