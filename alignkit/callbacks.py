@@ -30,6 +30,8 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        seen = [log["num_tokens"] for log in state.log_history if "num_tokens" in log]
+        self.tokens = (seen[-1] if seen else 0.0, time.monotonic())
         if state.is_world_process_zero and self.console.is_terminal:
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
             self.bar = Bar(TextColumn(self.name), *columns, console=self.console)
@@ -65,9 +67,8 @@ class Progress(TrainerCallback):
             else:
                 self._print(f"step {state.global_step:>5}  {now}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def close(self) -> None:
+        """Give the terminal back, however training ended."""
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -119,8 +120,7 @@ class Interrupt(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def close(self) -> None:
+        """Give Ctrl-C back, however training ended."""
         if hasattr(self, "former") and not self.asked:
             signal.signal(signal.SIGINT, self.former)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit import base, manifest
+from alignkit.errors import PluginError
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Message
 
@@ -85,9 +87,14 @@ def _load(where: Where) -> Any:
 
     from peft import PeftModel
 
-    from alignkit.config import resolve
+    from alignkit.config import select
 
-    config = resolve(Registry(), where.manifest["config"], {})
-    dtype = getattr(torch, where.manifest["dtype"])
-    kwargs |= config.tuner.component.load(config.tuner.config, dtype)
-    return PeftModel.from_pretrained(base.load(base.locate(config.model, print), kwargs), where.name)
+    registry = Registry()
+    for plugin in where.manifest["config"]["plugins"]:
+        with contextlib.suppress(PluginError):  # only the tuner matters here; select tells if it is missing
+            registry.activate(plugin)
+    tuner, config = select(registry, "tuner", where.manifest["tuner"], [where.manifest["config"]["tuner"]])
+    kwargs |= tuner.load(config, getattr(torch, where.manifest["dtype"]))
+    name = where.manifest["base"]["name"]
+    located = base.locate(name, print) if name.startswith("bundled:") else where.manifest["base"]["located"]
+    return PeftModel.from_pretrained(base.load(located, kwargs), where.name)

@@ -57,7 +57,7 @@ class Stage(Component):
     rows: tuple[type[Row], ...]  # the rows it trains on
     batch: type  # what its loss takes, from alignkit.batches
     loss: str  # the loss it uses unless another is named
-    data: str  # the bundled data set it trains on unless another is named
+    data: str | None = None  # the bundled data set it trains on unless another is named
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
 
 
@@ -68,7 +68,7 @@ class Tuner(Component):
     kind: ClassVar[str] = "tuner"
 
     load: Callable[[Any, torch.dtype], dict[str, Any]]  # its config, the run's dtype -> arguments of `from_pretrained`
-    wrap: Callable[[Any, PreTrainedModel], nn.Module]  # its config, the loaded model -> the model to train
+    wrap: Callable[[Any, PreTrainedModel, str], nn.Module]  # its config, the loaded model, its role -> what is trained
     lr_scale: float = 1.0  # a stage's default learning rate times this is the default under this tuner
 
 

@@ -30,6 +30,7 @@ class DataConfig:
     format: str | None = option(None, "how rows are written; null: told by their fields")
     on_bad_row: Literal["error", "skip"] = option("error", "error: stop at a bad row; skip: count and report them")
     eval_path: str | None = option(None, "a second source with the held-out rows; null: rows are split off")
+    eval_split: str | None = option(None, "the split of eval_path, where it is a hub data set; null: as split")
     eval_size: float | None = option(None, "rows to hold out: below 1 a share, else a count; null: 10 %, at most 200")
     seed: int = option(0, "which rows are held out")
 
@@ -158,7 +159,7 @@ def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any])
     chosen = {}
     for kind, default in defaults.items():
         merged.pop(kind, None)
-        chosen[kind] = _select(registry, kind, default, [_as_table(table.get(kind), kind) for table in tables])
+        chosen[kind] = select(registry, kind, default, [_as_table(table.get(kind), kind) for table in tables])
     loss, tuner = chosen["loss"].component, chosen["tuner"].component
     if loss.batch is not stage.batch:
         fitting = ", ".join(c.name for c in registry.all("loss") if getattr(c, "batch", None) is stage.batch)
@@ -216,7 +217,7 @@ def _layer(registry: Registry, source: Mapping[str, Any]) -> dict[str, Any]:
     return merge(picks, rest, {"stages": merge(tables, short)})
 
 
-def _select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
+def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
     """The component that the last table names, with its keys; keys meant for another it replaces are left behind."""
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:

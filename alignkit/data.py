@@ -228,7 +228,7 @@ def _csv(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
         except StopIteration:
             return
         except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
-            raise DataError(f"{file.name} line {reader.line_num}: not valid CSV: {error}") from None
+            raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
         where = f"{file.name} line {reader.line_num}"
         if None in row or None in row.values():
             yield where, DataError(f"{where}: not as many values as the {len(reader.fieldnames or [])} columns")

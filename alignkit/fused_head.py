@@ -6,24 +6,19 @@ insides is in this module, so that a release of TRL changes one file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import trl.trainer.utils
 
 
-@contextmanager
-def labelled_positions_only() -> Iterator[None]:
-    """Inside, the head is applied only where there is a label, on every device.
+def forward(model: Any, inputs: dict[str, Any]) -> Any:
+    """``log_probs`` and ``is_top1`` [B, T-1] of next tokens that have a label, and ``label_mask`` of which have one.
 
-    TRL does so where Triton runs and scores every position elsewhere, to keep shapes constant for devices that
-    compile. On a CPU the prompt's and the padding's share of the head is 30 % of a step.
+    ``model`` must have been given the head by ``trl.trainer.add_fused_lm_head``, as TRL's trainers do; ``inputs`` holds
+    ``input_ids`` and ``labels`` [B, T]. TRL applies the head where there is a label only where Triton runs, and scores
+    every position elsewhere, to keep shapes constant for devices that compile. On a CPU the prompt's and the padding's
+    share of the head is 30 % of a step, so here it is applied where there is a label on every device.
     """
-
-    def compact(device: Any) -> bool:
-        return bool(device.type != "neuron")
-
-    with mock.patch.object(trl.trainer.utils, "_use_triton", compact):
-        yield
+    with mock.patch.object(trl.trainer.utils, "_use_triton", lambda device: device.type != "neuron"):
+        return model(**inputs, use_cache=False, fused_lm_head=True)

@@ -67,7 +67,7 @@ def alignkit_model() -> list[Tuner]:  # type: ignore[empty-body]
 
         from alignkit import Tuner, hookimpl
 
-        def only_the_last_layer(config, model):
+        def only_the_last_layer(config, model, role):
             model.requires_grad_(False)
             model.base_model.layers[-1].requires_grad_(True)
             return model

@@ -56,7 +56,7 @@ def write_json(file: Path, content: Any) -> None:
 
 def finish(folder: Path) -> None:
     """Make the unfinished run the run, in place of a former one (which ``--overwrite`` allowed)."""
-    former = folder.with_name(folder.name + ".former")
+    former = folder.with_name(folder.name + ".former.unfinished")
     if folder.exists():
         shutil.rmtree(former, ignore_errors=True)
         os.rename(folder, former)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Plan:
         config, train = self.config, self.config.train
         learning_rate = train.get("learning_rate", 5e-5)
         steps = train.get("max_steps", -1)
-        length = f"{steps} steps" if steps > 0 else f"{train.get('num_train_epochs', 3):g} epochs"
+        length = f"{steps} steps" if steps > 0 else _count(train.get("num_train_epochs", 3), "epoch")
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
         split = f"{len(self.eval_rows)} rows split off"
         return [
@@ -51,6 +52,10 @@ class Plan:
         return f"{component.name}: {component.summary}{by}"
 
 
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
+
+
 def make(registry: Registry, config: RunConfig) -> Plan:
     """Check everything that can be checked without torch, and read the data.
 
@@ -68,10 +73,14 @@ def make(registry: Registry, config: RunConfig) -> Plan:
     base.check(config.model)
 
     stage = config.stage.component
-    assert config.data.path is not None  # resolved: the stage's own where none was named
+    if config.data.path is None:
+        raise ConfigError(f"stage '{stage.name}' brings no data of its own: add --data")
     source = data.load(registry, config.data, config.data.path, stage.rows)
     if config.data.eval_path is not None:
-        eval_source = data.load(registry, config.data, config.data.eval_path, stage.rows)
+        held_out = dataclasses.replace(config.data, split=config.data.eval_split or config.data.split)
+        if config.data.eval_path == config.data.path and held_out.split == config.data.split:
+            raise ConfigError(f"data.eval_path is the training data ({config.data.path}): name data.eval_split too")
+        eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
         return Plan(registry, config, source, source.rows, eval_source.rows, eval_source)
     train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
     return Plan(registry, config, source, train_rows, eval_rows, None)
@@ -83,6 +92,9 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     Raises:
         ConfigError: a finished run is there, or an unfinished one, and the user said neither.
     """
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{above} is a file: choose another --output")
     if folder.exists() and not manifest.is_run(folder):
         raise ConfigError(f"{folder} exists and is no run of alignkit. Choose another --output")
     if overwrite:

@@ -12,19 +12,19 @@ from alignkit.errors import ConfigError
 from alignkit.plan import Plan
 
 CONFIG = "config.yaml"
-DATA = "data.sha256"
+SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 
 
-def prepare_folder(folder: Path, plan: Plan, resume: bool) -> None:
+def prepare_folder(folder: Path, plan: Plan, surroundings: dict[str, Any], resume: bool) -> None:
     """Make the unfinished run's folder hold exactly what this run may build on.
 
     Without ``resume`` a former attempt is removed. With it, checkpoints that were not completely written and metrics
-    logged after the last complete one are dropped.
+    logged after the last complete one are dropped. ``surroundings`` is what the outcome depends on beside the config.
 
     Raises:
-        ConfigError: the config or the data are not those that the run began with.
+        ConfigError: the config or the surroundings are not those that the run began with.
     """
-    text, fingerprint = plan.config.to_yaml(), plan.source.fingerprint
+    text = plan.config.to_yaml()
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     elif (folder / CONFIG).exists():
@@ -34,15 +34,17 @@ def prepare_folder(folder: Path, plan: Plan, resume: bool) -> None:
                 f"--resume goes on with the settings that the run began with, and these differ: {', '.join(changed)}. "
                 "Take the changes back, or start again with --overwrite"
             )
-        if (folder / DATA).read_text() != fingerprint:
-            raise ConfigError(f"{plan.source.source} has changed since the run began. Start again with --overwrite")
+        if (folder / SURROUNDINGS).exists():
+            former = json.loads((folder / SURROUNDINGS).read_text(encoding="utf-8"))
+            if gone := [name for name, value in surroundings.items() if former.get(name) != value]:
+                raise ConfigError(f"changed since the run began: {', '.join(gone)}. Start again with --overwrite")
         last = last_checkpoint(folder)
         for checkpoint in folder.glob("checkpoints/checkpoint-*"):
             if not is_complete(checkpoint):
                 shutil.rmtree(checkpoint)
         _drop_metrics_after(folder / "metrics.jsonl", _step(last) if last else -1)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DATA).write_text(fingerprint)
+    (folder / SURROUNDINGS).parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_json(folder / SURROUNDINGS, surroundings)
     manifest.write_atomically(folder / CONFIG, text)
 
 

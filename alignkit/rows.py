@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
+from alignkit.errors import DataError
+
 
 class Message(TypedDict):
     """One turn of a conversation."""
@@ -24,6 +26,10 @@ class Demonstration:
     """A conversation to imitate: the loss falls on its assistant turns."""
 
     messages: Conversation
+
+    def __post_init__(self) -> None:
+        if not any(message["role"] == "assistant" for message in self.messages):
+            raise DataError("a demonstration needs an assistant turn")
 
     @property
     def key(self) -> str:

@@ -24,7 +24,7 @@ from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.plan import Plan, check_folder
-from alignkit.resume import DATA, last_checkpoint, prepare_folder
+from alignkit.resume import last_checkpoint, prepare_folder
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
 
@@ -56,6 +56,18 @@ class Run:
         self.base = base.locate(plan.config.model, say)
         self.dtype = device.run_dtype(plan.config.train)
 
+    def surroundings(self) -> dict[str, Any]:
+        """What the outcome depends on beside the config."""
+        folder, plan = base.folder_of(self.base), self.plan
+        return {
+            "the data": plan.source.fingerprint,
+            "the held-out data": plan.eval_source.fingerprint if plan.eval_source else None,
+            "the weights of the base": manifest.weights_fingerprint(folder) if folder else None,
+            "the chat template": manifest.text_fingerprint(self.tokenizer.chat_template),
+            "the number format of this device": str(self.dtype).removeprefix("torch."),
+            "the number of processes": os.environ.get("WORLD_SIZE", "1"),
+        }
+
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The base's tokenizer, with a chat template and a pad token."""
@@ -76,7 +88,7 @@ class Run:
         loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
         transformers.set_seed(self.config.train.get("seed", 42))
         try:
-            model: nn.Module = tuner.wrap(config, loaded)
+            model: nn.Module = tuner.wrap(config, loaded, role)
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
@@ -125,10 +137,14 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     """
     started = time.monotonic()
     final = plan.config.folder
-    check_folder(final, resume, overwrite)
     run = Run(plan, say)
-    if os.environ.get("RANK", "0") == "0":  # under accelerate, one process writes
-        prepare_folder(run.folder, plan, resume)
+    if os.environ.get("RANK", "0") == "0":  # under accelerate, one process looks and writes
+        check_folder(final, resume, overwrite)
+        if resume and manifest.is_run(run.folder):  # killed between its last file and its renaming
+            metrics = manifest.read(run.folder)["metrics"]
+            manifest.finish(final)
+            return Result(final, metrics, time.monotonic() - started)
+        prepare_folder(run.folder, plan, run.surroundings(), resume)
 
     run.registry.hook.alignkit_run_start(run=run)
     trainer = plan.config.stage.component.build(run)
@@ -136,7 +152,14 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:
         say(f"resuming from step {checkpoint.name.split('-')[1]}" if checkpoint else "nothing to resume: starting")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint:
+        trainer.args.eval_on_start = False  # the first attempt did
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress | Interrupt):
+                callback.close()
     if any(isinstance(c, Interrupt) and c.asked for c in trainer.callback_handler.callbacks):
         raise Interrupted(f"stopped at step {trainer.state.global_step}. The same command with --resume goes on")
 
@@ -160,7 +183,10 @@ def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
     for log in trainer.state.log_history:
         if log["step"] == 0 and "eval_loss" in log:
             metrics["first_eval_loss"] = log["eval_loss"]
-        metrics.update({k: v for k, v in log.items() if k.startswith("eval_") or k == "train_loss"})
+        metrics.update({k: v for k, v in log.items() if k.startswith("eval_")})
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    if losses:  # the Trainer's own train_loss forgets what was before a resume
+        metrics["train_loss"] = sum(losses) / len(losses)
     timing = ("_runtime", "_per_second")
     return {name: value for name, value in metrics.items() if not name.endswith(timing)}
 
@@ -172,7 +198,6 @@ def save(run: Run, trainer: transformers.Trainer, metrics: dict[str, float], sec
         return
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    (run.folder / DATA).unlink()  # the manifest holds it
     record = describe(run, metrics, trainer.state.global_step, seconds)
     manifest.write_atomically(run.folder / "README.md", card.render(record))
     manifest.write_json(run.folder / manifest.FILE, record)
@@ -202,6 +227,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
         "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
         "base": {
             "name": config.model,
+            "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
             "weights": manifest.weights_fingerprint(base_folder) if base_folder else None,
         },
         "tokenizer": manifest.text_fingerprint(run.tokenizer.backend_tokenizer.to_str()),
@@ -220,6 +246,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
         "metrics": metrics,
         "steps": steps,
         "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
         "versions": manifest.versions(
             ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]

@@ -19,7 +19,8 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bits
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "alignkit", *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-m", "alignkit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,8 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     [
         (["train", "--plugin", "pppo"], "no plugin named 'pppo' is installed."),
         (["train", "--plugin", "sft", "--plugn", "x"], "No such option: --plugn"),
+        (["check", "--plugin", "sft", "--data", "x.jsonl", "data.eval_path=x.jsonl"], "no file or folder x.jsonl."),
+        (["check", "--plugin", "sft", "--model", "README.md"], "README.md is a file: a model is a folder"),
         (["trian"], "No such command 'trian'"),
         (["check", "--plugin", "sft", "--model", "./nowhere"], "no model folder ./nowhere."),
         (["check", "--plugin", "sft", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl."),

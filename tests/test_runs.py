@@ -107,12 +107,15 @@ def test_a_finished_run_is_not_overwritten_unless_told(
     assert json.loads((folder / "alignkit.json").read_text())["config"]["train"]["seed"] == 7
 
 
-def test_a_folder_that_is_no_run_is_never_removed(train: Train, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_never_removed(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out" / "sft").mkdir(parents=True)
     (tmp_path / "out" / "sft" / "thesis.tex").write_text("years of work")
 
-    with pytest.raises(Exception, match="exists and is no run of alignkit"):
+    with pytest.raises(AssertionError):
         train("--overwrite", "train.max_steps=1")
+    assert "exists and is no run of alignkit" in capsys.readouterr().err
     assert (tmp_path / "out" / "sft" / "thesis.tex").exists()
 
 
@@ -283,7 +286,10 @@ def test_resume_refuses_other_settings_and_other_data(command: Callable[..., lis
     with (tmp_path / "demos.jsonl").open("a") as file:
         file.write(json.dumps(DEMONSTRATIONS[0]) + "\n")
     same = command("lora", str(tmp_path / "cut"), "--resume")
-    assert "demos.jsonl has changed since the run began" in subprocess.run(same, capture_output=True, text=True).stderr
+    assert (
+        "changed since the run began: the data. Start again"
+        in subprocess.run(same, capture_output=True, text=True).stderr
+    )
 
 
 def test_resume_drops_a_checkpoint_that_was_not_completely_written(train: Train, tmp_path: Path) -> None:
@@ -295,3 +301,47 @@ def test_resume_drops_a_checkpoint_that_was_not_completely_written(train: Train,
     last = last_checkpoint(folder)
     assert last is not None
     assert last.name == "checkpoint-2"
+
+
+def test_a_run_that_was_killed_just_before_its_renaming_is_finished_by_resume(train: Train, tmp_path: Path) -> None:
+    folder = train("train.max_steps=1")
+    before = (folder / "alignkit.json").read_text()
+    folder.rename(folder.with_name("sft.unfinished"))
+
+    assert train("train.max_steps=1", "--resume") == folder
+    assert (folder / "alignkit.json").read_text() == before
+    assert not folder.with_name("sft.unfinished").exists()
+
+
+def test_a_crash_gives_ctrl_c_back(train: Train, install: Callable[..., None]) -> None:
+    install(
+        "crash",
+        """
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_callbacks(run):
+            from transformers import TrainerCallback
+
+            class Crash(TrainerCallback):
+                def on_step_begin(self, *args, **kwargs):
+                    raise RuntimeError("out of memory")
+
+            return [Crash()]
+        """,
+    )
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(AssertionError):
+        train("--plugin", "crash", "train.max_steps=1")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_model_without_a_generation_config_stops_at_its_eos(train: Train, tiny_model: Callable[..., Path]) -> None:
+    import shutil
+
+    bare = tiny_model("llama").with_name("bare")
+    shutil.copytree(tiny_model("llama"), bare, dirs_exist_ok=True)
+    (bare / "generation_config.json").unlink()
+    folder = train("train.max_steps=1", "--model", str(bare))
+
+    assert json.loads((folder / "alignkit.json").read_text())["stop_ids"] == [0]

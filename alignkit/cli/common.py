@@ -47,7 +47,7 @@ def print_plan(plan: Plan) -> None:
     """The plan, a line each."""
     for label, text in plan.describe():
         typer.echo(f"{label:>10}  {text}")
-    for why in plan.source.skipped[:3]:
+    for why in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
         typer.echo(f"   skipped  {why}")
 
 

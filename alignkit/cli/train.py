@@ -24,9 +24,10 @@ def train(
 ) -> None:
     """Train a stage: alignkit train --plugin sft --plugin qlora --data demos.jsonl train.num_train_epochs=3"""
     registry, resolved = common.resolve_arguments(plugin, config, model, data, output, overrides)
-    check_folder(resolved.folder, resume, overwrite)
+    first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process looks and speaks
+    if first:
+        check_folder(resolved.folder, resume, overwrite)
     plan = make_plan(registry, resolved)
-    first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process speaks
     if first:
         common.print_plan(plan)
         typer.echo()

@@ -27,6 +27,6 @@ def load(config: FullConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype": config.dtype}
 
 
-def wrap(config: FullConfig, model: PreTrainedModel) -> PreTrainedModel:
+def wrap(config: FullConfig, model: PreTrainedModel, role: str) -> PreTrainedModel:
     """The model as it is: all of it is trainable."""
     return model

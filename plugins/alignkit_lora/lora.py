@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt
 
 from alignkit import option
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 class LoraConfig:
     """The ``tuner`` table of ``lora``, by PEFT's names; ``qlora`` adds to it."""
 
-    r: int = option(16, "rank of the adapters")
+    r: Annotated[int, Gt(0)] = option(16, "rank of the adapters")
     lora_alpha: float = option(32, "the adapter's output is scaled by lora_alpha / r")
     lora_dropout: float = option(0.0, "dropout on the adapter's input")
     target_modules: str | list[str] = option("all-linear", "which layers get an adapter; names, or all-linear")
@@ -30,7 +32,7 @@ def load(config: LoraConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {}
 
 
-def wrap(config: LoraConfig, model: PreTrainedModel) -> PeftModel:
+def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
     """The model frozen, with a fresh adapter whose weights are fp32. At first it computes what the base computes."""
     import peft
 

@@ -35,7 +35,7 @@ def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def wrap(config: QloraConfig, model: PreTrainedModel) -> PeftModel:
+def wrap(config: QloraConfig, model: PreTrainedModel, role: str) -> PeftModel:
     """LoRA on the 4-bit base."""
     from bitsandbytes.nn import Linear4bit
 
@@ -44,7 +44,7 @@ def wrap(config: QloraConfig, model: PreTrainedModel) -> PeftModel:
             # On a CPU with AVX512-BF16 the first forward without gradients repacks the weights for inference, and
             # gradients are silently wrong from then on. Training a policy is sampling and then training: forbid it.
             module.support_avx512bf16_for_cpu = False
-    return lora.wrap(config, model)
+    return lora.wrap(config, model, role)
 
 
 @hookimpl

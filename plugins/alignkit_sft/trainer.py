@@ -10,9 +10,8 @@ import datasets
 import torch
 import trl
 
-from alignkit import AlignkitError, DataError, Demonstration, Text, TokenLogps
+from alignkit import AlignkitError, DataError, Demonstration, Text, TokenLogps, fused_head
 from alignkit.chat_template import IGNORE, encode
-from alignkit.fused_head import labelled_positions_only
 
 if TYPE_CHECKING:
     from alignkit.data import Located
@@ -103,9 +102,7 @@ class SFTTrainer(trl.SFTTrainer):
         """One microbatch: ``input_ids``, ``labels`` [B, T] -> the loss, scalar."""
         if self.aux_loss_enabled:  # mixture of experts
             inputs["output_router_logits"] = True
-        with labelled_positions_only():
-            outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # log_probs, label_mask [B, T-1]
-
+        outputs = fused_head.forward(model, inputs)
         tokens = outputs.label_mask.sum()
         counted = num_items_in_batch is not None and model.training
         in_step = torch.as_tensor(num_items_in_batch) if counted else tokens
@@ -145,6 +142,7 @@ class SFTTrainer(trl.SFTTrainer):
                 logs["eval_loss"] = sums["loss"] / tokens
                 logs["eval_perplexity"] = math.exp(min(sums["nll"] / tokens, 700))
             else:
-                self._total_train_tokens += int(sums["seen"])
+                former = [log["num_tokens"] for log in self.state.log_history if "num_tokens" in log]
+                self._total_train_tokens = (former[-1] if former else 0) + int(sums["seen"])
                 logs["num_tokens"] = self._total_train_tokens
         super().log(logs, start_time)

@@ -38,6 +38,13 @@ def test_the_command_line_wins_over_the_file_when_picking() -> None:
     assert config("{plugins: [qlora], tuner: {name: full}}").tuner.component.name == "full"
 
 
+def test_another_scheduler_leaves_the_stages_scheduler_settings_behind() -> None:
+    assert config("", "train.lr_scheduler_type=linear").train.get("lr_scheduler_kwargs") is None
+    assert config("", "train.lr_scheduler_kwargs={min_lr_rate: 0.5}").train["lr_scheduler_kwargs"] == {
+        "min_lr_rate": 0.5
+    }
+
+
 def test_a_file_can_name_the_stage() -> None:
     assert config("plugins: [sft]", plugins=()).stage.component.name == "sft"
 
@@ -97,6 +104,12 @@ def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
         ("", ["tuner=3"], "tuner must be a table, not 3"),
         ("", ["max_steps"], "'max_steps' is not an override: write key.path=value"),
         ("", ["reward.name=x"], "unknown key sft.reward"),
+        ("", ["stage=sft"], "unknown key stage. A stage is named with --plugin NAME"),
+        ("", ["tuner.name=5"], "tuner.name must be a name, not 5"),
+        ("", ["tuner.r=0"], "tuner.r: Input should be greater than 0"),
+        ("stages: {sft: {plugins: [lora]}}", [], "unknown key sft.plugins"),
+        ("{{ x }}: 1", [], "run.yaml"),
+        ("1: 2", [], "run.yaml line 1: a key must be a word, not 1"),
         ("a: 1\na: 2", [], "run.yaml line 2: the key 'a' is given twice"),
         ("a: [1", [], "run.yaml line 1: "),
     ],

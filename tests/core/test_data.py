@@ -274,6 +274,12 @@ def test_holding_out_everything_is_an_error(prompts: int, answers: int, size: fl
         hold_out(rows, size, seed=0)
 
 
+def test_a_quote_that_is_never_closed_is_an_error_not_a_shorter_file(read: Callable[..., Rows], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", 'text\none\n"two\nthree\n')
+
+    assert "a.csv line 4: not valid CSV: unexpected end of data" in complaint(read, file)
+
+
 def test_a_bad_first_row_does_not_decide_the_format(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"prompt": "a"}\n' + '{"prompt": "a", "completion": "b"}\n' * 3)
 

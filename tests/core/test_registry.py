@@ -75,6 +75,27 @@ def test_a_misspelt_hook_is_an_error(install: Callable[..., None]) -> None:
         Registry().activate("typo")
 
 
+def test_a_plugin_without_any_hook_is_an_error(install: Callable[..., None]) -> None:
+    install("bare", "def alignkit_loss():\n    return []")
+
+    with pytest.raises(PluginError, match="plugin bare .* implements no hook. Is @alignkit.hookimpl missing"):
+        Registry().activate("bare")
+
+
+def test_a_plugin_that_exits_does_not_take_the_tool_with_it(install: Callable[..., None]) -> None:
+    install("exits", "import sys\nsys.exit()")
+
+    with pytest.raises(PluginError, match="plugin exits .* could not be imported: SystemExit"):
+        Registry().activate("exits")
+
+
+def test_a_config_that_is_no_dataclass_names_its_component(install: Callable[..., None]) -> None:
+    install("loose", OPTIMIZER.format(name="loose").replace("build=", "config=dict, build="))
+
+    with pytest.raises(PluginError, match="plugin loose .*the config of optimizer 'loose' is no dataclass"):
+        Registry().activate("loose")
+
+
 def test_a_hook_that_raises_names_its_plugin(install: Callable[..., None]) -> None:
     install("boom", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    return 1 / 0")
 

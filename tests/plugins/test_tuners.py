@@ -23,7 +23,7 @@ def tuned(folder: Path, name: str, **table: Any) -> Any:
         folder, **{"dtype": torch.float32, **tuner.load(config, torch.float32)}
     )
     torch.manual_seed(0)
-    return tuner.wrap(config, model)
+    return tuner.wrap(config, model, "policy")
 
 
 def test_full_trains_everything_in_fp32(tiny_model: Callable[..., Path]) -> None:
@@ -91,7 +91,7 @@ def test_qlora_gradients_are_right_after_sampling(tiny_model: Callable[..., Path
         kwargs = {"dtype": torch.bfloat16, **tuner.load(config, torch.bfloat16)}
         model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), **kwargs)
         torch.manual_seed(0)
-        model = tuner.wrap(config, model)
+        model = tuner.wrap(config, model, "policy")
         assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit))
         for n, p in model.named_parameters():
             if "lora_B" in n:
