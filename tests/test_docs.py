@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,9 +39,13 @@ def test_every_command_is_one_that_these_tests_or_ci_run() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_run_in_their_order(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As written, but for training, which is cut to one step."""
+    """As written, but for training, which is cut to one step, and for models from the hub, which are tiny ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
     Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
@@ -48,6 +54,7 @@ def test_commands_of_a_page_run_in_their_order(
             continue
         command, _, target = command.partition(" > ")
         arguments = shlex.split(command)[1:]
+        arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
         if arguments[0] == "train":
             arguments += SHORT
         if arguments[0] == "chat":
@@ -56,6 +63,24 @@ def test_commands_of_a_page_run_in_their_order(
         output = capsys.readouterr().out
         if target:
             Path(target).write_text(output)
+
+
+def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], install: Callable[..., None]) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    install("focal", code)
+
+    manifest = json.loads((train("--plugin", "focal", "train.max_steps=1") / "alignkit.json").read_text())
+    assert manifest["loss"] == "focal"
+
+
+@pytest.mark.parametrize("command", ["sft_vs_trl.py --runs 1 --steps 3 --model TINY", "start_up.py --runs 1"])
+def test_benchmarks_run(command: str, train: Callable[..., Path]) -> None:
+    tiny = train("--plugin", "full", "train.max_steps=1")  # a model with a chat template, which plain TRL needs
+    script, *arguments = command.replace("TINY", str(tiny)).split()
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "median" in done.stdout or "of import torch" in done.stdout
 
 
 CONFIGS = [
