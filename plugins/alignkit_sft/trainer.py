@@ -32,7 +32,7 @@ def build(run: Run) -> SFTTrainer:
         packing=config.packing,
         eval_packing=False,
     )
-    loss, optimizer, callbacks = run.loss(), run.optimizer(args), run.callbacks()  # before the model: they may refuse
+    loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
     return SFTTrainer(
         loss=loss,
         model=run.model("policy"),
@@ -40,7 +40,7 @@ def build(run: Run) -> SFTTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=run.tokenizer,
-        callbacks=callbacks,
+        callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
 
