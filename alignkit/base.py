@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -82,11 +83,25 @@ def stop_ids(located: str, eos_token_id: int) -> list[int]:
     return list(dict.fromkeys([eos_token_id, *(stop for stop in also if stop is not None)]))
 
 
-def load(located: str, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """``AutoModelForCausalLM.from_pretrained``, its many errors as one line."""
-    from transformers import AutoModelForCausalLM
+def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrainedModel:
+    """The causal language model, or with ``head`` its trunk with a scalar head in place of the unembedding.
+
+    That is ``AutoModelForCausalLM.from_pretrained`` or ``AutoModelForSequenceClassification.from_pretrained`` with one
+    label, their many errors as one line.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
+        if head:
+            return AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
         return AutoModelForCausalLM.from_pretrained(located, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise AlignkitError(f"the model {located} could not be loaded: {one_line(error)}") from error
+
+
+def under(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
+    """What the weights in a finished run's folder sit on: its adapter's base, or the folder itself."""
+    if record["weights"] == "model":
+        return os.path.abspath(folder)
+    name: str = record["base"]["name"]
+    return locate(name, say) if name.startswith(bundled.PREFIX) else str(record["base"]["located"])

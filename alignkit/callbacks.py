@@ -23,6 +23,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self.name = run.config.stage.component.name
+        self.watch = run.config.stage.component.watch
         self.console = Console(highlight=False)
         self.bar: Bar | None = None
         self.tokens = (0.0, time.monotonic())  # as of the last log
@@ -53,8 +54,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            perplexity = f"  perplexity {logs['eval_perplexity']:.2f}" if "eval_perplexity" in logs else ""
-            self._print(f"step {state.global_step:>5}  held-out loss {logs['eval_loss']:.4f}{perplexity}")
+            self._print(f"step {state.global_step:>5}  held-out loss {logs['eval_loss']:.4f}{self._watched(logs)}")
             self.tokens = (self.tokens[0], time.monotonic())  # evaluation is not training time
         elif "loss" in logs:
             now = f"loss {logs['loss']:.3f}"
@@ -66,6 +66,14 @@ class Progress(TrainerCallback):
                 self.bar.update(self.task, now=now)
             else:
                 self._print(f"step {state.global_step:>5}  {now}")
+
+    def _watched(self, logs: dict[str, float]) -> str:
+        told = ""
+        for name in self.watch:
+            if (value := logs.get(f"eval_{name}")) is not None:
+                error = logs.get(f"eval_{name}_error")
+                told += f"  {name} " + (f"{value:.4g}" if error is None else f"{value:.3f} ± {error:.3f}")
+        return told
 
     def close(self) -> None:
         """Give the terminal back, however training ended."""

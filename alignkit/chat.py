@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit import base, manifest
-from alignkit.errors import PluginError
-from alignkit.registry import Registry
+from alignkit.errors import AlignkitError
 from alignkit.rows import Conversation, Message
 
 
@@ -27,7 +25,10 @@ def locate(name: str) -> Where:
     """
     folder = Path(name).expanduser()
     if manifest.is_run(folder):
-        return Where(str(folder), manifest.read(folder))
+        record = manifest.read(folder)
+        if record["role"] != "policy":
+            raise AlignkitError(f"{name} is a {record['role']}, which does not talk: alignkit score {name} FILE")
+        return Where(str(folder), record)
     base.check(name)
     return Where(name, None)
 
@@ -75,26 +76,8 @@ class Chat:
 
 def _load(where: Where) -> Any:
     """The model of a run, on the base in the form that it was trained on; or the model of that name."""
-    import torch
+    from alignkit import device, roles
 
-    from alignkit import device
-
-    kwargs: dict[str, Any] = {"dtype": device.run_dtype({})}
-    if where.manifest is None:
-        return base.load(base.locate(where.name, print), kwargs)
-    if where.manifest["weights"] == "model":
-        return base.load(where.name, kwargs)
-
-    from peft import PeftModel
-
-    from alignkit.config import select
-
-    registry = Registry()
-    for plugin in where.manifest["config"]["plugins"]:
-        with contextlib.suppress(PluginError):  # only the tuner matters here; select tells if it is missing
-            registry.activate(plugin)
-    tuner, config = select(registry, "tuner", where.manifest["tuner"], [where.manifest["config"]["tuner"]])
-    kwargs |= tuner.load(config, getattr(torch, where.manifest["dtype"]))
-    name = where.manifest["base"]["name"]
-    located = base.locate(name, print) if name.startswith("bundled:") else where.manifest["base"]["located"]
-    return PeftModel.from_pretrained(base.load(located, kwargs), where.name)
+    if where.manifest is not None:
+        return roles.open_run(Path(where.name), where.manifest)
+    return base.load(base.locate(where.name, print), {"dtype": device.run_dtype({})})

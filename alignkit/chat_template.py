@@ -36,6 +36,8 @@ PLAIN = (
 def load_tokenizer(base: str, template: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of ``base``, with a chat template (``template``'s file, its own, or the plain one) and a pad token.
 
+    The pad token is another than the end-of-sequence token wherever the tokenizer has a spare one.
+
     Raises:
         AlignkitError: no tokenizer there; no end-of-sequence token; the template's file cannot be read.
     """
@@ -55,9 +57,21 @@ def load_tokenizer(base: str, template: str | None) -> PreTrainedTokenizerBase:
     elif tokenizer.chat_template is None:
         begins_with_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos else "") + PLAIN
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        tokenizer.pad_token = _pad_token(tokenizer)
     return tokenizer
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token other than the one that ends an answer, where the tokenizer has one.
+
+    Masks come from lengths here, so any token would do for training; but plain Transformers looks for the last token
+    that is no padding to find where a scored text ends.
+    """
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)]
+    named = [token for name in ("pad", "unk", "endoftext", "reserved") for token in special if name in token.lower()]
+    return (named or [str(tokenizer.eos_token)])[0]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:

@@ -58,6 +58,10 @@ class Stage(Component):
     batch: type  # what its loss takes, from alignkit.batches
     loss: str  # the loss it uses unless another is named
     data: str | None = None  # the bundled data set it trains on unless another is named
+    role: str = "policy"  # what the model that it makes is for
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # role it starts from -> the stage that makes it
+    finish: Callable[[Run, Trainer], dict[str, Any]] | None = None  # after training; what it gives joins the manifest
+    watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
 
 

@@ -2,7 +2,8 @@
 
 Four layers, the later wins, table by table: the file's shared tables, the file's table for the stage, the command
 line's shared keys, the command line's keys for the stage. No layer is special to a component: a component's table is
-whatever its config dataclass says.
+whatever its config dataclass says. One command may train several stages: each is resolved by itself, from the same
+layers (see :mod:`alignkit.plan`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from alignkit import training_args, yaml
-from alignkit.components import KINDS, Stage, option
+from alignkit.components import KINDS, Component, Stage, option
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.registry import Registry
 
@@ -56,6 +57,7 @@ class Selected(NamedTuple):
 class RunConfig:
     """Everything that one run of one stage was told. It reproduces the run."""
 
+    stated: dict[str, Any]  # what the user said of this stage, in the shape of `to_dict`; the rest are defaults
     model: str
     output: str
     plugins: list[str]
@@ -66,6 +68,7 @@ class RunConfig:
     loss: Selected
     data: DataConfig
     train: dict[str, Any]  # over the defaults of TrainingArguments, by its names
+    parents: dict[str, str | None]  # where each role that the stage needs comes from: a run folder, "base", or unsaid
 
     @property
     def folder(self) -> Path:
@@ -85,6 +88,7 @@ class RunConfig:
             "stages": {
                 self.stage.component.name: {
                     **dataclasses.asdict(self.stage.config),
+                    **self.parents,
                     "loss": _named(self.loss),
                     "data": dataclasses.asdict(self.data),
                 }
@@ -121,53 +125,80 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> RunConfig:
-    """The config of the stage that was asked for.
+def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> str:
+    """The stage that ``plugins`` name last; activates every plugin that is named.
+
+    Raises:
+        ConfigError: none is named.
+        PluginError: from the registry.
+    """
+    names = [*_plugins(file), *_plugins(cli)]
+    for name in names:
+        registry.activate(name)
+    stages = [name for name in names if registry.has("stage", name)]
+    if not stages:
+        known = ", ".join(stage.name for stage in registry.all("stage"))
+        raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
+    return stages[-1]
+
+
+def resolve(
+    registry: Registry,
+    file: Mapping[str, Any],
+    cli: Mapping[str, Any],
+    stage_name: str | None = None,
+    inherited: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The config of a stage: of the one that was asked for, or of ``stage_name``, which is to be trained before it.
 
     ``file`` is a config file's content, ``cli`` the same shape from flags and overrides (see :func:`parse_override`);
-    ``plugins`` in either activates plugins and picks every component of those names.
+    ``plugins`` in either activates plugins and picks every component of those names. ``inherited`` is what holds where
+    neither says anything: the settings of the run that this one goes on from.
 
     Raises:
         ConfigError: no stage; an unknown key, with the closest known one; a value of the wrong type; a loss that does
             not fit the stage.
         PluginError: from the registry.
     """
-    for name in [*_plugins(file), *_plugins(cli)]:
-        registry.activate(name)
-    layers = [_layer(registry, source) for source in (file, cli)]
-    named = [layer.pop("stage")["name"] for layer in layers if "stage" in layer]
-    if not named:
-        known = ", ".join(stage.name for stage in registry.all("stage"))
-        raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
-    stage_name = named[-1]
-    stage = registry.get("stage", stage_name)
-    assert isinstance(stage, Stage)
+    asked = asked_stage(registry, file, cli)
+    stage_name = stage_name or asked
+    stage = registry.stage(stage_name)
+    layers = [_layer(registry, source, asked) for source in (file, cli)]
 
     shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
-    tables: list[Mapping[str, Any]] = []
+    own = [*_names(stage.config), *stage.needs, *(key for key in shared if key != "plugins")]
+    pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for layer in layers:
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
         _known_keys(layer, [*shared, "stages"], "")
-        _known_keys(of_stage, [*_names(stage.config), *(key for key in shared if key != "plugins")], f"{stage_name}.")
-        tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
+        _known_keys(of_stage, own, f"{stage_name}.")
+        pairs.append(({k: v for k, v in layer.items() if k != "stages"}, of_stage))
+    tables = [inherited or {}, *(table for pair in pairs for table in pair)]
+    if stage_name != asked:  # a shared loss is meant for the stages that it fits
+        tables = [_without_misfits(registry, stage, table) for table in tables]
     merged = merge(*tables)
 
     top = _typed(TopLevel, {k: merged.pop(k) for k in _names(TopLevel) if k in merged}, "")
     data = _typed(DataConfig, _as_table(merged.pop("data", None), "data"), "data.")
     train = training_args.check(_as_table(merged.pop("train", None), "train"))
+    parents = {role: merged.pop(role, None) for role in stage.needs}
+    for role, named in parents.items():
+        if named is not None and not isinstance(named, str):
+            raise ConfigError(f"{stage_name}.{role} must be a run folder or base, not {named!r}")
     defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss}
     chosen = {}
     for kind, default in defaults.items():
         merged.pop(kind, None)
         chosen[kind] = select(registry, kind, default, [_as_table(table.get(kind), kind) for table in tables])
     loss, tuner = chosen["loss"].component, chosen["tuner"].component
-    if loss.batch is not stage.batch:
-        fitting = ", ".join(c.name for c in registry.all("loss") if getattr(c, "batch", None) is stage.batch)
+    if not _fits(loss, stage):
+        fitting = ", ".join(c.name for c in registry.all("loss") if _fits(c, stage))
         raise ConfigError(
             f"loss '{loss.name}' takes {loss.batch.__name__}, but stage '{stage_name}' gives "
             f"{stage.batch.__name__}. Losses that fit: {fitting}"
         )
     return RunConfig(
+        stated=_stated(stage, pairs),
         model=top.model,
         output=top.output,
         plugins=[*_third_party(registry), stage_name],
@@ -175,8 +206,38 @@ def resolve(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any])
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
         data=dataclasses.replace(data, path=data.path or stage.data),
         train=_train(stage, tuner.lr_scale, train),
+        parents=parents,
         **chosen,
     )
+
+
+def _with_needs(registry: Registry, stage_name: str) -> list[Stage]:
+    """A stage, and those that may have to be trained before it."""
+    stage = registry.stage(stage_name)
+    return [stage, *(each for need in stage.needs.values() for each in _with_needs(registry, need))]
+
+
+def _fits(component: Component, stage: Stage) -> bool:
+    return getattr(component, "batch", None) is stage.batch
+
+
+def _without_misfits(registry: Registry, stage: Stage, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = _as_table(table.get("loss"), "loss").get("name")
+    if name is None or _fits(registry.get("loss", name), stage):
+        return table
+    return {key: value for key, value in table.items() if key != "loss"}
+
+
+def _stated(stage: Stage, layers: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """What the user said of a stage: not a shared setting on the command line, which is for what is trained now."""
+    (file_shared, file_own), (cli_shared, cli_own) = layers
+    which = {key: cli_shared[key] for key in ("model", "chat_template", "tuner") if key in cli_shared}
+    said = merge(file_shared, file_own, which, cli_own)
+    of_run: dict[str, Any] = {
+        key: said[key] for key in ("model", "chat_template", "tuner", "optimizer", "train") if key in said
+    }
+    of_stage = {key: said[key] for key in (*_names(stage.config), *stage.needs, "loss", "data") if key in said}
+    return {**of_run, "stages": {stage.name: of_stage}}
 
 
 def _train(stage: Stage, lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,8 +261,12 @@ def _plugins(source: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _layer(registry: Registry, source: Mapping[str, Any]) -> dict[str, Any]:
-    """``source`` with its plugins' picks as tables, and ``sft: {...}`` at its top moved to ``stages: {sft: {...}}``."""
+def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[str, Any]:
+    """``source`` with its plugins' picks as tables, and ``sft: {...}`` at its top moved to ``stages: {sft: {...}}``.
+
+    A tuner and an optimizer are picked for every stage, a data format for the one that was asked for, and a loss for
+    those of the stages to be trained that it fits.
+    """
     stages = {stage.name for stage in registry.all("stage")}
     tables = _as_table(source.get("stages"), "stages")
     for name in tables:
@@ -209,12 +274,18 @@ def _layer(registry: Registry, source: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, stages)}")
     if "stage" in source:
         raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
-    picks: dict[str, Any] = {}
+    picks: dict[str, Any] = {"stages": {}}
     for kind, name in ((kind, name) for name in _plugins(source) for kind in KINDS if registry.has(kind, name)):
-        picks = merge(picks, {"data": {"format": name}} if kind == "format" else {kind: {"name": name}})
+        if kind in ("tuner", "optimizer"):
+            picks = merge(picks, {kind: {"name": name}})
+        elif kind == "format":
+            picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
+        elif kind != "stage":
+            fitting = [stage.name for stage in _with_needs(registry, asked) if _fits(registry.get(kind, name), stage)]
+            picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting or [asked]}})
     short = {key: value for key, value in source.items() if key in stages}
-    rest = {key: value for key, value in source.items() if key not in stages}
-    return merge(picks, rest, {"stages": merge(tables, short)})
+    rest = {key: value for key, value in source.items() if key not in (*stages, "stages")}
+    return merge(picks, rest, {"stages": tables}, {"stages": short})
 
 
 def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:

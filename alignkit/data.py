@@ -86,6 +86,12 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     return Rows(path, data_format.name, rows, skipped, fingerprint)
 
 
+def fingerprint(path: str) -> str | None:
+    """The fingerprint that :func:`load` would give, where it can be had without reading the rows; else None."""
+    local = bundled.data(path) if path.startswith(bundled.PREFIX) else Path(path).expanduser()
+    return _hash(_files(local)) if local.exists() else None
+
+
 def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[Located], list[Located]]:
     """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
 
@@ -164,21 +170,34 @@ def _plural(row_type: type) -> str:
 def _open(config: DataConfig, path: str) -> tuple[Iterable[tuple[str, RawRow | DataError]], str]:
     """The raw rows at ``path`` with where they stand, and a fingerprint of their bytes."""
     local = bundled.data(path) if path.startswith(bundled.PREFIX) else Path(path).expanduser()
+    files = _files(local)
     if local.is_dir():
-        if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
-            return _saved(local, config), _hash(sorted(p for p in local.rglob("*") if p.is_file()))
-        files = sorted(p for p in local.iterdir() if p.suffix in READERS)
+        if _is_saved(local):
+            return _saved(local, config), _hash(files)
         if not files:
             raise DataError(f"{path} is a folder without any {' '.join(READERS)} file")
         return (row for file in files for row in READERS[file.suffix](file)), _hash(files)
     if local.exists():
         if local.suffix not in READERS:
             raise DataError(f"{path}: files of data end in {', '.join(READERS)}, not '{local.suffix}'")
-        return READERS[local.suffix](local), _hash([local])
+        return READERS[local.suffix](local), _hash(files)
     if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
         raise DataError(f"no file or folder {path}.{did_you_mean(local.name, beside)}")
     return _hub(config, path)
+
+
+def _files(local: Path) -> list[Path]:
+    if not local.is_dir():
+        return [local]
+    if _is_saved(local):
+        return sorted(file for file in local.rglob("*") if file.is_file())
+    return sorted(file for file in local.iterdir() if file.suffix in READERS)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``datasets`` saved it."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def _jsonl(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:

@@ -1,4 +1,4 @@
-"""Run folders: the manifest, fingerprints, and files that appear whole or not at all.
+"""Run folders: the manifest, and files that appear whole or not at all.
 
 While a run trains it lives in ``runs/sft.unfinished``; the last step is one rename to ``runs/sft``. So a folder without
 that ending is a finished run, whole. No torch here.
@@ -6,11 +6,9 @@ that ending is a finished run, whole. No torch here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import struct
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 from alignkit.errors import AlignkitError
 
 FILE = "alignkit.json"
-VERSION = 1
+VERSION = 2
 
 
 def unfinished(folder: Path) -> Path:
@@ -62,40 +60,6 @@ def finish(folder: Path) -> None:
         os.rename(folder, former)
     os.rename(unfinished(folder), folder)
     shutil.rmtree(former, ignore_errors=True)
-
-
-# --- fingerprints --------------------------------------------------------------------------------------------------
-
-_SAMPLES = 64  # places per weight file that the fingerprint reads
-_SAMPLE_BYTES = 4096
-
-
-def weights_fingerprint(folder: Path) -> str | None:
-    """A hash of the weights in a model folder: every tensor's name, type and shape, and bytes sampled all over.
-
-    It reads 256 KiB a file, so that it costs milliseconds for any size of model. Training changes some of the
-    sampled places; a copy or a download of the same files has the same fingerprint. None where there are no weights.
-    """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            if path.suffix == ".safetensors":
-                (header,) = struct.unpack("<Q", file.read(8))
-                digest.update(file.read(header))
-            for place in range(_SAMPLES):
-                file.seek(place * size // _SAMPLES)
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def text_fingerprint(text: str) -> str:
-    """A hash of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions(distributions: list[str]) -> dict[str, str]:

@@ -1,22 +1,31 @@
-"""What a run will do, resolved and checked before anything is loaded. No torch here."""
+"""What a command will do, resolved like make and checked before anything is loaded. No torch here.
+
+A stage says which roles it needs and which stage makes them. A run folder that the config names is used; else the
+newest finished run that matches; else the missing stage is trained first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from alignkit import base, data, manifest
-from alignkit.config import RunConfig
+from alignkit import base, data, lineage, manifest
+from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
 from alignkit.errors import ConfigError
+from alignkit.lineage import Parent
 from alignkit.registry import Registry
+
+BASE = "base"  # in place of a run folder: start from the bare model
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its config, its rows, and where it goes."""
+    """A run that can start: its config, its rows, what it goes on from, and where it goes."""
 
     registry: Registry
     config: RunConfig
@@ -24,6 +33,7 @@ class Plan:
     train_rows: list[Located]
     eval_rows: list[Located]
     eval_source: Rows | None  # only where the config names one
+    parents: dict[str, Parent] = field(default_factory=dict)  # by role; without those from the bare model
 
     def describe(self) -> list[tuple[str, str]]:
         """What a person wants to know before it starts, as (label, text)."""
@@ -36,6 +46,7 @@ class Plan:
         return [
             ("stage", self._named("stage")),
             ("model", config.model),
+            *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
             ("loss", self._named("loss")),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
@@ -56,13 +67,95 @@ def _count(number: float, what: str) -> str:
     return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
 
 
-def make(registry: Registry, config: RunConfig) -> Plan:
-    """Check everything that can be checked without torch, and read the data.
+@dataclass(frozen=True)
+class Pipeline:
+    """What a command will do: the runs to train, in order; the last is the one that was asked for."""
+
+    to_train: list[Plan]
+    found: list[Parent]  # finished runs that they go on from, or the one that was asked for, where it is there
+
+
+def pipeline(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool = False) -> Pipeline:
+    """Resolve what was asked for, and every stage under it.
+
+    ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`; ``overwrite`` trains anew what was asked for.
+
+    Raises:
+        AlignkitError: whatever would stop one of the runs and can be known without torch.
+    """
+    return _Planner(registry, file, cli).plan(overwrite)
+
+
+class _Planner:
+    def __init__(self, registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> None:
+        self.registry, self.file, self.cli = registry, file, cli
+        self.result = Pipeline([], [])
+        self.known: dict[str, Parent] = {}  # stage -> the run that gives it
+
+    def plan(self, overwrite: bool) -> Pipeline:
+        config, parents = self._with_parents(resolve(self.registry, self.file, self.cli))
+        if manifest.is_run(config.folder) and not overwrite and self._is_the_same(config):
+            done = Parent(config.stage.component.name, config.folder, manifest.read(config.folder))
+            return Pipeline([], [done])
+        self.result.to_train.append(make(self.registry, config, parents))
+        return self.result
+
+    def _with_parents(self, config: RunConfig) -> tuple[RunConfig, dict[str, Parent]]:
+        """The config with its parents' folders, and with what it takes from them where the user said nothing."""
+        stage = config.stage.component
+        parents = {}
+        for role, need in stage.needs.items():
+            key = f"{stage.name}.{role}"
+            if (said := config.parents[role]) != BASE:
+                parents[role] = lineage.named(key, said, role) if said else self._find(need, key)
+        if parents:
+            inherited = lineage.inherited(next(iter(parents.values())))
+            config = resolve(self.registry, self.file, self.cli, stage.name, inherited)
+            folders = {role: str(parent.folder) for role, parent in parents.items()}
+            config = dataclasses.replace(config, parents={**config.parents, **folders})
+        for role, parent in parents.items():
+            lineage.check(config, parent, f"{stage.name}.{role}")
+            if parent.manifest is not None and parent not in self.result.found:
+                self.result.found.append(parent)
+        return config, parents
+
+    def _find(self, stage_name: str, key: str) -> Parent:
+        """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
+        if stage_name not in self.known:
+            config = resolve(self.registry, self.file, self.cli, stage_name)
+            fingerprint = data.fingerprint(config.data.path) if config.data.path else None
+            runs = lineage.finished(Path(config.output), stage_name)
+            matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
+            if not matching and manifest.is_run(config.folder):
+                there = next(run for run in runs if run.folder == config.folder)
+                why = "; ".join(lineage.differences(there, config, fingerprint))
+                raise ConfigError(
+                    f"{config.folder} is there but is not what these settings make: {why}. Use it all the same with "
+                    f"{key}={config.folder}, train it anew with alignkit train --plugin {stage_name} --overwrite, or "
+                    "choose another --output"
+                )
+            if not matching:
+                config, parents = self._with_parents(config)
+                self.result.to_train.append(make(self.registry, config, parents))
+            self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None)
+        return self.known[stage_name]
+
+    def _is_the_same(self, config: RunConfig) -> bool:
+        """Whether the finished run in the config's folder was made by this very config, from the same data."""
+        record = manifest.read(config.folder)
+        mine, theirs = ({k: v for k, v in c.items() if k != "output"} for c in (config.to_dict(), record["config"]))
+        run = Parent(record["stage"], config.folder, record)
+        return mine == theirs and not lineage.differences(run, config, data.fingerprint(config.data.path or ""))
+
+
+def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | None = None) -> Plan:
+    """Check everything about one run that can be checked without torch, and read the data.
 
     Raises:
         ConfigError: a package that a component needs is not installed; the base is none.
         DataError: from :mod:`alignkit.data`.
     """
+    parents = dict(parents or {})
     for component in (s.component for s in (config.stage, config.tuner, config.optimizer, config.loss)):
         for package in component.requires:
             if importlib.util.find_spec(package) is None:
@@ -81,9 +174,9 @@ def make(registry: Registry, config: RunConfig) -> Plan:
         if config.data.eval_path == config.data.path and held_out.split == config.data.split:
             raise ConfigError(f"data.eval_path is the training data ({config.data.path}): name data.eval_split too")
         eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
-        return Plan(registry, config, source, source.rows, eval_source.rows, eval_source)
+        return Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents)
     train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
-    return Plan(registry, config, source, train_rows, eval_rows, None)
+    return Plan(registry, config, source, train_rows, eval_rows, None, parents)
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 
 from alignkit import hookspecs
-from alignkit.components import KINDS, Component
+from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import PluginError, did_you_mean, one_line
 
 GROUP = "alignkit"
@@ -188,6 +188,10 @@ class Registry:
             f"no active plugin gives a {kind} named '{name}'.{did_you_mean(name, known)} "
             f"Known: {', '.join(known) or 'none'}{hint}"
         )
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; raises as :meth:`get`."""
+        return cast(Stage, self.get("stage", name))
 
     def provider(self, component: Component) -> Plugin:
         """The plugin that gave a component."""

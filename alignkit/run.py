@@ -19,9 +19,10 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, card, device, manifest
+from alignkit import base, card, data, device, fingerprints, manifest, roles
 from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
+from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.plan import Plan, check_folder
 from alignkit.resume import last_checkpoint, prepare_folder
@@ -53,7 +54,11 @@ class Run:
         self.eval_rows = plan.eval_rows
         self.say = say  # one line for the user
         self.folder = manifest.unfinished(plan.config.folder)  # while it trains
+        self.parents = {role: parent.folder for role, parent in plan.parents.items()}
+        self.records = {role: manifest.read(folder) for role, folder in self.parents.items()}
         self.base = base.locate(plan.config.model, say)
+        if "policy" in self.parents:
+            self.base = base.under(self.records["policy"], self.parents["policy"], say)
         self.dtype = device.run_dtype(plan.config.train)
 
     def surroundings(self) -> dict[str, Any]:
@@ -62,39 +67,71 @@ class Run:
         return {
             "the data": plan.source.fingerprint,
             "the held-out data": plan.eval_source.fingerprint if plan.eval_source else None,
-            "the weights of the base": manifest.weights_fingerprint(folder) if folder else None,
-            "the chat template": manifest.text_fingerprint(self.tokenizer.chat_template),
+            "the weights of the base": fingerprints.weights(folder) if folder else None,
+            **{f"the {role} it goes on from": fingerprints.weights(run) for role, run in self.parents.items()},
+            "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),
             "the number of processes": os.environ.get("WORLD_SIZE", "1"),
         }
 
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
-        """The base's tokenizer, with a chat template and a pad token."""
-        return load_tokenizer(self.base, self.config.chat_template)
+        """The tokenizer of the policy it goes on from, or of the base, with a chat template and a pad token."""
+        return load_tokenizer(str(self.parents.get("policy", self.base)), self.config.chat_template)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
         """The tokens at which an answer ends."""
+        if "policy" in self.records:
+            return list(self.records["policy"]["stop_ids"])
         return base.stop_ids(self.base, self.tokenizer.eos_token_id)
 
-    def model(self, role: str) -> nn.Module:
-        """The model of a role, made trainable by the tuner. Its fresh weights depend on ``train.seed`` alone."""
+    def model(self, role: str, start: str = "policy") -> nn.Module:
+        """The model of a role, made trainable by the tuner and started from the run that is the parent ``start``.
+
+        A ``value`` or a ``reward`` has a scalar head. Fresh weights depend on ``train.seed`` alone.
+        """
         tuner, config = self.config.tuner
         kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
         loaded = self.registry.hook.alignkit_load_model(run=self, role=role, kwargs=kwargs)
-        loaded = base.load(self.base, kwargs) if loaded is None else loaded
-        loaded.generation_config.eos_token_id = self.stop_ids
-        loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        loaded = base.load(self.base, kwargs, role in roles.WITH_HEAD) if loaded is None else loaded
         transformers.set_seed(self.config.train.get("seed", 42))
+        if role in roles.WITH_HEAD:
+            roles.fresh_head(loaded, self.score_pad_token_id)
+        else:
+            loaded.generation_config.eos_token_id = self.stop_ids
+            loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
         try:
             model: nn.Module = tuner.wrap(config, loaded, role)
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
             ) from error
+        if start in self.records and self.records[start]["weights"] == "adapter":
+            model = roles.continue_adapter(model, self.parents[start])
+        if role in roles.WITH_HEAD:
+            roles.head_in_fp32(model)
         self.registry.hook.alignkit_model_ready(run=self, role=role, model=model)
         return model
+
+    @property
+    def score_pad_token_id(self) -> int | None:
+        """The pad token, where it cannot be mistaken for the token that ends an answer."""
+        pad = self.tokenizer.pad_token_id
+        return None if pad in self.stop_ids else int(pad)
+
+    def parent_rows(self, role: str) -> list[data.Located]:
+        """The rows that a parent was trained on; none where there is no parent or its data are gone."""
+        if role not in self.records:
+            return []
+        record = self.records[role]
+        theirs = record["config"]["stages"][record["stage"]]["data"]
+        stage = self.registry.stage(record["stage"])
+        try:
+            return data.load(self.registry, DataConfig(**theirs), theirs["path"], stage.rows).rows
+        except AlignkitError as error:
+            self.say(f"the rows that {self.parents[role]} was trained on cannot be read: {error}")
+            return []
 
     def loss(self) -> Callable[[Any], Any]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
@@ -163,8 +200,10 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     if any(isinstance(c, Interrupt) and c.asked for c in trainer.callback_handler.callbacks):
         raise Interrupted(f"stopped at step {trainer.state.global_step}. The same command with --resume goes on")
 
+    finish = plan.config.stage.component.finish
+    more = finish(run, trainer) if finish else {}
     metrics = final_metrics(trainer)
-    save(run, trainer, metrics, time.monotonic() - started)
+    save(run, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(final)
     trainer.accelerator.wait_for_everyone()
@@ -191,14 +230,16 @@ def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.endswith(timing)}
 
 
-def save(run: Run, trainer: transformers.Trainer, metrics: dict[str, float], seconds: float) -> None:
+def save(
+    run: Run, trainer: transformers.Trainer, metrics: dict[str, float], more: dict[str, Any], seconds: float
+) -> None:
     """Write model, tokenizer, manifest and card into the unfinished run folder, which :func:`execute` then renames."""
     trainer.save_model(str(run.folder))
     if not trainer.is_world_process_zero():
         return
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    record = describe(run, metrics, trainer.state.global_step, seconds)
+    record = {**describe(run, metrics, trainer.state.global_step, seconds), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
@@ -209,30 +250,30 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
     """The manifest: what was trained, from what, with what."""
     config, source = run.config, run.plan.source
     base_folder = base.folder_of(run.base)
-    special = {name: str(token) for name, token in sorted(run.tokenizer.special_tokens_map.items())}
-    parents = {}
-    if base_folder is not None and manifest.is_run(base_folder):
-        parents["policy"] = {
-            "folder": os.path.abspath(base_folder),
-            "weights": manifest.weights_fingerprint(base_folder),
-        }
+    model_folder = base.folder_of(base.locate(config.model, run.say))
+    parents = {
+        role: {"folder": os.path.abspath(folder), "weights": fingerprints.weights(folder)}
+        for role, folder in run.parents.items()
+    }
+    if base_folder is not None and manifest.is_run(base_folder) and "policy" not in parents:
+        parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": fingerprints.weights(base_folder)}
     components = [config.stage, config.tuner, config.optimizer, config.loss]
     providers = [plugin.distribution for plugin in run.registry.active]
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     return {
         "manifest_version": manifest.VERSION,
         "stage": config.stage.component.name,
+        "role": config.stage.component.role,
         "tuner": config.tuner.component.name,
         "loss": config.loss.component.name,
         "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
-        "base": {
-            "name": config.model,
+        "model": {"name": config.model, **(fingerprints.of(model_folder) if model_folder else {})},
+        "base": {  # what the adapter sits on: the model, or a parent that was trained whole
+            "name": config.model if run.base == base.locate(config.model, run.say) else run.base,
             "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
-            "weights": manifest.weights_fingerprint(base_folder) if base_folder else None,
+            "weights": fingerprints.weights(base_folder) if base_folder else None,
         },
-        "tokenizer": manifest.text_fingerprint(run.tokenizer.backend_tokenizer.to_str()),
-        "chat_template": manifest.text_fingerprint(run.tokenizer.chat_template),
-        "special_tokens": special,
+        "fingerprints": fingerprints.of(run.folder),
         "stop_ids": run.stop_ids,
         "parents": parents,
         "data": {

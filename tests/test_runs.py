@@ -101,7 +101,9 @@ def test_a_finished_run_is_not_overwritten_unless_told(
     folder = train("train.max_steps=1")
     command = ["train", "-c", str(folder / "config.yaml")]
 
-    assert main(command) == 2
+    assert main(command) == 0
+    assert "nothing to train" in capsys.readouterr().out
+    assert main([*command, "train.seed=7"]) == 2
     assert f"{folder}: a finished run is there. Choose another --output, or add --overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite", "train.seed=7"]) == 0
     assert json.loads((folder / "alignkit.json").read_text())["config"]["train"]["seed"] == 7

@@ -7,8 +7,7 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import check_folder
-from alignkit.plan import make as make_plan
+from alignkit.plan import check_folder, pipeline
 
 
 def check(
@@ -20,7 +19,9 @@ def check(
     output: str = common.Output,
 ) -> None:
     """Say what `train` would do, and what is wrong with it, without loading a model."""
-    registry, resolved = common.resolve_arguments(plugin, config, model, data, output, overrides)
-    common.print_plan(make_plan(registry, resolved))
-    check_folder(resolved.folder, resume=True, overwrite=False)
-    typer.echo("        ok  train can start")
+    asked = common.read_arguments(plugin, config, model, data, output, overrides)
+    planned = pipeline(*asked)
+    common.print_pipeline(planned)
+    for plan in planned.to_train:
+        check_folder(plan.config.folder, resume=True, overwrite=False)
+    typer.echo(f"{'ok':>11}  {'train can start' if planned.to_train else 'nothing is left to train'}")

@@ -6,13 +6,13 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 
 from alignkit import yaml
-from alignkit.config import RunConfig, merge, parse_override, resolve
-from alignkit.plan import Plan
+from alignkit.config import asked_stage, merge, parse_override
+from alignkit.plan import Pipeline, Plan
 from alignkit.registry import Registry
 
 Plugins = typer.Option(
@@ -25,30 +25,51 @@ Output = typer.Option(None, "--output", "-o", metavar="DIR", help="Where run fol
 Overrides = typer.Argument(None, metavar="[KEY.PATH=VALUE]...", help="Settings that win over the file's.")
 
 
-def resolve_arguments(
+class Asked(NamedTuple):
+    """What a command line asks for: the plugins, and the two sources of settings."""
+
+    registry: Registry
+    file: dict[str, Any]
+    cli: dict[str, Any]
+
+
+def read_arguments(
     plugins: list[str],
     file: Path | None,
     model: str | None,
     data: str | None,
     output: str | None,
     overrides: list[str] | None,
-) -> tuple[Registry, RunConfig]:
-    """The config that a command line asks for."""
+) -> Asked:
+    """The sources of settings; ``--data`` is the asked-for stage's."""
+    registry = Registry()
+    of_file = dict(yaml.load(file)) if file else {}
     flags: dict[str, Any] = {"plugins": plugins, "model": model, "output": output}
     given = {key: value for key, value in flags.items() if value}
-    if data:
-        given["data"] = {"path": data}
     cli = merge(given, *(parse_override(text) for text in overrides or []))
-    registry = Registry()
-    return registry, resolve(registry, yaml.load(file) if file else {}, cli)
+    if data:
+        cli = merge(cli, {"stages": {asked_stage(registry, of_file, cli): {"data": {"path": data}}}})
+    return Asked(registry, of_file, cli)
+
+
+def print_pipeline(pipeline: Pipeline) -> None:
+    """What is there, and every run that is to be trained, a line each."""
+    for run in pipeline.found:
+        typer.echo(f"{'found':>11}  {run.describe()}")
+    if pipeline.found and pipeline.to_train:
+        typer.echo()
+    for plan in pipeline.to_train:
+        print_plan(plan)
+        if plan is not pipeline.to_train[-1]:
+            typer.echo()
 
 
 def print_plan(plan: Plan) -> None:
-    """The plan, a line each."""
+    """One run, a line a fact."""
     for label, text in plan.describe():
-        typer.echo(f"{label:>10}  {text}")
+        typer.echo(f"{label:>11}  {text}")
     for why in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
-        typer.echo(f"   skipped  {why}")
+        typer.echo(f"{'skipped':>11}  {why}")
 
 
 def quiet() -> None:

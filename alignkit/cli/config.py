@@ -11,7 +11,7 @@ import typer
 
 from alignkit import training_args, yaml
 from alignkit.cli import common
-from alignkit.config import DataConfig, RunConfig, TopLevel
+from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
 
 
 def config(
@@ -24,8 +24,8 @@ def config(
     every: bool = typer.Option(False, "--all", help="With every field of TrainingArguments, as comments."),
 ) -> None:
     """Write the whole config of a stage, with a comment on every key: a file to start from."""
-    _, resolved = common.resolve_arguments(plugin, file, model, data, output, overrides)
-    typer.echo("\n".join(commented(resolved, every)))
+    asked = common.read_arguments(plugin, file, model, data, output, overrides)
+    typer.echo("\n".join(commented(resolve(*asked), every)))
 
 
 def commented(config: RunConfig, every: bool) -> Iterator[str]:
@@ -50,6 +50,8 @@ def commented(config: RunConfig, every: bool) -> Iterator[str]:
     yield "stages:"
     yield f"  {stage.name}:  # {stage.summary}"
     yield from _fields(2, stage.config, table)
+    for role, need in stage.needs.items():
+        yield _line(2, role, table[role], f"the run to go on from; null: found, or {need} is trained first; base: none")
     yield "    loss:"
     yield from _component(3, table["loss"], config.loss.component)
     yield "    data:"

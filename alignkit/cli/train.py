@@ -8,8 +8,7 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import check_folder
-from alignkit.plan import make as make_plan
+from alignkit.plan import check_folder, pipeline
 
 
 def train(
@@ -20,28 +19,39 @@ def train(
     data: str = common.Data,
     output: str = common.Output,
     resume: bool = typer.Option(False, "--resume", help="Go on with an unfinished run."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a run that is there."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the asked-for run if it is there."),
+    plan_only: bool = typer.Option(False, "--plan", help="Say what would be done, and stop."),
 ) -> None:
-    """Train a stage: alignkit train --plugin sft --plugin qlora --data demos.jsonl train.num_train_epochs=3"""
-    registry, resolved = common.resolve_arguments(plugin, config, model, data, output, overrides)
+    """Train a stage, and first what it needs: alignkit train --plugin rm --plugin qlora --data rankings.jsonl"""
     first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process looks and speaks
+    asked = common.read_arguments(plugin, config, model, data, output, overrides)
+    planned = pipeline(*asked, overwrite=overwrite)
     if first:
-        check_folder(resolved.folder, resume, overwrite)
-    plan = make_plan(registry, resolved)
-    if first:
-        common.print_plan(plan)
-        typer.echo()
+        for plan in planned.to_train:
+            check_folder(plan.config.folder, resume or plan_only, overwrite)
+        common.print_pipeline(planned)
+        if not planned.to_train:
+            typer.echo("\nnothing to train: this run is there, made by these settings. --overwrite trains it again")
+    if plan_only or not planned.to_train:
+        return
     common.quiet()
 
     from alignkit.run import Interrupted, execute
 
-    try:
-        result = execute(plan, resume=resume, overwrite=overwrite, say=typer.echo if first else lambda line: None)
-    except Interrupted as stop:
-        typer.echo(f"\n{stop}", err=True)
-        raise typer.Exit(130) from None
-    if first:
+    def say(line: str) -> None:
+        if first:
+            typer.echo(line)
+
+    for plan in planned.to_train:
+        say(f"\n{plan.config.stage.component.name}")
+        try:
+            result = execute(plan, resume=resume, overwrite=overwrite, say=say)
+        except Interrupted as stop:
+            typer.echo(f"\n{stop}", err=True)
+            raise typer.Exit(130) from None
         before, after = result.metrics.get("first_eval_loss"), result.metrics.get("eval_loss")
         fell = f"held-out loss {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
-        typer.echo(f"\ndone in {result.seconds:.0f} s: {fell}run folder {result.folder}")
-        typer.echo(f"talk to it: alignkit chat {result.folder}")
+        say(f"done in {result.seconds:.0f} s: {fell}run folder {result.folder}")
+    stage = planned.to_train[-1].config.stage.component
+    if stage.role == "policy":
+        say(f"talk to it: alignkit chat {result.folder}")

@@ -33,13 +33,17 @@ def load(config: LoraConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
-    """The model frozen, with a fresh adapter whose weights are fp32. At first it computes what the base computes."""
+    """The model frozen, with a fresh adapter whose weights are fp32. At first it computes what the base computes.
+
+    A model for sequence classification trains its head too, and the head is saved with the adapter.
+    """
     import peft
 
     return peft.get_peft_model(
         model,
         peft.LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
+            modules_to_save=["score"] if hasattr(model, "score") else None,
             r=config.r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,

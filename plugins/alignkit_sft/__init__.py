@@ -26,6 +26,7 @@ def alignkit_stage() -> list[Stage]:
             batch=TokenLogps,
             loss="nll",
             data="bundled:demonstrations",
+            watch=("perplexity",),
             train={
                 "learning_rate": 2e-5,
                 "lr_scheduler_type": "cosine_with_min_lr",

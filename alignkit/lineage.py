@@ -1,0 +1,165 @@
+"""Which run a run goes on from: finding it, and whether it fits. No torch here: a misfit costs half a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit import base, bundled, fingerprints, manifest
+from alignkit.config import RunConfig
+from alignkit.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A run that another one goes on from."""
+
+    stage: str
+    folder: Path
+    manifest: dict[str, Any] | None  # None: it is yet to be trained, by the same command
+
+    def describe(self) -> str:
+        """``"runs/sft (lora, 44 steps, 2026-11-24)"``."""
+        if self.manifest is None:
+            return f"{self.folder} (trained first)"
+        record = self.manifest
+        return f"{self.folder} ({record['tuner']}, {record['steps']} steps, {record['finished'][:10]})"
+
+
+def named(key: str, path: str, role: str) -> Parent:
+    """The run at ``path``, which the config names under ``key`` to be the ``role``.
+
+    Raises:
+        ConfigError: no run is there, or its model is for something else.
+    """
+    folder = Path(path).expanduser()
+    if not manifest.is_run(folder):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        runs = [str(one) for one in inside if manifest.is_run(one)]
+        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = f" Runs in it: {', '.join(runs)}" if runs else did_you_mean(folder.name, beside)
+        raise ConfigError(f"{key}: {path} is no finished run.{hint}")
+    record = manifest.read(folder)
+    if record["role"] != role:
+        raise ConfigError(f"{key}: {path} is a {record['role']} (stage {record['stage']}), not a {role}")
+    return Parent(record["stage"], folder, record)
+
+
+def finished(output: Path, stage: str) -> list[Parent]:
+    """The finished runs of a stage in the output folder, the newest first."""
+    folders = [folder for folder in output.iterdir() if manifest.is_run(folder)] if output.is_dir() else []
+    runs = [
+        Parent(stage, folder, record)
+        for folder in folders
+        if not folder.name.endswith(".unfinished") and (record := manifest.read(folder))["stage"] == stage
+    ]
+    return sorted(runs, key=lambda run: run.manifest["finished"] if run.manifest else "", reverse=True)
+
+
+def inherited(parent: Parent) -> dict[str, Any]:
+    """What a run takes from the one that it goes on from, where the user says nothing else."""
+    if parent.manifest is None:
+        return {}
+    config = parent.manifest["config"]
+    return {key: config[key] for key in ("model", "tuner", "chat_template") if config[key] is not None}
+
+
+def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
+    """Why a finished run is not the one that ``config`` would make: what the user said, data, model, and ancestors.
+
+    ``data`` is the fingerprint of the data as they are now; None where that is unknown.
+    """
+    assert run.manifest is not None
+    record, wanted = run.manifest, config.to_dict()
+    found = [
+        f"{'.'.join(path)} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
+        for path in _leaves(config.stated)
+        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents
+    ]
+    if data is not None and record["data"]["fingerprint"] != data and record["data"]["source"] == config.data.path:
+        found.append(f"{config.data.path} has changed since")
+    found += [f"{config.model} has changed: {what}" for what in _model_differences(config, record)]
+    for role, parent in record["parents"].items():
+        folder = Path(parent["folder"])
+        if manifest.is_run(folder) and fingerprints.weights(folder) != parent["weights"]:
+            found.append(f"its {role} {folder} was trained again since")
+    return found
+
+
+def check(config: RunConfig, parent: Parent, key: str) -> None:
+    """Whether a run of ``config`` can go on from ``parent``.
+
+    Raises:
+        ConfigError: base, tokenizer, chat template, special tokens or the adapter's settings differ; says which.
+    """
+    record = parent.manifest
+    if record is None:  # trained by the same command, from the same settings
+        return
+    told = f"{key}: {parent.folder} does not fit"
+    if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
+        raise ConfigError(f"{told}: it was made from {record['model']['name']}, this run is of {config.model}")
+    if found := _model_differences(config, record):
+        raise ConfigError(f"{told}: since it was trained, of {config.model} this has changed: {', '.join(found)}")
+    now = fingerprints.of(parent.folder)
+    if found := fingerprints.differences(record["fingerprints"], now):
+        raise ConfigError(f"{told}: since it was trained, this in its folder has changed: {', '.join(found)}")
+    if config.chat_template is not None:
+        template = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+        if fingerprints.text(template) != record["fingerprints"]["chat_template"]:
+            raise ConfigError(f"{told}: its chat template is another than {config.chat_template}")
+    if record["weights"] == "adapter":
+        mine, theirs = config.to_dict()["tuner"], record["config"]["tuner"]
+        common = [name for name in mine if name != "name" and name in theirs and mine[name] != theirs[name]]
+        if common:
+            what = ", ".join(f"tuner.{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in common)
+            raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
+
+
+def check_same_tokens(a: Parent, b: Parent) -> None:
+    """Whether two runs write text in the same tokens.
+
+    Raises:
+        ConfigError: the tokenizer, the chat template or the special tokens differ; says which.
+    """
+    if a.manifest is None or b.manifest is None:
+        return
+    one, other = a.manifest["fingerprints"], b.manifest["fingerprints"]
+    if found := fingerprints.differences({**one, "weights": None}, {**other, "weights": None}):
+        raise ConfigError(f"{a.folder} and {b.folder} do not fit together: they differ in {', '.join(found)}")
+
+
+def _model_of(config: RunConfig) -> dict[str, Any] | None:
+    """Fingerprints of the model that ``config`` names, where its files are here."""
+    if config.model.startswith(bundled.PREFIX):
+        folder: Path | None = bundled.model(config.model)
+    else:
+        folder = base.folder_of(base.locate(config.model, lambda line: None))
+    return fingerprints.of(folder) if folder is not None and folder.exists() else None
+
+
+def _model_differences(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
+    now, then = _model_of(config), _without_name(record["model"])
+    if now is None or then is None or config.model != record["model"]["name"]:
+        return []
+    return fingerprints.differences(then, now)
+
+
+def _without_name(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    prints = {key: value for key, value in model.items() if key != "name"}
+    return prints or None
+
+
+def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _at(table: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        table = table.get(key) if isinstance(table, Mapping) else None
+    return table

@@ -1,0 +1,98 @@
+"""Models by the role that they play in a stage: policy, reference, value, reward.
+
+A policy is a causal language model; a value or a reward is the same trunk with a scalar head, which is exactly
+Transformers' model for sequence classification with one label. Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignkit import base, device
+from alignkit.config import Selected, select
+from alignkit.errors import AlignkitError, PluginError, one_line
+from alignkit.registry import Registry
+
+WITH_HEAD = ("value", "reward")
+
+
+def fresh_head(model: Any, pad_token_id: int | None) -> None:
+    """Start the scalar head at N(0, 1/sqrt(d + 1)), as "learning to summarize" (arXiv 2009.01325) does; d is the width.
+
+    ``pad_token_id`` is what plain Transformers looks for to find where a padded sequence ends.
+    """
+    weight = model.score.weight
+    with torch.no_grad():
+        weight.copy_(torch.empty(weight.shape).normal_(std=1 / math.sqrt(weight.shape[1] + 1)))
+    model.config.pad_token_id = pad_token_id
+
+
+def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """``model`` started from the adapter in ``folder``: its adapter gets the same weights; without one they are merged.
+
+    Raises:
+        AlignkitError: the adapter does not fit.
+    """
+    import peft
+    from peft.utils import load_peft_weights
+
+    if not isinstance(model, peft.PeftModel):
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        model = _with_adapter(model, folder).merge_and_unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+        return model
+    weights = load_peft_weights(str(folder), device="cpu")
+    try:
+        result = peft.set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise AlignkitError(f"the adapter in {folder} cannot be continued: {one_line(error)}") from error
+    if result.unexpected_keys:
+        raise AlignkitError(f"the adapter in {folder} has layers that this model has not: {result.unexpected_keys[0]}")
+    return model
+
+
+def head_in_fp32(model: nn.Module) -> None:
+    """Train the scalar head in fp32, like the adapters beside it: in bf16, updates below 1/256 of a weight are lost."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "score." in name:
+            parameter.data = parameter.data.float()
+
+
+def _with_adapter(model: nn.Module, folder: Path) -> Any:
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.task_type = None  # the trunk alone matters, whatever is on top of it here
+    return peft.PeftModel.from_pretrained(model, str(folder), config=config)
+
+
+def open_run(folder: Path, record: dict[str, Any]) -> nn.Module:
+    """The model of a finished run, on its base in the form that it was trained on, in evaluation mode.
+
+    A reward run gives a model for sequence classification with one label, every other a causal language model.
+    """
+    import peft
+
+    head = record["role"] in WITH_HEAD
+    kwargs: dict[str, Any] = {"dtype": device.run_dtype({})}
+    if record["weights"] == "model":
+        return base.load(str(folder), kwargs, head).eval()
+    tuner, config = _tuner(record)
+    kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
+    trunk = base.load(base.under(record, folder, print), kwargs, head)
+    return peft.PeftModel.from_pretrained(trunk, str(folder)).eval()
+
+
+def _tuner(record: dict[str, Any]) -> Selected:
+    registry = Registry()
+    for plugin in record["config"]["plugins"]:
+        with contextlib.suppress(PluginError):  # only the tuner matters here; select tells if it is missing
+            registry.activate(plugin)
+    return select(registry, "tuner", record["tuner"], [record["config"]["tuner"]])
