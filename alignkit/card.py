@@ -10,10 +10,10 @@ from alignkit import yaml
 def render(manifest: dict[str, Any]) -> str:
     """``README.md`` for a run, from its manifest."""
     stage, tuner, base = manifest["stage"], manifest["tuner"], manifest["base"]["name"]
-    adapter = manifest["weights"] == "adapter"
+    adapter, reward = manifest["weights"] == "adapter", manifest["role"] == "reward"
     front = {
         "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if reward else "text-generation",
         "tags": ["alignkit", stage, tuner],
         **({} if base.startswith(("bundled:", ".", "/", "~")) else {"base_model": base}),
     }
@@ -31,10 +31,7 @@ Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{mani
 |---|---|
 {metrics}
 
-Talk to it with `alignkit chat FOLDER`, or load it with plain {"PEFT" if adapter else "Transformers"}:
-
-```python
-{_LOAD_ADAPTER if adapter else _LOAD_MODEL}```
+{_reward(manifest) if reward else _policy(adapter)}
 
 The run is made again by `alignkit train -c config.yaml --output ELSEWHERE`. Its settings:
 
@@ -43,6 +40,33 @@ The run is made again by `alignkit train -c config.yaml --output ELSEWHERE`. Its
 """
 
 
+def _policy(adapter: bool) -> str:
+    library, code = ("PEFT", _LOAD_ADAPTER) if adapter else ("Transformers", _LOAD_MODEL)
+    return f"""Talk to it with `alignkit chat FOLDER`, or load it with plain {library}:
+
+```python
+{code}```"""
+
+
+def _reward(manifest: dict[str, Any]) -> str:
+    normalised = manifest["normalisation"]
+    said = f"**{manifest['verdict']}.** " if "verdict" in manifest else ""
+    return f"""{said}Its score has mean 0 and deviation 1 on {normalised["answers"]} answers ({normalised["over"]}).
+
+Score rows with `alignkit score FOLDER FILE`, or load it with plain Transformers:
+
+```python
+{_LOAD_REWARD.format(pad=manifest["pad_token_id"])}```"""
+
+
+_LOAD_REWARD = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER", num_labels=1, pad_token_id={pad})
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")  # the score stands at the end token
+score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+"""
 _LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import base, manifest
 from alignkit.errors import AlignkitError
 from alignkit.rows import Conversation, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Where(NamedTuple):
@@ -33,25 +36,45 @@ def locate(name: str) -> Where:
     return Where(name, None)
 
 
+class Opened(NamedTuple):
+    """A model in memory, on the accelerator if there is one, in evaluation mode."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]  # the tokens at which an answer ends
+
+
+def open_model(where: Where) -> Opened:
+    """The model of a run, on the base in the form that it was trained on; or the model of that name."""
+    import torch
+
+    from alignkit import device, roles
+    from alignkit.chat_template import load_tokenizer
+
+    if where.manifest is not None:
+        model: Any = roles.open_run(Path(where.name), where.manifest)
+        located, stops = where.name, where.manifest["stop_ids"]
+    else:
+        located = base.locate(where.name, print)
+        model = base.load(located, {"dtype": device.run_dtype({})}).eval()
+        stops = None
+    tokenizer = load_tokenizer(located, None)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Opened(model, tokenizer, stops or base.stop_ids(located, int(tokenizer.eos_token_id)))
+
+
 class Chat:
     """A model in memory and what was said so far."""
 
     def __init__(self, where: Where, max_new_tokens: int, temperature: float) -> None:
-        import torch
         from transformers import GenerationConfig
 
-        from alignkit.chat_template import load_tokenizer
-
-        self.model = _load(where)
-        self.model.eval()
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = load_tokenizer(where.name if where.manifest else base.locate(where.name, print), None)
-        stops = where.manifest["stop_ids"] if where.manifest else self.model.generation_config.eos_token_id
+        self.model, self.tokenizer, stop_ids = open_model(where)
         self.generation = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
             temperature=temperature if temperature > 0 else None,
-            eos_token_id=stops if stops is not None else self.tokenizer.eos_token_id,
+            eos_token_id=stop_ids,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self.conversation: Conversation = []
@@ -72,12 +95,3 @@ class Chat:
         answer = str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
         self.conversation.append(Message(role="assistant", content=answer))
         return answer
-
-
-def _load(where: Where) -> Any:
-    """The model of a run, on the base in the form that it was trained on; or the model of that name."""
-    from alignkit import device, roles
-
-    if where.manifest is not None:
-        return roles.open_run(Path(where.name), where.manifest)
-    return base.load(base.locate(where.name, print), {"dtype": device.run_dtype({})})

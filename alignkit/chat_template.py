@@ -106,6 +106,14 @@ def encode(
     return ids, labels
 
 
+def last_turn(labels: list[int]) -> int:
+    """Where the last answer begins: the first of the labels at the end that are learnt."""
+    start = len(labels)
+    while start and labels[start - 1] != IGNORE:
+        start -= 1
+    return start
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Conversation, add_generation_prompt: bool = False
 ) -> list[int]:

@@ -233,9 +233,8 @@ def _stated(stage: Stage, layers: list[tuple[Mapping[str, Any], Mapping[str, Any
     (file_shared, file_own), (cli_shared, cli_own) = layers
     which = {key: cli_shared[key] for key in ("model", "chat_template", "tuner") if key in cli_shared}
     said = merge(file_shared, file_own, which, cli_own)
-    of_run: dict[str, Any] = {
-        key: said[key] for key in ("model", "chat_template", "tuner", "optimizer", "train") if key in said
-    }
+    shared = ("model", "chat_template", "tuner", "optimizer", "train")
+    of_run: dict[str, Any] = {key: said[key] for key in shared if key in said}
     of_stage = {key: said[key] for key in (*_names(stage.config), *stage.needs, "loss", "data") if key in said}
     return {**of_run, "stages": {stage.name: of_stage}}
 

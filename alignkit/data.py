@@ -60,30 +60,50 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
         DataError: nothing there, nothing in it, no or several formats fit, a bad row, or rows of another kind.
     """
     raw, fingerprint = _open(config, path)
-    raw = iter(raw)
-    first = list(itertools.islice(raw, 20))
-    data_format = _format(registry, config.format, path, first)
+    data_format, raw = _recognise(registry, config, path, raw)
     rows: list[Located] = []
     skipped: list[str] = []
-    for where, content in itertools.chain(first, raw):
+    for where, content in raw:
         try:
-            if isinstance(content, DataError):
-                raise content
-            row = _convert(data_format, content, where)
+            rows.append(Located(where, _accepted(data_format, where, content, path, accepts)))
         except DataError as error:
-            if config.on_bad_row == "error":
+            if config.on_bad_row == "error" or isinstance(error, WrongKindError):
                 raise
             skipped.append(str(error))
-            continue
-        if not isinstance(row, accepts):
-            wanted = " or ".join(_plural(t) for t in accepts)
-            raise DataError(
-                f"{path} holds {_plural(type(row))} (format '{data_format.name}'); this stage wants {wanted}"
-            )
-        rows.append(Located(where, row))
     if not rows:
         raise DataError(f"{path} has no rows to train on: all {len(skipped)} are bad, the first: {skipped[0]}")
     return Rows(path, data_format.name, rows, skipped, fingerprint)
+
+
+def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
+    """The rows at ``path`` one after another, none of them kept in memory; raises as :func:`load` at a bad row."""
+    data_format, raw = _recognise(registry, config, path, _open(config, path)[0])
+    for where, content in raw:
+        yield Located(where, _accepted(data_format, where, content, path, accepts))
+
+
+class WrongKindError(DataError):
+    """The rows are good, but not what is wanted."""
+
+
+def _recognise(
+    registry: Registry, config: DataConfig, path: str, raw: Iterable[tuple[str, RawRow | DataError]]
+) -> tuple[DataFormat, Iterator[tuple[str, RawRow | DataError]]]:
+    raw = iter(raw)
+    first = list(itertools.islice(raw, 20))
+    return _format(registry, config.format, path, first), itertools.chain(first, raw)
+
+
+def _accepted(
+    data_format: DataFormat, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
+) -> Row:
+    if isinstance(content, DataError):
+        raise content
+    row = _convert(data_format, content, where)
+    if not isinstance(row, accepts):
+        wanted = " or ".join(_plural(t) for t in accepts)
+        raise WrongKindError(f"{path} holds {_plural(type(row))} (format '{data_format.name}'); wanted are {wanted}")
+    return row
 
 
 def fingerprint(path: str) -> str | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from alignkit import base, device
 from alignkit.config import Selected, select
-from alignkit.errors import AlignkitError, PluginError, one_line
+from alignkit.errors import AlignkitError, PluginError
 from alignkit.registry import Registry
 
 WITH_HEAD = ("value", "reward")
@@ -48,13 +48,11 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
         return model
-    weights = load_peft_weights(str(folder), device="cpu")
-    try:
-        result = peft.set_peft_model_state_dict(model, weights)
-    except RuntimeError as error:
-        raise AlignkitError(f"the adapter in {folder} cannot be continued: {one_line(error)}") from error
-    if result.unexpected_keys:
-        raise AlignkitError(f"the adapter in {folder} has layers that this model has not: {result.unexpected_keys[0]}")
+    weights, fresh = load_peft_weights(str(folder), device="cpu"), peft.get_peft_model_state_dict(model)
+    for name, tensor in weights.items():
+        if name not in fresh or fresh[name].shape != tensor.shape:
+            raise AlignkitError(f"the adapter in {folder} cannot be continued: there is no such {name} in this model's")
+    peft.set_peft_model_state_dict(model, {**fresh, **weights})  # a head that the former had not stays fresh
     return model
 
 
@@ -63,6 +61,17 @@ def head_in_fp32(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "score." in name:
             parameter.data = parameter.data.float()
+
+
+def without_dropout(model: Any) -> Any:
+    """``model`` with every dropout at 0, so that a score or a log-probability is the same number each time."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "resid_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
 
 
 def _with_adapter(model: nn.Module, folder: Path) -> Any:

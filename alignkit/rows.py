@@ -45,6 +45,7 @@ class Ranking:
     prompt: Conversation
     answers: list[str]
     ranks: list[float]
+    margins: list[float] | None = None  # how good each answer is on a scale, where that is known; higher is better
 
     @property
     def key(self) -> str:

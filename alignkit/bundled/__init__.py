@@ -18,7 +18,9 @@ from alignkit.errors import ConfigError, did_you_mean
 
 PREFIX = "bundled:"
 MODELS = ("bundled:smollm2-135m",)
-DATA = {"bundled:demonstrations": Path(__file__).with_name("demonstrations.jsonl")}
+DATA = {
+    f"{PREFIX}{name}": Path(__file__).with_name(f"{name}.jsonl") for name in ("demonstrations", "rankings", "prompts")
+}
 
 
 def data(path: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import chat, check, config, plugins, train
+from alignkit.cli import chat, check, config, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
 
 app = typer.Typer(
@@ -25,6 +25,9 @@ app.command("check")(check.check)
 app.command("chat")(chat.chat)
 app.command("config")(config.config)
 app.command("plugins")(plugins.plugins)
+app.command("sample")(sample.sample)
+app.command("rank")(rank.rank)
+app.command("score")(score.score)
 
 
 @app.callback()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +72,17 @@ def print_plan(plan: Plan) -> None:
         typer.echo(f"{label:>11}  {text}")
     for why in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
         typer.echo(f"{'skipped':>11}  {why}")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal; what it gives is called with how many more are done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda more: bar.advance(task, more)
 
 
 def quiet() -> None:

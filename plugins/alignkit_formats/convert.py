@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -63,13 +64,20 @@ def fits_preference(row: RawRow) -> int:
 
 
 def preference(row: RawRow) -> Ranking:
-    """``prompt``, ``chosen``, ``rejected``: texts, messages, or whole conversations with or without ``prompt``."""
+    """``prompt``, ``chosen``, ``rejected``: texts, messages, or whole conversations with or without ``prompt``.
+
+    ``margin``, where it is there, says by how much the chosen one is better.
+    """
     chosen, rejected = _get(row, "chosen"), _get(row, "rejected")
     whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
     if row.get("prompt") is not None and not whole:
-        return _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"))
-    both = [_ending_with_answer(_conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
-    return _pair_of_conversations(*both)
+        pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"))
+    else:
+        both = [_ending_with_answer(_conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
+        pair = _pair_of_conversations(*both)
+    if row.get("margin") is None:
+        return pair
+    return dataclasses.replace(pair, margins=[_number(row["margin"], "margin"), 0.0])
 
 
 def fits_hh_rlhf(row: RawRow) -> int:
@@ -87,17 +95,25 @@ def hh_rlhf(row: RawRow) -> Ranking:
 
 
 def ranking(row: RawRow) -> Ranking:
-    """``prompt``, ``responses`` and ``ranks``; a null rank leaves its answer out (a partial ranking)."""
+    """``prompt``, ``responses`` and ``ranks``; a null rank leaves its answer out (a partial ranking).
+
+    ``margins``, where they are there, say how good each response is on a scale, higher being better.
+    """
     responses, ranks = _get(row, "responses"), _get(row, "ranks")
     if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
         raise DataError("'responses' and 'ranks' must be lists of one length")
-    for rank in ranks:
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float) or math.isnan(rank)):
-            raise DataError(f"'ranks' holds {rank!r}, which is no number")
-    kept = [(_answer(a, "responses"), float(r)) for a, r in zip(responses, ranks, strict=True) if r is not None]
+    kept = [index for index, rank in enumerate(ranks) if rank is not None]
     if len(kept) < 2:
         raise DataError("a ranking needs at least two ranked answers")
-    return Ranking(_prompt(row), [answer for answer, _ in kept], [rank for _, rank in kept])
+    margins = row.get("margins")
+    if margins is not None and (not isinstance(margins, list) or len(margins) != len(ranks)):
+        raise DataError("'margins' must be a list as long as 'responses'")
+    return Ranking(
+        _prompt(row),
+        [_answer(responses[index], "responses") for index in kept],
+        [_number(ranks[index], "ranks") for index in kept],
+        [_number(margins[index], "margins") for index in kept] if margins is not None else None,
+    )
 
 
 def prompts(row: RawRow) -> Prompt:
@@ -121,6 +137,12 @@ def _get(row: RawRow, field: str) -> Any:
 
 def _string(row: RawRow, field: str) -> str:
     return _message("", _get(row, field), field)["content"]
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise DataError(f"'{field}' holds {value!r}, which is no number")
+    return float(value)
 
 
 def _message(role: str, content: Any, field: str) -> Message:

@@ -1,0 +1,133 @@
+"""Prompts with several answers each, as input of a model: every answer by itself, or all branching off one prompt.
+
+In the second form a row holds the prompt once and its answers after it. A position sees its prompt and what came before
+it in its own answer (a tree attention mask), and positions count on from the prompt's end in every answer, so that each
+answer is computed exactly as if it stood alone, while the prompt is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A prompt and its answers, as token ids."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+
+def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
+    """One row an answer, padded at the end: ``input_ids``, ``attention_mask``, ``position_ids`` [N, T]; ``ends`` [N, 2]
+
+    ``ends`` says where each answer's last token is, as (row, column); answers are in the order of the groups.
+    """
+    rows = [[*group.prompt, *answer] for group in groups for answer in group.answers]
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = torch.arange(int(lengths.max()))
+    return {
+        "input_ids": _padded(rows, pad),
+        "attention_mask": (columns < lengths[:, None]).long(),
+        "position_ids": torch.minimum(columns.expand(len(rows), -1), lengths[:, None] - 1),
+        "ends": torch.stack([torch.arange(len(rows)), lengths - 1], dim=1),
+    }
+
+
+def tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One row a group: as :func:`separate`, but ``attention_mask`` is additive, [G, 1, T, T] of ``dtype``."""
+    rows = [[*group.prompt, *(token for answer in group.answers for token in answer)] for group in groups]
+    width = max(len(row) for row in rows)
+    allowed = torch.eye(width, dtype=torch.bool).repeat(len(groups), 1, 1)  # padding sees itself: no row is all masked
+    positions = torch.zeros(len(groups), width, dtype=torch.long)
+    ends = []
+    for row, group in enumerate(groups):
+        trunk = start = len(group.prompt)
+        allowed[row, :trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
+        positions[row, :trunk] = torch.arange(trunk)
+        for answer in group.answers:
+            length = len(answer)
+            branch = slice(start, start + length)
+            allowed[row, branch, :trunk] = True
+            allowed[row, branch, branch] = torch.ones(length, length, dtype=torch.bool).tril()
+            positions[row, branch] = trunk + torch.arange(length)
+            start += length
+            ends.append((row, start - 1))
+    return {
+        "input_ids": _padded(rows, pad),
+        "attention_mask": torch.zeros(1, dtype=dtype).masked_fill(~allowed[:, None], torch.finfo(dtype).min),
+        "position_ids": positions,
+        "ends": torch.tensor(ends),
+    }
+
+
+def _padded(rows: list[list[int]], pad: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def saving(groups: Sequence[Branches], config: Any) -> float:
+    """How many times fewer operations :func:`tree` takes than :func:`separate`, counted from a model's config.
+
+    A token costs two operations a weight of the layers; a pair of positions costs four a width and layer, and the
+    tree's mask computes pairs that it then hides.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    per_token = 2 * layers * (4 * width * width + 3 * width * inner)
+    per_pair = 4 * layers * width
+    apart = together = 0
+    for group in groups:
+        trunk, lengths = len(group.prompt), [len(answer) for answer in group.answers]
+        apart += sum(per_token * (trunk + n) + per_pair * (trunk + n) ** 2 for n in lengths)
+        whole = trunk + sum(lengths)
+        together += per_token * whole + per_pair * whole**2
+    return apart / together
+
+
+def supports_tree(config: Any, longest: int) -> bool:
+    """Whether a model takes a mask of ours and counts positions by what it is told, over ``longest`` positions.
+
+    The attention must be PyTorch's or the eager one, positions must be rotary or learnt, and no layer may look back
+    less far than ``longest`` (sliding windows) or keep a state (linear attention).
+    """
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "rotary") == "alibi":
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    windowed = "sliding_attention" in kinds or (not hasattr(config, "layer_types"))
+    window = getattr(config, "sliding_window", None)
+    return not (windowed and window is not None and longest > window)
+
+
+def scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The scalar head at the end of every answer, [N] in fp32. ``inputs`` are of :func:`separate` or :func:`tree`.
+
+    ``model`` must have been prepared by :func:`with_scores`; it may be wrapped by PEFT and by accelerate.
+    """
+    output: Tensor = model(**inputs, use_cache=False)
+    return output
+
+
+def with_scores(model: Any) -> Any:
+    """Make a model for sequence classification answer with its head's scores at ``ends``, whoever wraps it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def forward(ends: Tensor, **inputs: Any) -> Tensor:
+        trunk = getattr(inner, inner.base_model_prefix)
+        hidden = trunk(**{key: value for key, value in inputs.items() if value is not None}).last_hidden_state
+        hidden = hidden[ends[:, 0], ends[:, 1]]
+        with torch.autocast(hidden.device.type, enabled=False):  # the difference of two scores is what counts
+            scored: Tensor = inner.score(hidden.to(inner.score.weight.dtype)).squeeze(-1).float()
+        return scored
+
+    inner.forward = forward
+    return model

@@ -1,0 +1,74 @@
+"""``alignkit score``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit import lineage
+from alignkit.cli import common
+from alignkit.config import DataConfig
+from alignkit.data import Located, read
+from alignkit.errors import DataError
+from alignkit.registry import Registry
+from alignkit.rows import Demonstration, Ranking
+
+WINDOW = 256  # rows in memory at a time
+
+
+def score(
+    run: str = typer.Argument(metavar="RUN", help="The run folder of a reward model."),
+    file: str = typer.Argument(help="Rows with prompt and answer, or prompt and several: a file, a folder, a hub id."),
+    output: Path = typer.Option(
+        None, "--output", "-o", metavar="FILE", help="Where to write; standard output if not said."
+    ),
+    batch: int = typer.Option(16, min=1, help="Answers at a time."),
+    data_format: str = typer.Option(None, "--format", metavar="NAME", help="How the rows are written."),
+) -> None:
+    """Write a score an answer, a row each: {"prompt": ..., "response": ..., "score": ...}, or responses and scores."""
+    parent = lineage.named("score", run, "reward")
+    rows = read(Registry(), DataConfig(format=data_format), file, (Demonstration, Ranking))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{file} has no rows to score")
+    common.quiet()
+    from alignkit.scoring import Scorer
+
+    assert parent.manifest is not None
+    scorer = Scorer(parent.folder, parent.manifest)
+    unfinished = output.with_name(f".{output.name}.unfinished") if output else None
+    stream = unfinished.open("w", encoding="utf-8") if unfinished else sys.stdout
+    with common.progress("scoring", None) as advance:
+        every = itertools.chain([first], rows)
+        while window := list(itertools.islice(every, WINDOW)):
+            written = [_answers(row) for row in window]
+            encoded = [scorer.encode(prompt, answer) for prompt, answers in written for answer in answers]
+            scores = iter(scorer.scores(encoded, batch))
+            for (prompt, answers), (_, row) in zip(written, window, strict=True):
+                mine = [round(next(scores), 6) for _ in answers]
+                line: dict[str, Any] = {"prompt": prompt}
+                if isinstance(row, Ranking):
+                    line |= {"responses": answers, "ranks": row.ranks, "scores": mine}
+                else:
+                    line |= {"response": answers[0], "score": mine[0]}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.flush()
+            advance(len(window))
+    if output and unfinished:
+        stream.close()
+        unfinished.replace(output)
+
+
+def _answers(located: Located) -> tuple[Any, list[str]]:
+    row = located.row
+    if isinstance(row, Ranking):
+        return row.prompt, row.answers
+    assert isinstance(row, Demonstration)
+    if row.messages[-1]["role"] != "assistant":
+        raise DataError(f"{located.where}: the last turn must be the assistant's")
+    return row.messages[:-1], [row.messages[-1]["content"]]

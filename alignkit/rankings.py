@@ -1,0 +1,123 @@
+"""InstructGPT's middle step as files: prompts, sampled answers, rankings. No torch here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignkit import data, manifest
+from alignkit.config import DataConfig
+from alignkit.errors import ConfigError, DataError, did_you_mean, one_line
+from alignkit.registry import Registry
+from alignkit.rows import Conversation, Demonstration, Prompt, Ranking, Row
+
+Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
+
+
+def prompts_of(path: str) -> list[Conversation]:
+    """The prompts of rows that have some, each once, in their order."""
+    rows = data.load(Registry(), DataConfig(), path, (Prompt, Ranking, Demonstration)).rows
+    prompts = [_prompt(row) for _, row in rows]
+    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+
+
+def _prompt(row: Row) -> Conversation:
+    if isinstance(row, Demonstration):
+        last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
+        return row.messages[:last]
+    assert isinstance(row, Prompt | Ranking)
+    return row.prompt
+
+
+def short(conversation: Conversation) -> str | Conversation:
+    """A conversation of one user turn as its text."""
+    alone = len(conversation) == 1 and conversation[0]["role"] == "user"
+    return conversation[0]["content"] if alone else conversation
+
+
+def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> int:
+    """How many prompts a file of samples has done, in whole batches; what a kill left of another batch is cut off.
+
+    Raises:
+        ConfigError: the file is of other prompts, or of another K.
+    """
+    if not file.exists():
+        return 0
+    kept: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off by a kill
+            break
+        number = len(kept)
+        fits = number < len(prompts) and isinstance(row, dict) and row.get("prompt") == short(prompts[number])
+        if not fits or len(row.get("responses", [])) != k:
+            raise ConfigError(
+                f"{file} line {number + 1} is no {k} answers to prompt {number + 1}: choose another --output"
+            )
+        kept.append(line)
+    whole = len(kept) if len(kept) == len(prompts) else len(kept) // batch * batch
+    manifest.write_atomically(file, "".join(line + "\n" for line in kept[:whole]))
+    return whole
+
+
+def function(name: str) -> Scorer:
+    """The function that ``module:function`` names; modules in the current folder are found too.
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not function_name:
+        raise ConfigError(f"'{name}' is not module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(f"{module_name} could not be imported: {one_line(error)}") from error
+    found = getattr(module, function_name, None)
+    if not callable(found):
+        hint = did_you_mean(function_name, [n for n in vars(module) if callable(getattr(module, n))])
+        raise ConfigError(f"{module_name} has no function {function_name}.{hint}")
+    return found
+
+
+def score(name: str, scorer: Scorer, prompts: list[str], answers: list[str]) -> list[float]:
+    """``scorer``'s scores, checked: as many as there are answers, and all of them numbers.
+
+    Raises:
+        DataError: it raised, or gave something else; with its name and the answer that it was about.
+    """
+    try:
+        scores = [float(value) for value in scorer(prompts, answers)]
+    except Exception as error:
+        raise DataError(
+            f"{name} failed on these answers, the first of which is {answers[0]!r}: {one_line(error)}"
+        ) from error
+    if len(scores) != len(answers):
+        raise DataError(
+            f"{name} gave {len(scores)} scores for {len(answers)} answers, the first of which is {answers[0]!r}"
+        )
+    for answer, value in zip(answers, scores, strict=True):
+        if not math.isfinite(value):
+            raise DataError(f"{name} gave {value} for the answer {answer!r}")
+    return scores
+
+
+def ranks(scores: Sequence[float]) -> list[int]:
+    """Scores, of which higher is better, as ranks, of which lower is better; equal scores are ties."""
+    order = sorted(set(scores), reverse=True)
+    return [order.index(value) for value in scores]
+
+
+def prompt_text(prompt: str | Conversation) -> str:
+    """A prompt as a scorer sees it: its text, or the last user turn of a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")

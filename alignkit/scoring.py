@@ -1,0 +1,47 @@
+"""Score answers with the model of a finished reward run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit import branches, roles
+from alignkit.branches import Branches
+from alignkit.chat_template import encode, last_turn, load_tokenizer
+from alignkit.rows import Conversation, Demonstration
+
+
+class Scorer:
+    """A reward model in memory: conversations and their answers in, one number each out."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.tokenizer = load_tokenizer(str(folder), None)
+        self.stop_ids = record["stop_ids"]
+        self.model = branches.with_scores(roles.open_run(folder, record))
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def encode(self, prompt: Conversation, answer: str) -> Branches:
+        """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""
+        conversation: Conversation = [*prompt, {"role": "assistant", "content": answer}]
+        ids, labels = encode(self.tokenizer, Demonstration(conversation), self.stop_ids)
+        start = last_turn(labels)
+        return Branches(ids[:start], [ids[start:]])
+
+    def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:
+        """The normalised score of each answer; ``batch`` at a time, those of one length together."""
+        order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].answers[0]))
+        found: dict[int, float] = {}
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            scored = self._forward([answers[i] for i in part])
+            found.update(zip(part, scored.tolist(), strict=True))
+        return [found[i] for i in range(len(answers))]
+
+    def _forward(self, answers: list[Branches]) -> Tensor:
+        inputs = branches.separate(answers, self.tokenizer.pad_token_id)
+        with torch.no_grad():
+            return branches.scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})

@@ -1,0 +1,131 @@
+"""From rankings to groups: pairs that share a prompt are put together, and answers become token ids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignkit import DataError, Demonstration, Ranking
+from alignkit.branches import Branches
+from alignkit.chat_template import encode, last_turn
+
+if TYPE_CHECKING:
+    from alignkit.data import Located
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt with K >= 2 answers, not all of one rank."""
+
+    branches: Branches
+    ranks: list[float]
+    margins: list[float] | None
+
+
+def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
+    """Rankings whose answers are each there once: pairs of one prompt become one ranking where they make one.
+
+    Pairs make a ranking when "not compared, directly or through others" is what ties are: then equal ranks say all that
+    is known. ``a > b`` and ``a > c`` do; ``a > b`` and ``c > d`` do not and stay apart, as do pairs that contradict a
+    ranking and pairs with margins.
+    """
+    merged: list[Ranking] = []
+    pairs: dict[str, list[Ranking]] = defaultdict(list)
+    for row in rows:
+        if len(row.answers) > 2 or row.margins is not None or row.ranks[0] == row.ranks[1]:
+            merged.append(row)
+        else:
+            if row.key not in pairs:
+                merged.append(row)  # keeps its place; replaced below
+            pairs[row.key].append(row)
+    result = []
+    for row in merged:
+        alone = len(row.answers) > 2 or row.margins is not None or row.ranks[0] == row.ranks[1]
+        result += [row] if alone else _rankings_of(pairs[row.key])
+    return result
+
+
+def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
+    """Pairs of one prompt as few rankings, each of which says what its pairs say."""
+    sets: list[list[tuple[str, str]]] = []
+    for row in pairs:
+        better, worse = row.answers if row.ranks[0] < row.ranks[1] else row.answers[::-1]
+        for known in sets:
+            if _depths([*known, (better, worse)]) is not None:
+                known.append((better, worse))
+                break
+        else:
+            sets.append([(better, worse)])
+    rankings = []
+    for known in sets:
+        depths = _depths(known)
+        assert depths is not None
+        rankings.append(Ranking(pairs[0].prompt, list(depths), [float(depth) for depth in depths.values()]))
+    return rankings
+
+
+def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
+    """The rank of each answer, by how many are in the longest chain above it; None where ranks would say too much."""
+    answers = list(dict.fromkeys(answer for pair in pairs for answer in pair))
+    above: dict[str, set[str]] = {answer: {b for b, w in pairs if w == answer} for answer in answers}
+    for _ in answers:  # the transitive closure: one more link a round
+        above = {answer: up.union(*(above[b] for b in up)) for answer, up in above.items()}
+    if any(answer in up for answer, up in above.items()):
+        return None  # a circle
+    depths: dict[str, int] = {}
+    for answer in sorted(answers, key=lambda answer: len(above[answer])):
+        depths[answer] = max((depths[b] + 1 for b in above[answer]), default=0)
+    told = {(b, w) for w, up in above.items() for b in up}
+    ranked = {(b, w) for b in answers for w in answers if depths[b] < depths[w]}
+    return depths if told == ranked else None
+
+
+def encode_groups(run: Any, rows: list[Located], max_length: int, too_long: str) -> list[Group]:
+    """Rankings as groups of token ids. Ties alone make no pair, so such rankings are left out, and counted.
+
+    Raises:
+        DataError: an answer is longer than ``max_length`` and ``too_long`` is ``error``; nothing is left.
+    """
+    where = {id(row): place for place, row in rows}
+    groups, over, tied, longest = [], 0, 0, (0, "")
+    rankings = merge_pairs(row for _, row in rows if isinstance(row, Ranking))
+    for ranking in rankings:
+        kept: list[tuple[list[int], int, int]] = []
+        for index, answer in enumerate(ranking.answers):
+            try:
+                ids, start = encode_answer(run, ranking.prompt, answer)
+            except DataError as error:
+                raise DataError(f"{where.get(id(ranking), 'a ranking')}: {error}") from None
+            if len(ids) > max_length:
+                over += 1
+                longest = max(longest, (len(ids), where.get(id(ranking), "")))
+            else:
+                kept.append((ids, start, index))
+        ranks = [ranking.ranks[index] for *_, index in kept]
+        if len(set(ranks)) < 2:
+            tied += len(kept) == len(ranking.answers)
+            continue
+        trunk = min(start for _, start, _ in kept)
+        branches = Branches(kept[0][0][:trunk], [ids[trunk:] for ids, *_ in kept])
+        margins = [ranking.margins[index] for *_, index in kept] if ranking.margins else None
+        groups.append(Group(branches, ranks, margins))
+    if over:
+        answers = sum(len(ranking.answers) for ranking in rankings)
+        found = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
+        if too_long == "error":
+            raise DataError(f"{found}. Raise rm.max_length, or set rm.too_long=skip to leave them out")
+        run.say(f"{found}: left out")
+    if tied:
+        run.say(f"{tied} of {len(rankings)} rankings are all ties: left out")
+    if not groups:
+        raise DataError("no ranking is left to train on")
+    return groups
+
+
+def encode_answer(run: Any, prompt: Any, answer: str) -> tuple[list[int], int]:
+    """The ids of a prompt and an answer, the token that ends it included, and where the answer starts."""
+    conversation = [*prompt, {"role": "assistant", "content": answer}]
+    ids, labels = encode(run.tokenizer, Demonstration(conversation), run.stop_ids)
+    return ids, last_turn(labels)

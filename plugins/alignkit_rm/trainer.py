@@ -1,0 +1,261 @@
+"""The reward model's trainer: K ranked answers a prompt, each forwarded once, all pairs of a prompt in one loss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from alignkit import AlignkitError, Demonstration, RankedScores, branches, roles
+from alignkit.branches import Branches
+from alignkit_rm import metrics
+from alignkit_rm.groups import Group, encode_answer, encode_groups
+from alignkit_rm.normalise import normalise
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+    from alignkit_rm.config import RMConfig
+
+
+def build(run: Run) -> RewardTrainer:
+    """Tokenise the rankings, load the trunk with its head, and put both into a trainer."""
+    config: RMConfig = run.config.stage.config
+    groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
+    held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
+    args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])
+    loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
+    model = branches.with_scores(roles.without_dropout(run.model("reward")))
+    trainer = RewardTrainer(
+        loss=loss,
+        pad=run.tokenizer.pad_token_id,
+        forward_tokens=config.forward_tokens,
+        model=model,
+        args=args,
+        train_dataset=groups,
+        eval_dataset=held_out,
+        data_collator=collate,
+        processing_class=run.tokenizer,
+        callbacks=run.callbacks(),
+        optimizer_cls_and_kwargs=optimizer,
+    )
+    trainer.shared_prompt = shared_prompt(run, trainer, groups)
+    return trainer
+
+
+def shared_prompt(run: Run, trainer: RewardTrainer, groups: list[Group]) -> bool:
+    """Whether to compute a prompt once for all its answers: as the config says, else where it is exact and faster.
+
+    Raises:
+        AlignkitError: the config wants it, and this model cannot do it exactly.
+    """
+    wanted = run.config.stage.config.shared_prompt
+    if wanted is False:
+        return False
+    longest = max(len(g.branches.prompt) + max(map(len, g.branches.answers)) for g in groups)
+    exact = branches.supports_tree(trainer.model.config, longest) and trainer.tree_agrees(groups[0])
+    if wanted and not exact:
+        raise AlignkitError(
+            f"rm.shared_prompt: {run.config.model} cannot branch several answers off one prompt exactly"
+        )
+    saving = branches.saving([group.branches for group in groups], trainer.model.config)
+    if exact and (wanted or saving > 1.05):
+        run.say(
+            f"shared prompt: a prompt is computed once for its answers, which saves {1 - 1 / saving:.0%} of the work"
+        )
+        return True
+    return False
+
+
+def collate(groups: list[Group]) -> dict[str, Any]:
+    """A batch: ``labels`` [G, K, 2] are each answer's rank and length (-1 is padding), for the evaluation."""
+    labels = torch.full((len(groups), max(len(group.ranks) for group in groups), 2), -1.0)
+    for row, group in enumerate(groups):
+        labels[row, : len(group.ranks), 0] = torch.unique(torch.tensor(group.ranks), return_inverse=True)[1].float()
+        labels[row, : len(group.ranks), 1] = torch.tensor([float(len(answer)) for answer in group.branches.answers])
+    return {"labels": labels, "groups": groups}
+
+
+class RewardTrainer(transformers.Trainer):
+    """``transformers.Trainer`` on groups, with a loss that is a function of :class:`alignkit.RankedScores`."""
+
+    loss_is_scaled_for_ga = True  # the loss is divided by the groups of the whole optimizer step
+
+    def __init__(self, *, loss: Any, pad: int, forward_tokens: int | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs, compute_metrics=self._metrics)
+        self.loss = loss
+        self.pad = pad
+        self.forward_tokens = forward_tokens
+        self.shared_prompt = False
+        self.scale = 1.0  # by which scores were divided, once they are normalised; losses are of scores before that
+        self._sums: dict[str, float] = defaultdict(float)
+
+    # --- one optimizer step -------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """The microbatches of a step, and how many groups they hold on all ranks: the loss is a mean over groups."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        groups = torch.tensor(sum(len(batch["groups"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(groups)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a microbatch, as its share of the step's.
+
+        A batch that takes several forwards keeps the graph of one at a time: scores come first, without gradients;
+        the loss gives the gradient of each score; then each forward is done again and passes its scores' gradients on.
+        """
+        groups: Sequence[Group] = inputs["groups"]
+        parts = list(self._forwards([group.branches for group in groups]))
+        share = len(groups) / num_items_in_batch * self.accelerator.num_processes if model.training else 1.0
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            scores = torch.cat([branches.scores(model, part) for part in parts])
+            loss = self._loss(groups, scores) * share
+            return (loss, scores) if return_outputs else loss
+
+        with torch.no_grad():
+            scores = torch.cat([branches.scores(model, part) for part in parts])
+        scores.requires_grad_()
+        loss = self._loss(groups, scores) * share
+        (gradients,) = torch.autograd.grad(loss, scores)
+        done = 0
+        for part in parts:
+            again = branches.scores(model, part)
+            surrogate = (again * gradients[done : done + len(again)]).sum()
+            done += len(again)
+            if done < len(scores):
+                with self.accelerator.no_sync(model):
+                    self.accelerator.backward(surrogate)
+        return surrogate + (loss - surrogate).detach()  # the Trainer calls backward on the last
+
+    def _loss(self, groups: Sequence[Group], scores: Tensor) -> Tensor:
+        output = self.loss(ranked(groups, scores * self.scale))
+        if torch.is_grad_enabled():
+            self._sums["groups"] += len(groups)
+            for name, value in output.metrics.items():
+                self._sums[name] += float(value) * len(groups)
+        loss: Tensor = output.loss
+        return loss
+
+    def _forwards(self, groups: Sequence[Branches]) -> Iterator[dict[str, Tensor]]:
+        """Inputs of one forward after another, each within ``forward_tokens`` if one answer is, in order."""
+        waiting: list[Branches] = []
+        for group in groups:
+            for number, answer in enumerate(group.answers):
+                if self.shared_prompt and number and waiting:
+                    more = [*waiting[:-1], Branches(group.prompt, [*waiting[-1].answers, answer])]
+                else:
+                    more = [*waiting, Branches(group.prompt, [answer])]
+                if waiting and self.forward_tokens is not None and self._tokens(more) > self.forward_tokens:
+                    yield self._inputs(waiting)
+                    more = [Branches(group.prompt, [answer])]
+                waiting = more
+        yield self._inputs(waiting)
+
+    def _tokens(self, part: list[Branches]) -> int:
+        """Positions of a forward, padding included."""
+        return len(part) * max(len(each.prompt) + sum(map(len, each.answers)) for each in part)
+
+    def _inputs(self, part: list[Branches]) -> dict[str, Tensor]:
+        if self.shared_prompt:
+            inputs = branches.tree(part, self.pad, self.model.dtype)
+        else:
+            inputs = branches.separate(part, self.pad)
+        return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
+
+    def score(self, model: Any, answers: Sequence[Branches]) -> Tensor:
+        """Scores of any answers, [N]."""
+        return torch.cat([branches.scores(model, part) for part in self._forwards(answers)])
+
+    def tree_agrees(self, group: Group) -> bool:
+        """Whether this model computes a group the same with a shared prompt as without, to rounding."""
+        former, training = self.shared_prompt, self.model.training
+        scores = []
+        self.model.eval().to(self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for self.shared_prompt in (False, True):
+                scores.append(
+                    torch.cat([branches.scores(self.model, part) for part in self._forwards([group.branches])])
+                )
+        self.shared_prompt = former
+        self.model.train(training)
+        rounding = 1e-3 if self.model.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16) else 0.1
+        apart, together = scores
+        return bool((apart - together).abs().max() <= rounding * (1 + apart.abs().max()))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the loss measures, as means over groups, to what the Trainer logs."""
+        if "loss" in logs and self._sums["groups"]:
+            groups = self._sums.pop("groups")
+            logs.update({name: value / groups for name, value in self._sums.items()})
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loss, scores [G, K] and labels [G, K, 2] of a batch."""
+        labels = inputs["labels"].to(self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, scores = self.compute_loss(model, inputs, return_outputs=True)
+        padded = torch.zeros(labels.shape[:2], device=labels.device)
+        padded[labels[..., 0] >= 0] = scores
+        return loss.detach(), padded, labels
+
+    def _metrics(self, prediction: transformers.EvalPrediction) -> dict[str, float]:
+        ranks, lengths = prediction.label_ids[..., 0], prediction.label_ids[..., 1]
+        return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale)
+
+
+def ranked(groups: Sequence[Group], scores: Tensor) -> RankedScores:
+    """What the loss takes: the scores of some groups, in order. Where one group has margins, others have zeros."""
+    sizes = torch.tensor([len(group.ranks) for group in groups])
+    margins = [group.margins or [0.0] * len(group.ranks) for group in groups]
+    return RankedScores(
+        scores=scores,
+        group=torch.repeat_interleave(torch.arange(len(groups)), sizes).to(scores.device),
+        rank=torch.tensor([rank for group in groups for rank in group.ranks], device=scores.device),
+        margin=torch.tensor([m for margin in margins for m in margin], device=scores.device)
+        if any(group.margins for group in groups)
+        else None,
+    )
+
+
+def finish(run: Run, trainer: RewardTrainer) -> dict[str, Any]:
+    """Normalise the score on the demonstrations, evaluate what is delivered, and say whether it is of use."""
+    config: RMConfig = run.config.stage.config
+    trainer.model.config.pad_token_id = run.score_pad_token_id  # the Trainer set it to the tokenizer's
+    over, name = demonstrations(run, config), "the demonstrations"
+    if not over:
+        over, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
+    record = normalise(trainer, over[: config.normalise_on])
+    record["over"] = name
+    run.say(f"scores now have mean 0 and deviation 1 on {record['answers']} answers: {name}")
+    told: dict[str, Any] = {"normalisation": record, "pad_token_id": run.score_pad_token_id}
+    if trainer.eval_dataset is not None:
+        told["verdict"] = metrics.verdict(trainer.evaluate())
+        run.say(told["verdict"])
+    return told
+
+
+def demonstrations(run: Run, config: RMConfig) -> list[Branches]:
+    """The last answers of the demonstrations that the policy was trained on; those too long are left out."""
+    found = []
+    for _, row in run.parent_rows("policy"):
+        if isinstance(row, Demonstration) and row.messages[-1]["role"] == "assistant":
+            ids, start = encode_answer(run, row.messages[:-1], row.messages[-1]["content"])
+            if len(ids) <= config.max_length:
+                found.append(Branches(ids[:start], [ids[start:]]))
+        if len(found) == config.normalise_on:
+            break
+    return found
+
+
+def best_of(group: Group) -> Branches:
+    """A group's best answer."""
+    best = min(range(len(group.ranks)), key=lambda index: group.ranks[index])
+    return Branches(group.branches.prompt, [group.branches.answers[best]])
