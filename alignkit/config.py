@@ -148,12 +148,14 @@ def resolve(
     cli: Mapping[str, Any],
     stage_name: str | None = None,
     inherited: Mapping[str, Any] | None = None,
+    there: bool = False,
 ) -> RunConfig:
-    """The config of a stage: of the one that was asked for, or of ``stage_name``, which is to be trained before it.
+    """The config of a stage: of the one that was asked for, or of ``stage_name``, which comes before it.
 
     ``file`` is a config file's content, ``cli`` the same shape from flags and overrides (see :func:`parse_override`);
     ``plugins`` in either activates plugins and picks every component of those names. ``inherited`` is what holds where
-    neither says anything: the settings of the run that this one goes on from.
+    neither says anything: the settings of the run that this one goes on from. With ``there`` it is the config of a run
+    that may be there already: shared settings on the command line, which are for what is trained now, do not count.
 
     Raises:
         ConfigError: no stage; an unknown key, with the closest known one; a value of the wrong type; a loss that does
@@ -167,13 +169,17 @@ def resolve(
 
     shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
     own = [*_names(stage.config), *stage.needs, *(key for key in shared if key != "plugins")]
-    pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+    tables: list[Mapping[str, Any]] = []
     for layer in layers:
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
         _known_keys(layer, [*shared, "stages"], "")
         _known_keys(of_stage, own, f"{stage_name}.")
-        pairs.append(({k: v for k, v in layer.items() if k != "stages"}, of_stage))
-    tables = [inherited or {}, *(table for pair in pairs for table in pair)]
+        tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
+    if there:
+        which = ("model", "output", "chat_template", "tuner")
+        tables[2] = {key: value for key, value in tables[2].items() if key in which}
+    said = merge(*tables)
+    tables.insert(0, inherited or {})
     if stage_name != asked:  # a shared loss is meant for the stages that it fits
         tables = [_without_misfits(registry, stage, table) for table in tables]
     merged = merge(*tables)
@@ -198,7 +204,7 @@ def resolve(
             f"{stage.batch.__name__}. Losses that fit: {fitting}"
         )
     return RunConfig(
-        stated=_stated(stage, pairs),
+        stated=_stated(stage, said),
         model=top.model,
         output=top.output,
         plugins=[*_third_party(registry), stage_name],
@@ -228,11 +234,8 @@ def _without_misfits(registry: Registry, stage: Stage, table: Mapping[str, Any])
     return {key: value for key, value in table.items() if key != "loss"}
 
 
-def _stated(stage: Stage, layers: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
-    """What the user said of a stage: not a shared setting on the command line, which is for what is trained now."""
-    (file_shared, file_own), (cli_shared, cli_own) = layers
-    which = {key: cli_shared[key] for key in ("model", "chat_template", "tuner") if key in cli_shared}
-    said = merge(file_shared, file_own, which, cli_own)
+def _stated(stage: Stage, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user said, in the shape of :meth:`RunConfig.to_dict`."""
     shared = ("model", "chat_template", "tuner", "optimizer", "train")
     of_run: dict[str, Any] = {key: said[key] for key in shared if key in said}
     of_stage = {key: said[key] for key in (*_names(stage.config), *stage.needs, "loss", "data") if key in said}

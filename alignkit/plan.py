@@ -122,7 +122,7 @@ class _Planner:
     def _find(self, stage_name: str, key: str) -> Parent:
         """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
         if stage_name not in self.known:
-            config = resolve(self.registry, self.file, self.cli, stage_name)
+            config = resolve(self.registry, self.file, self.cli, stage_name, there=True)
             fingerprint = data.fingerprint(config.data.path) if config.data.path else None
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
@@ -135,7 +135,7 @@ class _Planner:
                     "choose another --output"
                 )
             if not matching:
-                config, parents = self._with_parents(config)
+                config, parents = self._with_parents(resolve(self.registry, self.file, self.cli, stage_name))
                 self.result.to_train.append(make(self.registry, config, parents))
             self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None)
         return self.known[stage_name]

@@ -4,7 +4,8 @@ InstructGPT adds a bias to the reward so that demonstrations average 0. Transfor
 have no bias, and a number kept beside the model would be forgotten by whoever loads it with plain Transformers. So the
 shift goes into the weights: in a trunk's last hidden states there is a direction ``u`` with ``u . h`` close to 1 for
 every answer (their mean is far from zero), and taking ``mean * u`` off the head lowers every score by about the mean.
-On the demonstrations the mean is then exactly 0. What the shift is not exact by elsewhere is measured and recorded.
+On the demonstrations the mean is then exactly 0. By how much the shift differs from answer to answer is recorded
+(``shift_error``, in deviations of the score); the held-out figures are those of the model as it is delivered.
 """
 
 from __future__ import annotations
@@ -18,33 +19,45 @@ if TYPE_CHECKING:
     from alignkit.branches import Branches
     from alignkit_rm.trainer import RewardTrainer
 
-RIDGE = 1e-3  # of the hidden states' mean square
+RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # times the hidden states' mean square; the best is picked
 
 
 def constant_direction(hidden: Tensor) -> Tensor:
-    """``u`` [d] with ``hidden @ u`` close to 1, by ridge regression, and exactly 1 on average; hidden is [N, d]."""
+    """``u`` [d] with ``hidden @ u`` as close to 1 as ridge regression gets; ``hidden`` is [N, d].
+
+    The ridge is the one that, fitted on every other row, does best on the rows between.
+    """
     hidden = hidden.double()
+    fitted, between = hidden[::2], hidden[1::2]
+    ridge = min(RIDGES, key=lambda ridge: ((between @ _fit(fitted, ridge) - 1) ** 2).mean().item())
+    return _fit(hidden, ridge)
+
+
+def _fit(hidden: Tensor, ridge: float) -> Tensor:
     gram = hidden.T @ hidden / len(hidden)
-    ridge = RIDGE * gram.trace() * torch.eye(len(gram), dtype=torch.double, device=hidden.device)
-    direction = torch.linalg.solve(gram + ridge, hidden.mean(0))
-    return direction / (hidden.mean(0) @ direction)
+    penalty = ridge * gram.trace() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    direction: Tensor = torch.linalg.solve(gram + penalty, hidden.mean(0))
+    return direction
 
 
-def normalise(trainer: RewardTrainer, demonstrations: list[Branches]) -> dict[str, Any]:
-    """Change the head so that ``demonstrations`` score 0 on average with deviation 1; says what was done."""
-    hidden = last_hidden(trainer, demonstrations)
+def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: list[Branches]) -> dict[str, Any]:
+    """Change the head so that ``demonstrations`` score 0 on average with deviation 1; says what was done.
+
+    ``others`` are answers good and bad, which the shift shall not set against each other.
+    """
     head = trainable_head(trainer.model)
-    weight = head.weight.data[0]
-    scores = hidden.double() @ weight.double()
-    mean, deviation = scores.mean(), scores.std()
-    direction = constant_direction(hidden)
-    head.weight.data[0] = ((weight.double() - mean * direction) / deviation).to(weight.dtype)
+    hidden, apart = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
+    weight = head.weight.data[0].double()
+    mean, deviation = (hidden @ weight).mean(), (hidden @ weight).std()
+    direction = constant_direction(torch.cat([hidden, apart]))
+    direction = direction / (hidden.mean(0) @ direction)  # so that the mean is met exactly
+    head.weight.data[0] = ((weight - mean * direction) / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
     return {
         "mean": float(mean),
         "deviation": float(deviation),
         "answers": len(demonstrations),
-        "shift_error": float((mean * (hidden.double() @ direction - 1) / deviation).std()),
+        "shift_error": float((mean * (apart @ direction - 1) / deviation).square().mean().sqrt()),
     }
 
 

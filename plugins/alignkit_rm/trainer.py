@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -232,7 +233,9 @@ def finish(run: Run, trainer: RewardTrainer) -> dict[str, Any]:
     over, name = demonstrations(run, config), "the demonstrations"
     if not over:
         over, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
-    record = normalise(trainer, over[: config.normalise_on])
+    answers = [Branches(g.branches.prompt, [answer]) for g in trainer.train_dataset for answer in g.branches.answers]
+    some = random.Random(0).sample(answers, min(config.normalise_on, len(answers)))
+    record = normalise(trainer, over[: config.normalise_on], some)
     record["over"] = name
     run.say(f"scores now have mean 0 and deviation 1 on {record['answers']} answers: {name}")
     told: dict[str, Any] = {"normalisation": record, "pad_token_id": run.score_pad_token_id}

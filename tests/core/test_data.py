@@ -209,7 +209,7 @@ def test_several_formats_that_fit_are_named_and_one_can_be_picked(install: Calla
 
 def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", LINES)
-    says = f"{file} holds texts (format 'text'); this stage wants demonstrations or rankings"
+    says = f"{file} holds texts (format 'text'); wanted are demonstrations or rankings"
     assert complaint(read, file, Demonstration, Ranking) == says
     assert complaint(read, file, Demonstration, Ranking, on_bad_row="skip") == says
 
