@@ -1,6 +1,6 @@
 """alignkit: RLHF on one GPU, every stage a plugin. Importing it imports no torch."""
 
-from alignkit.batches import LossOutput, PolicyBatch, PreferenceLogps, RankedScores, TokenLogps
+from alignkit.batches import Answers, LossOutput, PolicyBatch, PreferenceLogps, RankedScores, Sampling, TokenLogps
 from alignkit.components import (
     Component,
     DataFormat,
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlignkitError",
+    "Answers",
     "Component",
     "ConfigError",
     "Conversation",
@@ -42,6 +43,7 @@ __all__ = [
     "Reward",
     "Rollout",
     "Row",
+    "Sampling",
     "Stage",
     "Text",
     "TokenLogps",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from alignkit.rows import Conversation
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -54,7 +56,30 @@ class PolicyBatch:
     values: Tensor  # [B, T] now
     old_values: Tensor  # [B, T] when sampled
     returns: Tensor  # [B, T]
+    entropy: Tensor  # [B, T] of the policy now, in nats
     mask: Tensor  # [B, T] bool, True on the response's tokens
+    num_tokens: Tensor | int  # response tokens of the whole optimizer step, all microbatches and ranks together
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    temperature: float  # 0 is greedy
+    stop_ids: tuple[int, ...]  # the tokens at which an answer ends; the last token of one that ended
+    top_p: float = 1.0
+    samples: int = 1  # answers to each prompt
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a reward scores: B answers and their prompts, as text and as token ids."""
+
+    prompts: list[Conversation]
+    texts: list[str]  # without the token that ends an answer
+    prompt_ids: list[list[int]]
+    answer_ids: list[list[int]]  # with it, where the answer ended by itself
 
 
 @dataclass(frozen=True)

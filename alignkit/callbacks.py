@@ -53,8 +53,9 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        if "eval_loss" in logs:
-            self._print(f"step {state.global_step:>5}  held-out loss {logs['eval_loss']:.4f}{self._watched(logs)}")
+        if any(name.startswith("eval_") for name in logs):
+            loss = f" loss {logs['eval_loss']:.4f}" if "eval_loss" in logs else ""
+            self._print(f"step {state.global_step:>5}  held-out{loss}{self._watched(logs, 'eval_')}")
             self.tokens = (self.tokens[0], time.monotonic())  # evaluation is not training time
         elif "loss" in logs:
             now = f"loss {logs['loss']:.3f}"
@@ -62,16 +63,21 @@ class Progress(TrainerCallback):
                 seen, then = self.tokens
                 self.tokens = (logs["num_tokens"], time.monotonic())
                 now += f"  {(logs['num_tokens'] - seen) / (self.tokens[1] - then):,.0f} tokens/s"
+            now += self._watched(logs, "")
+            seconds = {name: value for name, value in logs.items() if name.startswith("seconds_")}
+            if seconds:
+                split = ", ".join(f"{name.removeprefix('seconds_')} {value:.1f}" for name, value in seconds.items())
+                now += f"  {sum(seconds.values()):.1f} s ({split})"
             if self.bar:
                 self.bar.update(self.task, now=now)
             else:
                 self._print(f"step {state.global_step:>5}  {now}")
 
-    def _watched(self, logs: dict[str, float]) -> str:
+    def _watched(self, logs: dict[str, float], prefix: str) -> str:
         told = ""
         for name in self.watch:
-            if (value := logs.get(f"eval_{name}")) is not None:
-                error = logs.get(f"eval_{name}_error")
+            if (value := logs.get(f"{prefix}{name}")) is not None:
+                error = logs.get(f"{prefix}{name}_error")
                 told += f"  {name} " + (f"{value:.4g}" if error is None else f"{value:.3f} ± {error:.3f}")
         return told
 
@@ -111,7 +117,8 @@ class MetricsFile(TrainerCallback):
 class Interrupt(TrainerCallback):
     """Ctrl-C finishes the step, writes a checkpoint and stops; a second one stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.asked = False
 
     def on_train_begin(
@@ -125,7 +132,7 @@ class Interrupt(TrainerCallback):
         signal.signal(signal.SIGINT, self.former)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.asked:
+        if self.asked and state.global_step % self.run.steps_between_checkpoints == 0:
             control.should_save = control.should_training_stop = True
 
     def close(self) -> None:

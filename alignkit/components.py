@@ -7,7 +7,7 @@ torch is imported inside the functions that a component carries, so that declari
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-    from alignkit.batches import LossOutput
+    from alignkit.batches import Answers, LossOutput, Sampling
     from alignkit.run import Run
 
 
@@ -60,7 +60,11 @@ class Stage(Component):
     data: str | None = None  # the bundled data set it trains on unless another is named
     role: str = "policy"  # what the model that it makes is for
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # role it starts from -> the stage that makes it
+    uses: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # "reward", "rollout" -> the one it uses by default
     finish: Callable[[Run, Trainer], dict[str, Any]] | None = None  # after training; what it gives joins the manifest
+    extent: Callable[[Any], str] | None = None  # its config -> how much it trains, in words; else epochs and batches
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
 
@@ -112,7 +116,10 @@ class Reward(Component):
 
     kind: ClassVar[str] = "reward"
 
-    build: Callable[[Any], Callable[[list[str], list[str]], list[float]]]  # its config -> (prompts, answers) -> scores
+    build: Callable[[Any, Run], Callable[[Answers], Sequence[float]]]  # its config, the run -> the function
+    needs: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # as a stage's; its config's `path` names the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +128,8 @@ class Rollout(Component):
 
     kind: ClassVar[str] = "rollout"
 
-    # its config, model, tokenizer -> (prompt ids -> answer ids)
-    build: Callable[[Any, nn.Module, PreTrainedTokenizerBase], Callable[[list[list[int]]], list[list[int]]]]
+    # its config, the tokenizer, how to draw -> (the policy, prompt ids -> answer ids, `samples` to each prompt in turn)
+    build: Callable[[Any, PreTrainedTokenizerBase, Sampling], Callable[[nn.Module, list[list[int]]], list[list[int]]]]
 
 
 KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Rollout)}

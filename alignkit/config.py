@@ -69,6 +69,8 @@ class RunConfig:
     data: DataConfig
     train: dict[str, Any]  # over the defaults of TrainingArguments, by its names
     parents: dict[str, str | None]  # where each role that the stage needs comes from: a run folder, "base", or unsaid
+    reward: Selected | None = None  # only of a stage that uses one
+    rollout: Selected | None = None
 
     @property
     def folder(self) -> Path:
@@ -84,13 +86,14 @@ class RunConfig:
             "chat_template": self.chat_template,
             "tuner": _named(self.tuner),
             "optimizer": _named(self.optimizer),
-            "train": self.train,
             "stages": {
                 self.stage.component.name: {
                     **dataclasses.asdict(self.stage.config),
                     **self.parents,
+                    **{kind: _named(getattr(self, kind)) for kind in self.stage.component.uses},
                     "loss": _named(self.loss),
                     "data": dataclasses.asdict(self.data),
+                    "train": self.train,
                 }
             },
         }
@@ -168,7 +171,8 @@ def resolve(
     layers = [_layer(registry, source, asked) for source in (file, cli)]
 
     shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
-    own = [*_names(stage.config), *stage.needs, *(key for key in shared if key != "plugins")]
+    unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
+    own = [*_names(stage.config), *stage.needs, *(key for key in shared if key not in ("plugins", *unused))]
     tables: list[Mapping[str, Any]] = []
     for layer in layers:
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
@@ -182,7 +186,7 @@ def resolve(
     tables.insert(0, inherited or {})
     if stage_name != asked:  # a shared loss is meant for the stages that it fits
         tables = [_without_misfits(registry, stage, table) for table in tables]
-    merged = merge(*tables)
+    merged = {key: value for key, value in merge(*tables).items() if key not in unused}
 
     top = _typed(TopLevel, {k: merged.pop(k) for k in _names(TopLevel) if k in merged}, "")
     data = _typed(DataConfig, _as_table(merged.pop("data", None), "data"), "data.")
@@ -191,7 +195,7 @@ def resolve(
     for role, named in parents.items():
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{stage_name}.{role} must be a run folder or base, not {named!r}")
-    defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss}
+    defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss, **stage.uses}
     chosen = {}
     for kind, default in defaults.items():
         merged.pop(kind, None)
@@ -236,9 +240,10 @@ def _without_misfits(registry: Registry, stage: Stage, table: Mapping[str, Any])
 
 def _stated(stage: Stage, said: Mapping[str, Any]) -> dict[str, Any]:
     """What the user said, in the shape of :meth:`RunConfig.to_dict`."""
-    shared = ("model", "chat_template", "tuner", "optimizer", "train")
+    shared = ("model", "chat_template", "tuner", "optimizer")
     of_run: dict[str, Any] = {key: said[key] for key in shared if key in said}
-    of_stage = {key: said[key] for key in (*_names(stage.config), *stage.needs, "loss", "data") if key in said}
+    own = (*_names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
+    of_stage = {key: said[key] for key in own if key in said}
     return {**of_run, "stages": {stage.name: of_stage}}
 
 
@@ -283,7 +288,8 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
         elif kind == "format":
             picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
         elif kind != "stage":
-            fitting = [stage.name for stage in _with_needs(registry, asked) if _fits(registry.get(kind, name), stage)]
+            component = registry.get(kind, name)
+            fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
             picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting or [asked]}})
     short = {key: value for key, value in source.items() if key in stages}
     rest = {key: value for key, value in source.items() if key not in (*stages, "stages")}

@@ -144,9 +144,9 @@ def alignkit_reward() -> list[Reward]:  # type: ignore[empty-body]
 
         from alignkit import Reward, hookimpl
 
-        def build(config):
-            def brevity(prompts, answers):
-                return [-len(answer.split()) / 100 for answer in answers]
+        def build(config, run):
+            def brevity(answers):
+                return [-len(text.split()) / 100 for text in answers.texts]
             return brevity
 
         @hookimpl
@@ -163,11 +163,10 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
 
         from alignkit import Rollout, hookimpl
 
-        def build(config, model, tokenizer):
-            def one_by_one(prompts):
-                import torch
-                outputs = [model.generate(torch.tensor([ids]), max_new_tokens=32)[0] for ids in prompts]
-                return [output[len(ids):].tolist() for ids, output in zip(prompts, outputs)]
+        def build(config, tokenizer, sampling):
+            def one_by_one(policy, prompts):
+                from alignkit.sampling import sample
+                return [answer for ids in prompts for answer in sample(policy, tokenizer, [ids], sampling)]
             return one_by_one
 
         @hookimpl

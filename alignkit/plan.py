@@ -42,6 +42,8 @@ class Plan:
         steps = train.get("max_steps", -1)
         length = f"{steps} steps" if steps > 0 else _count(train.get("num_train_epochs", 3), "epoch")
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
+        in_words = config.stage.component.extent
+        extent = in_words(config.stage.config) if in_words else f"{length}, batches of {batch}"
         split = f"{len(self.eval_rows)} rows split off"
         return [
             ("stage", self._named("stage")),
@@ -49,10 +51,11 @@ class Plan:
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
             ("loss", self._named("loss")),
+            *((kind, self._named(kind)) for kind in config.stage.component.uses),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
             ("data", self.source.describe()),
             ("held out", self.eval_source.describe() if self.eval_source else split),
-            ("training", f"{len(self.train_rows)} rows, {length}, batches of {batch}"),
+            ("training", f"{len(self.train_rows)} rows, {extent}"),
             ("run folder", str(config.folder)),
         ]
 
@@ -115,6 +118,15 @@ class _Planner:
             config = dataclasses.replace(config, parents={**config.parents, **folders})
         for role, parent in parents.items():
             lineage.check(config, parent, f"{stage.name}.{role}")
+        if config.reward is not None:
+            for role, need in config.reward.component.needs.items():
+                said = config.reward.config.path
+                parents[role] = lineage.named("reward.path", said, role) if said else self._find(need, "reward.path")
+                with_path = dataclasses.replace(config.reward.config, path=str(parents[role].folder))
+                config = dataclasses.replace(config, reward=config.reward._replace(config=with_path))
+                if "policy" in parents:
+                    lineage.check_same_tokens(parents["policy"], parents[role])
+        for parent in parents.values():
             if parent.manifest is not None and parent not in self.result.found:
                 self.result.found.append(parent)
         return config, parents
@@ -156,7 +168,9 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         DataError: from :mod:`alignkit.data`.
     """
     parents = dict(parents or {})
-    for component in (s.component for s in (config.stage, config.tuner, config.optimizer, config.loss)):
+    chosen = [config.stage, config.tuner, config.optimizer, config.loss]
+    chosen += [getattr(config, kind) for kind in config.stage.component.uses]
+    for component in (s.component for s in chosen):
         for package in component.requires:
             if importlib.util.find_spec(package) is None:
                 what = f"{component.kind} '{component.name}' needs {package}, which is not installed"

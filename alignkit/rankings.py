@@ -88,14 +88,14 @@ def function(name: str) -> Scorer:
     return found
 
 
-def score(name: str, scorer: Scorer, prompts: list[str], answers: list[str]) -> list[float]:
-    """``scorer``'s scores, checked: as many as there are answers, and all of them numbers.
+def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[str]) -> list[float]:
+    """The scores of answers by something named ``name``, checked: as many as there are answers, and all numbers.
 
     Raises:
         DataError: it raised, or gave something else; with its name and the answer that it was about.
     """
     try:
-        scores = [float(value) for value in scorer(prompts, answers)]
+        scores = [float(value) for value in scores_of()]
     except Exception as error:
         raise DataError(
             f"{name} failed on these answers, the first of which is {answers[0]!r}: {one_line(error)}"

@@ -7,12 +7,13 @@ Transformers' model for sequence classification with one label. Importing this m
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignkit import base, device
 from alignkit.config import Selected, select
@@ -31,6 +32,41 @@ def fresh_head(model: Any, pad_token_id: int | None) -> None:
     with torch.no_grad():
         weight.copy_(torch.empty(weight.shape).normal_(std=1 / math.sqrt(weight.shape[1] + 1)))
     model.config.pad_token_id = pad_token_id
+
+
+def copy_adapter(model: Any, source: str, name: str, trained: bool) -> None:
+    """Give a PEFT model another adapter ``name`` with the settings and the weights of its adapter ``source``."""
+    import peft
+
+    config = copy.deepcopy(model.peft_config[source])
+    weights = peft.get_peft_model_state_dict(model, adapter_name=source)
+    _add_adapter(model, name, config, weights, trained)
+
+
+def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor | None:
+    """Give a PEFT model the adapter in ``folder`` as ``name``; the weight of its scalar head, where it has one."""
+    import peft
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    head = next((weights.pop(key) for key in list(weights) if key.endswith("score.weight")), None)
+    _add_adapter(model, name, peft.PeftConfig.from_pretrained(str(folder)), weights, trained)
+    return head
+
+
+def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor], trained: bool) -> None:
+    import peft
+
+    config.task_type, config.modules_to_save, config.inference_mode = (
+        model.peft_config["default"].task_type,
+        None,
+        False,
+    )
+    model.add_adapter(name, config)
+    peft.set_peft_model_state_dict(model, weights, adapter_name=name)
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key or key.endswith(f".{name}"):
+            parameter.requires_grad_(trained)
 
 
 def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:

@@ -19,7 +19,8 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, card, data, device, fingerprints, manifest, roles
+from alignkit import base, card, data, device, fingerprints, manifest, rankings, roles
+from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
 from alignkit.config import DataConfig
@@ -60,6 +61,8 @@ class Run:
         if "policy" in self.parents:
             self.base = base.under(self.records["policy"], self.parents["policy"], say)
         self.dtype = device.run_dtype(plan.config.train)
+        self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
+        self.roles: nn.Module | None = None  # of a stage that has several on one trunk
 
     def surroundings(self) -> dict[str, Any]:
         """What the outcome depends on beside the config."""
@@ -94,10 +97,16 @@ class Run:
         tuner, config = self.config.tuner
         kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
         loaded = self.registry.hook.alignkit_load_model(run=self, role=role, kwargs=kwargs)
-        loaded = base.load(self.base, kwargs, role in roles.WITH_HEAD) if loaded is None else loaded
+        if loaded is None:
+            under = (
+                base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
+            )
+            loaded = base.load(under, kwargs, role in roles.WITH_HEAD)
         transformers.set_seed(self.config.train.get("seed", 42))
+        has_head = start in self.records and self.records[start]["role"] in roles.WITH_HEAD
         if role in roles.WITH_HEAD:
-            roles.fresh_head(loaded, self.score_pad_token_id)
+            if not has_head:
+                roles.fresh_head(loaded, self.score_pad_token_id)
         else:
             loaded.generation_config.eos_token_id = self.stop_ids
             loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
@@ -113,6 +122,12 @@ class Run:
             roles.head_in_fp32(model)
         self.registry.hook.alignkit_model_ready(run=self, role=role, model=model)
         return model
+
+    @functools.cached_property
+    def base_weights(self) -> str | None:
+        """The fingerprint of what adapters sit on."""
+        folder = base.folder_of(self.base)
+        return fingerprints.weights(folder) if folder else None
 
     @property
     def score_pad_token_id(self) -> int | None:
@@ -155,6 +170,27 @@ class Run:
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"train: {one_line(error)}") from error
 
+    def reward(self, roles: nn.Module) -> Callable[[Answers], list[float]]:
+        """The reward: of :class:`alignkit.Answers`, to a checked score for each."""
+        self.roles = roles  # a reward may be one of them
+        selected = self.config.reward
+        assert selected is not None
+        name, score = selected.component.name, selected.component.build(selected.config, self)
+
+        def checked(answers: Answers) -> list[float]:
+            return rankings.checked(f"reward '{name}'", lambda: score(answers), answers.texts)
+
+        return checked
+
+    def rollout(self, sampling: Sampling) -> Callable[[nn.Module, list[list[int]]], list[list[int]]]:
+        """The engine that samples: of the policy and prompts as token ids, to answers."""
+        selected = self.config.rollout
+        assert selected is not None
+        engine: Callable[[nn.Module, list[list[int]]], list[list[int]]] = selected.component.build(
+            selected.config, self.tokenizer, sampling
+        )
+        return engine
+
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         """The optimizer's class and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
         return self.config.optimizer.component.build(self.config.optimizer.config, args)
@@ -162,7 +198,7 @@ class Run:
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""
         theirs = [callback for some in self.registry.hook.alignkit_callbacks(run=self) for callback in some]
-        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(), *theirs]
+        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *theirs]
 
 
 def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:
@@ -213,16 +249,17 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
 
 
 def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
-    """The training loss, and the held-out metrics of the trained model and (as ``first_eval_loss``) of the base."""
+    """The training loss, and the held-out metrics of the trained model and (as ``first_eval_...``) before training."""
     if trainer.eval_dataset is not None:
-        done = any("eval_loss" in log and log["step"] == trainer.state.global_step for log in trainer.state.log_history)
+        evaluated = [log["step"] for log in trainer.state.log_history if any(name.startswith("eval_") for name in log)]
+        done = trainer.state.global_step in evaluated
         if not done or trainer.args.load_best_model_at_end:
             trainer.evaluate()
     metrics: dict[str, float] = {}
     for log in trainer.state.log_history:
-        if log["step"] == 0 and "eval_loss" in log:
-            metrics["first_eval_loss"] = log["eval_loss"]
-        metrics.update({k: v for k, v in log.items() if k.startswith("eval_")})
+        found = {name: value for name, value in log.items() if name.startswith("eval_")}
+        metrics.update({f"first_{name}": value for name, value in found.items() if log["step"] == 0})
+        metrics.update(found)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if losses:  # the Trainer's own train_loss forgets what was before a resume
         metrics["train_loss"] = sum(losses) / len(losses)

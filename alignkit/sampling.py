@@ -8,39 +8,32 @@ from typing import Any
 import torch
 import transformers
 
+from alignkit.batches import Sampling
+
 
 def sample(
-    model: Any,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    samples: int,
-    stop_ids: Sequence[int],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> list[list[list[int]]]:
-    """``samples`` answers to each prompt, as token ids up to and with the token that ends it, where there is one.
+    model: Any, tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[list[int]], how: Sampling
+) -> list[list[int]]:
+    """``how.samples`` answers to each prompt in turn, as token ids up to and with the one that ends it, if one does.
 
-    All prompts are one batch. Temperature 0 is greedy; otherwise tokens are drawn with torch's global generator.
+    All prompts are one batch. Tokens are drawn with torch's global generator.
     """
     width = max(len(ids) for ids in prompts)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
     config = transformers.GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        num_return_sequences=samples,
-        eos_token_id=list(stop_ids),
+        max_new_tokens=how.max_new_tokens,
+        do_sample=how.temperature > 0,
+        num_return_sequences=how.samples,
+        eos_token_id=list(how.stop_ids),
         pad_token_id=pad,
         **drawn,
     )
     with torch.no_grad():
         output = model.generate(ids, attention_mask=mask, generation_config=config)
-    answers = [list(_until_stop(row, stop_ids)) for row in output[:, width:].tolist()]
-    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+    return [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
 
 
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:

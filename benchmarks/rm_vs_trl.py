@@ -2,14 +2,15 @@
 
 ::
 
-    python benchmarks/rm_vs_trl.py --k 4 --groups 24 --runs 3
-    python benchmarks/rm_vs_trl.py --k 9 --groups 8 --runs 3
-    python benchmarks/rm_vs_trl.py --k 4 --groups 100 --held-out 60 --runs 3
+    python benchmarks/rm_vs_trl.py --k 4 --strict --groups 16 --runs 3
+    python benchmarks/rm_vs_trl.py --k 9 --strict --groups 6 --batch-size 1 --runs 2
+    python benchmarks/rm_vs_trl.py --k 4 --groups 60 --held-out 60 --runs 3
 
 TRL trains on the pairs of every ranking, alignkit on the rankings. One optimizer step of either holds the same
 rankings: ``--batch-size`` of them here, their K(K-1)/2 pairs each there, so that an epoch is as many steps. Both sides
-start the adapter and the head from the seed of the run, and see rows in an order of their own. ``--held-out`` compares
-the share of pairs of other rankings that is ordered rightly after the epoch.
+start the adapter and the head from the seed of the run, and see rows in an order of their own. ``--strict`` makes ties
+into an order, so that every ranking has all its pairs, for times; ``--held-out`` compares the share of pairs of other
+rankings that is ordered rightly after the epoch, and leaves ties what they are.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ SIDES = ("separate", "shared", "trl")
 Groups = list[dict[str, Any]]  # prompt, responses, ranks
 
 
-def rankings(k: int, number: int, held_out: int) -> tuple[Groups, Groups]:
-    """``number`` rankings of exactly ``k`` answers without ties, and others for the held-out figure.
+def rankings(k: int, number: int, held_out: int, strict: bool) -> tuple[Groups, Groups]:
+    """``number`` rankings of exactly ``k`` answers, and others for the held-out figure.
 
     The bundled rankings have six answers at most; missing ones come from other prompts and rank last.
     """
@@ -53,6 +54,7 @@ def rankings(k: int, number: int, held_out: int) -> tuple[Groups, Groups]:
         while len(answers) < k:
             answers.append(next(spare))
             ranks.append(max(ranks) + 1)
+        ranks = list(range(k)) if strict else ranks
         if len(set(ranks)) > 1:
             made.append({"prompt": row["prompt"], "responses": answers, "ranks": ranks})
     return made[:number], made[number : number + held_out]
@@ -196,7 +198,7 @@ timer = Timer()
 
 def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
-    train, held_out = rankings(options.k, options.groups, options.held_out)
+    train, held_out = rankings(options.k, options.groups, options.held_out, options.strict)
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = (theirs if options.side == "trl" else ours)(options, folder, train)
     (wall, cpu), (wall_end, cpu_end) = timer.marks
@@ -223,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--k", type=int, default=4, help="answers a prompt")
     parser.add_argument("--groups", type=int, default=24, help="rankings of the epoch")
+    parser.add_argument("--strict", action="store_true", help="no ties: every ranking has all its pairs")
     parser.add_argument("--held-out", type=int, default=0, help="other rankings for the accuracy; 0: not measured")
     parser.add_argument("--batch-size", type=int, default=4, help="rankings an optimizer step")
     parser.add_argument("--runs", type=int, default=3, help="of each side, each with a seed of its own")

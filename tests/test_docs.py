@@ -20,6 +20,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
 
 
+def write_data() -> None:
+    """The files of data that pages name."""
+    rankings = [{"prompt": f"p{n}", "responses": ["a", "b b", "c"], "ranks": [0, 1, 1]} for n in range(8)]
+    prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
+    for name, rows in (("demos", DEMONSTRATIONS), ("rankings", rankings), ("prompts", prompts)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def blocks(page: Path, language: str) -> Iterator[str]:
     yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
@@ -48,7 +56,7 @@ def test_commands_of_a_page_run_in_their_order(
     """As written, but for training, which is cut to one step, and for models from the hub, which are tiny ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
-    Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+    write_data()
     for command in commands(page):
         if not command.startswith("alignkit "):
             continue
@@ -57,7 +65,7 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
         if arguments[0] == "train":
             arguments += SHORT
-        if arguments[0] == "chat":
+        if arguments[0] in ("chat", "sample"):
             arguments += ["--max-new-tokens", "8"]
         assert main(arguments) == 0, command
         output = capsys.readouterr().out
@@ -73,7 +81,14 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
     assert manifest["loss"] == "focal"
 
 
-@pytest.mark.parametrize("command", ["sft_vs_trl.py --runs 1 --steps 3 --model TINY", "start_up.py --runs 1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sft_vs_trl.py --runs 1 --steps 3 --model TINY",
+        "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
+        "start_up.py --runs 1",
+    ],
+)
 def test_benchmarks_run(command: str, train: Callable[..., Path]) -> None:
     tiny = train("--plugin", "full", "train.max_steps=1")  # a model with a chat template, which plain TRL needs
     script, *arguments = command.replace("TINY", str(tiny)).split()
@@ -95,11 +110,11 @@ def test_configs_check_and_train(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
-    Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+    write_data()
     Path("run.yaml").write_text(text)
-    words = ["-c", "run.yaml", "--plugin", "sft"]
+    stage = "rm" if "rm:" in text else "sft"
+    words = ["-c", "run.yaml", "--plugin", stage]
 
     assert main(["check", *words]) == 0
-    tiny = ["--model", str(tiny_model("qwen2")), "--data", "demos.jsonl"]
     on_cpu = [] if "paged" not in text else ["optimizer.name=adamw_8bit"]
-    assert main(["train", *words, *tiny, *on_cpu, *SHORT]) == 0
+    assert main(["train", *words, "--model", str(tiny_model("qwen2")), *on_cpu, *SHORT]) == 0

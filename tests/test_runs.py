@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_overwritten_unless_told(
     assert main([*command, "train.seed=7"]) == 2
     assert f"{folder}: a finished run is there. Choose another --output, or add --overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite", "train.seed=7"]) == 0
-    assert json.loads((folder / "alignkit.json").read_text())["config"]["train"]["seed"] == 7
+    assert json.loads((folder / "alignkit.json").read_text())["config"]["stages"]["sft"]["train"]["seed"] == 7
 
 
 def test_a_folder_that_is_no_run_is_never_removed(

@@ -37,14 +37,6 @@ def commented(config: RunConfig, every: bool) -> Iterator[str]:
     for kind in ("tuner", "optimizer"):
         yield f"{kind}:"
         yield from _component(1, values[kind], getattr(config, kind).component)
-    yield "train:  # fields of transformers.TrainingArguments, by their own names"
-    fields = training_args.fields()
-    for key, value in config.train.items():
-        yield _line(1, key, value, fields[key].help)
-    if every:
-        for name, field in fields.items():
-            if name not in config.train:
-                yield "  # " + _line(0, name, field.default, field.help)
     stage = config.stage.component
     table = values["stages"][stage.name]
     yield "stages:"
@@ -54,8 +46,19 @@ def commented(config: RunConfig, every: bool) -> Iterator[str]:
         yield _line(2, role, table[role], f"the run to go on from; null: found, or {need} is trained first; base: none")
     yield "    loss:"
     yield from _component(3, table["loss"], config.loss.component)
+    for kind in stage.uses:
+        yield f"    {kind}:"
+        yield from _component(3, table[kind], getattr(config, kind).component)
     yield "    data:"
     yield from _fields(3, DataConfig, table["data"])
+    yield "    train:  # fields of transformers.TrainingArguments, by their own names"
+    fields = training_args.fields()
+    for key, value in config.train.items():
+        yield _line(3, key, value, fields[key].help)
+    if every:
+        for name, field in fields.items():
+            if name not in config.train:
+                yield "      # " + _line(0, name, field.default, field.help)
 
 
 def _component(depth: int, table: dict[str, Any], component: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def rank(
         if not isinstance(answers, list) or not answers or not row.get("prompt"):
             raise DataError(f"{where}: needs prompt and responses")
         prompts = [rankings.prompt_text(row["prompt"])] * len(answers)
-        ranks = rankings.ranks(rankings.score(by, scorer, prompts, answers))
+        ranks = rankings.ranks(rankings.checked(by, functools.partial(scorer, prompts, answers), answers))
         tied += len(set(ranks)) == 1
         lines.append(json.dumps({**row, "ranks": ranks}, ensure_ascii=False))
     manifest.write_atomically(output, "".join(line + "\n" for line in lines))

@@ -35,30 +35,21 @@ def sample(
     common.quiet()
     import transformers
 
+    from alignkit.batches import Sampling
     from alignkit.chat import open_model
     from alignkit.chat_template import prompt_ids
     from alignkit.sampling import sample as draw
     from alignkit.sampling import text
 
     opened = open_model(where)
+    how = Sampling(max_new_tokens, temperature, tuple(opened.stop_ids), top_p, samples=k)
     with output.open("a", encoding="utf-8") as file, common.progress("sampling", len(rows), done) as advance:
         for start in range(done, len(rows), batch):
             part = rows[start : start + batch]
             transformers.set_seed(seed + start)  # so that a continued file is the file that one go would have made
-            drawn = draw(
-                opened.model,
-                opened.tokenizer,
-                [prompt_ids(opened.tokenizer, row) for row in part],
-                k,
-                opened.stop_ids,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-            )
-            lines = [
-                {"prompt": short(row), "responses": [text(opened.tokenizer, answer) for answer in answers]}
-                for row, answers in zip(part, drawn, strict=True)
-            ]
+            ids = [prompt_ids(opened.tokenizer, row) for row in part]
+            answers = [text(opened.tokenizer, answer) for answer in draw(opened.model, opened.tokenizer, ids, how)]
+            lines = [{"prompt": short(row), "responses": answers[i * k : i * k + k]} for i, row in enumerate(part)]
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
             advance(len(part))

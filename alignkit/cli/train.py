@@ -49,9 +49,11 @@ def train(
         except Interrupted as stop:
             typer.echo(f"\n{stop}", err=True)
             raise typer.Exit(130) from None
-        before, after = result.metrics.get("first_eval_loss"), result.metrics.get("eval_loss")
-        fell = f"held-out loss {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
-        say(f"done in {result.seconds:.0f} s: {fell}run folder {result.folder}")
+        watched = plan.config.stage.component.watch
+        told = next((name for name in ("loss", *watched) if f"eval_{name}" in result.metrics), None)
+        before, after = result.metrics.get(f"first_eval_{told}"), result.metrics.get(f"eval_{told}")
+        went = f"held-out {told} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
+        say(f"done in {result.seconds:.0f} s: {went}run folder {result.folder}")
     stage = planned.to_train[-1].config.stage.component
     if stage.role == "policy":
         say(f"talk to it: alignkit chat {result.folder}")

@@ -38,7 +38,7 @@ def alignkit_stage() -> list[Stage]:
             needs={"policy": "sft"},
             watch=("accuracy",),
             train={
-                "learning_rate": 1e-5,
+                "learning_rate": 3e-5,
                 "lr_scheduler_type": "cosine_with_min_lr",
                 "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
                 "num_train_epochs": 1,

@@ -48,10 +48,12 @@ def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     head = trainable_head(trainer.model)
     hidden, apart = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
     weight = head.weight.data[0].double()
-    mean, deviation = (hidden @ weight).mean(), (hidden @ weight).std()
+    mean = (hidden @ weight).mean()
     direction = constant_direction(torch.cat([hidden, apart]))
     direction = direction / (hidden.mean(0) @ direction)  # so that the mean is met exactly
-    head.weight.data[0] = ((weight - mean * direction) / deviation).to(head.weight.dtype)
+    shifted = weight - mean * direction
+    deviation = (hidden @ shifted).std()
+    head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
     return {
         "mean": float(mean),

@@ -94,7 +94,7 @@ class RewardTrainer(transformers.Trainer):
         self.scale = 1.0  # by which scores were divided, once they are normalised; losses are of scores before that
         self._sums: dict[str, float] = defaultdict(float)
 
-    # --- one optimizer step -------------------------------------------------------------------------------------------
+    # --- one optimizer step ------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """The microbatches of a step, and how many groups they hold on all ranks: the loss is a mean over groups."""
@@ -196,7 +196,7 @@ class RewardTrainer(transformers.Trainer):
             self._sums.clear()
         super().log(logs, start_time)
 
-    # --- evaluation ---------------------------------------------------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------------------------------
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loss, scores [G, K] and labels [G, K, 2] of a batch."""

@@ -1,0 +1,276 @@
+"""Several roles in one module: where they can, as adapters of one base in memory, else as models side by side.
+
+``roles(batch, ("policy", "value"))`` is one forward for any of them, so that DDP and FSDP wrap one module and no stage
+knows what a role is made of. Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignkit import roles
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+
+CHUNK = 512  # positions whose logits are in memory at a time
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts and their answers as tensors: right-padded rows, and where each answer is."""
+
+    input_ids: Tensor  # [B, T]
+    attention_mask: Tensor  # [B, T]
+    start: Tensor  # [B] tokens of the prompt
+    length: Tensor  # [B] tokens of the answer
+
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any) -> Sequences:
+        """From token ids."""
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        width = max(map(len, rows))
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return cls(
+            torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
+            (torch.arange(width, device=device) < lengths[:, None]).long(),
+            torch.tensor([len(prompt) for prompt in prompts], device=device),
+            torch.tensor([len(answer) for answer in answers], device=device),
+        )
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, A] bool: the answers' tokens, A being the longest answer."""
+        return torch.arange(int(self.length.max()), device=self.length.device) < self.length[:, None]
+
+
+@dataclass(frozen=True)
+class Logps:
+    """What a language model says of the answers' tokens."""
+
+    logps: Tensor  # [B, A], 0 where there is no token
+    entropy: Tensor  # [B, A], of the distribution that each token was drawn from
+
+
+@dataclass
+class Member:
+    """What a role is made of: a model, and under PEFT which of its adapters."""
+
+    model: Any  # a PeftModel or a Transformers model
+    adapter: str | None = None  # under PEFT: the adapter; None: all adapters off
+    head: nn.Module | None = None  # the scalar head; None: a language model
+
+
+class Roles(nn.Module):
+    """One module for all roles. Its parameters that require gradients are what is trained."""
+
+    def __init__(self, members: dict[str, Member], temperature: float = 1.0) -> None:
+        super().__init__()
+        self.members = members
+        self.temperature = temperature
+        self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
+        self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
+        self.config = members["policy"].model.config
+
+    def forward(self, sequences: Sequences, roles: Sequence[str]) -> dict[str, Any]:
+        """For each role: :class:`Logps` of a policy or a reference, values [B, A] of a value, scores [B] of a reward.
+
+        A value is of the state before its token; a reward's score is read at the answer's last token.
+        """
+        hidden: dict[Any, Tensor] = {}  # a head on the policy costs no forward of its own
+        for role in roles:
+            member = self.members[role]
+            if (at := (id(member.model), member.adapter)) not in hidden:
+                with self.using(role):
+                    hidden[at] = _trunk(member.model)(
+                        input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False
+                    ).last_hidden_state
+        return {role: self._one(role, hidden, sequences) for role in roles}
+
+    def _one(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Any:
+        member = self.members[role]
+        hidden = states[id(member.model), member.adapter]
+        rows = torch.arange(len(hidden), device=hidden.device)
+        if role == "reward":
+            return _score(member.head, hidden[rows, sequences.start + sequences.length - 1])
+        mask = sequences.mask
+        row, column = mask.nonzero(as_tuple=True)
+        before = hidden[row, sequences.start[row] + column - 1]
+        if member.head is not None:
+            return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, _score(member.head, before))
+        targets = sequences.input_ids[row, sequences.start[row] + column]
+        logps, entropy = token_logps(_inner(member.model), before, targets, self.temperature)
+        zeros = torch.zeros(mask.shape, device=hidden.device)
+        return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
+
+    @contextlib.contextmanager
+    def using(self, role: str) -> Iterator[Any]:
+        """The model of a role, with its adapter switched on and no other."""
+        member = self.members[role]
+        with use_adapter(member.model, member.adapter):
+            yield member.model
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Set parameters by name."""
+        mine = dict(self.named_parameters())
+        for name, tensor in weights.items():
+            mine[name].copy_(tensor)
+
+    def trained(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """The names and weights of what is trained of a role."""
+        member = self.members[role]
+        mine = {
+            id(p) for n, p in member.model.named_parameters() if member.adapter is None or f".{member.adapter}" in n
+        }
+        return ((n, p) for n, p in self.named_parameters() if p.requires_grad and id(p) in mine)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy alone, as a run folder holds it."""
+        member = self.members["policy"]
+        only = {"selected_adapters": [member.adapter]} if member.adapter else {}
+        member.model.save_pretrained(str(folder), **only)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """Recompute activations in the backward pass, each with the adapter that computed them."""
+        for model in self.models:
+            if any(p.requires_grad for p in model.parameters()):
+                inner = _inner(model)
+                inner.gradient_checkpointing_enable(
+                    {"use_reentrant": False, "context_fn": functools.partial(_recompute_alike, model)}
+                )
+
+
+def assemble(run: Run, *, value: str, temperature: float) -> Roles:
+    """Roles of a stage that samples: policy and reference from the policy's run, value and reward from the reward's.
+
+    Under PEFT all of them are adapters of the policy's base where they were trained on that base in the same form. A
+    reward that was not is loaded by itself; the value then starts from the policy, with a fresh head, as it does where
+    there is no reward model. ``value="head"`` is a scalar head on the policy's own hidden states.
+    """
+    policy = roles.without_dropout(run.model("policy"))
+    shared = hasattr(policy, "peft_config")
+    members = {"policy": Member(policy, "default" if shared else None)}
+    if not shared:
+        members["reference"] = Member(copy.deepcopy(policy).requires_grad_(False))
+    elif "policy" in run.records and run.records["policy"]["weights"] == "adapter":
+        roles.copy_adapter(policy, "default", "role_reference", trained=False)
+        members["reference"] = Member(policy, "role_reference")
+    else:
+        members["reference"] = Member(policy, None)
+    width = policy.config.hidden_size
+    if "reward" in run.records:
+        record, folder = run.records["reward"], run.parents["reward"]
+        same_base = record["base"]["weights"] == run.base_weights and record["tuner"] == run.config.tuner.component.name
+        if shared and record["weights"] == "adapter" and same_base:
+            weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
+            members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
+        else:
+            model: Any = roles.open_run(folder, record).requires_grad_(False)
+            inner = _inner(model)
+            members["reward"] = Member(model, "default" if model is not inner else None, inner.score)
+    reward = members.get("reward")
+    if value == "head":
+        members["value"] = Member(policy, members["policy"].adapter, _head(width, None, trained=True))
+    elif not shared:
+        start = "reward" if reward else "policy"
+        model = roles.without_dropout(run.model("value", start=start))
+        members["value"] = Member(model, None, _inner(model).score)
+    else:
+        theirs: Any = reward.head if reward and reward.model is policy else None
+        roles.copy_adapter(policy, "role_reward" if theirs else "default", "role_value", trained=True)
+        members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
+    roles.without_dropout(policy)
+    return Roles(members, temperature)
+
+
+def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
+    """A scalar head in fp32, from a weight or as :func:`alignkit.roles.fresh_head` starts one."""
+    head = nn.Linear(width, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.empty(1, width).normal_(std=(width + 1) ** -0.5) if weight is None else weight)
+    return head.requires_grad_(trained)
+
+
+def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d].
+
+    The logits of a few positions are in memory at a time; the backward pass computes them again.
+    """
+
+    def some(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.get_output_embeddings()(hidden).float()
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        logps = (logits / temperature).log_softmax(-1)
+        return logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
+
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
+    parts = [checkpoint(some, hidden[chunk], targets[chunk], use_reentrant=False) for chunk in chunks]
+    return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+@contextlib.contextmanager
+def use_adapter(model: Any, adapter: str | None) -> Iterator[None]:
+    """Switch a PEFT model to one adapter, or with None to its base, and back; what is trainable stays what it is.
+
+    PEFT's own ``set_adapter`` also freezes every other adapter, which is wrong where several are trained. This leans on
+    PEFT's insides, as nothing else does.
+    """
+    layers = _tuner_layers(model)
+    former = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, former, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def _recompute_alike(model: Any) -> tuple[Any, Any]:
+    """Contexts of a checkpointed layer's forward and of its second forward: both with the adapter of now."""
+    layers = _tuner_layers(model)
+    if not layers:
+        return contextlib.nullcontext(), contextlib.nullcontext()
+    now = None if layers[0]._disable_adapters else layers[0]._active_adapter[0]
+    return contextlib.nullcontext(), use_adapter(model, now)
+
+
+def _tuner_layers(model: Any) -> list[Any]:
+    layers = getattr(model, "_alignkit_layers", None)
+    if layers is None:
+        layers = []
+        if hasattr(model, "peft_config"):
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        object.__setattr__(model, "_alignkit_layers", layers)
+    return list(layers)
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _trunk(model: Any) -> Any:
+    inner = _inner(model)
+    return getattr(inner, inner.base_model_prefix)
+
+
+def _score(head: Any, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+    return scores

@@ -1,0 +1,77 @@
+"""PPO with a KL penalty to the SFT model, the third of InstructGPT's three stages, and its losses."""
+
+from typing import Any
+
+from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl
+from alignkit_ppo import losses
+from alignkit_ppo.config import PPOConfig
+
+
+def build(run: Any) -> Any:
+    """The trainer; imports torch."""
+    from alignkit_ppo.trainer import build
+
+    return build(run)
+
+
+def finish(run: Any, trainer: Any) -> dict[str, Any]:
+    """Keep the policy that was asked for; imports torch."""
+    from alignkit_ppo.trainer import finish
+
+    return finish(run, trainer)
+
+
+def extent(config: PPOConfig) -> str:
+    """For the plan."""
+    steps = config.epochs * config.minibatches
+    return f"{config.iterations} iterations of {config.batch_size} answers, {steps} optimizer steps each"
+
+
+@hookimpl
+def alignkit_stage() -> list[Stage]:
+    return [
+        Stage(
+            name="ppo",
+            summary="PPO against a reward, with a KL penalty to the SFT model",
+            config=PPOConfig,
+            build=build,
+            finish=finish,
+            extent=extent,
+            rows=(Prompt, Ranking),
+            batch=PolicyBatch,
+            loss="ppo-clip",
+            data="bundled:prompts",
+            needs={"policy": "sft"},
+            uses={"reward": "reward-model", "rollout": "generate"},
+            watch=("score", "kl", "length", "eos_rate"),
+            train={
+                "learning_rate": 1e-5,
+                "lr_scheduler_type": "constant_with_warmup",
+                "adam_epsilon": 1e-5,
+                "max_grad_norm": 1.0,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 16,
+                "eval_on_start": True,
+            },
+        )
+    ]
+
+
+@hookimpl
+def alignkit_loss() -> list[Loss]:
+    return [
+        Loss(
+            name="ppo-clip",
+            summary="clipped surrogate objective and clipped value error",
+            batch=PolicyBatch,
+            config=losses.ClipConfig,
+            build=losses.ppo_clip,
+        ),
+        Loss(
+            name="ppo-dual-clip",
+            summary="ppo-clip, bounded for bad tokens that became likely",
+            batch=PolicyBatch,
+            config=losses.DualClipConfig,
+            build=losses.ppo_dual_clip,
+        ),
+    ]

@@ -1,0 +1,39 @@
+"""The ``ppo`` table."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from alignkit import option
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """What PPO has to set beside ``train``; the names are InstructGPT's and TRL's."""
+
+    iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training")
+    batch_size: Annotated[int, Gt(0)] = option(64, "answers an iteration, on all processes together")
+    samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers to each prompt of a batch")
+    minibatches: Annotated[int, Gt(0)] = option(4, "optimizer steps a pass over the batch, whatever the microbatch")
+    epochs: Annotated[int, Gt(0)] = option(1, "passes over the batch")
+    response_length: Annotated[int, Gt(0)] = option(128, "most tokens of an answer")
+    temperature: Annotated[float, Gt(0)] = option(1.0, "of sampling, and of every log-probability")
+    max_prompt_length: Annotated[int, Gt(0)] = option(512, "tokens; longer prompts stop the run")
+    kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: what a nat of KL to the reference costs")
+    kl_target: Annotated[float, Gt(0)] | None = option(None, "adapt kl_coef to keep the KL of an answer near this")
+    kl_horizon: Annotated[int, Gt(0)] = option(10000, "how slowly kl_coef adapts, in answers")
+    gamma: Annotated[float, Gt(0)] = option(1.0, "discount a token")
+    lam: Annotated[float, Ge(0)] = option(0.95, "lambda of generalised advantage estimation")
+    whiten_rewards: bool = option(False, "divide rewards by their deviation; advantages always are whitened")
+    missing_eos_penalty: Annotated[float, Ge(0)] = option(1.0, "taken off the score of an answer that did not end")
+    score_clip: Annotated[float, Gt(0)] | None = option(None, "scores are clipped to plus and minus this")
+    value: Literal["adapter", "head"] = option("adapter", "the value function: as large as the policy, or a head on it")
+    value_warmup: Annotated[int, Ge(0)] = option(0, "iterations at first in which the value alone is trained")
+    ema: Annotated[float, Ge(0)] | None = option(
+        None, "decay of an average of the policy's weights, which is what is kept"
+    )
+    max_kl: Annotated[float, Gt(0)] | None = option(None, "stop when the KL of an answer is above this")
+    eval_every: Annotated[int, Gt(0)] = option(5, "iterations between evaluations on held-out prompts")
+    save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints")
+    keep: Literal["last", "best"] = option("last", "the policy to keep: the last, or that of the best held-out score")

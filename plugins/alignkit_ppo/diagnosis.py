@@ -1,0 +1,58 @@
+"""PPO looks at itself: what must hold at the first step, and what later steps warn of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from alignkit import AlignkitError, PolicyBatch
+
+
+def first_step(batch: PolicyBatch, model: Any, exact: bool) -> None:
+    """At the first step the policy is still the one that sampled; ``exact`` is whether it computes in fp32.
+
+    Raises:
+        AlignkitError: it is not, which makes everything after it wrong; names the cause.
+    """
+    dropout = [name for name, m in model.named_modules() if type(m).__name__ == "Dropout" and m.p > 0]
+    if dropout:
+        raise AlignkitError(f"dropout is on in {dropout[0]}: log-probabilities would not be those of the sampling")
+    off = float((batch.logps - batch.old_logps)[batch.mask].abs().mean())
+    if off > (1e-4 if exact else 0.03):
+        raise AlignkitError(
+            f"the policy's log-probabilities in training differ from those before it by {off:.2g} at the first step: "
+            "something makes its forward differ from call to call"
+        )
+
+
+def value_only(batch: PolicyBatch) -> PolicyBatch:
+    """The batch with a policy that has nothing to learn: its log-probabilities of then, and no advantages."""
+    still = batch.old_logps + 0 * batch.logps
+    return dataclasses.replace(batch, logps=still, advantages=0 * batch.advantages)
+
+
+class Watch:
+    """Warns once of each thing that commonly goes wrong."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.first: dict[str, float] | None = None
+        self.warned: set[str] = set()
+
+    def iteration(self, logs: dict[str, float]) -> None:
+        """Look at the figures of an iteration."""
+        first = self.first = self.first or dict(logs)
+        self._warn(
+            "entropy", logs["entropy"] < 0.2 * first["entropy"], "entropy has collapsed to a fifth: raise kl_coef"
+        )
+        self._warn(
+            "eos", logs["eos_rate"] < 0.05, "almost no answer ends: raise ppo.response_length or train SFT longer"
+        )
+        grew = logs["length"] > 2 * first["length"] and logs["score"] > first["score"]
+        self._warn("length", grew, "answers are twice as long as at first and score higher: the reward may like length")
+
+    def _warn(self, what: str, bad: bool, why: str) -> None:
+        if bad and what not in self.warned:
+            self.warned.add(what)
+            self.say(f"warning: {why}")

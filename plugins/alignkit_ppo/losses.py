@@ -1,0 +1,86 @@
+"""Losses on :class:`alignkit.PolicyBatch`: functions of what policy and value say now and said when sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Gt
+
+from alignkit import LossOutput, PolicyBatch, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The ``loss`` table of ``ppo-clip``."""
+
+    cliprange: Annotated[float, Gt(0)] = option(
+        0.2, "a ratio of new to old probability counts from 1 - this to 1 + this"
+    )
+    value_cliprange: Annotated[float, Gt(0)] = option(0.2, "a value counts within this of the old one")
+    value_coef: Annotated[float, Ge(0)] = option(0.1, "weight of the value loss")
+    entropy_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the entropy, which is to stay high")
+
+
+@dataclass(frozen=True)
+class DualClipConfig(ClipConfig):
+    """The ``loss`` table of ``ppo-dual-clip``."""
+
+    dual_clip: Annotated[float, Gt(1)] = option(3.0, "a bad token's loss is at most this many times its advantage")
+
+
+def ppo_clip(config: ClipConfig) -> Callable[[PolicyBatch], LossOutput]:
+    """Clipped surrogate objective (arXiv 1707.06347, eq. 7 and 9): mean over the response tokens of the step."""
+
+    def loss(batch: PolicyBatch) -> LossOutput:
+        import torch
+
+        ratio = (batch.logps - batch.old_logps).exp()
+        clipped = ratio.clamp(1 - config.cliprange, 1 + config.cliprange)
+        policy = torch.maximum(-batch.advantages * ratio, -batch.advantages * clipped)
+        return _with_value(config, batch, policy, ratio)
+
+    return loss
+
+
+def ppo_dual_clip(config: DualClipConfig) -> Callable[[PolicyBatch], LossOutput]:
+    """As :func:`ppo_clip`, bounded also where the advantage is negative and the ratio large (arXiv 1912.09729)."""
+
+    def loss(batch: PolicyBatch) -> LossOutput:
+        import torch
+
+        ratio = (batch.logps - batch.old_logps).exp()
+        clipped = ratio.clamp(1 - config.cliprange, 1 + config.cliprange)
+        policy = torch.maximum(-batch.advantages * ratio, -batch.advantages * clipped)
+        bounded = torch.minimum(policy, -batch.advantages * config.dual_clip)
+        return _with_value(config, batch, torch.where(batch.advantages < 0, bounded, policy), ratio)
+
+    return loss
+
+
+def _with_value(config: ClipConfig, batch: PolicyBatch, policy: Tensor, ratio: Tensor) -> LossOutput:
+    """The policy's loss, half the clipped squared error of the value, and the entropy, each a mean over tokens."""
+    import torch
+
+    near = batch.old_values + (batch.values - batch.old_values).clamp(-config.value_cliprange, config.value_cliprange)
+    value = 0.5 * torch.maximum((batch.values - batch.returns) ** 2, (near - batch.returns) ** 2)
+
+    def mean(per_token: Tensor) -> Tensor:
+        return (per_token * batch.mask).sum() / batch.num_tokens
+
+    policy_loss, value_loss, entropy = mean(policy), mean(value), mean(batch.entropy)
+    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    log_ratio = batch.logps - batch.old_logps
+    with torch.no_grad():
+        metrics = {
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            "ratio": mean(ratio).item(),
+            "clip_fraction": mean(((ratio - 1).abs() > config.cliprange).float()).item(),
+            "approx_kl": mean(ratio - 1 - log_ratio).item(),
+        }
+    return LossOutput(loss, metrics)

@@ -1,0 +1,72 @@
+"""Rewards: a reward model of one's own, any classifier of the hub, a Python function."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit import Reward, hookimpl, option
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The ``reward`` table of ``reward-model``."""
+
+    path: str | None = option(None, "a run folder of stage rm; null: found, or trained first")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The ``reward`` table of ``classifier``."""
+
+    model: str | None = option(None, "a sequence-classification model: a hub id or a folder")
+    label: int = option(0, "the label whose logit is the score")
+    batch: int = option(16, "answers at a time")
+
+
+@dataclass(frozen=True)
+class FunctionConfig:
+    """The ``reward`` table of ``function``."""
+
+    call: str | None = option(None, "module:function, of two lists, prompts and answers, to a score each")
+
+
+def rm(config: ModelConfig, run: Any) -> Any:
+    from alignkit_rewards.build import rm
+
+    return rm(run)
+
+
+def classifier(config: ClassifierConfig, run: Any) -> Any:
+    from alignkit_rewards.build import classifier
+
+    return classifier(config, run)
+
+
+def function(config: FunctionConfig, run: Any) -> Any:
+    from alignkit_rewards.build import function
+
+    return function(config)
+
+
+@hookimpl
+def alignkit_reward() -> list[Reward]:
+    return [
+        Reward(
+            name="reward-model",
+            summary="a reward model that alignkit trained, on the policy's trunk where it can be",
+            config=ModelConfig,
+            build=rm,
+            needs={"reward": "rm"},
+        ),
+        Reward(
+            name="classifier",
+            summary="any sequence-classification model, with its own tokenizer and template",
+            config=ClassifierConfig,
+            build=classifier,
+        ),
+        Reward(
+            name="function",
+            summary="a Python function of prompts and answers",
+            config=FunctionConfig,
+            build=function,
+        ),
+    ]

@@ -1,0 +1,402 @@
+"""PPO: its formulas by hand, the roles on one trunk, rollouts, rewards, evaluation, exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignkit import PolicyBatch, Sampling
+from alignkit.cli import main
+from alignkit.trunk import Roles, Sequences
+from alignkit_ppo import advantages as adv
+from alignkit_ppo import losses
+
+PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(12)]
+ONES = torch.ones(1, 3, dtype=torch.bool)
+
+
+# --- formulas --------------------------------------------------------------------------------------------------------
+
+
+def test_gae_by_hand() -> None:
+    values, rewards = torch.tensor([[0.5, 0.4, 0.3]]), torch.tensor([[-0.1, 0.0, 1.0]])
+    advantages, returns = adv.gae(rewards, values, ONES, gamma=1.0, lam=0.95)
+
+    torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0]]))
+
+
+def test_gae_does_not_see_padding() -> None:
+    values = torch.tensor([[0.5, 0.4, 0.3, 9.0, 9.0]])
+    rewards = torch.tensor([[-0.1, 0.0, 1.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True, False, False]])
+    advantages, returns = adv.gae(rewards, values, mask, 1.0, 0.95)
+
+    torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7, 0, 0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0, 0, 0]]))
+
+
+def test_the_score_stands_at_the_last_token_of_the_answer() -> None:
+    logps, reference = torch.tensor([[-1.0, -2, -3]] * 2), torch.tensor([[-1.5, -2, -2]] * 2)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    rewards = adv.rewards(torch.tensor([2.0, 5.0]), logps, reference, mask, kl_coef=0.1)
+
+    torch.testing.assert_close(rewards, torch.tensor([[-0.05, 0, 2.1], [-0.05, 5, 0]]))
+
+
+def test_whitening_is_over_tokens() -> None:
+    values, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]])
+    sums = adv.moments(values, mask)
+
+    torch.testing.assert_close(adv.whiten(values, mask, sums).float(), torch.tensor([[-1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(adv.whiten(values, mask, sums, shift=False).float(), torch.tensor([[1.0, 3.0, 0.0]]))
+
+
+def test_the_adaptive_coefficient_moves_by_a_fifth_at_most() -> None:
+    assert adv.next_kl_coef(0.1, kl=6.6, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.01)
+    assert adv.next_kl_coef(0.1, kl=99, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.02)
+    assert adv.next_kl_coef(0.1, kl=0, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 0.98)
+
+
+def policy_batch(ratio: list[float], advantages: list[float], values: list[float], returns: list[float]) -> PolicyBatch:
+    n = len(ratio)
+    return PolicyBatch(
+        logps=torch.tensor([ratio]).log(),
+        old_logps=torch.zeros(1, n),
+        advantages=torch.tensor([advantages]),
+        values=torch.tensor([values]),
+        old_values=torch.zeros(1, n),
+        returns=torch.tensor([returns]),
+        entropy=torch.full((1, n), 2.0),
+        mask=torch.ones(1, n, dtype=torch.bool),
+        num_tokens=n,
+    )
+
+
+def test_ppo_clip_by_hand() -> None:
+    batch = policy_batch([1.5, 0.5, 1.1], [1.0, -1.0, 2.0], [0.1, 0.5, -0.1], [1.0, 0.0, 0.0])
+    policy = (-1.2 + 0.8 - 2.2) / 3  # the first two are clipped
+    value = (0.9**2 + 0.5**2 + 0.1**2) / 2 / 3  # the second would be 0.2 clipped, and the larger counts
+    found = losses.ppo_clip(losses.ClipConfig(entropy_coef=0.01))(batch)
+
+    assert found.loss.item() == pytest.approx(policy + 0.1 * value - 0.01 * 2, abs=1e-6)
+    assert found.metrics["clip_fraction"] == pytest.approx(2 / 3)
+    assert found.metrics["ratio"] == pytest.approx(3.1 / 3)
+
+
+def test_dual_clip_bounds_bad_tokens_that_became_likely() -> None:
+    batch = policy_batch([10.0], [-1.0], [0.0], [0.0])
+
+    assert losses.ppo_clip(losses.ClipConfig())(batch).loss.item() == pytest.approx(10)
+    assert losses.ppo_dual_clip(losses.DualClipConfig())(batch).loss.item() == pytest.approx(3)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]) -> Path:
+    """A working folder with prompts, and a module of rewards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    Path("gold.py").write_text(
+        "def letters(prompts, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
+        "def broken(prompts, answers):\n    raise KeyError('oh')\n"
+        "def nan(prompts, answers):\n    return [float('nan')] * len(answers)\n"
+    )
+    shutil.copytree(tiny_model(), "base")
+    return tmp_path
+
+
+SMALL = [
+    *("--model", "base", "--data", "prompts.jsonl", "--output", "runs", "data.eval_size=4", "train.use_cpu=true"),
+    *("ppo.batch_size=8", "ppo.minibatches=2", "ppo.response_length=12", "ppo.eval_every=2", "ppo.save_every=1"),
+    *("train.per_device_train_batch_size=2", "train.learning_rate=1e-3", "train.bf16=false"),
+]
+GOLD = ["ppo.policy=base", "reward.name=function", "reward.call=gold:letters"]
+
+
+def ppo(*arguments: str) -> Path:
+    assert main(["--debug", "train", "--plugin", "ppo", *SMALL, *arguments]) == 0
+    output = arguments[arguments.index("--output") + 1] if "--output" in arguments else "runs"
+    return Path(output) / "ppo"
+
+
+def logs(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def iterations(run: Path) -> list[dict[str, Any]]:
+    return [line for line in logs(run) if "seconds_sampling" in line]
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    return {n: t for file in run.glob("*.safetensors") for n, t in load_file(file).items()}
+
+
+@pytest.fixture
+def below(folder: Path) -> Callable[[str], list[str]]:
+    """``below("lora")``: an SFT and a reward run of that tuner, and the arguments that name them."""
+    from conftest import DEMONSTRATIONS
+
+    rows = [{"prompt": f"p{n}", "responses": ["e e e", "b", "e c"], "ranks": [0, 2, 1]} for n in range(12)]
+    Path("demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
+    Path("rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(tuner: str) -> list[str]:
+        common = ["--plugin", tuner, "--model", "base", "--output", f"below-{tuner}", "train.use_cpu=true"]
+        common += ["train.max_steps=8", "train.learning_rate=0.003", "train.bf16=false", "data.eval_size=2"]
+        assert main(["train", "--plugin", "sft", "--data", "demos.jsonl", *common]) == 0
+        assert main(["train", "--plugin", "rm", "--data", "rankings.jsonl", *common]) == 0
+        return ["--plugin", tuner, f"ppo.policy=below-{tuner}/sft", f"reward.path=below-{tuner}/rm"]
+
+    return make
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
+def test_ppo_runs_on_sft_and_reward_of_every_tuner(below: Callable[[str], list[str]], tuner: str) -> None:
+    run = ppo(*below(tuner), "ppo.iterations=2")
+    first, second = iterations(run)
+    manifest = json.loads((run / "alignkit.json").read_text())
+
+    assert first["kl"] == 0
+    assert second["kl"] != 0
+    assert {"score", "kl_coef", "entropy", "clip_fraction", "approx_kl", "explained_variance", "eos_rate"} <= set(first)
+    assert set(manifest["parents"]) == {"policy", "reward"}
+    assert manifest["role"] == "policy"
+    assert not any("value" in name or "score" in name or "reference" in name for name in trained(run))
+    assert main(["chat", str(run), "--prompt", "Hi", "--max-new-tokens", "4"]) == 0
+
+
+@pytest.mark.parametrize(("policy", "reward"), [("full", "lora"), ("lora", "full"), ("qlora", "lora")])
+def test_roles_that_cannot_share_are_loaded_by_themselves(
+    below: Callable[[str], list[str]], policy: str, reward: str
+) -> None:
+    below(policy), below(reward)
+    named = ["--plugin", policy, f"ppo.policy=below-{policy}/sft", f"reward.path=below-{reward}/rm"]
+
+    assert iterations(ppo(*named, "ppo.iterations=1"))[0]["kl"] == 0
+
+
+def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
+    run = ppo(*GOLD, "ppo.iterations=25", "ppo.kl_coef=0", "ppo.batch_size=32", "train.learning_rate=5e-3")
+    scores = [line["score"] for line in iterations(run)]
+
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.5
+
+
+def test_a_large_kl_coefficient_keeps_the_policy_where_it_was(folder: Path) -> None:
+    free = ppo(*GOLD, "ppo.iterations=10", "ppo.kl_coef=0", "--output", "free")
+    held = ppo(*GOLD, "ppo.iterations=10", "ppo.kl_coef=100", "--output", "held")
+
+    assert abs(iterations(held)[-1]["kl"]) < 0.2 * abs(iterations(free)[-1]["kl"])
+
+
+def test_optimizer_steps_are_epochs_times_minibatches_whatever_the_microbatch(folder: Path) -> None:
+    settings = [*GOLD, "ppo.iterations=2", "ppo.epochs=3", "ppo.minibatches=2", "optimizer.name=adamw"]
+    one = ppo(*settings, "train.per_device_train_batch_size=4", "--output", "one")
+    two = ppo(*settings, "train.per_device_train_batch_size=1", "--output", "two")
+
+    assert [json.loads((run / "alignkit.json").read_text())["steps"] for run in (one, two)] == [12, 12]
+    for a, b in zip(iterations(one), iterations(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("train.max_grad_norm", "1e-6"), ("ppo.value", "head"), ("ppo.ema", "0.5"), ("ppo.lam", "0.5")],
+)
+def test_a_setting_acts(folder: Path, setting: str, value: str) -> None:
+    plain = ppo(*GOLD, "ppo.iterations=2", "--output", "plain")
+    other = ppo(*GOLD, "ppo.iterations=2", f"{setting}={value}", "--output", "other")
+
+    assert any(not torch.equal(t, trained(other)[n]) for n, t in trained(plain).items())
+
+
+def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callable[[str], list[str]]) -> None:
+    named = below("lora")
+    plain = ppo(*named, "ppo.iterations=1", "--output", "plain")
+    saved = ppo(*named, "ppo.iterations=1", "train.gradient_checkpointing=true", "--output", "saved")
+
+    for name, tensor in trained(plain).items():
+        torch.testing.assert_close(trained(saved)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_value_warms_up_alone(folder: Path) -> None:
+    run = ppo(*GOLD, "ppo.iterations=2", "ppo.value_warmup=2")
+
+    assert [line["kl"] for line in iterations(run)] == [0, 0]
+    assert all(float(t.abs().max()) == 0 for n, t in trained(run).items() if "lora_B" in n)
+
+
+def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
+    """With all answers cut off, the penalty shifts every return."""
+    plain = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=0", "ppo.response_length=2", "--output", "plain")
+    other = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=5", "ppo.response_length=2", "--output", "other")
+
+    assert iterations(plain)[0]["score"] == iterations(other)[0]["score"]
+    assert iterations(plain)[0]["value_loss"] < iterations(other)[0]["value_loss"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("gold:broken", "reward 'function' failed on these answers"),
+        ("gold:nan", "reward 'function' gave nan for the answer"),
+        ("gold:none", "gold has no function none"),
+    ],
+)
+def test_a_bad_reward_stops_the_run_with_its_name(
+    folder: Path, call: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ppo.policy=base", "reward.name=function", f"reward.call={call}", "ppo.iterations=1"]
+
+    assert main(["train", "--plugin", "ppo", *SMALL, *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_answers_before_and_after_stand_side_by_side(folder: Path) -> None:
+    run = ppo(*GOLD, "ppo.iterations=2")
+    rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    metrics = json.loads((run / "alignkit.json").read_text())["metrics"]
+
+    assert len(rows) == 4
+    assert set(rows[0]) == {"prompt", "before", "after", "score"}
+    assert {"first_eval_score", "eval_score", "eval_kl", "eval_length", "eval_eos_rate"} <= set(metrics)
+    assert metrics["first_eval_kl"] == 0
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, tuner: str) -> None:
+    settings = [*GOLD, "--plugin", tuner, "ppo.iterations=4", "ppo.ema=0.9", "ppo.kl_target=1", "ppo.epochs=2"]
+    whole = ppo(*settings, "--output", "whole")
+    cut = ppo(*settings, "--output", "cut")
+    (cut / "alignkit.json").unlink()
+    for checkpoint in (cut / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > 12:
+            shutil.rmtree(checkpoint)
+    assert list((cut / "checkpoints").glob("checkpoint-12"))
+    cut.rename(cut.with_name("ppo.unfinished"))
+    resumed = ppo(*settings, "--resume", "--output", "cut")
+
+    assert all(torch.equal(t, trained(resumed)[n]) for n, t in trained(whole).items())
+    timing = ("seconds", "per_second")
+    for a, b in zip(iterations(whole), iterations(resumed), strict=True):
+        assert {k: v for k, v in a.items() if not any(t in k for t in timing)} == {
+            k: v for k, v in b.items() if not any(t in k for t in timing)
+        }
+
+
+# --- rollout engines -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["generate", "continuous"])
+def test_engines_draw_what_the_training_forward_finds_likeliest(tiny_model: Callable[..., Path], engine: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alignkit.chat_template import load_tokenizer
+    from alignkit.registry import Registry
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(tiny_model()), None)
+    assert AutoTokenizer is not None
+    rollout = Registry().get("rollout", engine)
+    sampling = Sampling(max_new_tokens=6, temperature=0.0, stop_ids=(0,))
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
+    answers = rollout.build(None, tokenizer, sampling)(model, prompts)
+
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == answer
+
+
+# --- the trunk -------------------------------------------------------------------------------------------------------
+
+
+def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
+    """A run and its roles, in fp32, as the stage makes them."""
+    from alignkit.cli.common import read_arguments
+    from alignkit.plan import pipeline
+    from alignkit.run import Run
+    from alignkit.trunk import assemble
+
+    plugins = ["ppo", *(a for a in arguments if a in ("full", "lora", "qlora"))]
+    settings = [a for a in arguments if "=" in a]
+    asked = read_arguments(plugins, None, "base", "prompts.jsonl", "runs", [*settings, "train.bf16=false"])
+    run = Run(pipeline(*asked).to_train[-1], print)
+    return run, assemble(run, value="adapter", temperature=1.0).eval()
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
+def test_the_reward_in_ppo_is_the_number_of_alignkit_score(
+    below: Callable[[str], list[str]], tuner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit import device, manifest
+    from alignkit.scoring import Scorer
+
+    run, roles = roles_of(below(tuner))
+    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+    folder = Path(f"below-{tuner}/rm")
+    scorer = Scorer(folder, manifest.read(folder))
+    encoded = [scorer.encode([{"role": "user", "content": f"p{n}"}], "e " * n + "b") for n in range(4)]
+    answers = Sequences.of(
+        [e.prompt for e in encoded], [e.answers[0] for e in encoded], run.tokenizer.pad_token_id, "cpu"
+    )
+
+    with torch.no_grad():
+        assert roles(answers, ("reward",))["reward"].tolist() == pytest.approx(scorer.scores(encoded, 2), abs=1e-4)
+
+
+@pytest.mark.parametrize("tuner", ["lora", "qlora"])
+def test_roles_are_adapters_of_one_base_and_train_apart(below: Callable[[str], list[str]], tuner: str) -> None:
+    _, roles = roles_of(below(tuner))
+    sequences = Sequences.of([[5, 6, 7]], [[8, 9, 0]], pad=0, device="cpu")
+    assert len(roles.models) == 1
+    assert {m.adapter for m in roles.members.values()} == {"default", "role_reference", "role_reward", "role_value"}
+    before = {name: p.detach().clone() for name, p in roles.named_parameters()}
+    trained = {name for name, p in roles.named_parameters() if p.requires_grad}
+    assert all(".default." in name or ".role_value." in name or name == "heads.value.weight" for name in trained)
+
+    roles(sequences, ("policy",))["policy"].logps.sum().backward()
+    with_gradient = {n for n, p in roles.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert with_gradient
+    assert all(".default." in name for name in with_gradient)
+    roles.zero_grad()
+    roles(sequences, ("policy", "value"))["value"].sum().backward()
+    with_gradient = {n for n, p in roles.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert all(".role_value." in name or name == "heads.value.weight" for name in with_gradient)
+
+    torch.optim.SGD([p for p in roles.parameters() if p.requires_grad], lr=1.0).step()
+    changed = {n for n, p in roles.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert changed <= with_gradient
+
+
+def test_log_probabilities_are_those_of_the_model_at_the_temperature(tiny_model: Callable[..., Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from alignkit.trunk import Member
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("gemma"), dtype=torch.float32).eval()
+    prompts, answers = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
+    sequences = Sequences.of(prompts, answers, pad=0, device="cpu")
+    found = Roles({"policy": Member(model)}, temperature=0.7)(sequences, ("policy",))["policy"]
+
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logits = model(torch.tensor([prompt + answer])).logits[0] / 0.7
+        logps = logits.log_softmax(-1)
+        expected = [logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)]
+        assert found.logps[row, : len(answer)].tolist() == pytest.approx(expected, abs=1e-4)
+        entropy = -(logps.exp() * logps).sum(-1)[len(prompt) - 1 : -1]
+        assert found.entropy[row, : len(answer)].tolist() == pytest.approx(entropy.tolist(), abs=1e-3)
+    assert math.isclose(float(found.logps[0, 2]), 0)
