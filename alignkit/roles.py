@@ -118,15 +118,16 @@ def _with_adapter(model: nn.Module, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, str(folder), config=config)
 
 
-def open_run(folder: Path, record: dict[str, Any]) -> nn.Module:
+def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
     """The model of a finished run, on its base in the form that it was trained on, in evaluation mode.
 
     A reward run gives a model for sequence classification with one label, every other a causal language model.
+    ``dtype`` is what it computes in; None is what the device does well.
     """
     import peft
 
     head = record["role"] in WITH_HEAD
-    kwargs: dict[str, Any] = {"dtype": device.run_dtype({})}
+    kwargs: dict[str, Any] = {"dtype": dtype or device.run_dtype({})}
     if record["weights"] == "model":
         return base.load(str(folder), kwargs, head).eval()
     tuner, config = _tuner(record)

@@ -141,14 +141,15 @@ class Roles(nn.Module):
         only = {"selected_adapters": [member.adapter]} if member.adapter else {}
         member.model.save_pretrained(str(folder), **only)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def activation_checkpointing_enable(self, **_: Any) -> None:
         """Recompute activations in the backward pass, each with the adapter that computed them."""
         for model in self.models:
             if any(p.requires_grad for p in model.parameters()):
                 inner = _inner(model)
-                inner.gradient_checkpointing_enable(
-                    {"use_reentrant": False, "context_fn": functools.partial(_recompute_alike, model)}
-                )
+                enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
+                enable({"use_reentrant": False, "context_fn": functools.partial(_recompute_alike, model)})
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
 
 
 def assemble(run: Run, *, value: str, temperature: float) -> Roles:
@@ -176,7 +177,7 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
             weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
             members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
         else:
-            model: Any = roles.open_run(folder, record).requires_grad_(False)
+            model: Any = roles.open_run(folder, record, run.dtype).requires_grad_(False)
             inner = _inner(model)
             members["reward"] = Member(model, "default" if model is not inner else None, inner.score)
     reward = members.get("reward")

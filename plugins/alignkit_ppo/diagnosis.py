@@ -18,7 +18,7 @@ def first_step(batch: PolicyBatch, model: Any, exact: bool) -> None:
     dropout = [name for name, m in model.named_modules() if type(m).__name__ == "Dropout" and m.p > 0]
     if dropout:
         raise AlignkitError(f"dropout is on in {dropout[0]}: log-probabilities would not be those of the sampling")
-    off = float((batch.logps - batch.old_logps)[batch.mask].abs().mean())
+    off = float((batch.logps.detach() - batch.old_logps)[batch.mask].abs().mean())
     if off > (1e-4 if exact else 0.03):
         raise AlignkitError(
             f"the policy's log-probabilities in training differ from those before it by {off:.2g} at the first step: "

@@ -169,7 +169,7 @@ class PPOTrainer(transformers.Trainer):
 
     def _seed(self, what: int) -> int:
         """A seed that depends on nothing but the run's seed, the iteration and the process: resuming needs no more."""
-        return ((self.args.seed * 1_000_003 + self.iteration) * 1_009 + self.args.process_index) * 7 + what
+        return (((self.args.seed * 1_000_003 + self.iteration) * 1_009 + self.args.process_index) * 7 + what) % 2**32
 
     def collect(self) -> Rollouts:
         """Answers to the next prompts, with all that the loss needs (steps 1 to 6)."""

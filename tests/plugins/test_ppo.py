@@ -187,18 +187,25 @@ def test_roles_that_cannot_share_are_loaded_by_themselves(
     assert iterations(ppo(*named, "ppo.iterations=1"))[0]["kl"] == 0
 
 
-def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
-    run = ppo(*GOLD, "ppo.iterations=25", "ppo.kl_coef=0", "ppo.batch_size=32", "train.learning_rate=5e-3")
-    scores = [line["score"] for line in iterations(run)]
+LEARN = [
+    *(*GOLD, "--plugin", "full", "ppo.batch_size=32", "ppo.response_length=8", "train.per_device_train_batch_size=16"),
+    *("train.learning_rate=3e-3", "ppo.eval_every=99", "ppo.save_every=99", "ppo.missing_eos_penalty=0"),
+]
 
-    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.5
+
+def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
+    """The letter e is in one token twice: eight such tokens score 4, the most there is; it starts at about 0.3."""
+    scores = [line["score"] for line in iterations(ppo(*LEARN, "ppo.iterations=45", "ppo.kl_coef=0"))]
+
+    assert scores[0] < 0.6
+    assert scores[-1] > 3.6
 
 
 def test_a_large_kl_coefficient_keeps_the_policy_where_it_was(folder: Path) -> None:
-    free = ppo(*GOLD, "ppo.iterations=10", "ppo.kl_coef=0", "--output", "free")
-    held = ppo(*GOLD, "ppo.iterations=10", "ppo.kl_coef=100", "--output", "held")
+    held = iterations(ppo(*LEARN, "ppo.iterations=25", "ppo.kl_coef=100"))
 
-    assert abs(iterations(held)[-1]["kl"]) < 0.2 * abs(iterations(free)[-1]["kl"])
+    assert max(abs(line["kl"]) for line in held) < 1
+    assert held[-1]["score"] < 1
 
 
 def test_optimizer_steps_are_epochs_times_minibatches_whatever_the_microbatch(folder: Path) -> None:
@@ -290,7 +297,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, tuner: str) ->
     resumed = ppo(*settings, "--resume", "--output", "cut")
 
     assert all(torch.equal(t, trained(resumed)[n]) for n, t in trained(whole).items())
-    timing = ("seconds", "per_second")
+    timing = ("seconds", "per_second", "epoch")  # the Trainer's epoch has no meaning here
     for a, b in zip(iterations(whole), iterations(resumed), strict=True):
         assert {k: v for k, v in a.items() if not any(t in k for t in timing)} == {
             k: v for k, v in b.items() if not any(t in k for t in timing)
@@ -354,7 +361,10 @@ def test_the_reward_in_ppo_is_the_number_of_alignkit_score(
     )
 
     with torch.no_grad():
-        assert roles(answers, ("reward",))["reward"].tolist() == pytest.approx(scorer.scores(encoded, 2), abs=1e-4)
+        assert roles(answers, ("reward",))["reward"].tolist() == pytest.approx(
+            scorer.scores(encoded, 2),
+            abs=0.05 if tuner == "qlora" else 1e-4,  # other kernels for 4 bits without gradients
+        )
 
 
 @pytest.mark.parametrize("tuner", ["lora", "qlora"])
@@ -399,4 +409,4 @@ def test_log_probabilities_are_those_of_the_model_at_the_temperature(tiny_model:
         assert found.logps[row, : len(answer)].tolist() == pytest.approx(expected, abs=1e-4)
         entropy = -(logps.exp() * logps).sum(-1)[len(prompt) - 1 : -1]
         assert found.entropy[row, : len(answer)].tolist() == pytest.approx(entropy.tolist(), abs=1e-3)
-    assert math.isclose(float(found.logps[0, 2]), 0)
+    assert math.isclose(float(found.logps[0, 2].detach()), 0)
