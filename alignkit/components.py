@@ -117,9 +117,7 @@ class Reward(Component):
     kind: ClassVar[str] = "reward"
 
     build: Callable[[Any, Run], Callable[[Answers], Sequence[float]]]  # its config, the run -> the function
-    needs: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # as a stage's; its config's `path` names the run
+    needs: Callable[[Any], Mapping[str, str]] = lambda config: {}  # as a stage's; its config's `path` names the run
 
 
 @dataclass(frozen=True, kw_only=True)

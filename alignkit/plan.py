@@ -119,7 +119,7 @@ class _Planner:
         for role, parent in parents.items():
             lineage.check(config, parent, f"{stage.name}.{role}")
         if config.reward is not None:
-            for role, need in config.reward.component.needs.items():
+            for role, need in config.reward.component.needs(config.reward.config).items():
                 said = config.reward.config.path
                 parents[role] = lineage.named("reward.path", said, role) if said else self._find(need, "reward.path")
                 with_path = dataclasses.replace(config.reward.config, path=str(parents[role].folder))

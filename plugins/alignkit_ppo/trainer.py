@@ -87,6 +87,7 @@ def build(run: Run) -> PPOTrainer:
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the models: they may refuse
     roles = assemble(run, value=config.value, temperature=config.temperature)
+    run.say(roles.describe())
     trainer = PPOTrainer(
         run=run,
         loss=loss,

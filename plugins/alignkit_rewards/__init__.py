@@ -29,6 +29,25 @@ class FunctionConfig:
     call: str | None = option(None, "module:function, of two lists, prompts and answers, to a score each")
 
 
+@dataclass(frozen=True)
+class SumConfig:
+    """The ``reward`` table of ``sum``."""
+
+    parts: list[dict[str, Any]] = option([], "rewards, each with its name, its weight and its own keys")
+    path: str | None = option(None, "the run folder of a reward-model among them; null: found, or trained first")
+
+
+def sum_needs(config: SumConfig) -> dict[str, str]:
+    """A reward model's run, where one is among the parts."""
+    return {"reward": "rm"} if any(part.get("name") == "reward-model" for part in config.parts) else {}
+
+
+def weighted_sum(config: SumConfig, run: Any) -> Any:
+    from alignkit_rewards.build import weighted_sum
+
+    return weighted_sum(config, run)
+
+
 def rm(config: ModelConfig, run: Any) -> Any:
     from alignkit_rewards.build import rm
 
@@ -55,7 +74,7 @@ def alignkit_reward() -> list[Reward]:
             summary="a reward model that alignkit trained, on the policy's trunk where it can be",
             config=ModelConfig,
             build=rm,
-            needs={"reward": "rm"},
+            needs=lambda config: {"reward": "rm"},
         ),
         Reward(
             name="classifier",
@@ -68,5 +87,12 @@ def alignkit_reward() -> list[Reward]:
             summary="a Python function of prompts and answers",
             config=FunctionConfig,
             build=function,
+        ),
+        Reward(
+            name="sum",
+            summary="several rewards, each with a weight",
+            config=SumConfig,
+            build=weighted_sum,
+            needs=sum_needs,
         ),
     ]

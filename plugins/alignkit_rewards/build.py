@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Answers, ConfigError, base, rankings
+from alignkit.config import select
 
 if TYPE_CHECKING:
-    from alignkit_rewards import ClassifierConfig, FunctionConfig
+    from alignkit_rewards import ClassifierConfig, FunctionConfig, SumConfig
 
 Scores = Callable[[Answers], Sequence[float]]
 
@@ -74,3 +76,25 @@ def function(config: FunctionConfig) -> Scores:
         raise ConfigError("reward 'function' needs reward.call=module:function")
     call = rankings.function(config.call)
     return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
+
+
+def weighted_sum(config: SumConfig, run: Any) -> Scores:
+    """The parts' scores times their weights, added up; each part is checked under its own name."""
+    if not config.parts:
+        raise ConfigError("reward 'sum' needs reward.parts: a list of tables with name and weight")
+    parts: list[tuple[str, float, Scores]] = []
+    for table in config.parts:
+        own = {key: value for key, value in table.items() if key != "weight"}
+        if "name" not in own:
+            raise ConfigError("reward.parts: a part has no name")
+        component, settings = select(run.registry, "reward", own["name"], [own])
+        parts.append((component.name, float(table.get("weight", 1.0)), component.build(settings, run)))
+
+    def score(answers: Answers) -> list[float]:
+        total = [0.0] * len(answers.texts)
+        for name, weight, part in parts:
+            scores = rankings.checked(f"reward '{name}'", functools.partial(part, answers), answers.texts)
+            total = [so_far + weight * one for so_far, one in zip(total, scores, strict=True)]
+        return total
+
+    return score

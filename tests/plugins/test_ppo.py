@@ -272,6 +272,32 @@ def test_a_bad_reward_stops_the_run_with_its_name(
     assert said in capsys.readouterr().err
 
 
+def test_rewards_are_added_with_weights(below: Callable[[str], list[str]]) -> None:
+    named = below("lora")
+    rm = ppo(*named, "ppo.iterations=1", "--output", "rm")
+    gold = ppo(*named[:3], "reward.name=function", "reward.call=gold:letters", "ppo.iterations=1", "--output", "gold")
+    parts = "[{name: reward-model, weight: 2}, {name: function, call: 'gold:letters', weight: -3}]"
+    both = ppo(*named, "reward.name=sum", f"reward.parts={parts}", "ppo.iterations=1", "--output", "both")
+    a, b, c = (iterations(run)[0]["score"] for run in (rm, gold, both))
+
+    assert c == pytest.approx(2 * a - 3 * b, abs=1e-4)
+
+
+def test_any_classifier_is_a_reward_in_its_own_tokens(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model("gpt2"), num_labels=3)
+    classifier.config.pad_token_id = 5
+    classifier.save_pretrained("classifier")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("gpt2"))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(5)
+    tokenizer.save_pretrained("classifier")
+    settings = ["ppo.policy=base", "reward.name=classifier", "reward.model=classifier", "ppo.iterations=1"]
+    two, one = (ppo(*settings, f"reward.label={label}", "--output", str(label)) for label in (2, 1))
+
+    assert iterations(two)[0]["score"] != iterations(one)[0]["score"]
+
+
 def test_answers_before_and_after_stand_side_by_side(folder: Path) -> None:
     run = ppo(*GOLD, "ppo.iterations=2")
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
