@@ -40,30 +40,60 @@ def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
 
 
 def tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One row a group: as :func:`separate`, but ``attention_mask`` is additive, [G, 1, T, T] of ``dtype``."""
-    rows = [[*group.prompt, *(token for answer in group.answers for token in answer)] for group in groups]
-    width = max(len(row) for row in rows)
-    allowed = torch.eye(width, dtype=torch.bool).repeat(len(groups), 1, 1)  # padding sees itself: no row is all masked
-    positions = torch.zeros(len(groups), width, dtype=torch.long)
+    """As :func:`separate`, but a group's prompt is there once, and a row holds as many groups as fit into its width.
+
+    ``attention_mask`` is additive, [R, 1, T, T] of ``dtype``.
+    """
+    places = pack(groups)
+    width, number = max(size(group) for group in groups), 1 + max(row for row, _ in places)
+    rows: list[list[int]] = [[pad] * width for _ in range(number)]
+    allowed = torch.eye(width, dtype=torch.bool).repeat(number, 1, 1)  # padding sees itself: no position sees nothing
+    positions = torch.zeros(number, width, dtype=torch.long)
     ends = []
-    for row, group in enumerate(groups):
-        trunk = start = len(group.prompt)
-        allowed[row, :trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
-        positions[row, :trunk] = torch.arange(trunk)
+    for group, (row, first) in zip(groups, places, strict=True):
+        start = first + len(group.prompt)
+        trunk = slice(first, start)
+        rows[row][trunk] = group.prompt
+        allowed[row, trunk, trunk] = _causal(len(group.prompt))
+        positions[row, trunk] = torch.arange(len(group.prompt))
         for answer in group.answers:
-            length = len(answer)
-            branch = slice(start, start + length)
-            allowed[row, branch, :trunk] = True
-            allowed[row, branch, branch] = torch.ones(length, length, dtype=torch.bool).tril()
-            positions[row, branch] = trunk + torch.arange(length)
-            start += length
+            branch = slice(start, start + len(answer))
+            rows[row][branch] = answer
+            allowed[row, branch, trunk] = True
+            allowed[row, branch, branch] = _causal(len(answer))
+            positions[row, branch] = len(group.prompt) + torch.arange(len(answer))
+            start = branch.stop
             ends.append((row, start - 1))
     return {
-        "input_ids": _padded(rows, pad),
+        "input_ids": torch.tensor(rows),
         "attention_mask": torch.zeros(1, dtype=dtype).masked_fill(~allowed[:, None], torch.finfo(dtype).min),
         "position_ids": positions,
         "ends": torch.tensor(ends),
     }
+
+
+def size(group: Branches) -> int:
+    """Tokens of a group whose prompt is there once."""
+    return len(group.prompt) + sum(map(len, group.answers))
+
+
+def pack(groups: Sequence[Branches]) -> list[tuple[int, int]]:
+    """The row and the column at which each group begins, in rows as wide as the largest: first fit, large ones first."""
+    room: list[int] = []
+    width = max(size(group) for group in groups)
+    places: dict[int, tuple[int, int]] = {}
+    for index in sorted(range(len(groups)), key=lambda index: -size(groups[index])):
+        needed = size(groups[index])
+        row = next((row for row, left in enumerate(room) if left >= needed), len(room))
+        if row == len(room):
+            room.append(width)
+        places[index] = (row, width - room[row])
+        room[row] -= needed
+    return [places[index] for index in range(len(groups))]
+
+
+def _causal(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()
 
 
 def _padded(rows: list[list[int]], pad: int) -> Tensor:

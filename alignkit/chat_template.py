@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.errors import AlignkitError, DataError, one_line
-from alignkit.rows import Conversation, Demonstration, Text
+from alignkit.rows import Conversation, Demonstration, Message, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,12 +106,16 @@ def encode(
     return ids, labels
 
 
-def last_turn(labels: list[int]) -> int:
-    """Where the last answer begins: the first of the labels at the end that are learnt."""
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, answer: str, stop_ids: Collection[int]
+) -> tuple[list[int], int]:
+    """The ids of a prompt and an answer, with the token that ends it, and where the answer begins."""
+    turn = Message(role="assistant", content=answer)
+    ids, labels = encode(tokenizer, Demonstration([*prompt, turn]), stop_ids)
     start = len(labels)
     while start and labels[start - 1] != IGNORE:
         start -= 1
-    return start
+    return ids, start
 
 
 def _render(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignkit import branches, roles
 from alignkit.branches import Branches
-from alignkit.chat_template import encode, last_turn, load_tokenizer
-from alignkit.rows import Conversation, Demonstration
+from alignkit.chat_template import encode_answer, load_tokenizer
+from alignkit.rows import Conversation
 
 
 class Scorer:
@@ -26,9 +26,7 @@ class Scorer:
 
     def encode(self, prompt: Conversation, answer: str) -> Branches:
         """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""
-        conversation: Conversation = [*prompt, {"role": "assistant", "content": answer}]
-        ids, labels = encode(self.tokenizer, Demonstration(conversation), self.stop_ids)
-        start = last_turn(labels)
+        ids, start = encode_answer(self.tokenizer, prompt, answer, self.stop_ids)
         return Branches(ids[:start], [ids[start:]])
 
     def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:

@@ -159,16 +159,12 @@ def arguments(options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 def encoded(tokenizer: Any, group: dict[str, Any]) -> Branches:
     """A ranking as ids, each answer with the token that ends it."""
-    from alignkit import Demonstration
-    from alignkit.chat_template import encode, last_turn
+    from alignkit.chat_template import encode_answer
 
-    ids = []
-    for answer in group["responses"]:
-        turns = [{"role": "user", "content": group["prompt"]}, {"role": "assistant", "content": answer}]
-        row, labels = encode(tokenizer, Demonstration(turns), [tokenizer.eos_token_id])
-        start = last_turn(labels)
-        ids.append(row)
-    return Branches(ids[0][:start], [row[start:] for row in ids])
+    prompt = [{"role": "user", "content": group["prompt"]}]
+    rows = [encode_answer(tokenizer, prompt, answer, [tokenizer.eos_token_id]) for answer in group["responses"]]
+    start = min(start for _, start in rows)
+    return Branches(rows[0][0][:start], [ids[start:] for ids, _ in rows])
 
 
 def pairs_of(tokenizer: Any, group: dict[str, Any]) -> list[tuple[list[int], list[int]]]:

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from alignkit_ppo.config import PPOConfig
 
 
+INSTEAD = {
+    "num_train_epochs": "ppo.iterations",
+    "gradient_accumulation_steps": "ppo.minibatches",
+    "eval_steps": "ppo.eval_every",
+    "save_steps": "ppo.save_every",
+}
+
+
 @dataclass(frozen=True)
 class Prompted:
     """A prompt, as messages and as token ids."""
@@ -70,6 +78,9 @@ def build(run: Run) -> PPOTrainer:
             f"a minibatch of {minibatch} answers (ppo.batch_size / ppo.minibatches) is no multiple of "
             f"train.per_device_train_batch_size={micro}"
         )
+    for key, instead in INSTEAD.items():
+        if key in run.config.train:
+            run.say(f"train.{key} has no part in ppo: {instead} has")
     wanted = run.config.train.get("max_steps", -1)
     run.steps_between_checkpoints = steps
     args = run.training_arguments(

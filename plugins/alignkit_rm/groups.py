@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit import DataError, Demonstration, Ranking
+from alignkit import DataError, Ranking
 from alignkit.branches import Branches
-from alignkit.chat_template import encode, last_turn
+from alignkit.chat_template import encode_answer
 
 if TYPE_CHECKING:
     from alignkit.data import Located
@@ -95,7 +95,7 @@ def encode_groups(run: Any, rows: list[Located], max_length: int, too_long: str)
         kept: list[tuple[list[int], int, int]] = []
         for index, answer in enumerate(ranking.answers):
             try:
-                ids, start = encode_answer(run, ranking.prompt, answer)
+                ids, start = encode_answer(run.tokenizer, ranking.prompt, answer, run.stop_ids)
             except DataError as error:
                 raise DataError(f"{where.get(id(ranking), 'a ranking')}: {error}") from None
             if len(ids) > max_length:
@@ -122,10 +122,3 @@ def encode_groups(run: Any, rows: list[Located], max_length: int, too_long: str)
     if not groups:
         raise DataError("no ranking is left to train on")
     return groups
-
-
-def encode_answer(run: Any, prompt: Any, answer: str) -> tuple[list[int], int]:
-    """The ids of a prompt and an answer, the token that ends it included, and where the answer starts."""
-    conversation = [*prompt, {"role": "assistant", "content": answer}]
-    ids, labels = encode(run.tokenizer, Demonstration(conversation), run.stop_ids)
-    return ids, last_turn(labels)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from alignkit import AlignkitError, Demonstration, RankedScores, branches, roles
 from alignkit.branches import Branches
+from alignkit.chat_template import encode_answer
 from alignkit_rm import metrics
-from alignkit_rm.groups import Group, encode_answer, encode_groups
+from alignkit_rm.groups import Group, encode_groups
 from alignkit_rm.normalise import normalise
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class RewardTrainer(transformers.Trainer):
 
     def _tokens(self, part: list[Branches]) -> int:
         """Positions of a forward, padding included."""
-        return len(part) * max(len(each.prompt) + sum(map(len, each.answers)) for each in part)
+        rows = 1 + max(row for row, _ in branches.pack(part)) if self.shared_prompt else len(part)
+        return rows * max(map(branches.size, part))
 
     def _inputs(self, part: list[Branches]) -> dict[str, Tensor]:
         if self.shared_prompt:
@@ -250,7 +252,8 @@ def demonstrations(run: Run, config: RMConfig) -> list[Branches]:
     found = []
     for _, row in run.parent_rows("policy"):
         if isinstance(row, Demonstration) and row.messages[-1]["role"] == "assistant":
-            ids, start = encode_answer(run, row.messages[:-1], row.messages[-1]["content"])
+            prompt, answer = row.messages[:-1], row.messages[-1]["content"]
+            ids, start = encode_answer(run.tokenizer, prompt, answer, run.stop_ids)
             if len(ids) <= config.max_length:
                 found.append(Branches(ids[:start], [ids[start:]]))
         if len(found) == config.normalise_on:

@@ -200,6 +200,13 @@ def test_a_shared_prompt_gives_the_gradients_of_separate_forwards(tiny_model: Ca
     )
 
 
+def test_short_groups_share_a_row() -> None:
+    groups = [Branches([1] * n, [[2], [3]]) for n in (1, 8, 2, 3)]  # 3, 10, 4 and 5 tokens
+
+    assert branches.pack(groups) == [(2, 0), (0, 0), (1, 5), (1, 0)]
+    assert branches.tree(groups, 0, torch.float32)["input_ids"].shape == (3, 10)
+
+
 def test_windows_alibi_and_other_attentions_do_without_a_shared_prompt() -> None:
     from types import SimpleNamespace as Config
 
