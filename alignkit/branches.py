@@ -78,7 +78,7 @@ def size(group: Branches) -> int:
 
 
 def pack(groups: Sequence[Branches]) -> list[tuple[int, int]]:
-    """The row and the column at which each group begins, in rows as wide as the largest: first fit, large ones first."""
+    """The row and the column at which each group begins, in rows as wide as the largest: first fit, largest first."""
     room: list[int] = []
     width = max(size(group) for group in groups)
     places: dict[int, tuple[int, int]] = {}
