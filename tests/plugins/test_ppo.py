@@ -239,6 +239,70 @@ def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callabl
         torch.testing.assert_close(trained(saved)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+TEXTS = [{"text": "The cat sat on the mat, and it was warm."}, {"text": "Rain falls. " * 40}, {"text": "Yes."}]
+
+
+def test_pretraining_text_is_mixed_in(folder: Path) -> None:
+    """The loss of all three texts at the first step is the base's own; then it falls, and both gradients are told."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    Path("texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+    mixed = ["ppo.ptx_coef=1", "ppo.ptx_data=texts.jsonl", "ppo.ptx_batch_size=3", "ppo.ptx_length=400"]
+    settings = [*GOLD, *mixed, "ppo.minibatches=1", "ppo.iterations=4", "train.learning_rate=1e-2"]
+    one = iterations(ppo(*settings, "train.per_device_train_batch_size=4", "--output", "one"))
+    two = iterations(ppo(*settings, "train.per_device_train_batch_size=1", "--output", "two"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("base"), AutoTokenizer.from_pretrained("base")
+    losses, targets = 0.0, 0
+    for row in TEXTS:
+        ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
+        losses += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        targets += ids.shape[1] - 1
+
+    assert one[0]["ptx_loss"] == pytest.approx(losses / targets, abs=1e-4)
+    assert one[-1]["ptx_loss"] < one[0]["ptx_loss"] - 0.05
+    for a, b in zip(one, two, strict=True):
+        assert a["ptx_loss"] == pytest.approx(b["ptx_loss"], abs=1e-3)
+        assert a["ptx_grad_norm"] == pytest.approx(b["ptx_grad_norm"], rel=0.02)
+        together = a["ptx_grad_norm"] + a["ppo_grad_norm"]
+        assert abs(a["ptx_grad_norm"] - a["ppo_grad_norm"]) < a["grad_norm"] < together
+
+
+def test_pretraining_text_is_cut_or_left_out(below: Callable[[str], list[str]]) -> None:
+    """Without text of its own it takes the demonstrations of the SFT run, those that are short enough."""
+    named = below("lora")
+    run = ppo(*named, "ppo.iterations=1", "ppo.ptx_coef=0.5", "ppo.ptx_length=30", "ppo.ptx_batch_size=2")
+
+    assert iterations(run)[0]["ptx_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data does nothing without ppo.ptx_coef"),
+        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data"),
+        (["ppo.minibatches=3"], "ppo.batch_size must be a multiple of ppo.minibatches"),
+        (["train.per_device_train_batch_size=3"], "a minibatch of 4 answers"),
+        (["rollout.name=runs-on"], "goes on after the token that ends it"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    folder: Path, settings: list[str], said: str, capsys: pytest.CaptureFixture[str], install: Callable[..., None]
+) -> None:
+    install(
+        "runs-on",
+        """
+        from alignkit import Rollout, hookimpl
+
+        @hookimpl
+        def alignkit_rollout():
+            return [Rollout(name="runs-on", summary="", build=lambda config, tokenizer, sampling: (
+                lambda policy, prompts: [[sampling.stop_ids[0], 5] for _ in prompts]))]
+        """,
+    )
+    assert main(["train", "--plugin", "ppo", "--plugin", "runs-on", *SMALL, *GOLD, *settings]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_value_warms_up_alone(folder: Path) -> None:
     run = ppo(*GOLD, "ppo.iterations=2", "ppo.value_warmup=2")
 
