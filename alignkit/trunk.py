@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignkit import roles
+from alignkit import lineage, roles
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -188,8 +188,7 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
     width = policy.config.hidden_size
     if "reward" in run.records:
         record, folder = run.records["reward"], run.parents["reward"]
-        same_base = record["base"]["weights"] == run.base_weights and record["tuner"] == run.config.tuner.component.name
-        if shared and record["weights"] == "adapter" and same_base:
+        if shared and lineage.shares_base(record, run.config.tuner.component.name, run.base_weights):
             weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
             members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
         else:

@@ -31,6 +31,7 @@ INSTEAD = {
     "num_train_epochs": "ppo.iterations",
     "gradient_accumulation_steps": "ppo.minibatches",
     "eval_steps": "ppo.eval_every",
+    "eval_on_start": "data.eval_size",
     "save_steps": "ppo.save_every",
 }
 
@@ -38,7 +39,7 @@ INSTEAD = {
 def build(run: Run) -> PPOTrainer:
     """Encode the prompts, put the roles on one trunk, and both into a trainer."""
     config: PPOConfig = run.config.stage.config
-    micro = microbatch(config, run.config.train["per_device_train_batch_size"])
+    micro, accumulated = microbatches(config, run.config.train["per_device_train_batch_size"], run.processes)
     if config.ptx_data is not None and not config.ptx_coef:
         raise ConfigError("ppo.ptx_data does nothing without ppo.ptx_coef")
     for key, instead in INSTEAD.items():
@@ -53,12 +54,13 @@ def build(run: Run) -> PPOTrainer:
         transformers.TrainingArguments,
         max_steps=wanted if wanted > 0 else config.iterations * steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // config.minibatches // micro,
+        gradient_accumulation_steps=accumulated,
         logging_steps=steps,
         save_strategy="no" if run.config.train.get("save_strategy") == "no" else "steps",
         save_steps=config.save_every * steps,
         eval_strategy="steps" if held_out else "no",
         eval_steps=config.eval_every * steps,
+        eval_on_start=bool(held_out),  # its answers are those that later ones stand beside
         ignore_data_skip=True,
         remove_unused_columns=False,
     )
@@ -82,22 +84,22 @@ def build(run: Run) -> PPOTrainer:
     return trainer
 
 
-def microbatch(config: PPOConfig, wanted: int) -> int:
-    """Answers in one forward with gradients: as many as ``train.per_device_train_batch_size`` and the batch allow.
+def microbatches(config: PPOConfig, wanted: int, processes: int) -> tuple[int, int]:
+    """Answers in a forward with gradients, ``wanted`` where the batch allows it, and such forwards a step and process.
 
     Raises:
-        ConfigError: batch, minibatches and microbatches do not divide.
+        ConfigError: batch, minibatches, processes and microbatches do not divide.
     """
-    if config.batch_size % (config.minibatches * config.samples_per_prompt):
-        raise ConfigError("ppo.batch_size must be a multiple of ppo.minibatches times ppo.samples_per_prompt")
-    minibatch = config.batch_size // config.minibatches
+    if config.batch_size % config.samples_per_prompt or config.batch_size // config.samples_per_prompt % processes:
+        raise ConfigError("ppo.batch_size must be a multiple of ppo.samples_per_prompt times the number of processes")
+    minibatch, rest = divmod(config.batch_size, config.minibatches * processes)
     micro = min(wanted, minibatch)
-    if minibatch % micro:
+    if rest or not minibatch or minibatch % micro:
         raise ConfigError(
-            f"a minibatch of {minibatch} answers (ppo.batch_size / ppo.minibatches) is no multiple of "
-            f"train.per_device_train_batch_size={micro}"
+            f"ppo.batch_size={config.batch_size} cannot be split into ppo.minibatches={config.minibatches} of whole "
+            f"microbatches (train.per_device_train_batch_size={wanted}, {processes} processes)"
         )
-    return micro
+    return micro, minibatch // micro
 
 
 class PPOTrainer(transformers.Trainer):
@@ -118,6 +120,7 @@ class PPOTrainer(transformers.Trainer):
         self.microbatches = 0  # of this optimizer step that are done
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.before: list[str] = []  # the first evaluation's answers, which are the SFT model's
+        self.after: list[str] = []  # the last evaluation's
         self.watch = diagnosis.Watch(run.say)
         self.add_callback(AfterStep(self))
 
@@ -240,7 +243,7 @@ class PPOTrainer(transformers.Trainer):
             answers += self.collector.sample([p.ids for p in part], self.args.seed)
         scores = self.collector.score(self.held_out, answers)
         policy, reference, _ = self.collector.old([p.ids for p in self.held_out], answers)
-        texts = [text(self.collector.tokenizer, answer) for answer in answers]
+        self.after = [text(self.collector.tokenizer, answer) for answer in answers]
         metrics = {
             "eval_score": float(scores.mean()),
             "eval_score_error": float(scores.std() / len(scores) ** 0.5),
@@ -249,9 +252,9 @@ class PPOTrainer(transformers.Trainer):
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
         }
         if not self.state.global_step:
-            self.before = texts
+            self.before = self.after
         elif self.is_world_process_zero():
-            self._write_table(texts, scores.tolist())
+            self._write_table(scores.tolist())
         kept = self.config.max_kl is None or metrics["eval_kl"] <= self.config.max_kl
         if self.config.keep == "best" and kept and (self.best is None or metrics["eval_score"] > self.best[0]):
             self.best = (metrics["eval_score"], {n: p.detach().clone() for n, p in self.policy_weights()})
@@ -259,11 +262,11 @@ class PPOTrainer(transformers.Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _write_table(self, texts: list[str], scores: list[float]) -> None:
+    def _write_table(self, scores: list[float]) -> None:
         file = self.run.folder / "answers.jsonl"
         rows = [
             {"prompt": prompt.messages[-1]["content"], "before": before, "after": after, "score": round(score, 4)}
-            for prompt, before, after, score in zip(self.held_out, self.before, texts, scores, strict=True)
+            for prompt, before, after, score in zip(self.held_out, self.before, self.after, scores, strict=True)
         ]
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -315,7 +318,25 @@ class AfterStep(transformers.TrainerCallback):
 
 
 def finish(run: Run, trainer: PPOTrainer) -> dict[str, Any]:
-    """Keep the policy that the config asks for, and evaluate it."""
-    if trainer.keep() and trainer.held_out:
-        trainer.evaluate()
+    """Keep the policy that the config asks for, evaluate it, and say what became of the answers."""
+    if not trainer.held_out:
+        trainer.keep()
+        return {}
+    last = trainer.state.log_history[-1] if trainer.state.log_history else {}
+    if trainer.keep() or "eval_score" not in last:
+        last = trainer.evaluate()
+    first = next(log for log in trainer.state.log_history if "eval_score" in log)
+    run.say(
+        f"held-out score {first['eval_score']:.2f} ± {first['eval_score_error']:.2f} -> "
+        f"{last['eval_score']:.2f} ± {last['eval_score_error']:.2f} at a KL of {last['eval_kl']:.1f} nats; "
+        f"{last['eval_length']:.0f} tokens an answer, {last['eval_eos_rate']:.0%} end"
+    )
+    run.say(f"answers to {len(trainer.held_out)} held-out prompts, before and after, are in answers.jsonl; the first:")
+    shown = {
+        "prompt": trainer.held_out[0].messages[-1]["content"],
+        "before": trainer.before[0],
+        "after": trainer.after[0],
+    }
+    for label, answer in shown.items():
+        run.say(f"{label:>11}  {' '.join(answer.split())}")
     return {}
