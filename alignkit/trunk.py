@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from alignkit import lineage, roles
+from alignkit.token_logps import token_logps
 
 if TYPE_CHECKING:
     from alignkit.run import Run
-
-CHUNK = 512  # positions whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -216,24 +214,6 @@ def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
     with torch.no_grad():
         head.weight.copy_(torch.empty(1, width).normal_(std=(width + 1) ** -0.5) if weight is None else weight)
     return head.requires_grad_(trained)
-
-
-def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d].
-
-    The logits of a few positions are in memory at a time; the backward pass computes them again.
-    """
-
-    def some(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.get_output_embeddings()(hidden).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        logits = torch.tanh(logits / cap) * cap if cap else logits
-        logps = (logits / temperature).log_softmax(-1)
-        return logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
-
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
-    parts = [checkpoint(some, hidden[chunk], targets[chunk], use_reentrant=False) for chunk in chunks]
-    return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
 @contextlib.contextmanager

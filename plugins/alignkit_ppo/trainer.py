@@ -242,12 +242,12 @@ class PPOTrainer(transformers.Trainer):
             part = self.held_out[start : start + self.config.batch_size]
             answers += self.collector.sample([p.ids for p in part], self.args.seed)
         scores = self.collector.score(self.held_out, answers)
-        policy, reference, _ = self.collector.old([p.ids for p in self.held_out], answers)
+        said = self.collector.say([p.ids for p in self.held_out], answers, ("policy", "reference"))
         self.after = [text(self.collector.tokenizer, answer) for answer in answers]
         metrics = {
             "eval_score": float(scores.mean()),
             "eval_score_error": float(scores.std() / len(scores) ** 0.5),
-            "eval_kl": float((policy.logps - reference.logps).sum(1).mean()),
+            "eval_kl": float((said["policy"][0] - said["reference"][0]).sum(1).mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
         }
