@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from alignkit import training_args, yaml
 from alignkit.components import KINDS, Component, Stage, option
 from alignkit.errors import ConfigError, did_you_mean
+from alignkit.plugin import bare
 from alignkit.registry import Registry
 
 
@@ -136,9 +137,8 @@ def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, A
         PluginError: from the registry.
     """
     names = [*_plugins(file), *_plugins(cli)]
-    for name in names:
-        registry.activate(name)
-    stages = [name for name in names if registry.has("stage", name)]
+    registry.activate(*names)
+    stages = [name for name in map(bare, names) if registry.has("stage", name)]
     if not stages:
         known = ", ".join(stage.name for stage in registry.all("stage"))
         raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
@@ -211,7 +211,7 @@ def resolve(
         stated=_stated(stage, said),
         model=top.model,
         output=top.output,
-        plugins=[*_third_party(registry), stage_name],
+        plugins=[*(name for name in registry.asked if name != stage_name), stage_name],
         chat_template=top.chat_template,
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
         data=dataclasses.replace(data, path=data.path or stage.data),
@@ -257,10 +257,6 @@ def _train(stage: Stage, lr_scale: float, train: Mapping[str, Any]) -> dict[str,
     return {**defaults, **train}
 
 
-def _third_party(registry: Registry) -> list[str]:
-    return [plugin.name for plugin in registry.active if not plugin.builtin]
-
-
 def _plugins(source: Mapping[str, Any]) -> list[str]:
     names = source.get("plugins") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -282,7 +278,9 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     if "stage" in source:
         raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
     picks: dict[str, Any] = {"stages": {}}
-    for kind, name in ((kind, name) for name in _plugins(source) for kind in KINDS if registry.has(kind, name)):
+    for kind, name in (
+        (kind, name) for name in map(bare, _plugins(source)) for kind in KINDS if registry.has(kind, name)
+    ):
         if kind in ("tuner", "optimizer"):
             picks = merge(picks, {kind: {"name": name}})
         elif kind == "format":

@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 from alignkit.errors import PluginError
-from alignkit.registry import Plugin, Registry, installed
+from alignkit.plugin import Plugin, installed
+from alignkit.registry import Registry
 
 
 def plugins(as_json: bool = typer.Option(False, "--json", help="For programs.")) -> None:

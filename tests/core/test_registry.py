@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from alignkit import PluginError
-from alignkit.registry import Registry, installed
+from alignkit.plugin import installed
+from alignkit.registry import Registry
 
 OPTIMIZER = """
     from alignkit import Optimizer, hookimpl
