@@ -169,6 +169,9 @@ def resolve(
     stage_name = stage_name or asked
     stage = registry.stage(stage_name)
     layers = [_layer(registry, source, asked) for source in (file, cli)]
+    for kind in ("reward", "rollout"):  # in a file they may be for another command; here they would do nothing
+        if kind in layers[1] and not any(kind in each.uses for each in _with_needs(registry, asked)):
+            raise ConfigError(f"{kind} is for no stage that is trained here: {asked} uses none")
 
     shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
