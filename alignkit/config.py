@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from alignkit import training_args, yaml
 from alignkit.components import KINDS, Component, Stage, option
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, did_you_mean, one_line
 from alignkit.plugin import bare
 from alignkit.registry import Registry
 
@@ -298,14 +298,15 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
 
 
 def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
-    """The component that the last table names, with its keys; keys meant for another it replaces are left behind."""
+    """The component that the last table names, with its keys; keys of another that it replaces are left behind."""
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:
         if table.get("name", component.name) != component.name:
             if not isinstance(table["name"], str):
                 raise ConfigError(f"{kind}.name must be a name, not {table['name']!r}")
-            component = registry.get(kind, table["name"])
-            own = {key: value for key, value in own.items() if key in _names(component.config)}
+            former, component = component, registry.get(kind, table["name"])
+            left = set(_names(former.config)) - set(_names(component.config))
+            own = {key: value for key, value in own.items() if key not in left}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
     return Selected(component, _typed(component.config, own, f"{kind}."))
 
@@ -334,13 +335,28 @@ def _known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> 
             )
 
 
+def check_defaults(component: Component) -> None:
+    """Whether a component's config has defaults of its own types, and a stage's those of ``TrainingArguments``.
+
+    Raises:
+        ConfigError: a field without a default or of another type; a field of no type that can be checked.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(component.config) if f.default is not dataclasses.MISSING}
+    _typed(component.config, defaults, "config.")
+    if isinstance(component, Stage):
+        training_args.check(component.train)
+
+
 def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """An instance of a config dataclass, every value of its field's type."""
     from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+    from pydantic.errors import PydanticUserError
 
     _known_keys(values, _names(cls), where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
+    except PydanticUserError as error:
+        raise ConfigError(f"{cls.__module__}.{cls.__name__} is no config: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -25,6 +25,11 @@ class Plugin:
         """Whether it comes in alignkit's own distribution."""
         return self.distribution == GROUP
 
+    def is_from(self, distribution: str) -> bool:
+        """Whether a distribution brings it, however that is spelt: ``alignkit_KTO`` is ``alignkit-kto``."""
+        mine, theirs = (re.sub(r"[-_.]+", "-", name).lower() for name in (self.distribution, distribution))
+        return mine == theirs
+
     @property
     def provider(self) -> str:
         """``"alignkit-simpo 0.2"``."""
@@ -57,12 +62,6 @@ def installed() -> list[Plugin]:
         distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
         found.append(Plugin(ep.name, distribution, version, ep))
     return sorted(found, key=lambda p: (p.name, p.distribution))
-
-
-def same_distribution(one: str, other: str) -> bool:
-    """Whether two spellings name one distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
-    normal = [re.sub(r"[-_.]+", "-", name).lower() for name in (one, other)]
-    return normal[0] == normal[1]
 
 
 def bare(name: str) -> str:

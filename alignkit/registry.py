@@ -17,7 +17,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
-from alignkit.plugin import GROUP, Plugin, bare, installed, same_distribution
+from alignkit.plugin import GROUP, Plugin, bare, installed
 
 # which hook declares which kind of component
 DECLARATIONS = {
@@ -90,7 +90,7 @@ class Registry:
         distribution = self._picked.get(bare(name))
         candidates = self._installed.get(bare(name), [])
         if distribution:
-            theirs = [plugin for plugin in self.installed if same_distribution(plugin.distribution, distribution)]
+            theirs = [plugin for plugin in self.installed if plugin.is_from(distribution)]
             if not theirs:
                 known = sorted({plugin.distribution for plugin in self.installed})
                 hint = did_you_mean(distribution, known)
@@ -180,7 +180,7 @@ class Registry:
         if len(given) == 1:
             return given[0]
         picked = self._picked.get(name, "")
-        return next((pair for pair in given if same_distribution(pair[1].distribution, picked)), None)
+        return next((pair for pair in given if pair[1].is_from(picked)), None)
 
     def call(self, hook: str, use: Callable[[Any], Any] = lambda result: result, **arguments: Any) -> Any:
         """Call a run hook of the active plugins, in the order in which they became active: a list of what they gave.
