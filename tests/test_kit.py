@@ -26,7 +26,7 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
 
     installed = venv.run("alignkit", "install", *(f"alignkit-{name}" for name in names), cwd=tmp_path)
     assert installed.returncode == 0, installed.stdout + installed.stderr
-    listed = venv.run("alignkit", "plugins").stdout
+    listed = " ".join(venv.run("alignkit", "plugins").stdout.split())
     for kind, name in zip(KINDS, names, strict=True):
         told = f"alignkit-{name} 0.1  {KINDS[kind][0]}"
         assert f"{name}  {told}\n" in installed.stdout
