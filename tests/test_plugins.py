@@ -108,6 +108,22 @@ def component(field: str = "pass", name: str = "thing", summary: str = "for a te
     return COMPONENT.format(field=field, name=name, summary=summary)
 
 
+STAGE = """
+from alignkit import Stage, Text, TokenLogps, hookimpl
+
+@hookimpl
+def alignkit_stage():
+    return [Stage(name="thing", summary="for a test", build=print, rows=(Text,), batch=TokenLogps, {fields})]
+"""
+REWARD = """
+from alignkit import Reward, hookimpl
+
+@hookimpl
+def alignkit_reward():
+    return [Reward(name="thing", summary="for a test", build=print, needs=lambda config: {"reward": "rm"})]
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
@@ -125,6 +141,13 @@ def component(field: str = "pass", name: str = "thing", summary: str = "for a te
             component("rate: float = option('fast', '')"),
             "optimizer 'thing': config.rate: Input should be a valid number",
         ),
+        (
+            STAGE.format(fields="loss='nil'"),
+            "stage 'thing': no active plugin gives a loss named 'nil'. Did you mean 'nll'",
+        ),
+        (STAGE.format(fields="loss='bradley-terry'"), "stage 'thing': loss 'bradley-terry' takes RankedScores, but"),
+        (STAGE.format(fields="loss='nll', train={'max_step': 3}"), "stage 'thing': unknown key train.max_step."),
+        (REWARD, "reward 'thing': it needs a run, so its config needs a field `path: str | None`"),
         (component("rate: 'Thing' = None"), "alignkit_odd_plugin.Config is no config: "),
     ],
 )
@@ -150,8 +173,9 @@ def test_an_import_of_torch_at_module_level_is_told_with_its_place_and_its_cost(
 ) -> None:
     slow = tmp_path_factory.mktemp("slow")  # in place of the real one, for its seconds
     (slow / "torch.py").write_text("import time\ntime.sleep(0.25)")
+    (slow / "between.py").write_text("import torch")
     monkeypatch.syspath_prepend(str(slow))
-    install("odd", "\n\nimport torch\n" + HOOK)
+    install("odd", "\n\nimport between\n" + HOOK)
 
     assert main(["plugins", "check", "odd"]) == 1
     told = capsys.readouterr().out
