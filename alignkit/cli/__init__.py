@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import chat, check, config, plugins, rank, sample, score, train
+from alignkit.cli import chat, check, config, install, new, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
+from alignkit.plugin import culprit
 
 app = typer.Typer(
     name="alignkit",
@@ -25,6 +26,9 @@ app.command("check")(check.check)
 app.command("chat")(chat.chat)
 app.command("config")(config.config)
 app.command("plugins")(plugins.plugins)
+app.command("new")(new.new)
+app.command("install")(install.install)
+app.command("uninstall")(install.uninstall)
 app.command("sample")(sample.sample)
 app.command("rank")(rank.rank)
 app.command("score")(score.score)
@@ -64,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message = f"{one_line(error)}. This is unexpected; --debug shows where it comes from"
+        who, told = culprit(error), one_line(error)
+        message = f"{who}: {told}. " if who else f"{told}. This is unexpected; "
+        message += "--debug shows where it comes from"
     print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 

@@ -18,7 +18,11 @@ from alignkit.plan import Pipeline, Plan
 from alignkit.registry import Registry
 
 Plugins = typer.Option(
-    [], "--plugin", "-p", metavar="NAME", help="Activate a plugin and pick its components of that name. Repeatable."
+    [],
+    "--plugin",
+    "-p",
+    metavar="NAME",
+    help="Activate a plugin and pick its components of that name; NAME@DISTRIBUTION where two give it. Repeatable.",
 )
 ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML config file.")
 Model = typer.Option(None, "--model", "-m", metavar="MODEL", help="Base model: a hub id or a folder.")
