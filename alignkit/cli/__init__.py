@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import chat, check, config, plugins, rank, sample, score, train
+from alignkit.cli import chat, check, compare, config, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("plugins")(plugins.plugins)
 app.command("sample")(sample.sample)
 app.command("rank")(rank.rank)
 app.command("score")(score.score)
+app.command("compare")(compare.compare)
 
 
 @app.callback()

@@ -67,8 +67,9 @@ def inputs(groups: Sequence[tuple[list[int], list[list[int]]]], how: Collator) -
     """Prompts with their N answers as a model's input with labels, and where each answer's tokens are.
 
     ``rows`` [N] and ``columns`` [N, A] are of the log-probabilities that a model gives with these labels, which stand
-    one to the left of their tokens; ``lengths`` [N] are the answers'. The last token of the prompt is at the head of
-    every answer's branch, so that each next token is right of the one that says it.
+    one to the left of their tokens; ``lengths`` [N] are the answers', ``tokens`` [1] those of the whole forward. The
+    last token of the prompt is at the head of every answer's branch, so that each next token is right of the one that
+    says it.
     """
     import torch
 
@@ -86,4 +87,6 @@ def inputs(groups: Sequence[tuple[list[int], list[list[int]]]], how: Collator) -
     row, place = (places < lengths[:, None]).nonzero(as_tuple=True)
     at = ends[row, 0], columns[row, place] + 1
     labels[at] = batch["input_ids"][at]
-    return {**batch, "labels": labels, "rows": ends[:, 0], "columns": columns, "lengths": lengths}
+    there = sum(map(branches.size, found)) if how.tree is not None else int(batch["attention_mask"].sum())
+    more = {"rows": ends[:, 0], "columns": columns, "lengths": lengths, "tokens": torch.tensor([there])}
+    return {**batch, "labels": labels, **more}

@@ -32,7 +32,10 @@ def shared_prompt(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.de
             f"dpo.shared_prompt: {run.config.model} cannot branch several answers off one prompt exactly"
         )
     saving = branches.saving(
-        [Branches(p["prompt_ids"][:-1], [p["prompt_ids"][-1:] + p[n] for n in ("chosen_ids", "rejected_ids")]) for p in pairs],
+        [
+            Branches(p["prompt_ids"][:-1], [p["prompt_ids"][-1:] + p[n] for n in ("chosen_ids", "rejected_ids")])
+            for p in pairs
+        ],
         policy.config,
     )
     if exact and (wanted or saving > 1.05):

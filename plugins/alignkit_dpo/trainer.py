@@ -117,7 +117,7 @@ class DPOTrainer(trl.DPOTrainer):
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of chosen and rejected answers, [B] each. TRL calls it before training: the policy is the reference then."""
         with torch.no_grad(), self.accelerator.autocast():
-            logps = self.logps(model, inputs)
+            logps, _ = answer_logps(model, inputs)
         chosen, rejected = inputs["pairs"].T
         return logps[chosen], logps[rejected]
 
@@ -134,7 +134,8 @@ class DPOTrainer(trl.DPOTrainer):
     ) -> Tensor:
         """The loss of a microbatch, as its share of the step's."""
         chosen, rejected = inputs["pairs"].T
-        logps, aux_loss = self._forward(model, inputs)
+        experts = {"output_router_logits": True} if self.aux_loss_enabled and model.training else {}
+        logps, aux_loss = answer_logps(model, inputs, **experts)
         ref_chosen, ref_rejected = inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")
         if self.reference.needed and ref_chosen is None:
             theirs = self.ref_logps(inputs)
@@ -151,33 +152,20 @@ class DPOTrainer(trl.DPOTrainer):
         self._note(model.training, batch, inputs["ranking"], output)
         loss: Tensor = output.loss
         if model.training:
-            self._sums["seen"] += inputs["input_ids"].numel()
+            self._sums["seen"] += inputs["tokens"].sum()
             loss = loss * len(chosen) / num_items_in_batch * self.accelerator.num_processes
             if aux_loss is not None:
                 loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
         return loss
 
-    def logps(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """The log-probability of each answer of a batch, [N]: the sum over its tokens."""
-        return self._forward(model, inputs)[0]
-
-    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        given = {name: inputs[name] for name in FORWARD if name in inputs}
-        if self.aux_loss_enabled and model.training:  # mixture of experts
-            given["output_router_logits"] = True
-        outputs = fused_head.forward(model, given)
-        there = torch.arange(inputs["columns"].shape[1], device=outputs.log_probs.device) < inputs["lengths"][:, None]
-        tokens = outputs.log_probs[inputs["rows"][:, None], inputs["columns"]]
-        return tokens.masked_fill(~there, 0).sum(1), outputs.aux_loss
-
     def ref_logps(self, inputs: dict[str, Tensor]) -> Tensor:
-        """As :meth:`logps`, of the reference."""
+        """The log-probability of each answer of a batch under the reference, [N]."""
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self._as_reference() as model,
         ):
-            return self.logps(model, inputs)
+            return answer_logps(model, inputs)[0]
 
     @contextlib.contextmanager
     def _as_reference(self) -> Iterator[Any]:
@@ -229,7 +217,10 @@ class DPOTrainer(trl.DPOTrainer):
             logs.update(self.sampled)
             self._held_out.clear()
         elif "loss" in logs:
-            sums = {n: float(self.accelerator.reduce(torch.as_tensor(v).to(self.args.device))) for n, v in self._sums.items()}
+            sums = {
+                n: float(self.accelerator.reduce(torch.as_tensor(v).to(self.args.device)))
+                for n, v in self._sums.items()
+            }
             pairs, seen = sums.pop("pairs"), sums.pop("seen")
             logs.update({name: value / pairs for name, value in sums.items() if name != "loss"})
             former = [log["num_tokens"] for log in self.state.log_history if "num_tokens" in log]
@@ -261,7 +252,7 @@ class DPOTrainer(trl.DPOTrainer):
                 if self.reference.kind != "none":
                     groups = [(prompt, [answer]) for prompt, answer in zip(ids, some, strict=True)]
                     batch = self._prepare_inputs(inputs(groups, Collator(tokenizer.pad_token_id)))
-                    kl += (self.logps(policy, batch) - self.ref_logps(batch)).tolist()
+                    kl += (answer_logps(policy, batch)[0] - self.ref_logps(batch)).tolist()
         texts = [text(tokenizer, answer) for answer in answers]
         if not self.before:
             former = before_after.read_before(self.run.folder)
@@ -283,6 +274,14 @@ class DPOTrainer(trl.DPOTrainer):
         """The policy alone: the reference is in its own run folder already."""
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
+
+
+def answer_logps(model: Any, inputs: dict[str, Tensor], **more: Any) -> tuple[Tensor, Tensor | None]:
+    """The log-probability of each answer of a batch, [N], which is the sum over its tokens; and experts' balance."""
+    outputs = fused_head.forward(model, {**{name: inputs[name] for name in FORWARD if name in inputs}, **more})
+    tokens = outputs.log_probs[inputs["rows"][:, None], inputs["columns"]]  # [N, A]
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    return tokens.masked_fill(places >= inputs["lengths"][:, None], 0).sum(1), outputs.aux_loss
 
 
 @contextlib.contextmanager
