@@ -73,13 +73,19 @@ def score(judge: Judge, asked: Asked, texts: Sequence[list[str]]) -> list[list[f
 
 def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
     """The runs' numbers, together where they are adapters of one base in the same form."""
-    groups: dict[object, list[int]] = {}
+    groups: list[tuple[object, list[int]]] = []
     for number, run in enumerate(runs):
         record = run.manifest
         assert record is not None
-        form = (record["base"]["located"], record["base"]["weights"], str(record["config"]["tuner"]), record["dtype"])
-        groups.setdefault(form if record["weights"] == "adapter" else number, []).append(number)
-    return list(groups.values())
+        form: object = number
+        if record["weights"] == "adapter":
+            form = [record["base"]["located"], record["base"]["weights"], record["config"]["tuner"], record["dtype"]]
+        group = next((numbers for other, numbers in groups if other == form), None)
+        if group is None:
+            groups.append((form, [number]))
+        else:
+            group.append(number)
+    return [numbers for _, numbers in groups]
 
 
 def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:

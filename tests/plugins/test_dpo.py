@@ -60,7 +60,8 @@ def test_losses_by_hand(loss: losses.Function, expected: float) -> None:
     assert loss(PAIR).loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_simpo_is_trls() -> None:
+def test_simpo_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.cpo import CPOTrainer
 
     torch.manual_seed(0)
