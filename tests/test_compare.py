@@ -35,7 +35,10 @@ def runs(
 ) -> Callable[..., tuple[str, str]]:
     """``runs("lora")``: an SFT run of a tiny model and a DPO run that goes on from it -> their folders."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("def longest(prompts, answers):\n    return [float(len(a)) for a in answers]\n")
+    Path("mine.py").write_text(
+        "def longest(prompts, answers):\n    return [float(len(a)) for a in answers]\n"
+        "def stop(prompts, answers):\n    raise KeyboardInterrupt\n"
+    )
 
     def make(tuner: str, above: str | None = None) -> tuple[str, str]:
         sft = train("--plugin", tuner, "train.max_steps=2", "train.learning_rate=0.01", output="out")
@@ -73,6 +76,9 @@ def test_runs_are_compared_whatever_they_are_made_of(
     assert 1 <= second["length"] <= 6
     assert second["reward"] == "mine:longest"
     assert Path("points.png").read_bytes().startswith(b"\x89PNG")
+
+    assert compare(sft, dpo, "--reward", "mine:stop", "-o", "stopped.jsonl") == 130  # Ctrl-C
+    assert not Path("stopped.jsonl").exists()
 
 
 def test_adapters_on_one_base_are_what_they_are_by_themselves(runs: Callable[..., tuple[str, str]]) -> None:

@@ -50,7 +50,8 @@ def build(run: Run) -> DPOTrainer:
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
     policy: Any = roles.without_dropout(run.model("policy"))
     reference = reference_of(run, policy)
-    args.precompute_ref_log_probs = reference.precomputed or reference.kind == "none"  # TRL then loads no model for it
+    whole = not hasattr(policy, "peft_config")
+    args.precompute_ref_log_probs = reference.precomputed or (whole and reference.kind == "none")  # TRL loads one else
     run.say(f"reference: {reference.describe()}")
     collator = Collator(run.tokenizer.pad_token_id, shared_prompt(run, policy, pairs, args.device))
     return DPOTrainer(

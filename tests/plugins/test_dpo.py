@@ -439,6 +439,17 @@ def test_naming_the_sft_stage_does_not_pick_trls_sft_loss(
     assert "loss  sft" in capsys.readouterr().out
 
 
+def test_a_config_file_of_ppo_does_for_dpo(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "train: {max_steps: 1}\nreward: {name: function, call: mine:f}\nstages: {ppo: {kl_coef: 0.1}}\n"
+    Path("run.yaml").write_text(f"model: {tiny_model()}\n{text}")
+
+    assert main(["check", "-c", "run.yaml", "--plugin", "dpo"]) == 0
+    assert "loss  sigmoid" in capsys.readouterr().out
+
+
 def test_sft_is_trained_first_where_there_is_none(arguments: Callable[..., list[str]], capsys: Any) -> None:
     words = [word for word in arguments("dpo.policy=null") if word != "dpo.policy=null"]
 
