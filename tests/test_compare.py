@@ -154,7 +154,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = Path("out") / stage
         folder.mkdir(parents=True)
         record = {"manifest_version": 2, "stage": stage, "role": "policy", "parents": {}, "finished": ""}
-        prints = {"weights": stage, "tokenizer": "t", "chat_template": "c", "special_tokens": "s"}
+        prints = {"weights": stage, "tokenizer": "t", "chat_template": "c", "special_tokens": {}}
         (folder / "alignkit.json").write_text(json.dumps({**record, "fingerprints": prints}))
 
 
