@@ -29,10 +29,10 @@ from typing import Any
 import torch
 import transformers
 
-from alignkit import base, bundled
+from alignkit import base, bundled, device
 
 SIDES = ("separate", "shared", "trl")
-WARM_UP = 2  # steps that are not timed
+WARM_UP = 1  # steps that are not timed
 Row = dict[str, str]  # prompt, chosen, rejected
 
 
@@ -48,14 +48,11 @@ def rows_of(options: argparse.Namespace, tokenizer: Any) -> list[Row]:
             rows.append({"prompt": ranking["prompt"], "chosen": by_rank[0][1], "rejected": by_rank[-1][1]})
     rows = rows[: options.steps * options.batch_size]
     if options.even:
-        more = itertools.cycle(row["chosen"] for row in rows)
+        filler = itertools.cycle(tokens(tokenizer, " ".join(row["chosen"] for row in rows)))
         for row in rows:
             answers = (len(tokens(tokenizer, row["chosen"])) + len(tokens(tokenizer, row["rejected"]))) / 2
-            while len(asked(tokenizer, row["prompt"])) < answers:
-                row["prompt"] = f"{next(more)} {row['prompt']}"
-            whole = tokens(tokenizer, row["prompt"])
-            over = len(asked(tokenizer, row["prompt"])) - round(answers)
-            row["prompt"] = tokenizer.decode(whole[max(0, over) :]).strip()
+            missing = max(0, round(answers) - len(asked(tokenizer, row["prompt"])))
+            row["prompt"] = f"{tokenizer.decode(list(itertools.islice(filler, missing)))} {row['prompt']}".strip()
     return rows
 
 
@@ -97,7 +94,7 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": 2e-5,
         "lr_scheduler_type": "constant",
-        "bf16": True,
+        "bf16": device.run_dtype({}) is torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
         "gradient_checkpointing": False,
         "logging_steps": 1,
@@ -150,7 +147,7 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
             **arguments(options),
             output_dir=folder,
             max_length=None,
-            model_init_kwargs={"dtype": "bfloat16" if lora else "float32"},
+            model_init_kwargs={"dtype": device.run_dtype({}) if lora else torch.float32},
         ),
         train_dataset=Dataset.from_list(pairs),
         peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
