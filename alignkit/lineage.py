@@ -74,7 +74,7 @@ def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
     found = [
-        f"{'.'.join(path)} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
+        f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
         for path in _leaves(config.stated)
         if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents
     ]
@@ -115,6 +115,23 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         if common:
             what = ", ".join(f"tuner.{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in common)
             raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
+
+
+def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
+    """The fingerprint of what the adapters of a run sit on that goes on from ``policy``."""
+    if policy is None or policy.manifest is None:
+        model = _model_of(config)
+        return model["weights"] if model else None
+    whole = policy.manifest["weights"] == "model"
+    return fingerprints.weights(policy.folder) if whole else policy.manifest["base"]["weights"]
+
+
+def shares_base(record: Mapping[str, Any], tuner: str, base: str | None) -> bool:
+    """Whether a finished run is an adapter that fits on the base of another run: the same weights in the same form.
+
+    ``record`` is its manifest; ``tuner`` and ``base`` are the other run's tuner and the fingerprint of its base.
+    """
+    return bool(record["weights"] == "adapter" and record["tuner"] == tuner and record["base"]["weights"] == base)
 
 
 def check_same_tokens(a: Parent, b: Parent) -> None:

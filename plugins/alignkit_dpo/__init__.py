@@ -4,6 +4,7 @@ from typing import Any
 
 from alignkit import Loss, NoConfig, PreferenceLogps, Ranking, Stage, hookimpl
 from alignkit_dpo import config, losses, trl_losses
+from alignkit_dpo.reference import reference_of
 
 
 def build(run: Any) -> Any:
@@ -11,6 +12,13 @@ def build(run: Any) -> Any:
     from alignkit_dpo.trainer import build
 
     return build(run)
+
+
+def in_memory(plan: Any) -> str:
+    """For the plan: what the reference costs."""
+    adapters, policy = plan.config.tuner.component.adapters, plan.parents.get("policy")
+    started = policy is not None and (adapters if policy.manifest is None else policy.manifest["weights"] == "adapter")
+    return reference_of(plan.config, adapters, started).describe()
 
 
 @hookimpl
@@ -21,6 +29,7 @@ def alignkit_stage() -> list[Stage]:
             summary="direct preference optimisation on the pairs of rankings, in place of rm and ppo",
             config=config.DPOConfig,
             build=build,
+            in_memory=in_memory,
             rows=(Ranking,),
             batch=PreferenceLogps,
             loss="sigmoid",

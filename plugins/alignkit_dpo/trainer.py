@@ -49,10 +49,10 @@ def build(run: Run) -> DPOTrainer:
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
     policy: Any = roles.without_dropout(run.model("policy"))
-    reference = reference_of(run, policy)
     whole = not hasattr(policy, "peft_config")
+    started = "policy" in run.records and run.records["policy"]["weights"] == "adapter"
+    reference = reference_of(run.config, adapters=not whole, started=started)
     args.precompute_ref_log_probs = reference.precomputed or (whole and reference.kind == "none")  # TRL loads one else
-    run.say(f"reference: {reference.describe()}")
     collator = Collator(run.tokenizer.pad_token_id, shared_prompt(run, policy, pairs, args.device))
     return DPOTrainer(
         run=run,

@@ -450,6 +450,22 @@ def test_a_config_file_of_ppo_does_for_dpo(
     assert "loss  sigmoid" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--plugin", "lora"], "policy, reference on one base"),
+        (["--plugin", "full"], "policy, reference: a model each"),
+        (["--plugin", "full", "--plugin", "simpo"], "policy alone, the loss needs no reference"),
+        (["--plugin", "full", "dpo.precompute_ref_log_probs=true"], "policy alone, the reference speaks once before"),
+    ],
+)
+def test_the_plan_says_what_the_reference_costs(
+    arguments: Callable[..., list[str]], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *arguments(*words)]) == 0
+    assert f"in memory  {said}" in capsys.readouterr().out
+
+
 def test_sft_is_trained_first_where_there_is_none(arguments: Callable[..., list[str]], capsys: Any) -> None:
     words = [word for word in arguments("dpo.policy=null") if word != "dpo.policy=null"]
 
