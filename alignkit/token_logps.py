@@ -27,7 +27,8 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float)
     parts = []
     for chunk in chunks:
         if simple:
-            parts.append(_Frozen.apply(hidden[chunk], head.weight, head.bias, targets[chunk], temperature, cap))
+            at = hidden[chunk], head.weight, head.bias, targets[chunk]
+            parts.append(_Frozen.apply(*at, temperature, cap))  # type: ignore[no-untyped-call]
         else:
             parts.append(checkpoint(_some, head, hidden[chunk], targets[chunk], temperature, cap, use_reentrant=False))
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
