@@ -23,6 +23,7 @@ class Ranked:
     prompt: Conversation
     branches: Branches
     ranks: list[float]  # lower is better; equal is a tie
+    margins: list[float] | None = None  # how good each answer is on a scale, where the data say
 
     def pairs(self) -> list[tuple[int, int]]:
         """Every pair of answers that is no tie, as indices, the better first."""
@@ -41,8 +42,8 @@ def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long
     found, over, tied, longest, answers = [], 0, 0, (0, ""), 0
     for where, row in rows:
         assert isinstance(row, Ranking)
-        kept: list[tuple[list[int], int, float]] = []
-        for answer, rank in zip(row.answers, row.ranks, strict=True):
+        kept: list[tuple[list[int], int, int]] = []
+        for index, answer in enumerate(row.answers):
             answers += 1
             try:
                 ids, start = encode_answer(run.tokenizer, row.prompt, answer, run.stop_ids)
@@ -52,14 +53,15 @@ def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long
                 over += 1
                 longest = max(longest, (len(ids), where))
             else:
-                kept.append((ids, start, rank))
-        ranks = [rank for *_, rank in kept]
+                kept.append((ids, start, index))
+        ranks = [row.ranks[index] for *_, index in kept]
         if len(set(ranks)) < 2:
             tied += len(kept) == len(row.answers)
             continue
         trunk = min(start for _, start, _ in kept)
         branches = Branches(kept[0][0][:trunk], [ids[trunk:] for ids, *_ in kept])
-        found.append(Ranked(row.prompt, branches, ranks))
+        margins = [row.margins[index] for *_, index in kept] if row.margins else None
+        found.append(Ranked(row.prompt, branches, ranks, margins))
     if over:
         said = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
         if too_long == "error":
