@@ -1,0 +1,179 @@
+"""Fixtures for the tests of plugins; pytest finds them where alignkit is installed. Importing this imports no torch.
+
+=================  ====================================================================================================
+``tiny_model``     ``tiny_model("qwen2")``: a folder with a two-layer random model of that architecture, and a tokenizer
+``tiny_data``      ``tiny_data("rankings")``: a small ``.jsonl`` file of that kind of data
+``run_stage``      ``run_stage("sft", "--plugin", "mine")``: train for two steps in this process; the run folder
+=================  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.errors import AlignkitError, did_you_mean
+from alignkit.rows import Demonstration, Prompt, Ranking, Text
+
+DEMONSTRATIONS = [
+    {"prompt": f"What is {n} and one?", "response": f"It is {n + 1}. " + "Count on! " * (n % 3 + 1)} for n in range(16)
+]
+RANKINGS = [
+    {"prompt": f"What is {n} and one?", "responses": [f"It is {n + 1}.", "I know not.", "No."], "ranks": [0, 1, 1]}
+    for n in range(16)
+]
+PREFERENCES = [
+    {"prompt": f"What is {n} and one?", "chosen": f"It is {n + 1}.", "rejected": "I know not."} for n in range(16)
+]
+PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(16)]
+TEXTS = [{"text": f"{n} and one is {n + 1}."} for n in range(16)]
+
+DATA: dict[str, list[dict[str, Any]]] = {
+    "demonstrations": DEMONSTRATIONS,
+    "rankings": RANKINGS,
+    "preferences": PREFERENCES,
+    "prompts": PROMPTS,
+    "text": TEXTS,
+}
+KIND_OF_ROW = {Demonstration: "demonstrations", Ranking: "rankings", Prompt: "prompts", Text: "text"}
+
+SMALL = (
+    *("train.max_steps=2", "train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=2"),
+    *("data.eval_size=4", "train.use_cpu=true"),
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer of 512 tokens, trained on the bundled demonstrations; pad is not set, eos is <eos>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from alignkit import bundled
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    rows = [json.loads(line) for line in bundled.DATA["bundled:demonstrations"].read_text("utf-8").splitlines()]
+    tokenizer.train_from_iterator(
+        (text for row in rows for text in row.values()),
+        trainers.BpeTrainer(
+            vocab_size=512,
+            special_tokens=["<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_model("llama")``: a folder with a two-layer random model of that architecture and the tokenizer.
+
+    An architecture is a ``model_type`` of Transformers (llama, qwen2, qwen3, gemma, mistral, gpt2, ...). Weights are
+    the same each time. Do not write into the folder: it is made once a session.
+    """
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama") -> Path:
+        if architecture not in made:
+            import torch
+            from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+            sizes = {
+                "vocab_size": 576,  # some tokenizer classes add tokens of their own
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "max_position_embeddings": 512,
+                "bos_token_id": None,
+                "eos_token_id": 0,
+                "pad_token_id": None,
+            }
+            if architecture == "gpt2":
+                sizes = {"vocab_size": 576, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+                sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**sizes))
+            made[architecture] = tmp_path_factory.mktemp(architecture)
+            model.save_pretrained(made[architecture])
+            AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(made[architecture])
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny_data("preferences")``: the path of a ``.jsonl`` file with 16 rows, the test's own.
+
+    Kinds: ``demonstrations``, ``rankings`` (three answers, two of them equal), ``preferences``, ``prompts``, ``text``.
+    """
+    folder = tmp_path_factory.mktemp("data")
+
+    def make(kind: str) -> Path:
+        if kind not in DATA:
+            raise ValueError(f"there is no kind of data '{kind}'.{did_you_mean(kind, DATA)} Kinds: {', '.join(DATA)}")
+        file = folder / f"{kind}.jsonl"
+        if not file.exists():
+            file.write_text("".join(json.dumps(row) + "\n" for row in DATA[kind]), encoding="utf-8")
+        return file
+
+    return make
+
+
+@pytest.fixture
+def run_stage(
+    tiny_model: Callable[..., Path],
+    tiny_data: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:
+    """``run_stage("sft", "--plugin", "mine", "mine.r=4")``: ``alignkit train --plugin sft`` in this process.
+
+    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first row type that it takes, and trains for two
+    steps of two rows on the CPU; what it needs and is not there is trained first. Further arguments are the command
+    line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless ``--output`` says otherwise.
+
+    Raises:
+        AssertionError: the command failed; its text is the error's one line.
+    """
+    from alignkit.cli import main
+    from alignkit.registry import Registry
+
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")  # libraries keep their settings, which are a whole process's
+
+    def run(stage: str, *arguments: str) -> Path:
+        registry = Registry()
+        with contextlib.suppress(AlignkitError):  # the command below says it
+            for name in [stage, *_given(arguments, "--plugin", "-p")]:
+                registry.activate(name)
+        stages = [registry.stage(each.name) for each in registry.all("stage")]
+        data = [f"stages.{each.name}.data.path={tiny_data(KIND_OF_ROW[each.rows[0]])}" for each in stages]
+        given = ["--model", str(tiny_model()), "--output", str(tmp_path / "runs")]
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            status = main(["--debug", "train", "--plugin", stage, *given, *data, *SMALL, *arguments])
+        print(errors.getvalue(), end="", file=sys.stderr)
+        assert status == 0, errors.getvalue().strip().splitlines()[-1]
+        return Path([str(tmp_path / "runs"), *_given(arguments, "--output", "-o")][-1]) / stage
+
+    return run
+
+
+def _given(arguments: Sequence[str], *flags: str) -> list[str]:
+    return [value for flag, value in itertools.pairwise(arguments) if flag in flags]

@@ -1,0 +1,74 @@
+"""The fixtures that plugin authors get."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignkit.data import READERS
+from alignkit.testing import DATA
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "mistral", "phi3", "gpt2"])
+def test_a_tiny_model_is_small_and_real(tiny_model: Callable[..., Path], architecture: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny_model(architecture)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = AutoTokenizer.from_pretrained(folder)("What is one and one?", return_tensors="pt").input_ids
+
+    assert model.config.model_type == architecture
+    assert model.num_parameters() < 200_000
+    assert model(ids).logits.isfinite().all()
+    assert tiny_model(architecture) == folder
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_tiny_data_is_of_its_kind(tiny_data: Callable[[str], Path], kind: str) -> None:
+    rows = [row for _, row in READERS[".jsonl"](tiny_data(kind))]
+
+    assert rows == DATA[kind]
+
+
+def test_an_unknown_kind_of_data_is_told_with_the_closest(tiny_data: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="no kind of data 'ranking'. Did you mean 'rankings'"):
+        tiny_data("ranking")
+
+
+def test_run_stage_trains_what_a_stage_needs_first(run_stage: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run_stage("rm")
+    manifest = json.loads((folder / "alignkit.json").read_text())
+
+    assert folder == tmp_path / "runs" / "rm"
+    assert manifest["steps"] == 2
+    assert manifest["data"]["source"].endswith("rankings.jsonl")
+    assert Path(manifest["parents"]["policy"]["folder"]) == tmp_path / "runs" / "sft"
+
+
+def test_run_stage_takes_the_arguments_of_train(
+    run_stage: Callable[..., Path], tiny_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "else")
+    folder = run_stage("sft", "--plugin", "full", "--output", output, "--data", str(tiny_data("text")))
+    manifest = json.loads((folder / "alignkit.json").read_text())
+
+    assert folder == tmp_path / "else" / "sft"
+    assert (manifest["tuner"], manifest["data"]["format"]) == ("full", "text")
+
+
+def test_run_stage_fails_with_the_one_line_of_the_error(run_stage: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match=r"^alignkit: error: unknown key tuner.rr. Did you mean 'r'\?"):
+        run_stage("sft", "tuner.rr=3")
+    with pytest.raises(AssertionError, match="no plugin named 'nonsense' is installed"):
+        run_stage("nonsense")
+
+
+def test_importing_the_fixtures_imports_nothing_heavy() -> None:
+    code = "import sys, alignkit.testing; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
