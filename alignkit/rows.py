@@ -80,7 +80,7 @@ class Text:
 
 @runtime_checkable
 class Row(Protocol):
-    """Any of the above. A plugin's own kind is a frozen dataclass with a ``key``; its formats make it, its stage takes it."""
+    """Any of the above, or a plugin's own: a frozen dataclass with a ``key``, which a format makes and a stage takes."""
 
     @property
     def key(self) -> str:

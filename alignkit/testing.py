@@ -145,7 +145,7 @@ def run_stage(
 ) -> Callable[..., Path]:
     """``run_stage("sft", "--plugin", "mine", "mine.r=4")``: ``alignkit train --plugin sft`` in this process.
 
-    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first row type that it takes, and trains for two
+    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first of our row types that it takes, and trains for two
     steps of two rows on the CPU; what it needs and is not there is trained first. Further arguments are the command
     line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless ``--output`` says otherwise.
 
@@ -163,7 +163,10 @@ def run_stage(
             for name in [stage, *_given(arguments, "--plugin", "-p")]:
                 registry.activate(name)
         stages = [registry.stage(each.name) for each in registry.all("stage")]
-        data = [f"stages.{each.name}.data.path={tiny_data(KIND_OF_ROW[each.rows[0]])}" for each in stages]
+        kinds = {
+            each.name: next((KIND_OF_ROW[row] for row in each.rows if row in KIND_OF_ROW), None) for each in stages
+        }
+        data = [f"stages.{name}.data.path={tiny_data(kind)}" for name, kind in kinds.items() if kind]
         given = ["--model", str(tiny_model()), "--output", str(tmp_path / "runs")]
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):

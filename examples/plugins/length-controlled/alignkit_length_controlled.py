@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Ge, Le
+
 from alignkit import Answers, ConfigError, Reward, hookimpl, option, rankings
 from alignkit.config import select
-from annotated_types import Ge, Le
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 class LengthConfig:
     """The ``reward`` table of ``length-controlled``."""
 
-    of: dict[str, Any] = option({"name": "reward-model"}, "the reward whose scores these are: its name and its own keys")
+    of: dict[str, Any] = option(
+        {"name": "reward-model"}, "the reward whose scores these are: its name and its own keys"
+    )
     path: str | None = option(None, "the run folder of a reward-model in it; null: found, or trained first")
     strength: Annotated[float, Ge(0), Le(1)] = option(1.0, "the share of the effect that is taken off")
     scale: Literal["linear", "log"] = option("log", "tokens as they are, or their logarithm: the hundredth counts less")

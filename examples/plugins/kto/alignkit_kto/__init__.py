@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from alignkit import Conversation, DataError, DataFormat, Loss, LossOutput, Ranking, Stage, fields_of, hookimpl, option
-from alignkit_formats import convert
 from annotated_types import Ge, Gt
 
+from alignkit import Conversation, DataError, DataFormat, Loss, LossOutput, Ranking, Stage, fields_of, hookimpl, option
+from alignkit_formats import convert
+
 if TYPE_CHECKING:
-    from alignkit.run import Run
     from torch import Tensor
     from transformers import Trainer
+
+    from alignkit.run import Run
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def alignkit_stage() -> list[Stage]:
             summary="preference tuning on answers that are good or bad, each by itself",
             config=KtoConfig,
             build=build,
-            rows=(Judgement, Ranking),
+            rows=(Ranking, Judgement),
             batch=JudgedLogps,
             loss="kto",
             data="bundled:rankings",

@@ -12,9 +12,9 @@ import datasets
 import peft
 import torch
 import trl
+
 from alignkit import ConfigError, DataError, fused_head
 from alignkit.chat_template import IGNORE, encode_answer
-
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from alignkit import Optimizer, hookimpl, option
 from annotated_types import Ge, Gt, Lt
+
+from alignkit import Optimizer, hookimpl, option
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

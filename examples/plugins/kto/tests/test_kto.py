@@ -1,0 +1,71 @@
+"""The formula by hand, the rows, and the stage under every built-in tuner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from alignkit_kto import JudgedLogps, KtoLossConfig, judgement, judgements, kto
+
+from alignkit import DataError, Ranking
+
+USER = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((1, 1), (0.462570 + 0.537430) / 2), ((1, 3), (0.462570 + 1.61229) / 2)]
+)
+def test_the_loss_by_hand(weights: tuple[float, float], expected: float) -> None:
+    """1 - sigmoid(0.1 * (2 - 0.5)) = 0.462570 where good, 1 - sigmoid(-0.15) = 0.537430 where bad."""
+    config = KtoLossConfig(beta=0.1, good_weight=weights[0], bad_weight=weights[1])
+    batch = JudgedLogps(
+        logps=torch.tensor([-3.0, -3.0]),
+        ref_logps=torch.tensor([-5.0, -5.0]),
+        good=torch.tensor([True, False]),
+        kl=torch.tensor(0.5),
+    )
+
+    assert kto(config)(batch).loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_both_layouts_are_read() -> None:
+    turns = [USER, {"role": "assistant", "content": "So."}, USER, {"role": "assistant", "content": "No."}]
+    flat = judgement({"prompt": "Why?", "completion": "Because.", "label": True})
+    chat = judgement({"messages": turns, "label": False})
+
+    assert (flat.prompt, flat.answer, flat.good) == ([USER], "Because.", True)
+    assert (chat.prompt, chat.answer, chat.good) == (turns[:-1], "No.", False)
+    with pytest.raises(DataError, match="'label' must be true or false"):
+        judgement({"prompt": "Why?", "completion": "Because.", "label": "yes"})
+
+
+def test_a_ranking_is_split_at_its_mean_rank() -> None:
+    found = judgements(Ranking([USER], ["a", "b", "c", "d"], [0, 1, 1, 2]))
+
+    assert [(one.answer, one.good) for one in found] == [("a", True), ("d", False)]
+
+
+OTHER_NAMES = pytest.param("ia3", marks=pytest.mark.skipif(not find_spec("alignkit_ia3"), reason="needs alignkit-ia3"))
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "qlora", OTHER_NAMES])
+def test_it_starts_at_the_sft_model_and_leaves_it(run_stage: Callable[..., Path], tuner: str) -> None:
+    """With the reference equal to the policy every answer's loss is 1 - sigmoid(0); against the bare base it is not.
+
+    TRL copies an adapter by LoRA's names; IA3's are others.
+    """
+    run = run_stage("kto", "--plugin", tuner, "train.learning_rate=0.01", "train.bf16=false")
+    metrics = json.loads((run / "alignkit.json").read_text())["metrics"]
+
+    assert metrics["first_eval_loss"] == pytest.approx(0.5, abs=1e-3 if tuner == "qlora" else 1e-6)
+    assert abs(metrics["eval_loss"] - 0.5) > 1e-4
+    assert not (run / "ref").exists()
+
+
+def test_a_batch_of_one_is_refused(run_stage: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match="per_device_train_batch_size must be 2 or more"):
+        run_stage("kto", "train.per_device_train_batch_size=1")
