@@ -145,9 +145,10 @@ def run_stage(
 ) -> Callable[..., Path]:
     """``run_stage("sft", "--plugin", "mine", "mine.r=4")``: ``alignkit train --plugin sft`` in this process.
 
-    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first of our row types that it takes, and trains for two
-    steps of two rows on the CPU; what it needs and is not there is trained first. Further arguments are the command
-    line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless ``--output`` says otherwise.
+    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first row type that it takes and there is data
+    of, and trains for two steps of two rows on the CPU; what it needs and is not there is trained first. Further
+    arguments are the command line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless
+    ``--output`` says otherwise.
 
     Raises:
         AssertionError: the command failed; its text is the error's one line.
@@ -163,10 +164,8 @@ def run_stage(
             for name in [stage, *_given(arguments, "--plugin", "-p")]:
                 registry.activate(name)
         stages = [registry.stage(each.name) for each in registry.all("stage")]
-        kinds = {
-            each.name: next((KIND_OF_ROW[row] for row in each.rows if row in KIND_OF_ROW), None) for each in stages
-        }
-        data = [f"stages.{name}.data.path={tiny_data(kind)}" for name, kind in kinds.items() if kind]
+        kinds = {each.name: [KIND_OF_ROW[row] for row in each.rows if row in KIND_OF_ROW] for each in stages}
+        data = [f"stages.{name}.data.path={tiny_data(known[0])}" for name, known in kinds.items() if known]
         given = ["--model", str(tiny_model()), "--output", str(tmp_path / "runs")]
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):

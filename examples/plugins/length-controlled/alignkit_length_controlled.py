@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 class LengthConfig:
     """The ``reward`` table of ``length-controlled``."""
 
-    of: dict[str, Any] = option(
-        {"name": "reward-model"}, "the reward whose scores these are: its name and its own keys"
-    )
+    of: dict[str, Any] = option({"name": "reward-model"}, "the reward whose scores they are: its name and keys")
     path: str | None = option(None, "the run folder of a reward-model in it; null: found, or trained first")
     strength: Annotated[float, Ge(0), Le(1)] = option(1.0, "the share of the effect that is taken off")
     scale: Literal["linear", "log"] = option("log", "tokens as they are, or their logarithm: the hundredth counts less")

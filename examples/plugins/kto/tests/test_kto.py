@@ -16,9 +16,7 @@ from alignkit import DataError, Ranking
 USER = {"role": "user", "content": "Why?"}
 
 
-@pytest.mark.parametrize(
-    ("weights", "expected"), [((1, 1), (0.462570 + 0.537430) / 2), ((1, 3), (0.462570 + 1.61229) / 2)]
-)
+@pytest.mark.parametrize(("weights", "expected"), [((1, 1), 0.5), ((1, 3), (0.462570 + 3 * 0.537430) / 2)])
 def test_the_loss_by_hand(weights: tuple[float, float], expected: float) -> None:
     """1 - sigmoid(0.1 * (2 - 0.5)) = 0.462570 where good, 1 - sigmoid(-0.15) = 0.537430 where bad."""
     config = KtoLossConfig(beta=0.1, good_weight=weights[0], bad_weight=weights[1])

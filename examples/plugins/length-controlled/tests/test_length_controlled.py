@@ -1,15 +1,17 @@
-"""What is taken off, by hand; and a run of PPO with it."""
+"""What is taken off, by hand, and from which reward."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from alignkit_length_controlled import LengthConfig, needs, without_length
+from alignkit_length_controlled import LengthConfig, build, needs, without_length
+
+from alignkit import Answers, ConfigError, PluginError
+from alignkit.registry import Registry
 
 
 def test_a_line_is_taken_off_and_the_mean_stays() -> None:
@@ -39,18 +41,26 @@ def test_a_reward_model_inside_is_looked_for() -> None:
     assert needs(LengthConfig(of={"name": "function", "call": "a:b"})) == {}
 
 
-def test_ppo_gets_the_scores_of_the_reward_inside_without_length(
-    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_scores_are_those_of_the_reward_inside_without_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reward that is the length in words and nothing else leaves nothing to learn; the metrics tell the mean alone."""
-    (tmp_path / "rewards.py").write_text(
-        "batches = []\n\ndef tokens(prompts, answers):\n    batches.append(len(answers))\n"
-        "    return [float(len(answer)) for answer in answers]\n"
+    """A reward that counts tokens and nothing else gives one score to all."""
+    (tmp_path / "counting.py").write_text(
+        "def words(prompts, answers):\n    return [len(a.split()) for a in answers]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    small = ["ppo.policy=base", "ppo.batch_size=16", "ppo.minibatches=2", "ppo.response_length=8"]
-    run = run_stage("ppo", "--plugin", "length-controlled", "reward.of={name: function, call: rewards:tokens}", *small)
-    import rewards
+    config = LengthConfig(of={"name": "function", "call": "counting:words"}, scale="linear", fewest=4)
+    score = build(config, SimpleNamespace(registry=Registry()))
+    prompt = [{"role": "user", "content": "Count."}]
+    answers = Answers([prompt] * 4, ["a " * n for n in (1, 2, 3, 6)], [[5]] * 4, [[7] * n for n in (1, 2, 3, 6)])
 
-    assert 16 in rewards.batches
-    assert json.loads((run / "alignkit.json").read_text())["config"]["stages"]["ppo"]["reward"]["strength"] == 1.0
+    assert score(answers) == pytest.approx([3.0] * 4)
+
+
+def test_a_reward_inside_has_to_be_there() -> None:
+    run = SimpleNamespace(registry=Registry())
+
+    with pytest.raises(ConfigError, match="which reward"):
+        build(LengthConfig(of={"call": "a:b"}), run)
+    with pytest.raises(PluginError, match="Did you mean 'reward-model'"):
+        build(LengthConfig(of={"name": "reward-modle"}), run)
