@@ -80,7 +80,7 @@ class Text:
 
 @runtime_checkable
 class Row(Protocol):
-    """Any of the above, or a plugin's own: a frozen dataclass with a ``key``. A format makes it and a stage takes it."""
+    """Any of the above, or a plugin's own: a frozen dataclass with a ``key``. A format makes it, a stage takes it."""
 
     @property
     def key(self) -> str:

@@ -60,19 +60,19 @@ def tokenize(run: Run, rows: list[Located], config: KtoConfig, args: Any) -> dat
     """
     found: list[dict[str, Any]] = []
     for where, row in rows:
-        for one in judgements(row):  # type: ignore[arg-type]  # what the stage says that it trains on
-            ids, start = encode_answer(run.tokenizer, one.prompt, one.answer, run.stop_ids)
+        for judged in judgements(row):  # type: ignore[arg-type]  # what the stage says that it trains on
+            ids, start = encode_answer(run.tokenizer, judged.prompt, judged.answer, run.stop_ids)
             if len(ids) > config.max_length:
                 raise DataError(f"{where}: {len(ids)} tokens, over kto.max_length={config.max_length}")
-            found.append({"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": one.good})
+            found.append({"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": judged.good})
     good = sum(row["label"] for row in found)
     run.say(f"{good} good answers and {len(found) - good} bad ones in {len(rows)} rows")
     random.Random(args.seed).shuffle(found)
     size = args.per_device_train_batch_size
     for start in range(0, len(found), size):
         batch = found[start : start + size]
-        for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
-            row["KL_completion_ids"] = before["completion_ids"]
+        for one, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            one["KL_completion_ids"] = before["completion_ids"]
     return datasets.Dataset.from_list(found)
 
 

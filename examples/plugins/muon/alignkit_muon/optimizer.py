@@ -36,10 +36,12 @@ class Muon(torch.optim.Optimizer):
             ns_steps=ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
-        matrices = [p for p in rest if p.ndim > 1]
-        vectors = [p for p in rest if p.ndim <= 1]
+        others: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p.ndim > 1]},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.adamw = torch.optim.AdamW(
-            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            others,
             lr=lr,
             weight_decay=weight_decay,
             betas=betas,
@@ -60,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both."""
-        loss = self.muon.step(closure)
+        loss: float | None = self.muon.step(closure)  # type: ignore[no-untyped-call]
         self.adamw.step()
         return loss
 
@@ -73,7 +75,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
     apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
-        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+        head: Any = getattr(module, "get_output_embeddings", lambda: None)()
         if head is not None:
             apart.add(id(head.weight))
     hidden: list[nn.Parameter] = []
