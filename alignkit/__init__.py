@@ -19,8 +19,10 @@ from alignkit.hookspecs import hookimpl
 from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row, Text
 
 __version__ = "0.1.0"
+API_VERSION = "0.1"  # of what plugins use; a plugin says which it is built for: dependencies = ["alignkit>=0.1,<0.2"]
 
 __all__ = [
+    "API_VERSION",
     "AlignkitError",
     "Answers",
     "Component",

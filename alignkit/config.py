@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from alignkit import training_args, yaml
 from alignkit.components import KINDS, Component, Stage, option
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, did_you_mean, one_line
+from alignkit.plugin import bare
 from alignkit.registry import Registry
 
 
@@ -136,9 +137,8 @@ def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, A
         PluginError: from the registry.
     """
     names = [*_plugins(file), *_plugins(cli)]
-    for name in names:
-        registry.activate(name)
-    stages = [name for name in names if registry.has("stage", name)]
+    registry.activate(*names)
+    stages = [name for name in map(bare, names) if registry.has("stage", name)]
     if not stages:
         known = ", ".join(stage.name for stage in registry.all("stage"))
         raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
@@ -169,6 +169,9 @@ def resolve(
     stage_name = stage_name or asked
     stage = registry.stage(stage_name)
     layers = [_layer(registry, source, asked) for source in (file, cli)]
+    for kind in ("reward", "rollout"):  # in a file they may be for another command; here they would do nothing
+        if kind in layers[1] and not any(kind in each.uses for each in _with_needs(registry, asked)):
+            raise ConfigError(f"{kind} is for no stage that is trained here: {asked} uses none")
 
     shared = [*_names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
@@ -211,7 +214,7 @@ def resolve(
         stated=_stated(stage, said),
         model=top.model,
         output=top.output,
-        plugins=[*_third_party(registry), stage_name],
+        plugins=[*(name for name in registry.asked if name != stage_name), stage_name],
         chat_template=top.chat_template,
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
         data=dataclasses.replace(data, path=data.path or stage.data),
@@ -257,10 +260,6 @@ def _train(stage: Stage, lr_scale: float, train: Mapping[str, Any]) -> dict[str,
     return {**defaults, **train}
 
 
-def _third_party(registry: Registry) -> list[str]:
-    return [plugin.name for plugin in registry.active if not plugin.builtin]
-
-
 def _plugins(source: Mapping[str, Any]) -> list[str]:
     names = source.get("plugins") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -282,7 +281,9 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     if "stage" in source:
         raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
     picks: dict[str, Any] = {"stages": {}}
-    for kind, name in ((kind, name) for name in _plugins(source) for kind in KINDS if registry.has(kind, name)):
+    for kind, name in (
+        (kind, name) for name in map(bare, _plugins(source)) for kind in KINDS if registry.has(kind, name)
+    ):
         if kind in ("tuner", "optimizer"):
             picks = merge(picks, {kind: {"name": name}})
         elif kind == "format":
@@ -297,14 +298,15 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
 
 
 def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
-    """The component that the last table names, with its keys; keys meant for another it replaces are left behind."""
+    """The component that the last table names, with its keys; keys of another that it replaces are left behind."""
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:
         if table.get("name", component.name) != component.name:
             if not isinstance(table["name"], str):
                 raise ConfigError(f"{kind}.name must be a name, not {table['name']!r}")
-            component = registry.get(kind, table["name"])
-            own = {key: value for key, value in own.items() if key in _names(component.config)}
+            former, component = component, registry.get(kind, table["name"])
+            left = set(_names(former.config)) - set(_names(component.config))
+            own = {key: value for key, value in own.items() if key not in left}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
     return Selected(component, _typed(component.config, own, f"{kind}."))
 
@@ -333,13 +335,28 @@ def _known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> 
             )
 
 
+def check_defaults(component: Component) -> None:
+    """Whether a component's config has defaults of its own types, and a stage's those of ``TrainingArguments``.
+
+    Raises:
+        ConfigError: a field without a default or of another type; a field of no type that can be checked.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(component.config) if f.default is not dataclasses.MISSING}
+    _typed(component.config, defaults, "config.")
+    if isinstance(component, Stage):
+        training_args.check(component.train)
+
+
 def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """An instance of a config dataclass, every value of its field's type."""
     from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+    from pydantic.errors import PydanticUserError
 
     _known_keys(values, _names(cls), where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
+    except PydanticUserError as error:
+        raise ConfigError(f"{cls.__module__}.{cls.__name__} is no config: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

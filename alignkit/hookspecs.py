@@ -7,7 +7,8 @@ hooks with ``@alignkit.hookimpl``. Every example below is a complete plugin and 
 a list of components and must not import torch: whatever needs torch is imported inside a component's functions.
 Components are chosen by name, never by order; two active plugins that give the same name are an error.
 
-**Run hooks** come second. ``alignkit.run`` calls them at fixed points of a run and never inside a training step::
+**Run hooks** come second. ``alignkit.run`` calls them at fixed points of a run and never inside a training step, in the
+order in which the plugins were named (``alignkit_load_model`` from the last to the first, so that the last wins)::
 
     alignkit_run_start                     the data are read, nothing is loaded
       alignkit_load_model                  once a role
@@ -19,7 +20,8 @@ Components are chosen by name, never by order; two active plugins that give the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
@@ -31,7 +33,27 @@ if TYPE_CHECKING:
     from alignkit.run import Result, Run
 
 hookspec = pluggy.HookspecMarker("alignkit")
-hookimpl = pluggy.HookimplMarker("alignkit")
+_hookimpl = pluggy.HookimplMarker("alignkit")
+
+
+class _Model(Protocol):  # what is known of a model and of a callback where a type checker does not follow torch
+    def named_parameters(self) -> Any: ...
+
+
+class _Callback(Protocol):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any: ...
+
+
+Hook = TypeVar(
+    "Hook",
+    bound="Callable[..., Sequence[Stage] | Sequence[Tuner] | Sequence[DataFormat] | Sequence[Loss] | "
+    "Sequence[Optimizer] | Sequence[Reward] | Sequence[Rollout] | Sequence[_Callback] | _Model | None]",
+)
+
+
+def hookimpl(function: Hook) -> Hook:
+    """Mark a function as the implementation of the hook that has its name; type checkers see what hooks give."""
+    return _hookimpl(function)
 
 
 # --- declaration hooks: called once, on activation -------------------------------------------------------------------

@@ -74,7 +74,7 @@ def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
     found = [
-        f"{'.'.join(path)} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
+        f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
         for path in _leaves(config.stated)
         if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents
     ]

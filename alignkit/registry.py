@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pluggy
 
-from alignkit import hookspecs
+from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
-from alignkit.errors import PluginError, did_you_mean, one_line
-
-GROUP = "alignkit"
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
+from alignkit.plugin import GROUP, Plugin, bare, installed
 
 # which hook declares which kind of component
 DECLARATIONS = {
@@ -34,35 +31,6 @@ DECLARATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """An installed plugin, as its distribution's metadata describes it; not necessarily imported."""
-
-    name: str
-    distribution: str
-    version: str
-    entry_point: EntryPoint
-
-    @property
-    def builtin(self) -> bool:
-        """Whether it comes in alignkit's own distribution."""
-        return self.distribution == "alignkit"
-
-    @property
-    def provider(self) -> str:
-        """``"alignkit-simpo 0.2"``."""
-        return f"{self.distribution} {self.version}"
-
-
-def installed() -> list[Plugin]:
-    """Every installed plugin, sorted by name; reads metadata and imports nothing."""
-    found = []
-    for ep in entry_points(group=GROUP):
-        distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
-        found.append(Plugin(ep.name, distribution, version, ep))
-    return sorted(found, key=lambda p: (p.name, p.distribution))
-
-
 class Registry:
     """The active plugins of one run and the components they gave. An object: two registries share nothing."""
 
@@ -72,8 +40,10 @@ class Registry:
             self._installed[plugin.name].append(plugin)
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self._components: dict[str, dict[str, tuple[Component, Plugin]]] = {kind: {} for kind in KINDS}
-        self._active: dict[str, Plugin] = {}
+        self._components: dict[str, dict[str, list[tuple[Component, Plugin]]]] = {kind: {} for kind in KINDS}
+        self._active: dict[str, Plugin] = {}  # by the name that pluggy knows it by
+        self._picked: dict[str, str] = {}  # name -> the distribution that it shall come from
+        self._asked: dict[str, None] = {}
         for plugin in self.installed:
             if plugin.builtin:
                 self._activate(plugin)
@@ -85,63 +55,108 @@ class Registry:
 
     @property
     def active(self) -> list[Plugin]:
-        """The plugins that were activated, in order."""
+        """The plugins that were activated, in order: the built-in ones, then those that were named."""
         return list(self._active.values())
 
     @property
-    def hook(self) -> Any:
-        """The run hooks of the active plugins, for ``alignkit.run``."""
-        return self._manager.hook
+    def asked(self) -> list[str]:
+        """What was asked for beyond the built-in plugins, as it was spelt: activating it again gives this registry."""
+        return list(self._asked)
 
-    def activate(self, name: str) -> None:
-        """Import the plugin of that name and take its components in. Does nothing where it is active already.
+    def activate(self, *asked: str) -> None:
+        """Import the plugins of these names, in this order, and take their components in. Active ones stay as they are.
 
-        ``name`` may also be that of a component which an active plugin gives (``adafactor``): it is there already.
+        A name may also be that of a component which an active plugin gives (``adafactor``). ``name@distribution`` says
+        whose plugin or component is meant, where several distributions give that name.
 
         Raises:
             PluginError: no such plugin; two distributions give it; it cannot be imported; it declares nonsense.
         """
-        candidates = self._installed.get(name, [])
-        if not candidates:
-            if any(name in named for named in self._components.values()):
-                return
+        for name in asked:
+            if "@" in name:
+                self._picked[bare(name)] = name.partition("@")[2]
+        for name in asked:
+            meant = self._meant(name)
+            for plugin in meant:
+                if plugin not in self.active:
+                    self._activate(plugin)
+            if "@" in name:
+                self._check_gives(name, meant)
+            if "@" in name or any(not plugin.builtin for plugin in meant):
+                self._asked[name] = None
+
+    def _meant(self, name: str) -> list[Plugin]:
+        """The plugins to activate for a name that was asked for; none where it is a component that is there."""
+        distribution = self._picked.get(bare(name))
+        candidates = self._installed.get(bare(name), [])
+        if distribution:
+            theirs = [plugin for plugin in self.installed if plugin.is_from(distribution)]
+            if not theirs:
+                known = sorted({plugin.distribution for plugin in self.installed})
+                hint = did_you_mean(distribution, known)
+                raise PluginError(f"{name}: no distribution '{distribution}' with plugins is installed.{hint}")
+            return [plugin for plugin in theirs if plugin in candidates] or theirs
+        if len(candidates) > 1:
+            givers = " and ".join(plugin.provider for plugin in candidates)
+            which = " or ".join(f"--plugin {name}@{plugin.distribution}" for plugin in candidates)
+            raise PluginError(f"plugin '{name}' is given by {givers}: say {which}")
+        if not candidates and not any(name in named for named in self._components.values()):
             known = [plugin.name for plugin in self.installed]
             components = [component for named in self._components.values() for component in named]
             hint = did_you_mean(name, [*known, *components])
             raise PluginError(f"no plugin named '{name}' is installed.{hint} Installed: {', '.join(known)}")
-        if len(candidates) > 1:
-            givers = " and ".join(plugin.provider for plugin in candidates)
-            raise PluginError(f"plugin '{name}' is given by {givers}: uninstall one of them")
-        if name not in self._active:
-            self._activate(candidates[0])
+        return candidates
+
+    def _check_gives(self, asked: str, plugins: list[Plugin]) -> None:
+        given = [component.name for plugin in plugins for component in self.given_by(plugin)]
+        if bare(asked) not in [*given, *(plugin.name for plugin in plugins)]:
+            hint = did_you_mean(bare(asked), given)
+            raise PluginError(f"{plugins[0].distribution} gives no '{bare(asked)}'.{hint} It gives: {', '.join(given)}")
 
     def _activate(self, plugin: Plugin) -> None:
-        who = f"plugin {plugin.name} ({plugin.provider})"
         away = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
+        if not plugin.builtin:
+            self._check_version(plugin)
         try:
             module = plugin.entry_point.load()
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{who} could not be imported: {one_line(error)}. {away}") from error
+            raise PluginError(f"{plugin} could not be imported: {one_line(error)}. {away}") from error
+        hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
+        marked = [name for name in dir(module) if self._manager.parse_hookimpl_opts(module, name)]
+        if unknown := [name for name in marked if name not in hooks]:
+            raise PluginError(f"{plugin} has a wrong hook: {unknown[0]}.{did_you_mean(unknown[0], hooks)} {away}")
+        key = f"{plugin.name}@{plugin.distribution}"
         try:
-            self._manager.register(module, name=plugin.name)
-            self._manager.check_pending()  # a misspelt hook is an error, not silence
+            self._manager.register(module, name=key)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"{who} has a wrong hook: {one_line(error)}. {away}") from error
+            raise PluginError(f"{plugin} has a wrong hook: {one_line(error)}. {away}") from error
         if not self._manager.get_hookcallers(module):
-            raise PluginError(f"{who} implements no hook. Is @alignkit.hookimpl missing? {away}")
+            raise PluginError(f"{plugin} implements no hook. Is @alignkit.hookimpl missing? {away}")
         try:
-            for component in self._declared(plugin):
+            for component in self._declared(key):
                 self._add(component, plugin)
         except PluginError:
             raise
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{who} failed while declaring: {one_line(error)}. {away}") from error
-        self._active[plugin.name] = plugin
+            raise PluginError(f"{plugin} failed while declaring: {one_line(error)}. {away}") from error
+        self._active[key] = plugin
 
-    def _declared(self, plugin: Plugin) -> Iterator[Component]:
-        others = [module for name, module in self._manager.list_name_plugin() if name != plugin.name]
+    @staticmethod
+    def _check_version(plugin: Plugin) -> None:
+        from packaging.specifiers import SpecifierSet
+
+        if not SpecifierSet(plugin.built_for).contains(__version__, prereleases=True):
+            raise PluginError(
+                f"{plugin} is built for alignkit{plugin.built_for}, and this is {__version__}. Versions that fit: "
+                f"pip install -U alignkit {plugin.distribution}. Or run without --plugin {plugin.name}"
+            )
+
+    def _declared(self, key: str) -> Iterator[Component]:
+        others = [module for name, module in self._manager.list_name_plugin() if name != key]
         for kind, hook in DECLARATIONS.items():
             for declared in self._manager.subset_hook_caller(hook, others)():
+                if not isinstance(declared, list | tuple):
+                    raise TypeError(f"{hook} gave {declared!r}, which is no list")
                 for component in declared:
                     if not isinstance(component, KINDS[kind]):
                         raise TypeError(f"{hook} gave {component!r}, which is no {KINDS[kind].__name__}")
@@ -150,14 +165,49 @@ class Registry:
                     yield component
 
     def _add(self, component: Component, plugin: Plugin) -> None:
-        named = self._components[component.kind]
-        if component.name in named:
-            other = named[component.name][1]
+        given = self._components[component.kind].setdefault(component.name, [])
+        given.append((component, plugin))
+        if len(given) > 1 and self._picked_among(component.name, given) is None:
+            other = given[0][1]
             raise PluginError(
                 f"{component.kind} '{component.name}' is given by both {other.name} ({other.provider}) and "
-                f"{plugin.name} ({plugin.provider}). Run with one of the two"
+                f"{plugin.name} ({plugin.provider}). Say --plugin {component.name}@{other.distribution} or "
+                f"--plugin {component.name}@{plugin.distribution}"
             )
-        named[component.name] = (component, plugin)
+
+    def _picked_among(self, name: str, given: list[tuple[Component, Plugin]]) -> tuple[Component, Plugin] | None:
+        """The one of the picked distribution, or the only one."""
+        if len(given) == 1:
+            return given[0]
+        picked = self._picked.get(name, "")
+        return next((pair for pair in given if pair[1].is_from(picked)), None)
+
+    def call(self, hook: str, use: Callable[[Any], Any] = lambda result: result, **arguments: Any) -> Any:
+        """Call a run hook of the active plugins, in the order in which they became active: a list of what they gave.
+
+        A hook whose first result counts asks the plugin that was named last first, and gives its result or None.
+        ``use`` is applied to each result as if the plugin had, so that a wrong one is the plugin's error too.
+
+        Raises:
+            AlignkitError: a plugin raised; names it.
+        """
+        caller = getattr(self._manager.hook, hook)
+        first_counts = caller.spec.opts["firstresult"]
+        implementations = caller.get_hookimpls()
+        results = []
+        for implementation in reversed(implementations) if first_counts else implementations:
+            plugin = self._active[implementation.plugin_name]
+            try:
+                result = use(implementation.function(*(arguments[name] for name in implementation.argnames)))
+            except AlignkitError as error:
+                raise type(error)(f"{plugin}, {hook}: {error}") from error
+            except (Exception, SystemExit) as error:
+                away = f"Run without --plugin {plugin.name}, or tell its author"
+                raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
+            if first_counts and result is not None:
+                return result
+            results.append(result)
+        return None if first_counts else results
 
     def has(self, kind: str, name: str) -> bool:
         """Whether an active plugin gives a component of that kind and name."""
@@ -165,11 +215,17 @@ class Registry:
 
     def all(self, kind: str) -> list[Component]:
         """Every component of a kind, by name."""
-        return [component for _, (component, _) in sorted(self._components[kind].items())]
+        return [self.get(kind, name) for name in sorted(self._components[kind])]
 
     def given_by(self, plugin: Plugin) -> list[Component]:
         """The components that a plugin gave."""
-        return [c for named in self._components.values() for c, giver in named.values() if giver == plugin]
+        given = (pair for named in self._components.values() for pairs in named.values() for pair in pairs)
+        return [component for component, giver in given if giver == plugin]
+
+    def hooks_of(self, plugin: Plugin) -> list[str]:
+        """The hooks that an active plugin implements."""
+        module = self._manager.get_plugin(f"{plugin.name}@{plugin.distribution}")
+        return [caller.name for caller in self._manager.get_hookcallers(module) or []]
 
     def get(self, kind: str, name: str) -> Component:
         """The component of that kind and name.
@@ -177,12 +233,10 @@ class Registry:
         Raises:
             PluginError: no active plugin gives it; says which installed plugins are not active.
         """
-        try:
-            return self._components[kind][name][0]
-        except KeyError:
-            pass
+        if given := self._components[kind].get(name):
+            return (self._picked_among(name, given) or given[0])[0]
         known = sorted(self._components[kind])
-        idle = [p.name for p in self.installed if p.name not in self._active]
+        idle = [p.name for p in self.installed if p not in self.active]
         hint = f". Installed but not active: {', '.join(idle)} (add --plugin NAME)" if idle else ""
         raise PluginError(
             f"no active plugin gives a {kind} named '{name}'.{did_you_mean(name, known)} "
@@ -195,4 +249,4 @@ class Registry:
 
     def provider(self, component: Component) -> Plugin:
         """The plugin that gave a component."""
-        return self._components[component.kind][component.name][1]
+        return next(giver for given, giver in self._components[component.kind][component.name] if given is component)

@@ -83,4 +83,4 @@ def _differences(a: Any, b: Any, where: str) -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [*a, *(key for key in b if key not in a)]
         return [d for key in keys for d in _differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)]
-    return [] if a == b else [f"{where} was {a!r}, is {b!r}"]
+    return [] if a == b else [f"{where.removeprefix('stages.')} was {a!r}, is {b!r}"]

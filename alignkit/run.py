@@ -96,7 +96,7 @@ class Run:
         """
         tuner, config = self.config.tuner
         kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
-        loaded = self.registry.hook.alignkit_load_model(run=self, role=role, kwargs=kwargs)
+        loaded = self.registry.call("alignkit_load_model", _model, run=self, role=role, kwargs=kwargs)
         if loaded is None:
             under = (
                 base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
@@ -120,7 +120,7 @@ class Run:
             model = roles.continue_adapter(model, self.parents[start])
         if role in roles.WITH_HEAD:
             roles.head_in_fp32(model)
-        self.registry.hook.alignkit_model_ready(run=self, role=role, model=model)
+        self.registry.call("alignkit_model_ready", run=self, role=role, model=model)
         return model
 
     @functools.cached_property
@@ -197,8 +197,25 @@ class Run:
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""
-        theirs = [callback for some in self.registry.hook.alignkit_callbacks(run=self) for callback in some]
+        theirs = [
+            callback for some in self.registry.call("alignkit_callbacks", _callbacks, run=self) for callback in some
+        ]
         return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *theirs]
+
+
+def _model(given: Any) -> nn.Module | None:
+    """What ``alignkit_load_model`` gave, checked."""
+    if given is not None and not isinstance(given, nn.Module):
+        raise TypeError(f"it gave {given!r}, which is no model")
+    return given
+
+
+def _callbacks(given: Any) -> list[transformers.TrainerCallback]:
+    """What ``alignkit_callbacks`` gave, checked."""
+    for callback in given if isinstance(given, list | tuple) else [given]:
+        if not isinstance(callback, transformers.TrainerCallback):
+            raise TypeError(f"it gave {given!r}, which is no list of callbacks")
+    return list(given)
 
 
 def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:
@@ -219,7 +236,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
             return Result(final, metrics, time.monotonic() - started)
         prepare_folder(run.folder, plan, run.surroundings(), resume)
 
-    run.registry.hook.alignkit_run_start(run=run)
+    run.registry.call("alignkit_run_start", run=run)
     trainer = plan.config.stage.component.build(run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
     checkpoint = last_checkpoint(run.folder) if resume else None
@@ -244,7 +261,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         manifest.finish(final)
     trainer.accelerator.wait_for_everyone()
     result = Result(final, metrics, time.monotonic() - started)
-    run.registry.hook.alignkit_run_end(run=run, result=result)
+    run.registry.call("alignkit_run_end", run=run, result=result)
     return result
 
 

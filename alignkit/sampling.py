@@ -22,18 +22,20 @@ def sample(
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+    warped = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+    drawn = how.samples if how.temperature else 1  # greedy answers to one prompt are all the same
     config = transformers.GenerationConfig(
         max_new_tokens=how.max_new_tokens,
         do_sample=how.temperature > 0,
-        num_return_sequences=how.samples,
+        num_return_sequences=drawn,
         eos_token_id=list(how.stop_ids),
         pad_token_id=pad,
-        **drawn,
+        **warped,
     )
     with torch.no_grad():
         output = model.generate(ids, attention_mask=mask, generation_config=config)
-    return [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
+    answers = [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
+    return [answer for answer in answers for _ in range(how.samples // drawn)]
 
 
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:

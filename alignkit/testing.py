@@ -3,6 +3,7 @@
 =================  ====================================================================================================
 ``tiny_model``     ``tiny_model("qwen2")``: a folder with a two-layer random model of that architecture, and a tokenizer
 ``tiny_data``      ``tiny_data("rankings")``: a small ``.jsonl`` file of that kind of data
+``check_plugin``   ``check_plugin("mine")``: what ``alignkit plugins check mine`` finds wrong, as an AssertionError
 ``run_stage``      ``run_stage("sft", "--plugin", "mine")``: train for two steps in this process; the run folder
 =================  ====================================================================================================
 """
@@ -145,10 +146,10 @@ def run_stage(
 ) -> Callable[..., Path]:
     """``run_stage("sft", "--plugin", "mine", "mine.r=4")``: ``alignkit train --plugin sft`` in this process.
 
-    The model is ``tiny_model()``, every stage has ``tiny_data`` of the first row type that it takes and there is data
-    of, and trains for two steps of two rows on the CPU; what it needs and is not there is trained first. Further
-    arguments are the command line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless
-    ``--output`` says otherwise.
+    The model is ``tiny_model()``; every stage has ``tiny_data`` of the first of its row types that there is, and
+    trains for two steps of two rows on the CPU; what it needs and is not there is trained first. Further arguments are
+    the command line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless ``--output`` says
+    otherwise.
 
     Raises:
         AssertionError: the command failed; its text is the error's one line.
@@ -175,6 +176,22 @@ def run_stage(
         return Path([str(tmp_path / "runs"), *_given(arguments, "--output", "-o")][-1]) / stage
 
     return run
+
+
+@pytest.fixture
+def check_plugin() -> Callable[[str], None]:
+    """``check_plugin("mine")``: what ``alignkit plugins check mine`` says. It imports the plugin in another process.
+
+    Raises:
+        AssertionError: it is broken, or anything else is wrong with it; its text says what, a line each.
+    """
+    from alignkit import checks
+
+    def check(name: str) -> None:
+        problems = [problem for checked in checks.check(checks.named(name)) for problem in checked.problems]
+        assert not problems, "\n".join(problems)
+
+    return check
 
 
 def _given(arguments: Sequence[str], *flags: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +19,25 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``install("simpo", code)``: a plugin with the metadata of a real distribution, on ``sys.path`` for this test."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
 
-    def put(name: str, code: str, distribution: str = "", version: str = "0.1") -> None:
+    def put(name: str, code: str, distribution: str = "", version: str = "0.1", requires: str = "") -> None:
         distribution = distribution or f"alignkit-{name}"
         module = distribution.replace("-", "_") + "_plugin"
         (site / f"{module}.py").write_text(textwrap.dedent(code))
         info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nSummary: {name} for a test\n"
+        (info / "METADATA").write_text(metadata + (f"Requires-Dist: {requires}\n" if requires else ""))
         (info / "entry_points.txt").write_text(f"[alignkit]\n{name} = {module}\n")
 
-    return put
+    yield put
+    for module in site.glob("*.py"):
+        sys.modules.pop(module.stem, None)
 
 
 @pytest.fixture

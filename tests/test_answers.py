@@ -169,7 +169,7 @@ GOOD = (
         (GOOD.replace("Happy chopping!", "I hope this helps!"), 6),
         (GOOD.replace(". A", ".\n\nA"), 6),  # two paragraphs
         (GOOD.replace("onion", "**onion**"), 6),
-        (GOOD + " " + GOOD, 5),  # too long, too many sentences
+        (" ".join([GOOD] * 3), 5),  # too long, too many sentences
         ("Chill it. Cut it. Happy chopping!", 6),  # too short
         ("cry cry cry cry cry cry cry", -1),
         ("How do I stop onions from making me cry?", -1),

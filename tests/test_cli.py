@@ -87,20 +87,6 @@ def test_an_encoder_is_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is a BertForMaskedLM, not a decoder-only model" in capsys.readouterr().err
 
 
-def test_plugins_lists_what_each_gives_and_survives_a_broken_one(
-    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    install("simpo", "import nosuchlib", version="0.2")
-    assert main(["plugins", "--json"]) == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-
-    assert listed["sft"]["gives"] == {"stage": ["sft"], "loss": ["nll"]}
-    assert listed["simpo"]["version"] == "0.2"
-    assert "No module named 'nosuchlib'" in listed["simpo"]["broken"]
-    assert main(["plugins"]) == 0
-    assert "broken: plugin simpo (alignkit-simpo 0.2) could not be imported" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("everything", [[], ["--all"]])
 def test_config_writes_what_loads_back_as_it_is_with_a_comment_on_every_key(

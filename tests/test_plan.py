@@ -80,7 +80,7 @@ def test_a_found_run_must_be_what_the_config_says(folder: Path, capsys: pytest.C
     assert run() == 0
     shutil.rmtree("runs/rm")
     said = refused(capsys, "sft.train.max_steps=2")
-    assert "runs/sft is there but is not what these settings make: train.max_steps was 1, is 2" in said
+    assert "runs/sft is there but is not what these settings make: sft.train.max_steps was 1, is 2" in said
     assert "rm.policy=runs/sft" in said
 
     assert run("sft.train.max_steps=2", "rm.policy=runs/sft") == 0

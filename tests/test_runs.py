@@ -284,7 +284,7 @@ def test_resume_refuses_other_settings_and_other_data(command: Callable[..., lis
     process.communicate()
 
     other = command("lora", str(tmp_path / "cut"), "--resume", "train.seed=1")
-    assert "these differ: train.seed was None, is 1" in subprocess.run(other, capture_output=True, text=True).stderr
+    assert "these differ: sft.train.seed was None, is 1" in subprocess.run(other, capture_output=True, text=True).stderr
     with (tmp_path / "demos.jsonl").open("a") as file:
         file.write(json.dumps(DEMONSTRATIONS[0]) + "\n")
     same = command("lora", str(tmp_path / "cut"), "--resume")

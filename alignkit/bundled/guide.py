@@ -15,7 +15,7 @@ _OPENERS = re.compile(
     re.IGNORECASE,
 )
 _STOCK = re.compile(
-    r"(good luck|enjoy|have fun|have a (great|nice|good|lovely) day)!$|"
+    r"^(good luck|enjoy|have fun|have a (great|nice|good|lovely) day)!$|"
     r"hope this|happy to help|let me know|feel free|glad to|you're welcome|any questions",
     re.IGNORECASE,
 )

@@ -11,6 +11,7 @@ import typer
 
 from alignkit.cli import chat, check, config, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
+from alignkit.plugin import culprit
 
 app = typer.Typer(
     name="alignkit",
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message = f"{one_line(error)}. This is unexpected; --debug shows where it comes from"
+        who = culprit(error) or "This is unexpected"
+        message = f"{one_line(error)}. {who}; --debug shows where it comes from"
     print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 

@@ -11,7 +11,8 @@ import typer
 
 from alignkit import training_args, yaml
 from alignkit.cli import common
-from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
+from alignkit.components import Component
+from alignkit.config import DataConfig, RunConfig, TopLevel, check_defaults, resolve
 
 
 def config(
@@ -69,6 +70,12 @@ def _component(depth: int, table: dict[str, Any], component: Any) -> Iterator[st
 def _fields(depth: int, cls: type, table: dict[str, Any]) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         yield _line(depth, field.name, table[field.name], field.metadata.get("help", ""))
+
+
+def fields_with_help(component: Component) -> list[str]:
+    """A component's settings as lines of a config file: its defaults, each with its help."""
+    check_defaults(component)
+    return list(_fields(1, component.config, dataclasses.asdict(component.config())))
 
 
 def _line(depth: int, key: str, value: Any, help: str) -> str:

@@ -1,48 +1,100 @@
-"""``alignkit plugins``."""
+"""``alignkit plugins``: list them, describe one, check them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import typer
 
-from alignkit.errors import PluginError
-from alignkit.registry import Plugin, Registry, installed
+from alignkit.checks import Checked, check, named
+from alignkit.components import Component
+from alignkit.plugin import Plugin, bare, installed
+from alignkit.registry import DECLARATIONS, Registry
 
 
-def plugins(as_json: bool = typer.Option(False, "--json", help="For programs.")) -> None:
-    """List every installed plugin and what it gives."""
-    found = installed()
-    builtin = [plugin for plugin in found if plugin.builtin]
-    listed = [_describe(plugin, builtin) for plugin in found]
+def plugins(
+    words: list[str] = typer.Argument(None, metavar="[check] [NAME]", help="One plugin; `check`: what is wrong."),
+    as_json: bool = typer.Option(False, "--json", help="For programs."),
+) -> None:
+    """List installed plugins; say what one gives and its settings; check them, each imported in its own process.
+
+    alignkit plugins · alignkit plugins lora · alignkit plugins check · alignkit plugins check lora
+    """
+    words = words or []
+    if words[:1] == ["check"]:
+        found = [plugin for name in words[1:] for plugin in named(name)] if words[1:] else installed()
+        show_checked(list(check(found)), as_json)
+    elif words:
+        for name in words:
+            typer.echo("\n".join(described(name)))
+    else:
+        show_installed(as_json)
+
+
+def show_installed(as_json: bool) -> None:
+    """A line a plugin. Only the built-in ones are imported, so what a third party's gives is in its own words."""
+    registry = Registry()
+    listed = [_entry(registry, plugin) for plugin in registry.installed]
     if as_json:
         typer.echo(json.dumps(listed, indent=2))
         return
-    name_width = max(len(entry["name"]) for entry in listed)
-    who_width = max(len(f"{entry['distribution']} {entry['version']}") for entry in listed)
-    for entry in listed:
-        who = f"{entry['distribution']} {entry['version']}"
+    for entry, start in zip(listed, _columns(registry.installed), strict=True):
         gives = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
-        what = f"broken: {entry['broken']}" if entry["broken"] else gives or "run hooks"
-        typer.echo(f"{entry['name']:<{name_width}}  {who:<{who_width}}  {what}")
+        typer.echo(f"{start}  {gives or entry['summary']}".rstrip())
 
 
-def _describe(plugin: Plugin, builtin: list[Plugin]) -> dict[str, Any]:
-    """One plugin, activated beside the built-ins alone, so that a broken one disturbs no other."""
+def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:
     gives: dict[str, list[str]] = {}
-    broken = None
-    try:
-        registry = Registry([*builtin, *([] if plugin.builtin else [plugin])])
-        registry.activate(plugin.name)
-        for component in registry.given_by(plugin):
-            gives.setdefault(component.kind, []).append(component.name)
-    except PluginError as error:
-        broken = str(error)
+    for component in registry.given_by(plugin):
+        gives.setdefault(component.kind, []).append(component.name)
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
+        "summary": plugin.summary,
+        "builtin": plugin.builtin,
         "gives": gives,
-        "broken": broken,
     }
+
+
+def described(name: str) -> Iterator[str]:
+    """What a plugin, or an active plugin's component, gives, and every setting with its default and its help."""
+    from alignkit.cli.config import fields_with_help
+
+    registry = Registry()
+    registry.activate(name)
+    asked = [plugin for plugin in registry.active if plugin.name == bare(name)] or [
+        registry.provider(registry.get(kind, bare(name))) for kind in DECLARATIONS if registry.has(kind, bare(name))
+    ]
+    for plugin in asked:
+        yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
+        given: list[Component] = registry.given_by(plugin)
+        for component in [c for c in given if c.name == bare(name)] or given:
+            yield f"{component.kind} {component.name}: {component.summary}"
+            yield from fields_with_help(component)
+        runs = [hook for hook in registry.hooks_of(plugin) if hook not in DECLARATIONS.values()]
+        if runs:
+            yield f"run hooks: {', '.join(runs)}"
+
+
+def show_checked(results: list[Checked], as_json: bool = False) -> None:
+    """A line a plugin, one more for each further problem; exit status 1 where there is any."""
+    problems = sum(len(result.problems) for result in results)
+    if as_json:
+        listed = [
+            {"name": r.plugin.name, "distribution": r.plugin.distribution, "problems": r.problems} for r in results
+        ]
+        typer.echo(json.dumps(listed, indent=2))
+    else:
+        for result, start in zip(results, _columns([result.plugin for result in results]), strict=True):
+            for problem in result.problems or ["ok"]:
+                typer.echo(f"{start}  {problem}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _columns(found: list[Plugin]) -> list[str]:
+    name, who = max(len(plugin.name) for plugin in found), max(len(plugin.provider) for plugin in found)
+    return [f"{plugin.name:<{name}}  {plugin.provider:<{who}}" for plugin in found]

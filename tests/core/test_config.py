@@ -103,7 +103,7 @@ def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
         ("", ["data.on_bad_row=maybe"], "data.on_bad_row: Input should be 'error' or 'skip'"),
         ("", ["tuner=3"], "tuner must be a table, not 3"),
         ("", ["max_steps"], "'max_steps' is not an override: write key.path=value"),
-        ("", ["reward.name=x"], "unknown key sft.reward"),
+        ("", ["reward.name=x"], "reward is for no stage that is trained here: sft uses none"),
         ("", ["stage=sft"], "unknown key stage. A stage is named with --plugin NAME"),
         ("", ["tuner.name=5"], "tuner.name must be a name, not 5"),
         ("", ["tuner.r=0"], "tuner.r: Input should be greater than 0"),

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from alignkit import PluginError
-from alignkit.registry import Registry, installed
+from alignkit import API_VERSION, AlignkitError, PluginError, __version__
+from alignkit.plugin import installed
+from alignkit.registry import Registry
 
 OPTIMIZER = """
     from alignkit import Optimizer, hookimpl
@@ -71,7 +72,9 @@ def test_a_broken_plugin_harms_nobody_until_it_is_named(install: Callable[..., N
 def test_a_misspelt_hook_is_an_error(install: Callable[..., None]) -> None:
     install("typo", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_optimiser():\n    return []")
 
-    with pytest.raises(PluginError, match="plugin typo .* has a wrong hook: .*alignkit_optimiser"):
+    with pytest.raises(
+        PluginError, match="plugin typo .* has a wrong hook: alignkit_optimiser. Did you mean 'alignkit_optimizer'"
+    ):
         Registry().activate("typo")
 
 
@@ -119,12 +122,111 @@ def test_a_component_given_twice_names_both_providers(install: Callable[..., Non
         Registry().activate("mine")
 
 
-def test_a_plugin_given_by_two_distributions_names_both(install: Callable[..., None]) -> None:
+def test_a_plugin_given_by_two_distributions_names_both_and_is_picked_by_one(install: Callable[..., None]) -> None:
     install("lion", OPTIMIZER.format(name="lion"), distribution="lion-a")
-    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-b")
+    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-b", version="0.2")
 
-    with pytest.raises(PluginError, match=r"plugin 'lion' is given by lion-a 0.1 and lion-b 0.1"):
+    with pytest.raises(PluginError, match="given by lion-a 0.1 and lion-b 0.2: say --plugin lion@lion-a or --plugin "):
         Registry().activate("lion")
+    for distribution in ("lion-a", "lion-b", "Lion_B"):
+        registry = Registry()
+        registry.activate("sft", f"lion@{distribution}", "lion")
+        assert registry.provider(registry.get("optimizer", "lion")).is_from(distribution)
+    with pytest.raises(PluginError, match="lion@lion-c: no distribution 'lion-c' with plugins is installed. Did you"):
+        Registry().activate("lion@lion-c")
+
+
+def test_a_component_given_twice_is_picked_by_its_distribution(install: Callable[..., None]) -> None:
+    install("mine", OPTIMIZER.format(name="adamw"), distribution="alignkit-mine")
+
+    for distribution, who in (("alignkit-mine", "mine"), ("alignkit", "optimizers")):
+        registry = Registry()
+        registry.activate("mine", f"adamw@{distribution}")
+        assert registry.provider(registry.get("optimizer", "adamw")).name == who
+        assert registry.asked == ["mine", f"adamw@{distribution}"]
+
+
+def test_a_distribution_that_gives_no_such_name_is_told_with_what_it_gives(install: Callable[..., None]) -> None:
+    install("big", OPTIMIZER.format(name="lion"))
+
+    with pytest.raises(PluginError, match="alignkit-big gives no 'lyon'. Did you mean 'lion'. It gives: lion"):
+        Registry().activate("lyon@alignkit-big")
+
+
+@pytest.mark.parametrize(
+    ("requires", "fits"),
+    [
+        ("alignkit", True),
+        ("alignkit>=0.1,<0.2", True),
+        ("alignkit>=99", False),
+        ("alignkit<0.1", False),
+        ("numpy", True),
+    ],
+)
+def test_a_plugin_for_another_version_is_not_imported(install: Callable[..., None], requires: str, fits: bool) -> None:
+    install("lion", OPTIMIZER.format(name="lion"), distribution="alignkit-lion", requires=requires)
+
+    if fits:
+        Registry().activate("lion")
+        return
+    built_for = requires.removeprefix("alignkit")
+    with pytest.raises(
+        PluginError, match=rf"plugin lion \(alignkit-lion 0.1\) is built for alignkit{built_for}, and this"
+    ):
+        Registry().activate("lion")
+    assert "alignkit_lion_plugin" not in sys.modules
+
+
+def test_the_version_of_the_api_is_the_versions_first_two_numbers() -> None:
+    assert __version__.startswith(f"{API_VERSION}.")
+
+
+RUN_HOOK = """
+    from alignkit import ConfigError, hookimpl
+
+    @hookimpl
+    def alignkit_run_start(run):
+        {body}
+"""
+
+
+def test_run_hooks_are_called_in_the_order_of_naming(install: Callable[..., None]) -> None:
+    for name in ("one", "two", "three"):
+        install(name, RUN_HOOK.format(body=f"run.append('{name}')"))
+    registry, run = Registry(), list[str]()
+    registry.activate("two", "three", "one")
+    registry.call("alignkit_run_start", run=run)
+
+    assert run == ["two", "three", "one"]
+
+
+def test_the_plugin_that_was_named_last_loads_the_model(install: Callable[..., None]) -> None:
+    code = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_load_model(role):\n    return {gives}"
+    for name, gives in (("one", "'first'"), ("two", "'second'"), ("three", "None")):
+        install(name, code.format(gives=gives))
+    registry = Registry()
+    registry.activate("one", "two", "three")
+
+    assert registry.call("alignkit_load_model", run=None, role="policy", kwargs={}) == "second"
+    assert Registry().call("alignkit_load_model", run=None, role="policy", kwargs={}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("run.nothing", "plugin late (alignkit-late 0.1) failed in alignkit_run_start: AttributeError: 'list' object"),
+        ("raise ConfigError('no.')", "plugin late (alignkit-late 0.1), alignkit_run_start: no."),
+        ("raise SystemExit(3)", "plugin late (alignkit-late 0.1) failed in alignkit_run_start: SystemExit: 3"),
+    ],
+)
+def test_a_plugin_that_raises_in_a_run_hook_is_named(install: Callable[..., None], body: str, message: str) -> None:
+    install("late", RUN_HOOK.format(body=body))
+    registry = Registry()
+    registry.activate("late")
+
+    with pytest.raises(AlignkitError) as error:
+        registry.call("alignkit_run_start", run=[])
+    assert str(error.value).startswith(message)
 
 
 def test_every_kind_of_component_comes_through_its_hook(install: Callable[..., None]) -> None:

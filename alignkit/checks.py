@@ -1,0 +1,183 @@
+"""What is wrong with installed plugins. Each is imported in a process of its own, so that it harms no other.
+
+``python -m alignkit.checks NAME DISTRIBUTION FILE`` is that process: it writes what it found into the file, as JSON.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit import hookspecs
+from alignkit.components import Component
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
+from alignkit.plugin import Plugin, bare, installed
+from alignkit.registry import Registry
+
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+SECONDS = 300  # that an import may take
+
+
+@dataclass
+class Checked:
+    """A plugin, what it gives, and what is wrong with it, a line each."""
+
+    plugin: Plugin
+    gives: list[tuple[str, str]] = field(default_factory=list)  # (kind, name)
+    problems: list[str] = field(default_factory=list)
+
+
+def named(name: str) -> list[Plugin]:
+    """The installed plugins that ``name``, ``name@distribution`` or the name of a distribution means.
+
+    Raises:
+        PluginError: none.
+    """
+    found, distribution = installed(), name.partition("@")[2]
+    meant = [p for p in found if p.name == bare(name) and p.is_from(distribution or p.distribution)]
+    if not meant:
+        meant = [p for p in found if p.is_from(name)]
+    if not meant:
+        known = [p.name for p in found]
+        hint = did_you_mean(name, known)
+        raise PluginError(f"no plugin named '{name}' is installed.{hint} Installed: {', '.join(known)}")
+    return meant
+
+
+def check(plugins: list[Plugin]) -> Iterator[Checked]:
+    """Look at each plugin, and at whether the names that they give clash."""
+    givers: dict[tuple[str, str], list[Plugin]] = defaultdict(list)
+    for plugin in installed():
+        givers["plugin", plugin.name].append(plugin)
+    results = [_in_its_own_process(plugin) for plugin in plugins]
+    for result in results:
+        for kind, name in result.gives:
+            givers[kind, name].append(result.plugin)
+    for result in results:
+        for kind, name in [("plugin", result.plugin.name), *result.gives]:
+            others = [other.provider for other in givers[kind, name] if other != result.plugin]
+            if others and not result.plugin.builtin:
+                pick = f"--plugin {name}@{result.plugin.distribution} picks this one"
+                result.problems.append(f"{kind} '{name}' is given by {' and '.join(others)} too: {pick}")
+        yield result
+
+
+def _in_its_own_process(plugin: Plugin) -> Checked:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        here = os.pathsep.join(entry for entry in sys.path if entry)
+        command = [sys.executable, "-P", "-m", "alignkit.checks", plugin.name, plugin.distribution, str(file)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "PYTHONPATH": here}
+            )
+        except subprocess.TimeoutExpired:
+            return Checked(plugin, problems=[f"its import was not done after {SECONDS} s"])
+        if not file.exists():
+            last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
+            return Checked(plugin, problems=[f"its import ended the process with status {done.returncode}: {last}"])
+        report = json.loads(file.read_text(encoding="utf-8"))
+        return Checked(plugin, [(kind, name) for kind, name in report["gives"]], report["problems"])
+
+
+# --- in its own process ----------------------------------------------------------------------------------------------
+
+
+def _look_at(plugin: Plugin) -> Checked:
+    """Import and activate one plugin beside the built-in ones, and look at what it declares."""
+    result, registry = Checked(plugin), None
+    beside = [] if plugin.builtin else [p for p in installed() if p.builtin and p.name != plugin.name]
+    with _watched_imports() as heavy:
+        try:
+            registry = Registry([*beside, plugin])
+            registry.activate(plugin.name)
+        except PluginError as error:
+            result.problems.append(str(error).removeprefix(f"{plugin} "))
+    if heavy:
+        what, seconds = ", ".join(name for name, _, _ in heavy), sum(spent for _, _, spent in heavy)
+        result.problems.append(
+            f"{what} imported at module level ({heavy[0][1]}): {seconds:.1f} s of every command that names the plugin. "
+            "Import inside the functions that need it"
+        )
+    if registry and plugin in registry.active:
+        result.gives = [(component.kind, component.name) for component in registry.given_by(plugin)]
+        module = plugin.entry_point.load()
+        result.problems += _unmarked(module, registry.hooks_of(plugin))
+        for component in registry.given_by(plugin):
+            result.problems += _wrong(component)
+    return result
+
+
+def _unmarked(module: Any, marked: list[str]) -> Iterator[str]:
+    hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
+    for name, value in vars(module).items():
+        if name.startswith("alignkit_") and name not in marked and getattr(value, "__module__", "") == module.__name__:
+            known = "lacks @alignkit.hookimpl" if name in hooks else f"is no hook.{did_you_mean(name, hooks)}"
+            yield f"{name} {known}"
+
+
+def _wrong(component: Component) -> Iterator[str]:
+    """What would be told only when the component is used."""
+    from alignkit.config import check_defaults
+
+    who = f"{component.kind} '{component.name}'"
+    if not re.fullmatch(r"[\w-]+", component.name):
+        yield f"{who}: a name is letters, digits, '-' and '_'"
+    if not component.summary or "\n" in component.summary:
+        yield f"{who}: its summary must be one line"
+    try:
+        check_defaults(component)
+    except AlignkitError as error:
+        yield f"{who}: {error}"
+
+
+@contextlib.contextmanager
+def _watched_imports() -> Iterator[list[tuple[str, str, float]]]:
+    """What is imported of the heavy packages meanwhile: (package, where, seconds), each once."""
+    found: list[tuple[str, str, float]] = []
+    plain, inside = builtins.__import__, [False]
+
+    def watched(name: str, *arguments: Any, **keywords: Any) -> Any:
+        package = name.split(".")[0]
+        if package not in HEAVY or package in sys.modules or inside[0]:
+            return plain(name, *arguments, **keywords)
+        frame, started = sys._getframe(1), time.perf_counter()
+        inside[0] = True
+        try:
+            return plain(name, *arguments, **keywords)
+        finally:
+            inside[0] = False
+            where = f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
+            found.append((package, where, time.perf_counter() - started))
+
+    builtins.__import__ = watched
+    try:
+        yield found
+    finally:
+        builtins.__import__ = plain
+
+
+def main(name: str, distribution: str, file: str) -> None:
+    """Look at one plugin and write the report."""
+    (plugin,) = (p for p in installed() if p.name == name and p.distribution == distribution)
+    try:
+        result = _look_at(plugin)
+    except Exception as error:
+        result = Checked(plugin, problems=[f"it cannot be looked at: {one_line(error)}"])
+    Path(file).write_text(json.dumps({"gives": result.gives, "problems": result.problems}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""Installed plugins, as the metadata of their distributions describe them. Nothing here imports one."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+GROUP = "alignkit"  # of entry points; also the name of the distribution that brings the built-in ones
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed plugin, as its distribution's metadata describes it; not necessarily imported."""
+
+    name: str
+    distribution: str
+    version: str
+    entry_point: EntryPoint
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it comes in alignkit's own distribution."""
+        return self.distribution == GROUP
+
+    def is_from(self, distribution: str) -> bool:
+        """Whether a distribution brings it, however that is spelt: ``alignkit_KTO`` is ``alignkit-kto``."""
+        mine, theirs = (re.sub(r"[-_.]+", "-", name).lower() for name in (self.distribution, distribution))
+        return mine == theirs
+
+    @property
+    def provider(self) -> str:
+        """``"alignkit-simpo 0.2"``."""
+        return f"{self.distribution} {self.version}"
+
+    def __str__(self) -> str:
+        return f"plugin {self.name} ({self.provider})"
+
+    @property
+    def summary(self) -> str:
+        """The line with which its distribution describes itself."""
+        return str((self.entry_point.dist.metadata["Summary"] if self.entry_point.dist else None) or "")
+
+    @property
+    def built_for(self) -> str:
+        """The versions of alignkit that its distribution asks for, such as ``">=0.1,<0.2"``; empty: any."""
+        from packaging.requirements import Requirement
+
+        requires = (self.entry_point.dist.requires if self.entry_point.dist else None) or []
+        asked = [Requirement(line) for line in requires]
+        return ",".join(
+            str(r.specifier) for r in asked if r.name == "alignkit" and (not r.marker or r.marker.evaluate())
+        )
+
+
+def installed() -> list[Plugin]:
+    """Every installed plugin, sorted by name; reads metadata and imports nothing."""
+    found = []
+    for ep in entry_points(group=GROUP):
+        distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
+        found.append(Plugin(ep.name, distribution, version, ep))
+    return sorted(found, key=lambda p: (p.name, p.distribution))
+
+
+def bare(name: str) -> str:
+    """``"muon"`` of ``"muon@alignkit-muon"``."""
+    return name.partition("@")[0]
+
+
+def culprit(error: BaseException) -> str | None:
+    """``"plugin focal (alignkit-focal 0.1) failed in alignkit_focal.py line 8"``, where it was third-party code."""
+    theirs = {plugin.entry_point.module.split(".")[0]: plugin for plugin in installed() if not plugin.builtin}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if plugin := theirs.get(str(frame.f_globals.get("__name__")).split(".")[0]):
+            return f"{plugin} failed in {Path(frame.f_code.co_filename).name} line {line}"
+    return None

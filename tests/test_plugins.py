@@ -1,0 +1,201 @@
+"""`alignkit plugins`: listing, describing, and checking each plugin in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from alignkit.cli import main
+
+LOSS = """
+    from dataclasses import dataclass
+    from typing import Annotated
+
+    from alignkit import Loss, LossOutput, TokenLogps, hookimpl, option
+    from annotated_types import Gt
+
+    @dataclass(frozen=True)
+    class FocalConfig:
+        gamma: Annotated[float, Gt(0)] = option(2.0, "how much more")
+
+    @hookimpl
+    def alignkit_loss():
+        return [Loss(name="focal", summary="hard tokens count more", batch=TokenLogps, config=FocalConfig, build=print)]
+
+    @hookimpl
+    def alignkit_run_end(run, result):
+        pass
+"""
+Install = Callable[..., None]
+Captured = pytest.CaptureFixture[str]
+
+
+def test_the_list_names_every_plugin_and_imports_no_third_partys(install: Install, capsys: Captured) -> None:
+    install("simpo", "import nosuchlib", version="0.2")
+    assert main(["plugins", "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+
+    assert listed["sft"]["gives"] == {"stage": ["sft"], "loss": ["nll"]}
+    assert (listed["simpo"]["version"], listed["simpo"]["gives"]) == ("0.2", {})
+    assert main(["plugins"]) == 0
+    assert "simpo       alignkit-simpo 0.2  simpo for a test\n" in capsys.readouterr().out
+    assert "alignkit_simpo_plugin" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["focal", "focal@alignkit-focal"])
+def test_one_plugin_is_described_with_its_settings(install: Install, capsys: Captured, name: str) -> None:
+    install("focal", LOSS)
+    assert main(["plugins", name]) == 0
+
+    assert capsys.readouterr().out.splitlines() == [
+        "focal  alignkit-focal 0.1  focal for a test",
+        "loss focal: hard tokens count more",
+        "  gamma: 2.0  # how much more",
+        "run hooks: alignkit_run_end",
+    ]
+
+
+def test_a_component_is_described_by_its_own_name(capsys: Captured) -> None:
+    assert main(["plugins", "ppo-dual-clip"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("loss ppo-dual-clip: ")
+    assert not any(line.startswith("stage") for line in lines)
+
+
+def test_the_table_of_a_third_partys_component_is_as_a_built_ins(install: Install, capsys: Captured) -> None:
+    install("focal", LOSS)
+    asked = ["--plugin", "sft", "--plugin", "focal"]
+    assert main(["config", *asked, "loss.gamma=3"]) == 0
+    assert "      gamma: 3.0  # how much more" in capsys.readouterr().out.splitlines()
+
+    for wrong, told in (
+        ("loss.gama=3", "unknown key loss.gama. Did you mean 'gamma'? Known here: gamma"),
+        (
+            "loss.gamma=many",
+            "loss.gamma: Input should be a valid number, unable to parse string as a number (got 'many')",
+        ),
+        ("loss.gamma=-1", "loss.gamma: Input should be greater than 0 (got -1)"),
+    ):
+        assert main(["config", *asked, wrong]) == 2
+        assert capsys.readouterr().err.startswith(f"alignkit: error: {told}")
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+HOOK = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_run_end():\n    pass\n"
+COMPONENT = """
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from alignkit import Optimizer, hookimpl, option
+if TYPE_CHECKING:
+    from nowhere import Thing
+
+@dataclass
+class Config:
+    {field}
+
+@hookimpl
+def alignkit_optimizer():
+    return [Optimizer(name="{name}", summary="{summary}", config=Config, build=print)]
+"""
+
+
+def component(field: str = "pass", name: str = "thing", summary: str = "for a test") -> str:
+    return COMPONENT.format(field=field, name=name, summary=summary)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import nosuchlib", "could not be imported: ModuleNotFoundError: No module named 'nosuchlib'"),
+        ("import os; os._exit(7)", "its import ended the process with status 7"),
+        (HOOK.replace("run_end", "run_and"), "has a wrong hook: alignkit_run_and. Did you mean 'alignkit_run_end'"),
+        (HOOK.replace("()", "(rum)"), "has a wrong hook: PluginValidationError"),
+        (HOOK + "def alignkit_loss():\n    return []", "alignkit_loss lacks @alignkit.hookimpl"),
+        (HOOK + "def alignkit_los():\n    return []", "alignkit_los is no hook. Did you mean 'alignkit_loss'?"),
+        (component(name="adamw"), "optimizer 'adamw' is given by both optimizers (alignkit"),
+        (component(name="my thing"), "optimizer 'my thing': a name is letters, digits, '-' and '_'"),
+        (component(summary=""), "optimizer 'thing': its summary must be one line"),
+        (component("rate: float"), "optimizer 'thing': config.rate: Field required"),
+        (
+            component("rate: float = option('fast', '')"),
+            "optimizer 'thing': config.rate: Input should be a valid number",
+        ),
+        (component("rate: 'Thing' = None"), "alignkit_odd_plugin.Config is no config: "),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(install: Install, capsys: Captured, code: str, told: str) -> None:
+    install("odd", code)
+
+    assert main(["plugins", "check", "odd"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("odd  alignkit-odd 0.1  ")
+    assert told in line
+    assert "alignkit_odd_plugin" not in sys.modules
+
+
+def test_a_plugin_for_another_version_is_told(install: Install, capsys: Captured) -> None:
+    install("odd", HOOK, requires="alignkit>=99")
+
+    assert main(["plugins", "check", "odd"]) == 1
+    assert "is built for alignkit>=99, and this is" in capsys.readouterr().out
+
+
+def test_an_import_of_torch_at_module_level_is_told_with_its_place_and_its_cost(
+    install: Install, capsys: Captured, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path_factory.mktemp("slow")  # in place of the real one, for its seconds
+    (slow / "torch.py").write_text("import time\ntime.sleep(0.25)")
+    monkeypatch.syspath_prepend(str(slow))
+    install("odd", "\n\nimport torch\n" + HOOK)
+
+    assert main(["plugins", "check", "odd"]) == 1
+    told = capsys.readouterr().out
+    seconds = float(told.split("): ")[1].split(" s ")[0])
+    assert "torch imported at module level (alignkit_odd_plugin.py line 3): " in told
+    assert seconds >= 0.2
+
+
+def test_names_that_clash_are_told_with_how_to_pick(install: Install, capsys: Captured) -> None:
+    install("one", component(), distribution="lib-one")
+    install("two", component(), distribution="lib-two")
+    install("two", HOOK, distribution="lib-three")
+
+    assert main(["plugins", "check", "one", "two", "--json"]) == 1
+    problems = {r["distribution"]: r["problems"] for r in json.loads(capsys.readouterr().out)}
+    assert problems == {
+        "lib-one": ["optimizer 'thing' is given by lib-two 0.1 too: --plugin thing@lib-one picks this one"],
+        "lib-two": [
+            "plugin 'two' is given by lib-three 0.1 too: --plugin two@lib-two picks this one",
+            "optimizer 'thing' is given by lib-one 0.1 too: --plugin thing@lib-two picks this one",
+        ],
+        "lib-three": ["plugin 'two' is given by lib-two 0.1 too: --plugin two@lib-three picks this one"],
+    }
+
+
+def test_a_sound_plugin_and_every_built_in_one_pass(
+    install: Install, capsys: Captured, check_plugin: Callable[[str], None]
+) -> None:
+    install("focal", LOSS)
+
+    assert main(["plugins", "check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 11
+    assert all(line.endswith("  ok") for line in lines)
+    check_plugin("focal")
+
+
+def test_the_fixture_says_what_the_command_says(install: Install, check_plugin: Callable[[str], None]) -> None:
+    install("odd", component(summary=""))
+
+    with pytest.raises(AssertionError, match="optimizer 'thing': its summary must be one line"):
+        check_plugin("odd")
+
+
+def test_an_unknown_name_is_told_with_the_closest(capsys: Captured) -> None:
+    assert main(["plugins", "check", "lorra"]) == 2
+    assert "no plugin named 'lorra' is installed. Did you mean 'lora'?" in capsys.readouterr().err
