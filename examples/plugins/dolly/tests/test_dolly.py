@@ -31,3 +31,7 @@ def test_sft_recognises_the_rows(run_stage: Callable[..., Path], tmp_path: Path)
     run = run_stage("sft", "--plugin", "dolly", "--data", str(file), "data.format=null")
 
     assert json.loads((run / "alignkit.json").read_text())["data"]["format"] == "dolly"
+
+
+def test_alignkit_finds_nothing_wrong_with_it(check_plugin: Callable[[str], None]) -> None:
+    check_plugin("dolly")

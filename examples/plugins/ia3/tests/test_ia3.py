@@ -41,3 +41,7 @@ def test_ppo_runs_on_it(run_stage: Callable[..., Path], capsys: pytest.CaptureFi
     assert "policy, reference, reward, value on one base" in capsys.readouterr().out
     assert weights.keys() == sft.keys()
     assert not any(torch.equal(weights[name], sft[name]) for name in weights)
+
+
+def test_alignkit_finds_nothing_wrong_with_it(check_plugin: Callable[[str], None]) -> None:
+    check_plugin("ia3")

@@ -67,3 +67,7 @@ def test_it_starts_at_the_sft_model_and_leaves_it(run_stage: Callable[..., Path]
 def test_a_batch_of_one_is_refused(run_stage: Callable[..., Path]) -> None:
     with pytest.raises(AssertionError, match="per_device_train_batch_size must be 2 or more"):
         run_stage("kto", "train.per_device_train_batch_size=1")
+
+
+def test_alignkit_finds_nothing_wrong_with_it(check_plugin: Callable[[str], None]) -> None:
+    check_plugin("kto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,3 +65,7 @@ def test_a_reward_inside_has_to_be_there() -> None:
         build(LengthConfig(of={"call": "a:b"}), run)
     with pytest.raises(PluginError, match="Did you mean 'reward-model'"):
         build(LengthConfig(of={"name": "reward-modle"}), run)
+
+
+def test_alignkit_finds_nothing_wrong_with_it(check_plugin: Callable[[str], None]) -> None:
+    check_plugin("length-controlled")

@@ -93,3 +93,7 @@ def test_a_run_uses_it_and_its_schedule_reaches_both_parts(run_stage: Callable[.
     assert state["param_groups"][0]["momentum"] == 0.9
     assert len(rates) == 1
     assert rates.pop() < state["param_groups"][0]["initial_lr"]
+
+
+def test_alignkit_finds_nothing_wrong_with_it(check_plugin: Callable[[str], None]) -> None:
+    check_plugin("muon")
