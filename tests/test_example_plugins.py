@@ -87,20 +87,22 @@ def alignkit(
 
 
 GIVES = {
-    "dolly": {"format": ["dolly"]},
-    "ia3": {"tuner": ["ia3"]},
-    "kto": {"stage": ["kto"], "loss": ["kto"], "format": ["judgements"]},
-    "length-controlled": {"reward": ["length-controlled"]},
-    "muon": {"optimizer": ["muon"]},
+    "dolly": ["format dolly"],
+    "ia3": ["tuner ia3"],
+    "kto": ["stage kto", "loss kto"],
+    "length-controlled": ["reward length-controlled"],
+    "muon": ["optimizer muon"],
 }
 
 
-def test_they_are_listed_with_what_they_give(alignkit: Callable[..., Any]) -> None:
+def test_they_are_listed_and_say_what_they_give(alignkit: Callable[..., Any]) -> None:
     listed = {plugin["name"]: plugin for plugin in json.loads(alignkit("plugins", "--json").stdout)}
+    told = alignkit("plugins", *NAMES).stdout.splitlines()
 
-    assert set(GIVES) == set(NAMES)
-    assert {name: listed[name]["gives"] for name in NAMES} == GIVES
     assert {listed[name]["distribution"] for name in NAMES} == {f"alignkit-{name}" for name in NAMES}
+    assert all(listed[name]["summary"] for name in NAMES)
+    assert set(GIVES) == set(NAMES)
+    assert all(any(line.startswith(f"{given}:") for line in told) for gives in GIVES.values() for given in gives)
 
 
 SHOWN = {
