@@ -26,9 +26,8 @@ class Plugin:
         return self.distribution == GROUP
 
     def is_from(self, distribution: str) -> bool:
-        """Whether a distribution brings it, however that is spelt: ``alignkit_KTO`` is ``alignkit-kto``."""
-        mine, theirs = (re.sub(r"[-_.]+", "-", name).lower() for name in (self.distribution, distribution))
-        return mine == theirs
+        """Whether the distribution of that name brings it."""
+        return same(self.distribution, distribution)
 
     @property
     def provider(self) -> str:
@@ -62,6 +61,12 @@ def installed() -> list[Plugin]:
         distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
         found.append(Plugin(ep.name, distribution, version, ep))
     return sorted(found, key=lambda p: (p.name, p.distribution))
+
+
+def same(distribution: str, other: str) -> bool:
+    """Whether two spellings name one distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
+    one, two = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
+    return one == two
 
 
 def bare(name: str) -> str:

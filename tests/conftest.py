@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,33 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     yield put
     for module in site.glob("*.py"):
         sys.modules.pop(module.stem, None)
+
+
+class Venv:
+    """A virtual environment of its own that sees the libraries of this one, and takes what pip installs."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        self.python = folder / "bin" / "python"
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        self.site = Path(subprocess.check_output([self.python, "-c", code], text=True).strip())
+        (self.site / "base.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+
+    def run(self, *command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """A command of Python modules: ``run("alignkit", "plugins")``; nothing comes from the network."""
+        offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONWARNINGS": "", "ALIGNKIT_DEBUG": ""}
+        words = [self.python, "-P", "-m", *command]
+        return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env={**os.environ, **offline})
+
+    def files(self) -> set[str]:
+        """What is in its site-packages."""
+        return {str(path.relative_to(self.site)) for path in self.site.rglob("*")}
+
+
+@pytest.fixture
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Venv:
+    """A fresh environment."""
+    return Venv(tmp_path_factory.mktemp("venv"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conftest import DEMONSTRATIONS
 from alignkit.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "first-plugin.md")]
 SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
 import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Venv
 
 PLUGINS = Path(__file__).parents[1] / "examples" / "plugins"
 NAMES = sorted(folder.name for folder in PLUGINS.iterdir() if (folder / "pyproject.toml").exists())
@@ -40,38 +39,28 @@ def blocks(name: str, language: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the plugins, away from this repository."""
-    folder = tmp_path_factory.mktemp("strangers") / "plugins"
-    shutil.copytree(PLUGINS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path_factory.mktemp("strangers")
+    shutil.copytree(PLUGINS, folder / "examples" / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def python(copies: Path) -> Path:
-    """The Python of a fresh environment on top of the running one, with the plugins installed by pip."""
-    builder = venv.EnvBuilder(symlinks=True)
-    environment = copies.with_name("environment")
-    builder.create(environment)
-    python = Path(builder.ensure_directories(environment).env_exe)
-    where = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
-    )
-    below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-    Path(where.stdout.strip(), "running_environment.pth").write_text(below)
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    folders = [str(copies / name) for name in NAMES]
-    done = subprocess.run([*pip, "--no-deps", "--no-build-isolation", *folders], capture_output=True, text=True)
+def environment(strangers: Path) -> Iterator[Venv]:
+    """A fresh environment in which pip has installed the plugins; in the end nothing is left of them."""
+    venv = Venv(strangers / "venv")
+    before = venv.files()
+    done = venv.run("pip", "install", "-q", *(f"./examples/plugins/{name}" for name in NAMES), cwd=strangers)
     assert done.returncode == 0, done.stderr
-    return python
+    yield venv
+    assert venv.run("alignkit", "uninstall", *NAMES).returncode == 0
+    assert venv.files() == before
 
 
 @pytest.fixture
 def alignkit(
-    python: Path,
-    tmp_path: Path,
-    tiny_model: Callable[..., Path],
-    tiny_data: Callable[[str], Path],
+    environment: Venv, tmp_path: Path, tiny_model: Callable[..., Path], tiny_data: Callable[[str], Path]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``alignkit("plugins")``: the command in that environment, in a folder with a model ``base`` and data."""
     (tmp_path / "base").symlink_to(tiny_model())
@@ -79,11 +68,7 @@ def alignkit(
         shutil.copy(tiny_data(kind), tmp_path)
     for name, rows in (("judgements", JUDGEMENTS), ("dolly", DOLLY)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([python, "-m", "alignkit", *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    return run
+    return functools.partial(environment.run, "alignkit", cwd=tmp_path)
 
 
 GIVES = {
@@ -119,7 +104,7 @@ def test_the_commands_of_its_readme_run(name: str, alignkit: Callable[..., Any],
     """As written, but small. Its settings come back in the manifest, with the version of the plugin that made it."""
     (block,) = blocks(name, "console")
     install, command = block.splitlines()
-    assert install == f"$ pip install ./examples/plugins/{name}"
+    assert install == f"$ pip install ./examples/plugins/{name}"  # `environment` did it
     _, *arguments = shlex.split(command.removeprefix("$ "))
     stage = arguments[arguments.index("--plugin") + 1]
     done = alignkit(*arguments, *SMALL, *SMALL_OF[stage])
@@ -160,11 +145,9 @@ def test_wrong_settings_of_a_plugin_are_caught_in_the_first_second(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_their_own_tests_pass(python: Path, copies: Path) -> None:
-    tests = [str(copies / name / "tests") for name in NAMES]
-    done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=copies, capture_output=True, text=True
-    )
+def test_their_own_tests_pass(environment: Venv, strangers: Path) -> None:
+    tests = [str(strangers / "examples" / "plugins" / name / "tests") for name in NAMES]
+    done = environment.run("pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=strangers)
 
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout

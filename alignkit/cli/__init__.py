@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import chat, check, config, plugins, rank, sample, score, train
+from alignkit.cli import chat, check, config, install, new, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
 from alignkit.plugin import culprit
 
@@ -26,6 +26,9 @@ app.command("check")(check.check)
 app.command("chat")(chat.chat)
 app.command("config")(config.config)
 app.command("plugins")(plugins.plugins)
+app.command("new")(new.new)
+app.command("install")(install.install)
+app.command("uninstall")(install.uninstall)
 app.command("sample")(sample.sample)
 app.command("rank")(rank.rank)
 app.command("score")(score.score)

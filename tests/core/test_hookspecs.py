@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import textwrap
 import types
 from pathlib import Path
@@ -47,8 +49,16 @@ def test_declaration_examples_declare_a_component_of_their_kind(kind: str, hook:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_stands_in_the_docs(hook: str) -> None:
-    assert any(f"`{hook}" in page.read_text() for page in DOCS.glob("*.md")), f"no page in docs/ names {hook}"
+def test_every_hook_has_a_section_in_the_docs_that_is_true(hook: str) -> None:
+    sections = (DOCS / "hooks.md").read_text().split("\n## ")
+    (section,) = [text for text in sections if text.splitlines()[0] == hook]
+    (signature,) = re.findall(rf"^def {hook}\(.*?\) -> .*?(?=:$|:  #)", inspect.getsource(hookspecs), re.M)
+
+    assert [bold in section for bold in ("- **Called** ", "- **By** ", "- **Types** ")] == [True] * 3
+    types, shown = re.findall(r"```python\n(.*?)```", section, re.S)[:2]
+    assert types.strip() == signature
+    assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse(example(hook)))
+    assert f"[`{hook}`](#{hook})" in sections[0]
 
 
 @pytest.mark.parametrize("hook", HOOKS)

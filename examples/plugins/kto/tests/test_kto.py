@@ -67,7 +67,9 @@ def test_it_starts_at_the_sft_model_and_leaves_it(run_stage: Callable[..., Path]
     assert not (run / "ref").exists()
 
 
-def test_a_run_that_was_cut_off_goes_on_exactly(run_stage: Callable[..., Path]) -> None:
+def test_a_run_that_was_cut_off_goes_on_exactly(
+    run_stage: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ["train.learning_rate=0.01", "train.warmup_steps=0", "train.bf16=false"]
     run = run_stage("kto", *settings)
     whole = load_file(run / "adapter_model.safetensors")
@@ -77,6 +79,7 @@ def test_a_run_that_was_cut_off_goes_on_exactly(run_stage: Callable[..., Path]) 
     run_stage("kto", *settings, "--resume")
     resumed = load_file(run / "adapter_model.safetensors")
 
+    assert "resuming from step 1" in capsys.readouterr().out
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -1,0 +1,79 @@
+"""``alignkit new``."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+
+import typer
+
+from alignkit import API_VERSION
+from alignkit.errors import ConfigError
+from alignkit.plugin import installed
+from alignkit.registry import Registry
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+# kind -> what the generated plugin is, and a command that uses it
+KINDS = {
+    "loss": ("A loss in which hard tokens count more", "train --plugin sft --plugin my-thing"),
+    "stage": ("A stage: fine-tuning on demonstrations", "train --plugin my-thing"),
+    "tuner": ("A tuner that trains the last layers only", "train --plugin sft --plugin my-thing"),
+    "optimizer": ("SGD with momentum", "train --plugin sft --plugin my-thing"),
+    "data": ("A data format: question, best_answer", "train --plugin sft --plugin my-thing --data quiz.jsonl"),
+    "reward": ("A reward for answers of a certain length", "train --plugin ppo --plugin my-thing"),
+    "rollout": ("A rollout engine that samples one prompt at a time", "train --plugin ppo --plugin my-thing"),
+}
+Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # for the choices that typer shows
+
+
+def new(
+    name: str = typer.Argument(help="What --plugin will call it: small letters, digits, hyphens."),
+    kind: Kind = typer.Option(..., "--kind", "-k", help="What it declares."),
+) -> None:
+    """Write a small plugin that is complete: a distribution with one module and one test, in ./alignkit-NAME."""
+    name = name.removeprefix("alignkit-")
+    folder = Path(f"alignkit-{name}")
+    check_name(name)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: choose another name, or remove it")
+    summary, command = KINDS[kind.value]
+    folder.mkdir()
+    for template in sorted([*TEMPLATES.glob("*.*"), *(TEMPLATES / kind.value).glob("*.py")]):
+        text = template.read_text(encoding="utf-8")
+        text = text.replace("SUMMARY", summary).replace("COMMAND", f"alignkit {command}")
+        text = text.replace("REQUIREMENT", requirement()).replace("my-thing", name)
+        file = folder / filled(template.name, name)
+        file.write_text(filled(text, name), encoding="utf-8")
+        typer.echo(file)
+    used = command.replace("my-thing", name)
+    typer.echo(f"\nto use it: alignkit install -e {folder}\n           alignkit {used}\nto test it: pytest {folder}")
+
+
+def filled(text: str, name: str) -> str:
+    """A template's text or file name for a plugin's module."""
+    return text.replace("my_thing", name.replace("-", "_"))
+
+
+def requirement() -> str:
+    """``"alignkit>=0.1,<0.2"``: the versions with the plugin API of this one."""
+    major, minor = API_VERSION.split(".")
+    return f"alignkit>={API_VERSION},<{major}.{int(minor) + 1}"
+
+
+def check_name(name: str) -> None:
+    """Whether a plugin may have that name.
+
+    Raises:
+        ConfigError: it is no name, or something installed has it.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise ConfigError(f"'{name}' is no name for a plugin: small letters and digits, hyphens between them")
+    if name == "check":
+        raise ConfigError("'check' is no name for a plugin: `alignkit plugins check` checks them")
+    registry = Registry()
+    taken = {plugin.name: plugin.provider for plugin in installed()}
+    taken |= {c.name: p.provider for p in registry.active for c in registry.given_by(p)}
+    if name in taken:
+        raise ConfigError(f"'{name}' is given by {taken[name]}: choose another name")

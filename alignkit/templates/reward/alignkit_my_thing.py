@@ -1,0 +1,35 @@
+"""A reward: answers shall be of a certain length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+from alignkit import Answers, Reward, hookimpl, option
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """The ``reward`` table."""
+
+    words: Annotated[int, Gt(0)] = option(40, "the length that scores best")
+
+
+def build(config: Config, run: Run) -> Callable[[Answers], list[float]]:
+    """The function: a score an answer, 0 at best."""
+
+    def score(answers: Answers) -> list[float]:
+        return [-abs(len(text.split()) - config.words) / config.words for text in answers.texts]
+
+    return score
+
+
+@hookimpl
+def alignkit_reward() -> list[Reward]:
+    return [Reward(name="my-thing", summary="answers of a certain length", config=Config, build=build)]

@@ -1,0 +1,29 @@
+"""A rollout engine that samples the answers to one prompt at a time: slow, but nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from alignkit import NoConfig, Rollout, Sampling, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Engine = Callable[["nn.Module", list[list[int]]], list[list[int]]]
+
+
+def build(config: NoConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
+    """The function: the policy and prompts as token ids -> answers as token ids, ``sampling.samples`` a prompt."""
+    from alignkit.sampling import sample
+
+    def one_by_one(policy: nn.Module, prompts: list[list[int]]) -> list[list[int]]:
+        return [answer for prompt in prompts for answer in sample(policy, tokenizer, [prompt], sampling)]
+
+    return one_by_one
+
+
+@hookimpl
+def alignkit_rollout() -> list[Rollout]:
+    return [Rollout(name="my-thing", summary="one prompt at a time", build=build)]
