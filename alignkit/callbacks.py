@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, plain lines elsewhere; a line for every evaluation on both."""
+    """A bar on a terminal, plain lines elsewhere; on both a line for every evaluation and every round of sampling."""
 
     def __init__(self, run: Run) -> None:
         self.name = run.config.stage.component.name
@@ -67,11 +67,11 @@ class Progress(TrainerCallback):
             seconds = {name: value for name, value in logs.items() if name.startswith("seconds_")}
             if seconds:
                 split = ", ".join(f"{name.removeprefix('seconds_')} {value:.1f}" for name, value in seconds.items())
-                now += f"  {sum(seconds.values()):.1f} s ({split})"
-            if self.bar:
-                self.bar.update(self.task, now=now)
-            else:
+                now = f"{self._watched(logs, '').strip()}  {sum(seconds.values()):.1f} s ({split})"
+            if seconds or not self.bar:
                 self._print(f"step {state.global_step:>5}  {now}")
+            else:
+                self.bar.update(self.task, now=now)
 
     def _watched(self, logs: dict[str, float], prefix: str) -> str:
         told = ""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import hookspecs
-from alignkit.components import Component
+from alignkit.components import Component, Reward, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.plugin import Plugin, bare, installed
 from alignkit.registry import Registry
@@ -98,8 +99,8 @@ def _in_its_own_process(plugin: Plugin) -> Checked:
 def _look_at(plugin: Plugin) -> Checked:
     """Import and activate one plugin beside the built-in ones, and look at what it declares."""
     result, registry = Checked(plugin), None
-    beside = [] if plugin.builtin else [p for p in installed() if p.builtin and p.name != plugin.name]
-    with _watched_imports() as heavy:
+    beside = [p for p in installed() if p.builtin and p.name != plugin.name]
+    with _watched_imports(plugin.entry_point.module.split(".")[0]) as heavy:
         try:
             registry = Registry([*beside, plugin])
             registry.activate(plugin.name)
@@ -116,7 +117,7 @@ def _look_at(plugin: Plugin) -> Checked:
         module = plugin.entry_point.load()
         result.problems += _unmarked(module, registry.hooks_of(plugin))
         for component in registry.given_by(plugin):
-            result.problems += _wrong(component)
+            result.problems += _wrong(component, registry)
     return result
 
 
@@ -128,9 +129,9 @@ def _unmarked(module: Any, marked: list[str]) -> Iterator[str]:
             yield f"{name} {known}"
 
 
-def _wrong(component: Component) -> Iterator[str]:
+def _wrong(component: Component, registry: Registry) -> Iterator[str]:
     """What would be told only when the component is used."""
-    from alignkit.config import check_defaults
+    from alignkit.config import check_defaults, resolve
 
     who = f"{component.kind} '{component.name}'"
     if not re.fullmatch(r"[\w-]+", component.name):
@@ -139,13 +140,18 @@ def _wrong(component: Component) -> Iterator[str]:
         yield f"{who}: its summary must be one line"
     try:
         check_defaults(component)
+        if isinstance(component, Stage):
+            resolve(registry, {"plugins": [component.name]}, {})
     except AlignkitError as error:
         yield f"{who}: {error}"
+        return
+    if isinstance(component, Reward) and component.needs(component.config()) and not hasattr(component.config, "path"):
+        yield f"{who}: it needs a run, so its config needs a field `path: str | None`"
 
 
 @contextlib.contextmanager
-def _watched_imports() -> Iterator[list[tuple[str, str, float]]]:
-    """What is imported of the heavy packages meanwhile: (package, where, seconds), each once."""
+def _watched_imports(by: str) -> Iterator[list[tuple[str, str, float]]]:
+    """What is imported of the heavy packages meanwhile, by a line of ``by`` in the end: (package, where, seconds)."""
     found: list[tuple[str, str, float]] = []
     plain, inside = builtins.__import__, [False]
 
@@ -153,8 +159,9 @@ def _watched_imports() -> Iterator[list[tuple[str, str, float]]]:
         package = name.split(".")[0]
         if package not in HEAVY or package in sys.modules or inside[0]:
             return plain(name, *arguments, **keywords)
-        frame, started = sys._getframe(1), time.perf_counter()
-        inside[0] = True
+        frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
+        frame = next((f for f in frames if str(f.f_globals.get("__name__")).split(".")[0] == by), frames[0])
+        started, inside[0] = time.perf_counter(), True
         try:
             return plain(name, *arguments, **keywords)
         finally:

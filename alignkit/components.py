@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
     from alignkit.batches import Answers, LossOutput, Sampling
+    from alignkit.plan import Plan
     from alignkit.run import Run
 
     OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
@@ -67,6 +68,7 @@ class Stage(Component):
     )  # "reward", "rollout" -> the one it uses by default
     finish: Callable[[Run, Trainer], dict[str, Any]] | None = None  # after training; what it gives joins the manifest
     extent: Callable[[Any], str] | None = None  # its config -> how much it trains, in words; else epochs and batches
+    in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
 
@@ -79,6 +81,7 @@ class Tuner(Component):
 
     load: Callable[[Any, torch.dtype], dict[str, Any]]  # its config, the run's dtype -> arguments of `from_pretrained`
     wrap: Callable[[Any, PreTrainedModel, str], nn.Module]  # its config, the loaded model, its role -> what is trained
+    adapters: bool = False  # what it trains sits on a base that stays as it is and may serve several roles
     lr_scale: float = 1.0  # a stage's default learning rate times this is the default under this tuner
 
 

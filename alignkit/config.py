@@ -1,7 +1,8 @@
 """From YAML, flags and ``key.path=value`` to one typed :class:`RunConfig`.
 
 Four layers, the later wins, table by table: the file's shared tables, the file's table for the stage, the command
-line's shared keys, the command line's keys for the stage. No layer is special to a component: a component's table is
+line's shared keys, the command line's keys for the stage. Below them are the stage's defaults, and over those, on a
+bundled model, what its recipe says. No layer is special to a component: a component's table is
 whatever its config dataclass says. One command may train several stages: each is resolved by itself, from the same
 layers (see :mod:`alignkit.plan`).
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alignkit import training_args, yaml
+from alignkit import bundled, training_args, yaml
 from alignkit.components import KINDS, Component, Stage, option
 from alignkit.errors import ConfigError, did_you_mean, one_line
 from alignkit.plugin import bare
@@ -186,7 +187,8 @@ def resolve(
         which = ("model", "output", "chat_template", "tuner")
         tables[2] = {key: value for key, value in tables[2].items() if key in which}
     said = merge(*tables)
-    tables.insert(0, inherited or {})
+    recipe = bundled.recipe(merge(inherited or {}, said).get("model") or TopLevel.model, stage_name)
+    tables[:0] = [{key: value for key, value in recipe.items() if key != "train"}, inherited or {}]
     if stage_name != asked:  # a shared loss is meant for the stages that it fits
         tables = [_without_misfits(registry, stage, table) for table in tables]
     merged = {key: value for key, value in merge(*tables).items() if key not in unused}
@@ -218,7 +220,7 @@ def resolve(
         chat_template=top.chat_template,
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
         data=dataclasses.replace(data, path=data.path or stage.data),
-        train=_train(stage, tuner.lr_scale, train),
+        train=_train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale, train),
         parents=parents,
         **chosen,
     )
@@ -250,9 +252,9 @@ def _stated(stage: Stage, said: Mapping[str, Any]) -> dict[str, Any]:
     return {**of_run, "stages": {stage.name: of_stage}}
 
 
-def _train(stage: Stage, lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
+def _train(defaults: dict[str, Any], lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
     """What the user said over the stage's defaults, key by key."""
-    defaults = {"report_to": "none", "save_total_limit": 2, **stage.train}
+    defaults = {"report_to": "none", "save_total_limit": 2, **defaults}
     if "learning_rate" in defaults:  # LoRA wants about ten times the rate of full fine-tuning, whatever the stage
         defaults["learning_rate"] = float(f"{defaults['learning_rate'] * lr_scale:.6g}")
     if train.get("lr_scheduler_type", defaults.get("lr_scheduler_type")) != defaults.get("lr_scheduler_type"):
@@ -271,7 +273,8 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     """``source`` with its plugins' picks as tables, and ``sft: {...}`` at its top moved to ``stages: {sft: {...}}``.
 
     A tuner and an optimizer are picked for every stage, a data format for the one that was asked for, and a loss for
-    those of the stages to be trained that it fits.
+    those of the stages to be trained that it fits. What fits nowhere is left out where there is something else of that
+    name; otherwise it is the asked-for stage's, and an error.
     """
     stages = {stage.name for stage in registry.all("stage")}
     tables = _as_table(source.get("stages"), "stages")
@@ -281,17 +284,18 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     if "stage" in source:
         raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
     picks: dict[str, Any] = {"stages": {}}
-    for kind, name in (
-        (kind, name) for name in map(bare, _plugins(source)) for kind in KINDS if registry.has(kind, name)
-    ):
-        if kind in ("tuner", "optimizer"):
-            picks = merge(picks, {kind: {"name": name}})
-        elif kind == "format":
-            picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
-        elif kind != "stage":
-            component = registry.get(kind, name)
-            fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
-            picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting or [asked]}})
+    for name in map(bare, _plugins(source)):
+        kinds = [kind for kind in KINDS if registry.has(kind, name)]
+        for kind in kinds:
+            if kind in ("tuner", "optimizer"):
+                picks = merge(picks, {kind: {"name": name}})
+            elif kind == "format":
+                picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
+            elif kind != "stage":
+                component = registry.get(kind, name)
+                fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
+                fitting = fitting or ([asked] if len(kinds) == 1 else [])
+                picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting}})
     short = {key: value for key, value in source.items() if key in stages}
     rest = {key: value for key, value in source.items() if key not in (*stages, "stages")}
     return merge(picks, rest, {"stages": tables}, {"stages": short})

@@ -216,7 +216,7 @@ def alignkit_run_start(run: Run) -> None:
 
 @hookspec(firstresult=True)
 def alignkit_load_model(run: Run, role: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
-    """Load the base model of a role. The first plugin to return a model wins; else the core calls ``from_pretrained``.
+    """Load the base model of a role. The last named plugin that returns one wins; else it is ``from_pretrained``.
 
     ``kwargs`` are those of ``from_pretrained``: the dtype, and what the tuner's ``load`` asked for.
 

@@ -117,6 +117,23 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
             raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
 
 
+def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
+    """The fingerprint of what the adapters of a run sit on that goes on from ``policy``."""
+    if policy is None or policy.manifest is None:
+        model = _model_of(config)
+        return model["weights"] if model else None
+    whole = policy.manifest["weights"] == "model"
+    return fingerprints.weights(policy.folder) if whole else policy.manifest["base"]["weights"]
+
+
+def shares_base(record: Mapping[str, Any], tuner: str, base: str | None) -> bool:
+    """Whether a finished run is an adapter that fits on the base of another run: the same weights in the same form.
+
+    ``record`` is its manifest; ``tuner`` and ``base`` are the other run's tuner and the fingerprint of its base.
+    """
+    return bool(record["weights"] == "adapter" and record["tuner"] == tuner and record["base"]["weights"] == base)
+
+
 def check_same_tokens(a: Parent, b: Parent) -> None:
     """Whether two runs write text in the same tokens.
 

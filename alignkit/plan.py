@@ -50,6 +50,7 @@ class Plan:
             ("model", config.model),
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
+            *([("in memory", in_memory(self))] if (in_memory := config.stage.component.in_memory) else []),
             ("loss", self._named("loss")),
             *((kind, self._named(kind)) for kind in config.stage.component.uses),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),

@@ -75,7 +75,7 @@ class Registry:
         for name in asked:
             if "@" in name:
                 self._picked[bare(name)] = name.partition("@")[2]
-        for name in asked:
+        for name in sorted(asked, key=lambda name: "@" not in name and name not in self._installed):  # components last
             meant = self._meant(name)
             for plugin in meant:
                 if plugin not in self.active:

@@ -74,8 +74,13 @@ class Run:
             **{f"the {role} it goes on from": fingerprints.weights(run) for role, run in self.parents.items()},
             "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),
-            "the number of processes": os.environ.get("WORLD_SIZE", "1"),
+            "the number of processes": str(self.processes),
         }
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together, under accelerate or torchrun."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

@@ -162,8 +162,7 @@ def run_stage(
     def run(stage: str, *arguments: str) -> Path:
         registry = Registry()
         with contextlib.suppress(AlignkitError):  # the command below says it
-            for name in [stage, *_given(arguments, "--plugin", "-p")]:
-                registry.activate(name)
+            registry.activate(stage, *_given(arguments, "--plugin", "-p"))
         stages = [registry.stage(each.name) for each in registry.all("stage")]
         kinds = {each.name: [KIND_OF_ROW[row] for row in each.rows if row in KIND_OF_ROW] for each in stages}
         data = [f"stages.{name}.data.path={tiny_data(known[0])}" for name, known in kinds.items() if known]
@@ -172,7 +171,8 @@ def run_stage(
         with contextlib.redirect_stderr(errors):
             status = main(["--debug", "train", "--plugin", stage, *given, *data, *SMALL, *arguments])
         print(errors.getvalue(), end="", file=sys.stderr)
-        assert status == 0, errors.getvalue().strip().splitlines()[-1]
+        if status:
+            raise AssertionError(errors.getvalue().strip().splitlines()[-1])
         return Path([str(tmp_path / "runs"), *_given(arguments, "--output", "-o")][-1]) / stage
 
     return run
@@ -189,7 +189,8 @@ def check_plugin() -> Callable[[str], None]:
 
     def check(name: str) -> None:
         problems = [problem for checked in checks.check(checks.named(name)) for problem in checked.problems]
-        assert not problems, "\n".join(problems)
+        if problems:
+            raise AssertionError("\n".join(problems))
 
     return check
 

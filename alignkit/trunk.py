@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignkit import roles
+from alignkit import lineage, roles
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -82,10 +82,11 @@ class Roles(nn.Module):
         self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
         self.config = members["policy"].model.config
 
-    def forward(self, sequences: Sequences, roles: Sequence[str]) -> dict[str, Any]:
+    def forward(self, sequences: Sequences, roles: Sequence[str], temperature: float | None = None) -> dict[str, Any]:
         """For each role: :class:`Logps` of a policy or a reference, values [B, A] of a value, scores [B] of a reward.
 
-        A value is of the state before its token; a reward's score is read at the answer's last token.
+        A value is of the state before its token; a reward's score is read at the answer's last token. ``temperature``
+        is that of log-probabilities, where it is not that of sampling.
         """
         hidden: dict[Any, Tensor] = {}  # a head on the policy costs no forward of its own
         for role in roles:
@@ -95,9 +96,9 @@ class Roles(nn.Module):
                     hidden[at] = _trunk(member.model)(
                         input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False
                     ).last_hidden_state
-        return {role: self._one(role, hidden, sequences) for role in roles}
+        return {role: self._one(role, hidden, sequences, temperature or self.temperature) for role in roles}
 
-    def _one(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Any:
+    def _one(self, role: str, states: dict[Any, Tensor], sequences: Sequences, temperature: float) -> Any:
         member = self.members[role]
         hidden = states[id(member.model), member.adapter]
         rows = torch.arange(len(hidden), device=hidden.device)
@@ -109,7 +110,7 @@ class Roles(nn.Module):
         if member.head is not None:
             return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, _score(member.head, before))
         targets = sequences.input_ids[row, sequences.start[row] + column]
-        logps, entropy = token_logps(_inner(member.model), before, targets, self.temperature)
+        logps, entropy = token_logps(_inner(member.model), before, targets, temperature)
         zeros = torch.zeros(mask.shape, device=hidden.device)
         return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
 
@@ -188,8 +189,7 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
     width = policy.config.hidden_size
     if "reward" in run.records:
         record, folder = run.records["reward"], run.parents["reward"]
-        same_base = record["base"]["weights"] == run.base_weights and record["tuner"] == run.config.tuner.component.name
-        if shared and record["weights"] == "adapter" and same_base:
+        if shared and lineage.shares_base(record, run.config.tuner.component.name, run.base_weights):
             weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
             members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
         else:

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "first-plugin.md")]
 SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
 
+SHORT_PPO = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"]
+
 
 def write_data() -> None:
     """The files of data that pages name."""
@@ -64,7 +66,7 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = shlex.split(command)[1:]
         arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
         if arguments[0] == "train":
-            arguments += SHORT
+            arguments += [*SHORT, *(SHORT_PPO if "ppo" in arguments else [])]
         if arguments[0] in ("chat", "sample"):
             arguments += ["--max-new-tokens", "8"]
         assert main(arguments) == 0, command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from conftest import Venv
 
 from alignkit.cli import main
-from alignkit.cli.new import KINDS
+from alignkit.cli.new import KINDS, TEMPLATES
 
 
 def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_and_leaves_no_trace(
@@ -30,9 +32,9 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
     for kind, name in zip(KINDS, names, strict=True):
         told = f"alignkit-{name} 0.1  {KINDS[kind][0]}"
         assert f"{name}  {told}\n" in installed.stdout
-        assert told in listed
+        assert told.replace("  ", " ") in listed
     (tmp_path / "tests").mkdir()  # away from the modules: what is installed is tested
-    tests = [shutil.copy(file, tmp_path / "tests") for file in tmp_path.glob("*/test_*.py")]
+    tests = [shutil.copy(file, tmp_path / "tests") for file in tmp_path.glob("alignkit-*/test_*.py")]
     tested = venv.run("pytest", "-q", "-p", "no:cacheprovider", *map(str, tests), cwd=tmp_path)
     assert len(tests) == len(KINDS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
@@ -41,6 +43,16 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
     assert set(removed.stdout.splitlines()) == {f"alignkit-{n} 0.1 is uninstalled, and with it: {n}" for n in names}
     assert venv.files() == before
     assert "fine-" not in venv.run("alignkit", "plugins").stdout
+
+
+def test_the_page_on_stages_shows_what_is_generated() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "stages.md").read_text()
+    template = (TEMPLATES / "stage" / "alignkit_my_thing.py").read_text().replace("my-thing", "mine")
+    generated = [ast.dump(statement) for statement in ast.parse(template).body]
+    shown = [ast.dump(ast.parse(block).body[0]) for block in re.findall(r"```python\n(.*?)```", page, re.S)]
+
+    assert len(shown) == 2
+    assert set(shown) <= set(generated)
 
 
 @pytest.mark.parametrize(

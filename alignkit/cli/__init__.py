@@ -68,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        who = culprit(error) or "This is unexpected"
-        message = f"{one_line(error)}. {who}; --debug shows where it comes from"
+        who, told = culprit(error), one_line(error)
+        message = f"{who}: {told}. " if who else f"{told}. This is unexpected; "
+        message += "--debug shows where it comes from"
     print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 

@@ -42,7 +42,8 @@ def show_installed(as_json: bool) -> None:
         return
     for entry, start in zip(listed, _columns(registry.installed), strict=True):
         gives = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
-        typer.echo(f"{start}  {gives or entry['summary']}".rstrip())
+        ask = f"`alignkit plugins {entry['name']}` says what it gives"
+        typer.echo(f"{start}  {gives or entry['summary'] or ask}")
 
 
 def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:

@@ -13,6 +13,7 @@ def alignkit_model() -> list[Tuner]:
             config=lora.LoraConfig,
             load=lora.load,
             wrap=lora.wrap,
+            adapters=True,
             lr_scale=10,
         )
     ]

@@ -56,6 +56,7 @@ def alignkit_model() -> list[Tuner]:
             config=QloraConfig,
             load=load,
             wrap=wrap,
+            adapters=True,
             lr_scale=10,
             requires=("bitsandbytes",),
         )

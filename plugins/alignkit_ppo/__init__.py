@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl
+from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl, lineage
 from alignkit_ppo import losses
 from alignkit_ppo.config import PPOConfig
 
@@ -27,6 +27,22 @@ def extent(config: PPOConfig) -> str:
     return f"{config.iterations} iterations of {config.batch_size} answers, {steps} optimizer steps each"
 
 
+def in_memory(plan: Any) -> str:
+    """For the plan: which roles are adapters of one base, and which are models of their own."""
+    tuner, value = plan.config.tuner.component, plan.config.stage.config.value
+    roles = ["policy", "reference", *(["value"] if value == "adapter" else [])]
+    head = "; the value is a head on the policy" if value == "head" else ""
+    reward = plan.parents.get("reward")
+    if not tuner.adapters:
+        return f"{', '.join([*roles, *(['reward'] if reward else [])])}: a model each{head}"
+    if reward is None:
+        return f"{', '.join(roles)} on one base{head}"
+    base = lineage.base_weights(plan.config, plan.parents.get("policy"))
+    if reward.manifest is None or lineage.shares_base(reward.manifest, tuner.name, base):
+        return f"{', '.join([*roles, 'reward'])} on one base{head}"
+    return f"{', '.join(roles)} on one base, reward by itself{head}"
+
+
 @hookimpl
 def alignkit_stage() -> list[Stage]:
     return [
@@ -37,6 +53,7 @@ def alignkit_stage() -> list[Stage]:
             build=build,
             finish=finish,
             extent=extent,
+            in_memory=in_memory,
             rows=(Prompt, Ranking),
             batch=PolicyBatch,
             loss="ppo-clip",
@@ -51,7 +68,6 @@ def alignkit_stage() -> list[Stage]:
                 "max_grad_norm": 1.0,
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 16,
-                "eval_on_start": True,
             },
         )
     ]

@@ -33,6 +33,10 @@ class PPOConfig:
     ema: Annotated[float, Ge(0)] | None = option(
         None, "decay of an average of the policy's weights, which is what is kept"
     )
+    ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text, PPO-ptx; 0: none")
+    ptx_data: str | None = option(None, "its texts or demonstrations; null: what the policy's SFT run was trained on")
+    ptx_batch_size: Annotated[int, Gt(0)] = option(8, "its texts an optimizer step, on all processes together")
+    ptx_length: Annotated[int, Gt(1)] = option(256, "tokens; longer texts are cut into pieces")
     max_kl: Annotated[float, Gt(0)] | None = option(None, "stop when the KL of an answer is above this")
     eval_every: Annotated[int, Gt(0)] = option(5, "iterations between evaluations on held-out prompts")
     save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints")

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, PolicyBatch
+from alignkit import AlignkitError, PolicyBatch, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sampled(answers: list[list[int]], prompts: int, sampling: Sampling) -> None:
+    """Whether a rollout engine gave what it must.
+
+    Raises:
+        AlignkitError: not an answer to each prompt, an empty one, one too long, or one that goes on after its end.
+    """
+    if len(answers) != prompts:
+        raise AlignkitError(f"the rollout engine gave {len(answers)} answers to {prompts} prompts")
+    for answer in answers:
+        if not 0 < len(answer) <= sampling.max_new_tokens:
+            raise AlignkitError(f"the rollout engine gave an answer of {len(answer)} tokens")
+        if any(token in sampling.stop_ids for token in answer[:-1]):
+            raise AlignkitError("the rollout engine gave an answer that goes on after the token that ends it")
+
+
+def first_answers(log_ratio: Tensor, mask: Tensor, exact: bool) -> None:
+    """The KL of the first answers is 0: the policy starts as the reference. ``log_ratio`` and ``mask`` are [B, A].
+
+    Raises:
+        AlignkitError: it is not.
+    """
+    off = float(log_ratio[mask].abs().mean())
+    if off > (1e-4 if exact else 0.03):
+        raise AlignkitError(
+            f"policy and reference differ by {off:.2g} a token before the first step: the reference is not the model "
+            "that the policy starts from, and the KL penalty would pull it elsewhere"
+        )
 
 
 def first_step(batch: PolicyBatch, model: Any, exact: bool) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,14 +181,36 @@ def test_ppo_runs_on_sft_and_reward_of_every_tuner(below: Callable[[str], list[s
     assert main(["chat", str(run), "--prompt", "Hi", "--max-new-tokens", "4"]) == 0
 
 
-@pytest.mark.parametrize(("policy", "reward"), [("full", "lora"), ("lora", "full"), ("qlora", "lora")])
+@pytest.mark.parametrize(
+    ("policy", "reward", "planned", "held"),
+    [
+        (
+            "lora",
+            "lora",
+            "policy, reference, value, reward on one base",
+            "policy, reference, reward, value on one base",
+        ),
+        ("full", "lora", "policy, reference, value, reward: a model each", "policy on a model"),
+        ("lora", "full", "policy, reference, value on one base, reward by itself", "reference, value on one base"),
+        ("qlora", "lora", "policy, reference, value on one base, reward by itself", "reference, value on one base"),
+    ],
+)
 def test_roles_that_cannot_share_are_loaded_by_themselves(
-    below: Callable[[str], list[str]], policy: str, reward: str
+    below: Callable[[str], list[str]],
+    policy: str,
+    reward: str,
+    planned: str,
+    held: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     below(policy), below(reward)
     named = ["--plugin", policy, f"ppo.policy=below-{policy}/sft", f"reward.path=below-{reward}/rm"]
+    capsys.readouterr()
 
     assert iterations(ppo(*named, "ppo.iterations=1"))[0]["kl"] == 0
+    said = capsys.readouterr().out
+    assert planned in said  # in the plan, before anything is loaded
+    assert held in said  # of the models that were made
 
 
 LEARN = [
@@ -219,15 +245,46 @@ def test_optimizer_steps_are_epochs_times_minibatches_whatever_the_microbatch(fo
         assert a["score"] == pytest.approx(b["score"], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("train.max_grad_norm", "1e-6"), ("ppo.value", "head"), ("ppo.ema", "0.5"), ("ppo.lam", "0.5")],
-)
-def test_a_setting_acts(folder: Path, setting: str, value: str) -> None:
-    plain = ppo(*GOLD, "ppo.iterations=2", "--output", "plain")
-    other = ppo(*GOLD, "ppo.iterations=2", f"{setting}={value}", "--output", "other")
+ACTS = [
+    *("train.max_grad_norm=1e-6", "train.lr_scheduler_type=linear", "train.bf16=true", "ppo.value=head", "ppo.ema=0.5"),
+    *("ppo.lam=0.5", "ppo.gamma=0.9", "ppo.whiten_rewards=true", "ppo.score_clip=0.1", "ppo.temperature=0.7"),
+    *("ppo.epochs=2", "ppo.kl_target=0.01", "ppo.samples_per_prompt=2", "loss.cliprange=0.001", "loss.value_coef=2"),
+    *("loss.entropy_coef=1", "--plugin=ppo-dual-clip", "optimizer.name=adafactor", "train.warmup_steps=4"),
+]
 
-    assert any(not torch.equal(t, trained(other)[n]) for n, t in trained(plain).items())
+
+def test_every_setting_acts(folder: Path) -> None:
+    plain = trained(ppo(*GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "data.eval_size=0", "--output", "plain"))
+    for setting in ACTS:
+        other = ppo(*GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "data.eval_size=0", "--output", "other", setting)
+        assert any(not torch.equal(tensor, trained(other)[name]) for name, tensor in plain.items()), setting
+        shutil.rmtree("other")
+
+
+def test_it_stops_at_a_kl_bound_and_tells_callbacks(folder: Path, install: Callable[..., None]) -> None:
+    install(
+        "count",
+        """
+        from pathlib import Path
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_callbacks(run):
+            from transformers import TrainerCallback
+
+            class Count(TrainerCallback):
+                def on_step_end(self, args, state, control, **kwargs):
+                    with Path("steps").open("a") as file:
+                        file.write("x")
+
+            return [Count()]
+        """,
+    )
+    run = ppo(*GOLD, "--plugin", "count", "ppo.iterations=30", "ppo.max_kl=0.05", "train.learning_rate=0.01")
+
+    assert 1 < len(iterations(run)) < 30
+    assert iterations(run)[-1]["kl"] > 0.05 >= iterations(run)[-2]["kl"]
+    assert len(Path("steps").read_text()) == 2 * len(iterations(run))
 
 
 def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callable[[str], list[str]]) -> None:
@@ -237,6 +294,71 @@ def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callabl
 
     for name, tensor in trained(plain).items():
         torch.testing.assert_close(trained(saved)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+TEXTS = [{"text": "The cat sat on the mat, and it was warm."}, {"text": "Rain falls. " * 40}, {"text": "Yes."}]
+
+
+def test_pretraining_text_is_mixed_in(folder: Path) -> None:
+    """The loss of all three texts at the first step is the base's own; then it falls, and both gradients are told."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    Path("texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+    mixed = ["ppo.ptx_coef=1", "ppo.ptx_data=texts.jsonl", "ppo.ptx_batch_size=3", "ppo.ptx_length=400"]
+    settings = [*GOLD, *mixed, "ppo.minibatches=1", "ppo.iterations=4", "train.learning_rate=1e-2"]
+    one = iterations(ppo(*settings, "train.per_device_train_batch_size=4", "--output", "one"))
+    two = iterations(ppo(*settings, "train.per_device_train_batch_size=1", "--output", "two"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("base"), AutoTokenizer.from_pretrained("base")
+    losses, targets = 0.0, 0
+    for row in TEXTS:
+        ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
+        losses += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        targets += ids.shape[1] - 1
+
+    assert one[0]["ptx_loss"] == pytest.approx(losses / targets, abs=1e-4)
+    assert one[-1]["ptx_loss"] < one[0]["ptx_loss"] - 0.05
+    for a, b in zip(one, two, strict=True):
+        assert a["ptx_loss"] == pytest.approx(b["ptx_loss"], abs=1e-3)
+        assert a["ptx_grad_norm"] == pytest.approx(b["ptx_grad_norm"], rel=0.02)
+        together = a["ptx_grad_norm"] + a["ppo_grad_norm"]
+        assert abs(a["ptx_grad_norm"] - a["ppo_grad_norm"]) < a["grad_norm"] < together
+
+
+def test_pretraining_text_is_cut_or_left_out(below: Callable[[str], list[str]]) -> None:
+    """Without text of its own it takes the demonstrations of the SFT run, those that are short enough."""
+    named = below("lora")
+    run = ppo(*named, "ppo.iterations=1", "ppo.ptx_coef=0.5", "ppo.ptx_length=30", "ppo.ptx_batch_size=2")
+
+    assert iterations(run)[0]["ptx_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data does nothing without ppo.ptx_coef"),
+        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data"),
+        (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3 of whole microbatches"),
+        (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
+        (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),
+        (["rollout.name=runs-on"], "goes on after the token that ends it"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    folder: Path, settings: list[str], said: str, capsys: pytest.CaptureFixture[str], install: Callable[..., None]
+) -> None:
+    install(
+        "runs-on",
+        """
+        from alignkit import Rollout, hookimpl
+
+        @hookimpl
+        def alignkit_rollout():
+            return [Rollout(name="runs-on", summary="", build=lambda config, tokenizer, sampling: (
+                lambda policy, prompts: [[sampling.stop_ids[0], 5] for _ in prompts]))]
+        """,
+    )
+    assert main(["train", "--plugin", "ppo", "--plugin", "runs-on", *SMALL, *GOLD, *settings]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_value_warms_up_alone(folder: Path) -> None:
@@ -328,6 +450,72 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, tuner: str) ->
         assert {k: v for k, v in a.items() if not any(t in k for t in timing)} == {
             k: v for k, v in b.items() if not any(t in k for t in timing)
         }
+
+
+@pytest.mark.parametrize("moment", ["scoring", "saving"])
+def test_killed_at_any_moment_and_resumed_is_bit_for_bit_the_same(folder: Path, moment: str) -> None:
+    """``kill -9`` in the middle of an iteration's rollouts, and (often) in the middle of writing a checkpoint."""
+    Path("slow.py").write_text(
+        "import os, pathlib, time, gold\n"
+        "def letters(prompts, answers):\n"
+        "    done = list(pathlib.Path('cut/ppo.unfinished/checkpoints').glob('checkpoint-*/trainer_state.json'))\n"
+        "    if os.environ.get('SLOW') and len(done) > 1:\n"
+        "        pathlib.Path('here').touch()\n"
+        "        time.sleep(60)\n"
+        "    return gold.letters(prompts, answers)\n"
+    )
+    settings = ["ppo.policy=base", "reward.name=function", "reward.call=slow:letters", "ppo.iterations=4"]
+    whole = trained(ppo(*settings, "--output", "whole"))
+
+    command = [sys.executable, "-m", "alignkit", "train", "--plugin", "ppo", *SMALL, *settings, "--output", "cut"]
+    env = {**os.environ, "SLOW": "1" if moment == "scoring" else ""}
+    checkpoints = Path("cut/ppo.unfinished/checkpoints")
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    while not (Path("here").exists() if moment == "scoring" else len(list(checkpoints.glob("checkpoint-*"))) > 1):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not Path("cut/ppo").exists()
+    resumed = trained(ppo(*settings, "--output", "cut", "--resume"))
+
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[..., None]) -> None:
+    """With answers that depend on the prompt alone, the step on eight answers is the same however they are spread."""
+    install(
+        "fixed",
+        """
+        from alignkit import Rollout, hookimpl
+
+        @hookimpl
+        def alignkit_rollout():
+            return [Rollout(name="fixed", summary="", build=lambda config, tokenizer, sampling: answers)]
+
+        def answers(policy, prompts):
+            return [[(7 * i + sum(p)) % 500 + 1 for i in range(sum(p) % 9 + 2)] for p in prompts]
+        """,
+    )
+    settings = [*GOLD, "--plugin", "fixed", "ppo.iterations=2", "ppo.minibatches=1", "data.eval_size=0"]
+    settings += ["ppo.ptx_coef=0.5", "ppo.ptx_data=texts.jsonl", "ppo.ptx_batch_size=4", "ppo.batch_size=8"]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": f"{n} and {n}. " * n}) + "\n" for n in range(1, 6)))
+    one = ppo(*settings, "--output", "one")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "alignkit", "train"]
+    env = {**os.environ, "PYTHONPATH": "site", "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": ""}
+    done = subprocess.run(
+        [*launch, "--plugin", "ppo", *SMALL, *settings, "--output", "two"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+    two = Path("two/ppo")
+    for name, tensor in trained(one).items():
+        torch.testing.assert_close(trained(two)[name], tensor, rtol=1e-3, atol=1e-5)
+    for a, b in zip(iterations(one), iterations(two), strict=True):
+        for name in ("score", "kl", "length", "entropy", "loss", "grad_norm", "ptx_loss", "ptx_grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
 
 
 # --- rollout engines -------------------------------------------------------------------------------------------------

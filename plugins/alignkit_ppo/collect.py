@@ -1,0 +1,220 @@
+"""An iteration's data: sample answers, score them, and turn scores into advantages (steps 1 to 6 of PPO)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from alignkit import Answers, DataError, Prompt, Ranking, Sampling
+from alignkit.chat_template import prompt_ids
+from alignkit.sampling import text
+from alignkit.trunk import Logps, Roles, Sequences
+from alignkit_ppo import advantages as adv
+from alignkit_ppo import diagnosis
+
+if TYPE_CHECKING:
+    from alignkit.rows import Conversation
+    from alignkit.run import Run
+    from alignkit_ppo.config import PPOConfig
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt, as messages and as token ids."""
+
+    messages: Conversation
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch of answers and what PPO has to know of them; tensors are [B, A]."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    old_logps: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    figures: dict[str, float]  # for the log
+
+    def take(self, rows: list[int], pad: int, device: Any) -> dict[str, Any]:
+        """A microbatch."""
+        sequences = Sequences.of([self.prompts[i] for i in rows], [self.answers[i] for i in rows], pad, device)
+        width = sequences.mask.shape[1]
+        names = ("old_logps", "old_values", "advantages", "returns")
+        return {"sequences": sequences, **{name: getattr(self, name)[rows, :width] for name in names}}
+
+
+def encode(run: Run, rows: Sequence[Any], config: PPOConfig) -> list[Prompted]:
+    """Prompts as token ids, each once.
+
+    Raises:
+        DataError: one is too long.
+    """
+    found: dict[str, Prompted] = {}
+    for where, row in rows:
+        assert isinstance(row, Prompt | Ranking)
+        ids = prompt_ids(run.tokenizer, row.prompt)
+        if len(ids) > config.max_prompt_length:
+            raise DataError(f"{where}: the prompt has {len(ids)} tokens, over ppo.max_prompt_length")
+        found.setdefault(row.key, Prompted(row.prompt, ids))
+    return list(found.values())
+
+
+def pass_after_pass(size: int, first: int, number: int, seed: int) -> list[int]:
+    """Items ``first`` to ``first + number`` of an endless row: pass after pass over ``size`` items, each shuffled anew.
+
+    It is computed from the place alone, so that resuming needs no state.
+    """
+    passes, skipped = divmod(first, size)
+    order: list[int] = []
+    while len(order) < skipped + number:
+        generator = torch.Generator().manual_seed(seed + passes)
+        order += torch.randperm(size, generator=generator).tolist()
+        passes += 1
+    return order[skipped:][:number]
+
+
+class Collector:
+    """Samples from the policy of a trainer and judges what it sampled."""
+
+    def __init__(self, trainer: Any, run: Run, prompts: list[Prompted], reward: Callable[[Answers], list[float]]):
+        self.trainer, self.prompts, self.reward = trainer, prompts, reward
+        self.config: PPOConfig = run.config.stage.config
+        self.args, self.accelerator = trainer.args, trainer.accelerator
+        self.tokenizer, self.pad = run.tokenizer, run.tokenizer.pad_token_id
+        self.sampling = Sampling(
+            max_new_tokens=self.config.response_length,
+            temperature=self.config.temperature,
+            stop_ids=tuple(run.stop_ids),
+        )
+        self.engine = run.rollout(self.sampling)
+
+    def collect(self, iteration: int, kl_coef: float) -> Rollouts:
+        """Answers to the next prompts, with all that the loss needs."""
+        began = time.monotonic()
+        prompts = self._next_prompts(iteration)
+        ids = [prompt.ids for prompt in prompts]
+        answers = self.sample(ids, self.seed(iteration, 2))  # 1
+        sampled = time.monotonic()
+        scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
+        policy, reference, values = self.old(ids, answers)  # 3
+        mask = Sequences.of(ids, answers, self.pad, self.args.device).mask
+        if iteration == 0:
+            diagnosis.first_answers(policy.logps - reference.logps, mask, self.exact)
+        penalised = scores - self.config.missing_eos_penalty * ~ended
+        rewards = adv.rewards(penalised, policy.logps, reference.logps, mask, kl_coef)  # 4
+        if self.config.whiten_rewards:
+            rewards = adv.whiten(rewards, mask, self._moments(rewards, mask), shift=False)
+        advantages, returns = adv.gae(rewards, values, mask, self.config.gamma, self.config.lam)  # 5
+        advantages = adv.whiten(advantages, mask, self._moments(advantages, mask)).float()  # 6
+        figures = {
+            "score": self._mean(scores),
+            "kl": self._mean(((policy.logps - reference.logps) * mask).sum(1)),
+            "kl_coef": kl_coef,
+            "length": self._mean(mask.sum(1).float()),
+            "eos_rate": self._mean(ended.float()),
+            "entropy": self._token_mean(policy.entropy, mask),
+            "explained_variance": self._explained(values, returns, mask),
+            "sampled_tokens_per_second": self._total(mask.sum()) / max(sampled - began, 1e-9),
+            "seconds_sampling": sampled - began,
+            "seconds_scoring": time.monotonic() - sampled,
+        }
+        return Rollouts(ids, answers, policy.logps, values, advantages, returns, figures)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the policy computes in fp32, where two forwards of the same give the same."""
+        return not (self.args.bf16 or self.args.fp16)
+
+    def seed(self, iteration: int, what: int) -> int:
+        """A seed that depends on nothing but the run's seed, the iteration and the process: resuming needs no more."""
+        return (((self.args.seed * 1_000_003 + iteration) * 1_009 + self.args.process_index) * 7 + what) % 2**32
+
+    def _next_prompts(self, iteration: int) -> list[Prompted]:
+        """This iteration's prompts of this process, each as often as it is answered."""
+        wanted = self.config.batch_size // self.config.samples_per_prompt
+        chosen = pass_after_pass(len(self.prompts), iteration * wanted, wanted, self.args.seed)
+        mine = chosen[self.args.process_index :: self.args.world_size]
+        return [self.prompts[i] for i in mine for _ in range(self.config.samples_per_prompt)]
+
+    def sample(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+        """Answers of the policy, as token ids."""
+        transformers.set_seed(seed)
+        roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
+        roles.eval()
+        with roles.using("policy") as policy, torch.no_grad(), self.trainer.compute_loss_context_manager():
+            answers = self.engine(policy, prompts)
+        diagnosis.sampled(answers, len(prompts), self.sampling)
+        return answers
+
+    def score(self, prompts: list[Prompted], answers: list[list[int]]) -> Tensor:
+        """The reward's score of each answer, [B]."""
+        texts = [text(self.tokenizer, answer) for answer in answers]
+        scores = self.reward(Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers))
+        clip = self.config.score_clip
+        found = torch.tensor(scores, device=self.args.device)
+        return found.clamp(-clip, clip) if clip is not None else found
+
+    @torch.no_grad()
+    def old(self, prompts: list[list[int]], answers: list[list[int]]) -> tuple[Logps, Logps, Tensor]:
+        """Log-probabilities of the policy and the reference, and values, from the forward that training does.
+
+        Answers of about one length are in one forward, to compute little padding.
+        """
+        size, width = int(self.args.per_device_eval_batch_size), max(map(len, answers))
+        order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
+        back = torch.tensor(order, device=self.args.device).argsort()
+        roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
+        roles.train(self.trainer.model.training)
+        parts = []
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            sequences = Sequences.of([prompts[i] for i in some], [answers[i] for i in some], self.pad, self.args.device)
+            with self.trainer.compute_loss_context_manager():
+                parts.append(roles(sequences, ("policy", "reference", "value")))
+
+        def joined(tensors: list[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])[back]
+
+        policy, reference = (
+            Logps(joined([p[role].logps for p in parts]), joined([p[role].entropy for p in parts]))
+            for role in ("policy", "reference")
+        )
+        return policy, reference, joined([part["value"] for part in parts])
+
+    def ended(self, answers: list[list[int]]) -> Tensor:
+        """Whether each answer ended by itself, [B] bool."""
+        return torch.tensor([answer[-1] in self.sampling.stop_ids for answer in answers], device=self.args.device)
+
+    # --- sums over all processes -------------------------------------------------------------------------------------
+
+    def _total(self, value: Tensor) -> float:
+        return float(self.accelerator.reduce(value.double()))
+
+    def _mean(self, values: Tensor) -> float:
+        return float(self.accelerator.reduce(values.double().mean(), "mean"))
+
+    def _token_mean(self, values: Tensor, mask: Tensor) -> float:
+        return self._total((values * mask).sum()) / self._total(mask.sum())
+
+    def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count, total, squares = (self.accelerator.reduce(each) for each in adv.moments(values, mask))
+        return count, total, squares
+
+    def _explained(self, values: Tensor, returns: Tensor, mask: Tensor) -> float:
+        """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 one that knows the mean."""
+
+        def variance(of: Tensor) -> float:
+            count, total, squares = self._moments(of, mask)
+            return float(squares / count - (total / count) ** 2)
+
+        spread = variance(returns)
+        return 1 - variance(returns - values) / spread if spread > 0 else 0.0
