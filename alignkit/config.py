@@ -273,7 +273,8 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     """``source`` with its plugins' picks as tables, and ``sft: {...}`` at its top moved to ``stages: {sft: {...}}``.
 
     A tuner and an optimizer are picked for every stage, a data format for the one that was asked for, and a loss for
-    those of the stages to be trained that it fits.
+    those of the stages to be trained that it fits. What fits nowhere is left out where there is something else of that
+    name; otherwise it is the asked-for stage's, and an error.
     """
     stages = {stage.name for stage in registry.all("stage")}
     tables = _as_table(source.get("stages"), "stages")
@@ -283,17 +284,18 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     if "stage" in source:
         raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
     picks: dict[str, Any] = {"stages": {}}
-    for kind, name in (
-        (kind, name) for name in map(bare, _plugins(source)) for kind in KINDS if registry.has(kind, name)
-    ):
-        if kind in ("tuner", "optimizer"):
-            picks = merge(picks, {kind: {"name": name}})
-        elif kind == "format":
-            picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
-        elif kind != "stage" and name not in stages:  # a stage's name picks the stage alone: TRL has a loss `sft`
-            component = registry.get(kind, name)
-            fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
-            picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting or [asked]}})
+    for name in map(bare, _plugins(source)):
+        kinds = [kind for kind in KINDS if registry.has(kind, name)]
+        for kind in kinds:
+            if kind in ("tuner", "optimizer"):
+                picks = merge(picks, {kind: {"name": name}})
+            elif kind == "format":
+                picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
+            elif kind != "stage" and name not in stages:  # a stage's name picks no loss: TRL has one called sft
+                component = registry.get(kind, name)
+                fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
+                fitting = fitting or ([asked] if len(kinds) == 1 else [])
+                picks = merge(picks, {"stages": {stage: {kind: {"name": name}} for stage in fitting}})
     short = {key: value for key, value in source.items() if key in stages}
     rest = {key: value for key, value in source.items() if key not in (*stages, "stages")}
     return merge(picks, rest, {"stages": tables}, {"stages": short})

@@ -120,7 +120,8 @@ class Roles(nn.Module):
         models = {id(model): model for model in self.models}
         told = []
         for key, names in by_model.items():
-            size = sum(p.numel() for n, p in models[key].named_parameters() if "lora_" not in n and "role_" not in n)
+            adapters = getattr(models[key].base_model, "prefix", None)  # of PEFT: what their names hold
+            size = sum(p.numel() for n, p in models[key].named_parameters() if not (adapters and adapters in n))
             told.append(
                 f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M weights"
             )

@@ -84,6 +84,56 @@ def test_the_table_of_a_third_partys_component_is_as_a_built_ins(install: Instal
         assert capsys.readouterr().err.startswith(f"alignkit: error: {told}")
 
 
+EVERY_KIND = """
+    from dataclasses import dataclass
+    from alignkit import Optimizer, Reward, Rollout, Stage, Text, TokenLogps, Tuner, hookimpl, option
+
+    @dataclass(frozen=True)
+    class Config:
+        rate: float = option(0.5, "how fast")
+
+    said = dict(name="thing", summary="for a test", config=Config)
+
+    @hookimpl
+    def alignkit_stage():
+        return [Stage(**{**said, "name": "thing-stage"}, build=print, rows=(Text,), batch=TokenLogps, loss="nll")]
+
+    @hookimpl
+    def alignkit_model():
+        return [Tuner(**said, load=print, wrap=print)]
+
+    @hookimpl
+    def alignkit_optimizer():
+        return [Optimizer(**said, build=print)]
+
+    @hookimpl
+    def alignkit_reward():
+        return [Reward(**said, build=print)]
+
+    @hookimpl
+    def alignkit_rollout():
+        return [Rollout(**said, build=print)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "table"),
+    [("thing-stage", "thing-stage"), ("sft", "tuner"), ("sft", "optimizer"), ("ppo", "reward"), ("ppo", "rollout")],
+)
+def test_every_kind_of_component_has_a_table_that_is_checked(
+    install: Install, capsys: Captured, stage: str, table: str
+) -> None:
+    install("thing", EVERY_KIND)
+    command = ["config", "--plugin", stage, "--plugin", "thing"]
+
+    assert main([*command, f"{table}.rate=0.25"]) == 0
+    assert "rate: 0.25  # how fast" in capsys.readouterr().out
+    assert main([*command, f"{table}.rat=0.25"]) == 2
+    assert capsys.readouterr().err.startswith(f"alignkit: error: unknown key {table}.rat. Did you mean 'rate'?")
+    assert main([*command, f"{table}.rate=fast"]) == 2
+    assert capsys.readouterr().err.startswith(f"alignkit: error: {table}.rate: Input should be a valid number")
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 HOOK = "from alignkit import hookimpl\n@hookimpl\ndef alignkit_run_end():\n    pass\n"

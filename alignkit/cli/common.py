@@ -28,7 +28,11 @@ ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML c
 Model = typer.Option(None, "--model", "-m", metavar="MODEL", help="Base model: a hub id or a folder.")
 Data = typer.Option(None, "--data", "-d", metavar="DATA", help="A file, a folder or a hub id.")
 Output = typer.Option(None, "--output", "-o", metavar="DIR", help="Where run folders are made.")
-Overrides = typer.Argument(None, metavar="[KEY.PATH=VALUE]...", help="Settings that win over the file's.")
+Overrides = typer.Argument(
+    None,
+    metavar="[KEY.PATH=VALUE]...",
+    help="Settings that win over the file's; `alignkit plugins NAME` lists a plugin's.",
+)
 
 
 class Asked(NamedTuple):
