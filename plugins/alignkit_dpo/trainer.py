@@ -33,7 +33,7 @@ FORWARD = ("input_ids", "attention_mask", "position_ids", "labels")  # what the 
 
 
 def build(run: Run) -> DPOTrainer:
-    """Tokenise the rankings, load the policy, say what its reference is, and put all into a trainer."""
+    """Tokenise the rankings, load the policy and its reference, and put all into a trainer."""
     config: DPOConfig = run.config.stage.config
     if run.config.train.get("label_smoothing_factor"):
         raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
@@ -95,12 +95,11 @@ class DPOTrainer(trl.DPOTrainer):
         self._sums: dict[str, Any] = defaultdict(float)  # over the pairs since the last log
         self._held_out: list[dict[str, Tensor]] = []  # of each batch of an evaluation
         model = kwargs["model"]
-        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        self._unrounded = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(**kwargs)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
-        for name, p in model.named_parameters():
-            if name in trained and p.dtype is not trained[name].dtype:
-                p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
+        self._unround()
+        self._unrounded.clear()
         if "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL's copy, which leaves adapters of embeddings out
         if reference.kind == "adapter":
@@ -111,9 +110,18 @@ class DPOTrainer(trl.DPOTrainer):
         """As it is: it holds token ids."""
         return dataset
 
+    def _unround(self) -> None:
+        """Take back that TRL rounds the adapters of a quantised model to bf16."""
+        for name, p in self.model.named_parameters():
+            if name in self._unrounded and p.dtype is not self._unrounded[name].dtype:
+                p.data = self._unrounded.pop(name).to(p.device)
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL's, where the loss needs a reference."""
-        return super()._precompute_ref_logps(dataset, name, batch_size) if self.reference.precomputed else dataset
+        if not self.reference.precomputed:
+            return dataset
+        self._unround()
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of chosen and rejected answers, [B] each. TRL calls it before training: the policy is the reference then."""

@@ -313,7 +313,7 @@ def test_where_the_loss_needs_no_reference_none_is_in_memory(
     assert math.isfinite(our_loss(without, list(without.train_dataset)[:2]).item())
 
 
-@pytest.mark.parametrize("tuner", ["full", "lora"])
+@pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
 def test_a_reference_that_spoke_before_training_says_the_same(
     train_dpo: Callable[..., Path], train: Callable[..., Path], sgd: None, tuner: str
 ) -> None:
