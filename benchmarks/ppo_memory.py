@@ -74,12 +74,13 @@ GIB = 2**30
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, as they come and go."""
+    """Counts the bytes of all tensors that come and go, those of ``modules`` not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: dict[int, int] = {}
+        held = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        self.known = {tensor.untyped_storage()._cdata: 0 for tensor in held}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -203,7 +204,7 @@ def materialise(module: nn.Module) -> None:
 def sample(model: Any, options: argparse.Namespace) -> int:
     """What a forward over the prompts leaves and takes, and the cache of the answers' tokens."""
     ids = torch.zeros(options.sampled, options.length - options.response, dtype=torch.long)
-    with Live() as live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with Live(model) as live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
     text = model.config
     per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -229,7 +230,7 @@ def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int
             body = trunk._trunk(of) if hasattr(of, "lm_head") or hasattr(of, "peft_config") else of
             return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
-    with Live() as live:
+    with Live(model, value, head) as live:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = states(model, "default")[:, -options.response - 1 : -1].flatten(0, 1)
             values = trunk._score(head, states(value, "role_value")[:, -options.response - 1 : -1])

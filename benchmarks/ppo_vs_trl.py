@@ -33,7 +33,7 @@ from typing import Any
 import torch
 import transformers
 
-from alignkit import base, bundled, hookimpl
+from alignkit import base, bundled, device, hookimpl
 from alignkit.chat_template import load_tokenizer, prompt_ids
 
 SIDES = ("alignkit", "trl")
@@ -116,9 +116,9 @@ def prepare(options: argparse.Namespace) -> None:
     ids = [prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in rows]
     write(options.folder / "ids.jsonl", [{"input_ids": one} for one in ids])
 
-    rankings = bundled.data("bundled:rankings").read_text(encoding="utf-8").splitlines(keepends=True)[:4]
+    rankings = bundled.data("bundled:rankings").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
     (options.folder / "rankings.jsonl").write_text("".join(rankings), encoding="utf-8")
-    execute(options, "rm", {"policy": "base"}, {"max_steps": 1}, str(options.folder / "rankings.jsonl"))
+    execute(options, "rm", {"policy": "base"}, {"max_steps": 1, "per_device_train_batch_size": 1}, str(options.folder / "rankings.jsonl"))
     run = options.folder / "rm"
     merged: Any = roles.open_run(run, read(run), torch.float32)
     merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
@@ -266,7 +266,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
     parser.add_argument("--microbatch", type=int, default=4, help="answers in a forward with gradients")
     parser.add_argument("--response-length", type=int, default=64)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the base")
+    default = str(device.run_dtype({})).removeprefix("torch.")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=default, help="of the base, on both sides")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
     parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
     for hidden, kind in (("--side", str), ("--folder", Path), ("--result", Path), ("--seed", int)):
