@@ -129,7 +129,7 @@ def linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def nf4_bytes(weights: int) -> int:
-    """Of ``weights`` in NF4 with double quantisation: bitsandbytes keeps 4 bits each, 8 for a block, 32 for 256 blocks."""
+    """Of ``weights`` in NF4 with double quantisation: 4 bits each, 8 for a block of them, 32 for 256 blocks."""
     blocks = -(-weights // BLOCK)
     tables = 4 * (16 + 256 + 1)  # the values of 4 and of 8 bits, and an offset
     return weights // 2 + blocks + 4 * -(-blocks // STATE_BLOCK) + tables
@@ -161,16 +161,21 @@ def with_tensors(shape: str, tuner: str, options: argparse.Namespace) -> Parts:
         head = nn.Linear(width, 1, bias=False)
         if tuner == "full":
             value: Any = transformers.AutoModel.from_config(config_of(shape), dtype=dtype)
-            trained = [*model.parameters(), *value.parameters()]
             # the reference is a copy of the policy; the reward is in the run's bf16
-            weights = size(trained) + size([*model.parameters()]) + size([*value.parameters()]) * 2 // dtype.itemsize
+            weights = 2 * size([*model.parameters()]) + size([*value.parameters()]) * 2 // dtype.itemsize
+            if options.value == "head":
+                value, trained = model, [*model.parameters()]
+            else:
+                weights, trained = weights + size([*value.parameters()]), [*model.parameters(), *value.parameters()]
             adapters, unpacked = 3 * size([*head.parameters()]), 0
         else:
             model = value = lora.wrap(lora.LoraConfig(), model, "policy")
-            roles.copy_adapter(model, "default", "role_value", trained=True)
+            one = size([p for p in model.parameters() if p.requires_grad])
+            weights = size([*model.parameters()]) - one
+            if options.value == "adapter":
+                roles.copy_adapter(model, "default", "role_value", trained=True)
             trained = [p for p in model.parameters() if p.requires_grad]
-            weights = size([*model.parameters()]) - size(trained)
-            adapters, unpacked = 2 * size(trained) + 3 * size([*head.parameters()]), 0
+            adapters, unpacked = size(trained) + 2 * one + 3 * size([*head.parameters()]), 0
             if tuner == "qlora":
                 packed = linears(model)
                 weights += sum(nf4_bytes(m.weight.numel()) - size([m.weight]) for m in packed)
@@ -233,10 +238,11 @@ def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int
     with Live(model, value, head) as live:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = states(model, "default")[:, -options.response - 1 : -1].flatten(0, 1)
-            values = trunk._score(head, states(value, "role_value")[:, -options.response - 1 : -1])
+            of_value = hidden if options.value == "head" else states(value, "role_value")[:, -options.response - 1 : -1]
+            values = trunk._score(head, of_value)
             logps, _ = trunk.token_logps(inner, hidden, ids[:, -options.response :].flatten(), 1.0)
         (logps.sum() + values.sum()).backward()
-        del hidden, values, logps
+        del hidden, of_value, values, logps
     return live.peak
 
 
@@ -300,7 +306,10 @@ def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         tokenizer(folder)
         Path("prompts.jsonl").write_text(
-            "".join(json.dumps({"prompt": "a " * (options.length - options.response - 20) + str(n)}) + "\n" for n in range(64))
+            "".join(
+                json.dumps({"prompt": "a " * (options.length - options.response - 20) + str(n)}) + "\n"
+                for n in range(64)
+            )
         )
         Path("reward.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
         table = {
@@ -309,6 +318,7 @@ def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
             "batch_size": options.sampled,
             "minibatches": 1,
             "response_length": options.response,
+            "value": options.value,
             "max_prompt_length": options.length,
         }
         settings = {
@@ -355,6 +365,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a prompt with its answer")
     parser.add_argument("--response", type=int, default=256, help="tokens of the answer among them")
     parser.add_argument("--sampled", type=int, default=16, help="answers that are sampled at a time")
+    parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="ppo.value")
     parser.add_argument("--no-checkpointing", dest="gradient_checkpointing", action="store_false")
     parser.add_argument("--bf16-weights", action="store_true", help="full: tuner.dtype=bfloat16")
     options = parser.parse_args()

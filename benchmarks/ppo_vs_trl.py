@@ -8,9 +8,9 @@
 TRL removed PPO in 1.13, so 1.12 is put beside the environment, in a folder of its own that only TRL's processes see.
 Both sides start a LoRA policy from the same base, which is the reference, and score with the same reward model, which
 :func:`prepare` trains for a step, as alignkit does it, and merges for TRL. The value model starts from it: an adapter
-of the same trunk here, a whole model that is trained whole there, as TRL's documentation does it; ``PPOTrainer`` takes a
-``peft_config`` for the policy alone. TRL gets a pad token that is not the end of sequence, without which it drops the
-latter.
+of the same trunk here, a whole model that is trained whole there, as TRL's documentation does it; ``PPOTrainer`` takes
+a ``peft_config`` for the policy alone. TRL gets a pad token that is not the end of sequence, where there is one, without
+which it drops the latter.
 
 TRL takes one optimizer step an epoch whatever ``num_mini_batches``, alignkit takes as many as there are minibatches.
 """
@@ -74,8 +74,13 @@ class Meter(transformers.TrainerCallback):
             start = clock()
             found = sample(model, queries, *rest)
             self.now = {"sampling": clock() - start, "scores": clock()}
-            answers, stop = found[0][:, queries.shape[1] :], rest[-1].eos_token_id or model.generation_config.eos_token_id
-            self.now["tokens"] = float(((answers == stop).cumsum(1) - (answers == stop).long() == 0).sum(1).float().mean())
+            answers, stop = (
+                found[0][:, queries.shape[1] :],
+                rest[-1].eos_token_id or model.generation_config.eos_token_id,
+            )
+            self.now["tokens"] = float(
+                ((answers == stop).cumsum(1) - (answers == stop).long() == 0).sum(1).float().mean()
+            )
             return found
 
         def whitened(*arguments: Any, **keywords: Any) -> Any:
@@ -118,7 +123,13 @@ def prepare(options: argparse.Namespace) -> None:
 
     rankings = bundled.data("bundled:rankings").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
     (options.folder / "rankings.jsonl").write_text("".join(rankings), encoding="utf-8")
-    execute(options, "rm", {"policy": "base"}, {"max_steps": 1, "per_device_train_batch_size": 1}, str(options.folder / "rankings.jsonl"))
+    execute(
+        options,
+        "rm",
+        {"policy": "base"},
+        {"max_steps": 1, "per_device_train_batch_size": 1},
+        str(options.folder / "rankings.jsonl"),
+    )
     run = options.folder / "rm"
     merged: Any = roles.open_run(run, read(run), torch.float32)
     merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged

@@ -71,7 +71,10 @@ def sentiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_of_the_sentiment_task_draw_its_curve(
-    sentiment: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sentiment: Path,
+    tiny_model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cut = ["ppo.iterations=2", "ppo.batch_size=4", "ppo.response_length=6", "data.eval_size=2", "ppo.eval_every=1"]
     cut += ["train.per_device_train_batch_size=2", "train.use_cpu=true"]

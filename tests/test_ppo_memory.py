@@ -29,7 +29,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def options(**more: Any) -> argparse.Namespace:
     given = {"optimizer": "adamw_8bit", "microbatch": 2, "length": 64, "response": 32, "sampled": 4}
-    return argparse.Namespace(**{**given, "gradient_checkpointing": True, "bf16_weights": False, **more})
+    return argparse.Namespace(
+        **{**given, "gradient_checkpointing": True, "bf16_weights": False, "value": "adapter", **more}
+    )
 
 
 def test_nf4_takes_the_bytes_that_are_computed(memory: Any) -> None:
@@ -63,7 +65,9 @@ def test_states_take_the_bytes_that_are_computed(memory: Any, optimizer: str) ->
 def test_tensors_without_data_are_counted_like_those_with_data(memory: Any, tuner: str, checkpointing: bool) -> None:
     how = options(gradient_checkpointing=checkpointing)
 
-    without, with_data = (dataclasses.astuple(make("tiny", tuner, how)) for make in (memory.compute, memory.with_tensors))
+    without, with_data = (
+        dataclasses.astuple(make("tiny", tuner, how)) for make in (memory.compute, memory.with_tensors)
+    )
     assert without == pytest.approx(with_data, rel=0.03)  # some temporary tensors differ
 
 
@@ -86,7 +90,11 @@ def test_checkpointing_and_smaller_batches_take_less(memory: Any) -> None:
     )
     fewer = memory.compute("tiny", "lora", options(length=128, sampled=2))
 
+    head = memory.compute("tiny", "lora", options(length=128, value="head"))
+
     assert with_it.training < without.training
+    assert head.optimizer < with_it.optimizer
+    assert head.training < with_it.training
     assert fewer.sampling < with_it.sampling
 
 
