@@ -90,6 +90,8 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "sft_vs_trl.py --runs 1 --steps 3 --model TINY",
         "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
         "dpo_vs_trl.py --even --runs 1 --steps 3 --batch-size 2 --model TINY",
+        "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 --model TINY",
+        "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
     ],
 )
@@ -99,13 +101,10 @@ def test_benchmarks_run(command: str, train: Callable[..., Path]) -> None:
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert "median" in done.stdout or "of import torch" in done.stdout
+    assert any(told in done.stdout for told in ("median", "of import torch", "computed"))
 
 
-CONFIGS = [
-    *(pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "yaml"))),
-    *(pytest.param(path.read_text(), id=path.name) for path in sorted((ROOT / "examples").glob("*.yaml"))),
-]
+CONFIGS = [pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "yaml"))]
 
 
 @pytest.mark.parametrize("text", CONFIGS)

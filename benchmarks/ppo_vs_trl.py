@@ -1,0 +1,309 @@
+"""alignkit's PPO beside the last ``PPOTrainer`` of TRL: the same model, prompts and settings; processes in turns.
+
+::
+
+    pip install --no-deps --target trl-1.12 'trl==1.12.*'
+    python benchmarks/ppo_vs_trl.py --trl trl-1.12 --runs 3
+
+TRL removed PPO in 1.13, so 1.12 is put beside the environment, in a folder of its own that only TRL's processes see.
+Both sides start a LoRA policy from the same base, which is the reference, and score with the same reward model, which
+:func:`prepare` trains for a step, as alignkit does it, and merges for TRL. The value model starts from it: an adapter
+of the same trunk here, a whole model that is trained whole there, as TRL's documentation does it; ``PPOTrainer`` takes
+a ``peft_config`` for the policy alone. TRL gets a pad token other than the end of sequence where the tokenizer has one,
+for it drops the latter where they are the same.
+
+TRL takes one optimizer step an epoch whatever ``num_mini_batches``, alignkit takes as many as there are minibatches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from alignkit import base, bundled, device, hookimpl
+from alignkit.chat_template import load_tokenizer, prompt_ids
+
+SIDES = ("alignkit", "trl")
+PARTS = ("sampling", "scoring", "training")
+
+
+class Meter(transformers.TrainerCallback):
+    """A callback for either trainer, and the plugin that hands itself to alignkit's: seconds of every iteration."""
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, float]] = []
+        self.now: dict[str, float] = {}  # of this iteration, as TRL's functions are watched
+        self.ended = 0.0  # when the last iteration was
+
+    @hookimpl
+    def alignkit_callbacks(self, run: Any) -> list[transformers.TrainerCallback]:
+        return [self]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ended = clock()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "seconds_sampling" in logs:  # alignkit's
+            self.end({**{part: logs[f"seconds_{part}"] for part in PARTS}, "tokens": logs["length"]})
+        elif "objective/kl" in logs:
+            self.now["training"] = clock() - self.now.pop("trains")
+            self.end(self.now)
+
+    def end(self, iteration: dict[str, float]) -> None:
+        was, self.ended = self.ended, clock()
+        self.iterations.append({"seconds": self.ended - was, **iteration})
+
+    def watch(self, module: Any) -> None:
+        """Measure TRL's parts: what samples is a function, and advantages are whitened just before training."""
+        sample, whiten = module.batch_generation, module.masked_whiten
+
+        def sampled(model: Any, queries: Any, *rest: Any) -> Any:
+            start = clock()
+            found = sample(model, queries, *rest)
+            self.now = {"sampling": clock() - start, "scores": clock()}
+            answers, stop = (
+                found[0][:, queries.shape[1] :],
+                rest[-1].eos_token_id or model.generation_config.eos_token_id,
+            )
+            self.now["tokens"] = float(
+                ((answers == stop).cumsum(1) - (answers == stop).long() == 0).sum(1).float().mean()
+            )
+            return found
+
+        def whitened(*arguments: Any, **keywords: Any) -> Any:
+            found = whiten(*arguments, **keywords)
+            self.now["trains"] = clock()
+            self.now["scoring"] = self.now["trains"] - self.now.pop("scores")
+            return found
+
+        module.batch_generation, module.masked_whiten = sampled, whitened
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()  # which --clock cpu replaces
+
+
+def peak() -> float:
+    """MiB: of the device where there is one, else of the process, its libraries included."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux; macOS would say bytes
+
+
+meter = Meter()
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Prompts, a reward model, and the same for TRL: ids and a merged model."""
+    from alignkit import roles
+    from alignkit.manifest import read
+
+    rows = [json.loads(line) for line in bundled.data("bundled:prompts").read_text(encoding="utf-8").splitlines()]
+    rows = (rows * options.batch_size)[: options.batch_size * options.iterations]
+    write(options.folder / "prompts.jsonl", rows)
+    located = base.locate(options.model, print)
+    tokenizer = load_tokenizer(located, None)
+    ids = [prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in rows]
+    write(options.folder / "ids.jsonl", [{"input_ids": one} for one in ids])
+
+    rankings = bundled.data("bundled:rankings").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
+    (options.folder / "rankings.jsonl").write_text("".join(rankings), encoding="utf-8")
+    execute(
+        options,
+        "rm",
+        {"policy": "base"},
+        {"max_steps": 1, "per_device_train_batch_size": 1},
+        str(options.folder / "rankings.jsonl"),
+    )
+    run = options.folder / "rm"
+    merged: Any = roles.open_run(run, read(run), torch.float32)
+    merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
+    merged.save_pretrained(options.folder / "reward")
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def execute(
+    options: argparse.Namespace, stage: str, table: dict[str, Any], train: dict[str, Any], data: str, **more: Any
+) -> None:
+    """One run of alignkit in this process."""
+    from alignkit.plan import pipeline
+    from alignkit.registry import Plugin, Registry, installed
+    from alignkit.run import execute
+
+    registry = Registry([*installed(), Plugin("meter", "benchmarks", "0", EntryPoint("meter", "__main__:meter", "-"))])
+    settings = {
+        "plugins": [stage, "lora", "meter"],
+        "model": options.model,
+        "output": str(options.folder),
+        "data": {"path": data, "eval_size": 0},
+        "train": {
+            "bf16": options.dtype == "bfloat16",
+            "use_cpu": not torch.accelerator.is_available(),
+            "save_strategy": "no",
+            "report_to": "none",
+            **train,
+        },
+        "stages": {stage: table},
+        **more,
+    }
+    (plan,) = pipeline(registry, {}, settings).to_train
+    execute(plan, resume=False, overwrite=True, say=print)
+
+
+def ours(options: argparse.Namespace) -> None:
+    table = {
+        "policy": "base",
+        "iterations": options.iterations,
+        "batch_size": options.batch_size,
+        "minibatches": options.minibatches,
+        "epochs": options.epochs,
+        "response_length": options.response_length,
+        "kl_coef": 0.05,
+    }
+    train = {
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": options.microbatch,
+        "gradient_checkpointing": False,
+        "seed": options.seed,
+    }
+    reward = {"name": "reward-model", "path": str(options.folder / "rm")}
+    execute(options, "ppo", table, train, str(options.folder / "prompts.jsonl"), reward=reward)
+
+
+def theirs(options: argparse.Namespace) -> None:
+    """As examples/scripts/ppo of TRL does it."""
+    import datasets
+    import peft
+    from trl.experimental import ppo
+
+    located, dtype = base.locate(options.model, print), getattr(torch, options.dtype)
+    tokenizer = load_tokenizer(located, None)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
+    reward, value = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(options.folder / "reward", dtype=dtype)
+        for _ in range(2)
+    )
+    meter.watch(ppo.ppo_trainer)
+    ppo.PPOTrainer(
+        args=ppo.PPOConfig(
+            output_dir=str(options.folder / "trl"),
+            total_episodes=options.iterations * options.batch_size,
+            num_mini_batches=options.minibatches,
+            num_ppo_epochs=options.epochs,
+            response_length=options.response_length,
+            stop_token="eos",
+            missing_eos_penalty=1.0,
+            temperature=1.0,
+            kl_coef=0.05,
+            learning_rate=1e-5,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=options.microbatch,
+            gradient_accumulation_steps=options.batch_size // options.microbatch,
+            num_sample_generations=0,
+            bf16=False,  # it would have no effect: the models are in bf16 already
+            gradient_checkpointing=False,
+            use_cpu=not torch.accelerator.is_available(),
+            save_strategy="no",
+            report_to="none",
+            seed=options.seed,
+        ),
+        processing_class=tokenizer,
+        model=transformers.AutoModelForCausalLM.from_pretrained(located, dtype=dtype),
+        ref_model=None,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=datasets.load_dataset("json", data_files=str(options.folder / "ids.jsonl"), split="train"),
+        eval_dataset=datasets.load_dataset("json", data_files=str(options.folder / "ids.jsonl"), split="train[:1]"),
+        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[meter],
+    ).train()
+
+
+def child(options: argparse.Namespace) -> None:
+    """Train one side in this process, and leave what was measured in a file."""
+    if options.clock == "cpu":
+        time.monotonic = time.process_time
+    {"prepare": prepare, "alignkit": ours, "trl": theirs}[options.side](options)
+    if options.side == "prepare":
+        return
+    timed = meter.iterations[1:]
+    found = {name: statistics.mean(one[name] for one in timed) for name in ("seconds", *PARTS, "tokens")}
+    options.result.write_text(json.dumps({**found, "peak MiB": peak()}), encoding="utf-8")
+
+
+def run(options: argparse.Namespace, side: str, folder: Path, seed: int) -> dict[str, float]:
+    """This script again, as a process that does one side."""
+    result = folder / "result.json"
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
+    command += ["--result", str(result), "--seed", str(seed)]
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"HF_DATASETS_CACHE": str(folder / "datasets"), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    if side == "trl":
+        environment["PYTHONPATH"] = os.pathsep.join([str(options.trl.absolute()), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stdout}{done.stderr}")
+    return {} if side == "prepare" else dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12; without it alignkit alone is measured")
+    parser.add_argument("--runs", type=int, default=2, help="of each side")
+    parser.add_argument("--iterations", type=int, default=4, help="of each run; the first is not timed")
+    parser.add_argument("--batch-size", type=int, default=32, help="answers an iteration")
+    parser.add_argument("--minibatches", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
+    parser.add_argument("--microbatch", type=int, default=4, help="answers in a forward with gradients")
+    parser.add_argument("--response-length", type=int, default=64)
+    default = str(device.run_dtype({})).removeprefix("torch.")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=default, help="of the base, on both sides")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
+    parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
+    for hidden, kind in (("--side", str), ("--folder", Path), ("--result", Path), ("--seed", int)):
+        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        return child(options)
+
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES if side == "alignkit" or options.trl}
+    with tempfile.TemporaryDirectory() as folder:
+        run(options, "prepare", Path(folder), 0)
+        for seed in range(options.runs):
+            for side in found:
+                found[side].append(one := run(options, side, Path(folder), seed))
+                print(f"{side:<9}", "  ".join(f"{name} {value:.2f}" for name, value in one.items()), flush=True)
+    print("\nmedian seconds of an iteration")
+    for side, runs in found.items():
+        middle = {part: statistics.median(one[part] for one in runs) for part in ("seconds", *PARTS)}
+        print(f"{side:<9}", "  ".join(f"{part} {value:.2f}" for part, value in middle.items()))
+    if options.trl:
+        print("\nTRL / alignkit, of neighbouring runs")
+        for name in ("seconds", *PARTS, "peak MiB"):
+            ratios = [trl[name] / mine[name] for mine, trl in zip(found["alignkit"], found["trl"], strict=True)]
+            print(f"{name:<9} median {statistics.median(ratios):.2f}   min {min(ratios):.2f}   max {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

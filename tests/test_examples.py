@@ -1,0 +1,123 @@
+"""Every example runs: the configs for real cards on tiny models of the same architecture, and the sentiment task."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_docs import commands, write_data
+
+from alignkit.cli import main
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
+TWO_STEPS = [
+    *("train.max_steps=2", "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1"),
+    *("data.eval_size=2", "ppo.batch_size=4", "ppo.response_length=8", "optimizer.name=adamw_8bit"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    return tmp_path
+
+
+def test_the_readme_lists_every_example() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+
+    assert len(CONFIGS) >= 6
+    assert all(f"]({config.name})" in readme for config in CONFIGS)
+    assert {"8gb", "12gb", "24gb"} == {config.stem.rsplit("-", 1)[1] for config in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_checks_as_it_is_and_trains_every_stage(
+    config: Path, folder: Path, tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model, for two steps a stage; optimizer states cannot be paged without a GPU."""
+    write_data()
+    tuner = next(name for name in ("qlora", "lora", "full") if name in config.stem.split("-"))
+    for stage in ("sft", "rm", "ppo"):
+        assert main(["check", "-c", str(config), "--plugin", stage]) == 0
+        assert f"tuner  {tuner}:" in capsys.readouterr().out
+
+    model = tiny_model("qwen2" if "qwen" in config.stem else "llama")
+    assert main(["train", "-c", str(config), "--model", str(model), "--output", "runs", *TWO_STEPS]) == 0
+    for stage in ("sft", "rm", "ppo"):
+        manifest = json.loads(Path("runs", stage, "alignkit.json").read_text())
+        assert (manifest["tuner"], manifest["steps"]) == (tuner, 2)
+
+
+# --- sentiment -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sentiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("vaderSentiment")
+    pytest.importorskip("matplotlib")
+    shutil.copytree(EXAMPLES / "sentiment", "sentiment", ignore=shutil.ignore_patterns("runs", "*.png"))
+    monkeypatch.chdir("sentiment")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    return Path.cwd()
+
+
+def test_the_commands_of_the_sentiment_task_draw_its_curve(
+    sentiment: Path,
+    tiny_model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = ["ppo.iterations=2", "ppo.batch_size=4", "ppo.response_length=6", "data.eval_size=2", "ppo.eval_every=1"]
+    cut += ["train.per_device_train_batch_size=2", "train.use_cpu=true"]
+    shown = commands(sentiment / "README.md")
+    trained = [command for command in shown if command.startswith("alignkit ")]
+    for command in trained:
+        assert main([*shlex.split(command)[1:], "--model", str(tiny_model("llama")), *cut]) == 0
+    (drawn,) = (shlex.split(command) for command in shown if command.startswith("python "))
+    runs = [str(run) for pattern in drawn[3:] for run in sorted(Path.cwd().glob(pattern))]
+    monkeypatch.setattr(sys, "argv", [*drawn[1:3], *runs])
+    capsys.readouterr()
+    runpy.run_path("curve.py", run_name="__main__")
+
+    table = capsys.readouterr().out.splitlines()
+    assert len(trained) == len(table) - 1 == len(runs) >= 3
+    assert Path(drawn[2]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_the_sentiment_task_is_where_the_curve_says(sentiment: Path) -> None:
+    spec = importlib.util.spec_from_file_location("curve", "curve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    curve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(curve)
+    logs = [{"kl_coef": 0.1, "kl": n, "score": n / 10} for n in range(6)]
+    Path("metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"eval_kl": 9}, *logs]))
+
+    kl_coef, points = curve.points(Path())
+    assert kl_coef == 0.1
+    assert points == [pytest.approx(point) for point in [(0, 0), (2.5, 0.25), (5, 0.5)]]
+
+
+def test_the_sentiment_reward_tells_praise_from_blame(sentiment: Path) -> None:
+    score = runpy.run_path("sentiment.py")["score"]
+    good, neutral, bad = score([""] * 3, ["it was wonderful.", "it has a lid.", "it was awful."])
+
+    assert good > neutral == 0 > bad
+
+
+def test_the_openings_are_prompts_and_none_is_given_twice(sentiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    openings = [json.loads(line)["prompt"] for line in Path("prompts.jsonl").read_text().splitlines()]
+
+    assert len(openings) == len(set(openings)) >= 150
+    assert main(["check", "-c", "sentiment.yaml"]) == 0
+    assert f"{len(openings)} rows" in (told := capsys.readouterr().out)
+    assert "format prompts" in told
