@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from alignkit.plan import Plan
     from alignkit.run import Run
 
+    OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
+
 
 def option(default: Any, help: str) -> Any:
     """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it."""
@@ -96,11 +98,15 @@ class Loss(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Component):
-    """An optimizer class and its arguments; `transformers.Trainer` makes the parameter groups."""
+    """An optimizer class and its arguments; `transformers.Trainer` makes the parameter groups.
+
+    An optimizer that must know which layer a parameter is of gives, in place of the class, a factory: called with
+    nothing, it gives a function of the model and the arguments, which makes the optimizer.
+    """
 
     kind: ClassVar[str] = "optimizer"
 
-    build: Callable[[Any, TrainingArguments], tuple[type[TorchOptimizer], dict[str, Any]]]
+    build: Callable[[Any, TrainingArguments], tuple[OptimizerClass, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -291,7 +291,7 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
                 picks = merge(picks, {kind: {"name": name}})
             elif kind == "format":
                 picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
-            elif kind != "stage":
+            elif kind != "stage" and name not in stages:  # a stage's name picks no loss: TRL has one called sft
                 component = registry.get(kind, name)
                 fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
                 fitting = fitting or ([asked] if len(kinds) == 1 else [])

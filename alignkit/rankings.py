@@ -22,11 +22,12 @@ Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -
 def prompts_of(path: str) -> list[Conversation]:
     """The prompts of rows that have some, each once, in their order."""
     rows = data.load(Registry(), DataConfig(), path, (Prompt, Ranking, Demonstration)).rows
-    prompts = [_prompt(row) for _, row in rows]
+    prompts = [prompt_of(row) for _, row in rows]
     return list({json.dumps(prompt): prompt for prompt in prompts}.values())
 
 
-def _prompt(row: Row) -> Conversation:
+def prompt_of(row: Row) -> Conversation:
+    """What a row asks: of a demonstration, everything before its last answer."""
     if isinstance(row, Demonstration):
         last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
         return row.messages[:last]

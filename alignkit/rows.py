@@ -1,12 +1,13 @@
 """What a row of data means, whatever format it was written in.
 
-A data format's ``convert`` turns one raw row into one of these four; a stage says which of them it trains on.
+A data format's ``convert`` turns one raw row into one of these four, or into a kind that a plugin brings; a stage says
+which of them it trains on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from alignkit.errors import DataError
 
@@ -77,7 +78,13 @@ class Text:
         return self.text
 
 
-Row: TypeAlias = Demonstration | Ranking | Prompt | Text
+@runtime_checkable
+class Row(Protocol):
+    """Any of the above, or a plugin's own: a frozen dataclass with a ``key``. A format makes it, a stage takes it."""
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: as a rule the prompt."""
 
 
 def _text(messages: Conversation) -> str:

@@ -196,8 +196,8 @@ class Run:
         )
         return engine
 
-    def optimizer(self, args: transformers.TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        """The optimizer's class and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
+    def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
+        """The optimizer's class (or factory) and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
         return self.config.optimizer.component.build(self.config.optimizer.config, args)
 
     def callbacks(self) -> list[transformers.TrainerCallback]:

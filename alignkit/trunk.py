@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from alignkit import lineage, roles
+from alignkit.token_logps import token_logps
 
 if TYPE_CHECKING:
     from alignkit.run import Run
-
-CHUNK = 512  # positions whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,8 @@ class Roles(nn.Module):
         models = {id(model): model for model in self.models}
         told = []
         for key, names in by_model.items():
-            size = sum(p.numel() for n, p in models[key].named_parameters() if "lora_" not in n and "role_" not in n)
+            adapters = getattr(models[key].base_model, "prefix", None)  # of PEFT: what their names hold
+            size = sum(p.numel() for n, p in models[key].named_parameters() if not (adapters and adapters in n))
             told.append(
                 f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M weights"
             )
@@ -216,24 +215,6 @@ def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
     with torch.no_grad():
         head.weight.copy_(torch.empty(1, width).normal_(std=(width + 1) ** -0.5) if weight is None else weight)
     return head.requires_grad_(trained)
-
-
-def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d].
-
-    The logits of a few positions are in memory at a time; the backward pass computes them again.
-    """
-
-    def some(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.get_output_embeddings()(hidden).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        logits = torch.tanh(logits / cap) * cap if cap else logits
-        logps = (logits / temperature).log_softmax(-1)
-        return logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
-
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
-    parts = [checkpoint(some, hidden[chunk], targets[chunk], use_reentrant=False) for chunk in chunks]
-    return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
 @contextlib.contextmanager

@@ -67,7 +67,8 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
         if arguments[0] == "train":
             arguments += [*SHORT, *(SHORT_PPO if "ppo" in arguments else [])]
-        if arguments[0] in ("chat", "sample"):
+            arguments += ["dpo.response_length=8"] if "dpo" in arguments else []
+        if arguments[0] in ("chat", "sample", "compare"):
             arguments += ["--max-new-tokens", "8"]
         assert main(arguments) == 0, command
         output = capsys.readouterr().out
@@ -88,6 +89,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
     [
         "sft_vs_trl.py --runs 1 --steps 3 --model TINY",
         "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
+        "dpo_vs_trl.py --even --runs 1 --steps 3 --batch-size 2 --model TINY",
         "start_up.py --runs 1",
     ],
 )

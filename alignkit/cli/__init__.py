@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import chat, check, config, install, new, plugins, rank, sample, score, train
+from alignkit.cli import chat, check, compare, config, install, new, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
 from alignkit.plugin import culprit
 
@@ -32,6 +32,7 @@ app.command("uninstall")(install.uninstall)
 app.command("sample")(sample.sample)
 app.command("rank")(rank.rank)
 app.command("score")(score.score)
+app.command("compare")(compare.compare)
 
 
 @app.callback()

@@ -105,29 +105,30 @@ class Collector:
         answers = self.sample(ids, self.seed(iteration, 2))  # 1
         sampled = time.monotonic()
         scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
-        policy, reference, values = self.old(ids, answers)  # 3
+        said = self.say(ids, answers, ("policy", "reference", "value"))  # 3
+        policy, reference, values = said["policy"][0], said["reference"][0], said["value"][0]
         mask = Sequences.of(ids, answers, self.pad, self.args.device).mask
         if iteration == 0:
-            diagnosis.first_answers(policy.logps - reference.logps, mask, self.exact)
+            diagnosis.first_answers(policy - reference, mask, self.exact)
         penalised = scores - self.config.missing_eos_penalty * ~ended
-        rewards = adv.rewards(penalised, policy.logps, reference.logps, mask, kl_coef)  # 4
+        rewards = adv.rewards(penalised, policy, reference, mask, kl_coef)  # 4
         if self.config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, self._moments(rewards, mask), shift=False)
         advantages, returns = adv.gae(rewards, values, mask, self.config.gamma, self.config.lam)  # 5
         advantages = adv.whiten(advantages, mask, self._moments(advantages, mask)).float()  # 6
         figures = {
             "score": self._mean(scores),
-            "kl": self._mean(((policy.logps - reference.logps) * mask).sum(1)),
+            "kl": self._mean((policy - reference).sum(1)),
             "kl_coef": kl_coef,
             "length": self._mean(mask.sum(1).float()),
             "eos_rate": self._mean(ended.float()),
-            "entropy": self._token_mean(policy.entropy, mask),
+            "entropy": self._token_mean(said["policy"][1], mask),
             "explained_variance": self._explained(values, returns, mask),
             "sampled_tokens_per_second": self._total(mask.sum()) / max(sampled - began, 1e-9),
             "seconds_sampling": sampled - began,
             "seconds_scoring": time.monotonic() - sampled,
         }
-        return Rollouts(ids, answers, policy.logps, values, advantages, returns, figures)
+        return Rollouts(ids, answers, policy, values, advantages, returns, figures)
 
     @property
     def exact(self) -> bool:
@@ -164,31 +165,25 @@ class Collector:
         return found.clamp(-clip, clip) if clip is not None else found
 
     @torch.no_grad()
-    def old(self, prompts: list[list[int]], answers: list[list[int]]) -> tuple[Logps, Logps, Tensor]:
-        """Log-probabilities of the policy and the reference, and values, from the forward that training does.
+    def say(self, prompts: list[list[int]], answers: list[list[int]], roles: Sequence[str]) -> dict[str, list[Tensor]]:
+        """What roles say of answers, from the forward that training does, [B, A] each: values, or logps and entropies.
 
         Answers of about one length are in one forward, to compute little padding.
         """
         size, width = int(self.args.per_device_eval_batch_size), max(map(len, answers))
         order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
         back = torch.tensor(order, device=self.args.device).argsort()
-        roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
-        roles.train(self.trainer.model.training)
-        parts = []
+        model: Roles = self.accelerator.unwrap_model(self.trainer.model)
+        model.train(self.trainer.model.training)
+        parts: dict[str, list[list[Tensor]]] = {role: [] for role in roles}
         for start in range(0, len(order), size):
             some = order[start : start + size]
             sequences = Sequences.of([prompts[i] for i in some], [answers[i] for i in some], self.pad, self.args.device)
             with self.trainer.compute_loss_context_manager():
-                parts.append(roles(sequences, ("policy", "reference", "value")))
-
-        def joined(tensors: list[Tensor]) -> Tensor:
-            return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])[back]
-
-        policy, reference = (
-            Logps(joined([p[role].logps for p in parts]), joined([p[role].entropy for p in parts]))
-            for role in ("policy", "reference")
-        )
-        return policy, reference, joined([part["value"] for part in parts])
+                for role, said in model(sequences, roles).items():
+                    both = [said.logps, said.entropy] if isinstance(said, Logps) else [said]
+                    parts[role].append([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in both])
+        return {role: [torch.cat(of)[back] for of in zip(*some, strict=True)] for role, some in parts.items()}
 
     def ended(self, answers: list[list[int]]) -> Tensor:
         """Whether each answer ended by itself, [B] bool."""

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import ConfigError, PolicyBatch
+from alignkit import ConfigError, PolicyBatch, before_after, error_bars
 from alignkit.sampling import text
 from alignkit.trunk import Roles, Sequences, assemble
 from alignkit_ppo import diagnosis
@@ -242,33 +242,26 @@ class PPOTrainer(transformers.Trainer):
             part = self.held_out[start : start + self.config.batch_size]
             answers += self.collector.sample([p.ids for p in part], self.args.seed)
         scores = self.collector.score(self.held_out, answers)
-        policy, reference, _ = self.collector.old([p.ids for p in self.held_out], answers)
+        said = self.collector.say([p.ids for p in self.held_out], answers, ("policy", "reference"))
         self.after = [text(self.collector.tokenizer, answer) for answer in answers]
         metrics = {
             "eval_score": float(scores.mean()),
-            "eval_score_error": float(scores.std() / len(scores) ** 0.5),
-            "eval_kl": float((policy.logps - reference.logps).sum(1).mean()),
+            "eval_score_error": error_bars.of_mean(scores.cpu()),
+            "eval_kl": float((said["policy"][0] - said["reference"][0]).sum(1).mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
         }
         if not self.state.global_step:
             self.before = self.after
         elif self.is_world_process_zero():
-            self._write_table(scores.tolist())
+            prompts = [prompt.messages for prompt in self.held_out]
+            before_after.write(self.run.folder, prompts, self.before, self.after, score=scores.tolist())
         kept = self.config.max_kl is None or metrics["eval_kl"] <= self.config.max_kl
         if self.config.keep == "best" and kept and (self.best is None or metrics["eval_score"] > self.best[0]):
             self.best = (metrics["eval_score"], {n: p.detach().clone() for n, p in self.policy_weights()})
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _write_table(self, scores: list[float]) -> None:
-        file = self.run.folder / "answers.jsonl"
-        rows = [
-            {"prompt": prompt.messages[-1]["content"], "before": before, "after": after, "score": round(score, 4)}
-            for prompt, before, after, score in zip(self.held_out, self.before, self.after, scores, strict=True)
-        ]
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
     # --- what is saved -----------------------------------------------------------------------------------------------
 

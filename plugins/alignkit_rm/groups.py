@@ -1,27 +1,17 @@
-"""From rankings to groups: pairs that share a prompt are put together, and answers become token ids."""
+"""From rankings to groups: pairs that share a prompt are put together, so that each answer is forwarded once."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignkit import DataError, Ranking
-from alignkit.branches import Branches
-from alignkit.chat_template import encode_answer
+from alignkit import Ranking
+from alignkit.data import Located
+from alignkit.encoding import Ranked, encode_rankings
 
 if TYPE_CHECKING:
-    from alignkit.data import Located
-
-
-@dataclass(frozen=True)
-class Group:
-    """A prompt with K >= 2 answers, not all of one rank."""
-
-    branches: Branches
-    ranks: list[float]
-    margins: list[float] | None
+    from alignkit.run import Run
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
@@ -82,43 +72,9 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
     return depths if told == ranked else None
 
 
-def encode_groups(run: Any, rows: list[Located], max_length: int, too_long: str) -> list[Group]:
-    """Rankings as groups of token ids. Ties alone make no pair, so such rankings are left out, and counted.
-
-    Raises:
-        DataError: an answer is longer than ``max_length`` and ``too_long`` is ``error``; nothing is left.
-    """
+def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
+    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.encoding.encode_rankings`."""
     where = {id(row): place for place, row in rows}
-    groups, over, tied, longest = [], 0, 0, (0, "")
     rankings = merge_pairs(row for _, row in rows if isinstance(row, Ranking))
-    for ranking in rankings:
-        kept: list[tuple[list[int], int, int]] = []
-        for index, answer in enumerate(ranking.answers):
-            try:
-                ids, start = encode_answer(run.tokenizer, ranking.prompt, answer, run.stop_ids)
-            except DataError as error:
-                raise DataError(f"{where.get(id(ranking), 'a ranking')}: {error}") from None
-            if len(ids) > max_length:
-                over += 1
-                longest = max(longest, (len(ids), where.get(id(ranking), "")))
-            else:
-                kept.append((ids, start, index))
-        ranks = [ranking.ranks[index] for *_, index in kept]
-        if len(set(ranks)) < 2:
-            tied += len(kept) == len(ranking.answers)
-            continue
-        trunk = min(start for _, start, _ in kept)
-        branches = Branches(kept[0][0][:trunk], [ids[trunk:] for ids, *_ in kept])
-        margins = [ranking.margins[index] for *_, index in kept] if ranking.margins else None
-        groups.append(Group(branches, ranks, margins))
-    if over:
-        answers = sum(len(ranking.answers) for ranking in rankings)
-        found = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
-        if too_long == "error":
-            raise DataError(f"{found}. Raise rm.max_length, or set rm.too_long=skip to leave them out")
-        run.say(f"{found}: left out")
-    if tied:
-        run.say(f"{tied} of {len(rankings)} rankings are all ties: left out")
-    if not groups:
-        raise DataError("no ranking is left to train on")
-    return groups
+    located = [Located(where.get(id(ranking), "pairs of one prompt"), ranking) for ranking in rankings]
+    return encode_rankings(run, located, max_length, too_long)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkit import error_bars
+
 Array = NDArray[Any]
 
 
@@ -41,7 +43,7 @@ def evaluate(scores: Array, ranks: Array, lengths: Array, scale: float = 1.0) ->
     everything = scores[ranks >= 0]
     metrics = {
         "accuracy": float(correct.mean()),
-        "accuracy_error": _error_of_mean(correct, of),
+        "accuracy_error": error_bars.of_mean(correct, of),
         "pairs": float(len(correct)),
         "ece": _calibration_error(np.array(confidence)),
         "length_correlation": _correlation(*np.array(centred).T),
@@ -69,15 +71,6 @@ def verdict(metrics: dict[str, float]) -> str:
     if metrics["eval_ece"] > 0.15:
         cautions.append(f"differences say little about how sure it is (calibration error {metrics['eval_ece']:.2f})")
     return f"usable for PPO with care: {told}, but {'; '.join(cautions)}" if cautions else f"usable for PPO: {told}"
-
-
-def _error_of_mean(values: Array, group: Array) -> float:
-    """The standard error of a mean whose values are independent between groups only (a ratio estimator's)."""
-    if len(np.unique(group)) < 2:
-        return math.inf
-    sums = np.bincount(group, weights=values - values.mean())
-    groups = len(np.unique(group))
-    return float(math.sqrt((sums**2).sum() * groups / (groups - 1)) / len(values))
 
 
 def _calibration_error(difference: Array) -> float:

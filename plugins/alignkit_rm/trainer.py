@@ -14,8 +14,9 @@ from torch import Tensor
 from alignkit import AlignkitError, Demonstration, RankedScores, branches, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer
+from alignkit.encoding import Ranked
 from alignkit_rm import metrics
-from alignkit_rm.groups import Group, encode_groups
+from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def build(run: Run) -> RewardTrainer:
     return trainer
 
 
-def shared_prompt(run: Run, trainer: RewardTrainer, groups: list[Group]) -> bool:
+def shared_prompt(run: Run, trainer: RewardTrainer, groups: list[Ranked]) -> bool:
     """Whether to compute a prompt once for all its answers: as the config says, else where it is exact and faster.
 
     Raises:
@@ -72,7 +73,7 @@ def shared_prompt(run: Run, trainer: RewardTrainer, groups: list[Group]) -> bool
     return False
 
 
-def collate(groups: list[Group]) -> dict[str, Any]:
+def collate(groups: list[Ranked]) -> dict[str, Any]:
     """A batch: ``labels`` [G, K, 2] are each answer's rank and length (-1 is padding), for the evaluation."""
     labels = torch.full((len(groups), max(len(group.ranks) for group in groups), 2), -1.0)
     for row, group in enumerate(groups):
@@ -111,7 +112,7 @@ class RewardTrainer(transformers.Trainer):
         A batch that takes several forwards keeps the graph of one at a time: scores come first, without gradients;
         the loss gives the gradient of each score; then each forward is done again and passes its scores' gradients on.
         """
-        groups: Sequence[Group] = inputs["groups"]
+        groups: Sequence[Ranked] = inputs["groups"]
         parts = list(self._forwards([group.branches for group in groups]))
         share = len(groups) / num_items_in_batch * self.accelerator.num_processes if model.training else 1.0
         if len(parts) == 1 or not torch.is_grad_enabled():
@@ -134,7 +135,7 @@ class RewardTrainer(transformers.Trainer):
                     self.accelerator.backward(surrogate)
         return surrogate + (loss - surrogate).detach()  # the Trainer calls backward on the last
 
-    def _loss(self, groups: Sequence[Group], scores: Tensor) -> Tensor:
+    def _loss(self, groups: Sequence[Ranked], scores: Tensor) -> Tensor:
         output = self.loss(ranked(groups, scores * self.scale))
         if torch.is_grad_enabled():
             self._sums["groups"] += len(groups)
@@ -174,7 +175,7 @@ class RewardTrainer(transformers.Trainer):
         """Scores of any answers, [N]."""
         return torch.cat([branches.scores(model, part) for part in self._forwards(answers)])
 
-    def tree_agrees(self, group: Group) -> bool:
+    def tree_agrees(self, group: Ranked) -> bool:
         """Whether this model computes a group the same with a shared prompt as without, to rounding."""
         former, training = self.shared_prompt, self.model.training
         scores = []
@@ -214,7 +215,7 @@ class RewardTrainer(transformers.Trainer):
         return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale)
 
 
-def ranked(groups: Sequence[Group], scores: Tensor) -> RankedScores:
+def ranked(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
     """What the loss takes: the scores of some groups, in order. Where one group has margins, others have zeros."""
     sizes = torch.tensor([len(group.ranks) for group in groups])
     margins = [group.margins or [0.0] * len(group.ranks) for group in groups]
@@ -261,7 +262,7 @@ def demonstrations(run: Run, config: RMConfig) -> list[Branches]:
     return found
 
 
-def best_of(group: Group) -> Branches:
+def best_of(group: Ranked) -> Branches:
     """A group's best answer."""
     best = min(range(len(group.ranks)), key=lambda index: group.ranks[index])
     return Branches(group.branches.prompt, [group.branches.answers[best]])

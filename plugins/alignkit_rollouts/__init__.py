@@ -1,14 +1,24 @@
 """Engines that sample answers: Transformers' batched generation, and its continuous batching."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from alignkit import Rollout, hookimpl
+from annotated_types import Gt
+
+from alignkit import Rollout, hookimpl, option
 
 
-def generate(config: Any, tokenizer: Any, sampling: Any) -> Any:
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The ``rollout`` table of ``generate``."""
+
+    batch: Annotated[int, Gt(0)] | None = option(None, "answers sampled at a time, for the memory; null: all at once")
+
+
+def generate(config: GenerateConfig, tokenizer: Any, sampling: Any) -> Any:
     from alignkit_rollouts.engines import generate
 
-    return generate(tokenizer, sampling)
+    return generate(config, tokenizer, sampling)
 
 
 def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
@@ -20,6 +30,6 @@ def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
 @hookimpl
 def alignkit_rollout() -> list[Rollout]:
     return [
-        Rollout(name="generate", summary="all prompts as one padded batch", build=generate),
+        Rollout(name="generate", summary="padded batches of prompts", config=GenerateConfig, build=generate),
         Rollout(name="continuous", summary="continuous batching over a paged cache", build=continuous),
     ]

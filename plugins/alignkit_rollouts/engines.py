@@ -10,14 +10,21 @@ from alignkit import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from alignkit_rollouts import GenerateConfig
+
 Engine = Callable[[Any, list[list[int]]], list[list[int]]]
 
 
-def generate(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
-    """``model.generate`` on one left-padded batch: fastest where answers are about equally long."""
+def generate(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
+    """``model.generate`` on left-padded batches: fastest where answers are about equally long."""
     from alignkit.sampling import sample
 
-    return lambda policy, prompts: sample(policy, tokenizer, prompts, sampling)
+    def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
+        size = max(1, (config.batch or len(prompts) * sampling.samples) // sampling.samples)
+        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return [answer for part in parts for answer in sample(policy, tokenizer, part, sampling)]
+
+    return engine
 
 
 def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:

@@ -45,6 +45,17 @@ def test_another_scheduler_leaves_the_stages_scheduler_settings_behind() -> None
     }
 
 
+def test_a_bundled_model_brings_settings_under_those_of_the_user() -> None:
+    bundled, other = config(plugins=("ppo",)), config("model: some/model", plugins=("ppo",))
+    assert (bundled.stage.config.iterations, other.stage.config.iterations) == (6, 100)
+    assert config("", "ppo.iterations=7", plugins=("ppo",)).stage.config.iterations == 7
+
+    lora, full = (config(plugins=("sft", tuner)).train for tuner in ("lora", "full"))
+    assert (lora["num_train_epochs"], full["num_train_epochs"]) == (0.5, 0.5)
+    assert lora["learning_rate"] == 10 * full["learning_rate"] == 5e-4
+    assert config("train: {learning_rate: 1e-3}").train["learning_rate"] == 1e-3
+
+
 def test_a_file_can_name_the_stage() -> None:
     assert config("plugins: [sft]", plugins=()).stage.component.name == "sft"
 
@@ -55,8 +66,8 @@ def test_a_table_written_for_another_tuner_keeps_what_fits() -> None:
 
 
 def test_the_default_learning_rate_follows_the_tuner_and_gives_way_to_the_user() -> None:
-    assert config(plugins=("sft", "full")).train["learning_rate"] == 2e-5
-    assert config(plugins=("sft", "lora")).train["learning_rate"] == 2e-4
+    assert config("model: some/model", plugins=("sft", "full")).train["learning_rate"] == 2e-5
+    assert config("model: some/model", plugins=("sft", "lora")).train["learning_rate"] == 2e-4
     assert config("train: {learning_rate: 1e-3}").train["learning_rate"] == 1e-3
 
 

@@ -207,6 +207,40 @@ def test_several_formats_that_fit_are_named_and_one_can_be_picked(install: Calla
     assert load(registry, DataConfig(format="shout"), str(file), ANY).rows[0].row == Text("ONE")
 
 
+def test_a_plugin_brings_a_kind_of_row(tmp_path: Path, install: Callable[..., None]) -> None:
+    install(
+        "votes",
+        """
+        from dataclasses import dataclass
+        from alignkit import DataFormat, fields_of, hookimpl
+
+        @dataclass(frozen=True)
+        class Vote:
+            prompt: str
+            up: bool
+
+            @property
+            def key(self):
+                return self.prompt
+
+        @hookimpl
+        def alignkit_data():
+            make = lambda row: Vote(row["prompt"], row["up"]) if row["up"] != 2 else row["prompt"]
+            return [DataFormat(name="votes", summary="prompt, up", fits=fields_of("prompt", "up"), convert=make)]
+        """,
+    )
+    registry = Registry()
+    registry.activate("votes")
+    from alignkit_votes_plugin import Vote
+
+    rows = load(registry, DataConfig(), str(write(tmp_path / "a.jsonl", '{"prompt": "a", "up": true}\n')), (Vote,)).rows
+    assert [row for _, row in rows] == [Vote("a", True)]
+    for up, told in ((True, "holds votes .*wanted are texts"), (2, "it made a str of it, which is no row")):
+        file = write(tmp_path / "b.jsonl", json.dumps({"prompt": "a", "up": up}))
+        with pytest.raises(DataError, match=told):
+            load(registry, DataConfig(), str(file), (Text,))
+
+
 def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", LINES)
     says = f"{file} holds texts (format 'text'); wanted are demonstrations or rankings"

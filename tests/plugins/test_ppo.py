@@ -250,6 +250,7 @@ ACTS = [
     *("ppo.lam=0.5", "ppo.gamma=0.9", "ppo.whiten_rewards=true", "ppo.score_clip=0.1", "ppo.temperature=0.7"),
     *("ppo.epochs=2", "ppo.kl_target=0.01", "ppo.samples_per_prompt=2", "loss.cliprange=0.001", "loss.value_coef=2"),
     *("loss.entropy_coef=1", "--plugin=ppo-dual-clip", "optimizer.name=adafactor", "train.warmup_steps=4"),
+    *("rollout.batch=3", "rollout.name=continuous"),
 ]
 
 
@@ -521,8 +522,10 @@ def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[...
 # --- rollout engines -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["generate", "continuous"])
-def test_engines_draw_what_the_training_forward_finds_likeliest(tiny_model: Callable[..., Path], engine: str) -> None:
+@pytest.mark.parametrize(("engine", "batch"), [("generate", None), ("generate", 2), ("continuous", None)])
+def test_engines_draw_what_the_training_forward_finds_likeliest(
+    tiny_model: Callable[..., Path], engine: str, batch: int | None
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from alignkit.chat_template import load_tokenizer
@@ -534,7 +537,8 @@ def test_engines_draw_what_the_training_forward_finds_likeliest(tiny_model: Call
     rollout = Registry().get("rollout", engine)
     sampling = Sampling(max_new_tokens=6, temperature=0.0, stop_ids=(0,))
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
-    answers = rollout.build(None, tokenizer, sampling)(model, prompts)
+    settings = rollout.config(batch) if batch else rollout.config()
+    answers = rollout.build(settings, tokenizer, sampling)(model, prompts)
 
     for prompt, answer in zip(prompts, answers, strict=True):
         logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]

@@ -17,9 +17,10 @@ import torch
 from alignkit import NoConfig, RankedScores, Ranking, branches
 from alignkit.branches import Branches
 from alignkit.cli import main
+from alignkit.encoding import Ranked
 from alignkit_rm import losses, metrics
 from alignkit_rm.config import BradleyTerryConfig
-from alignkit_rm.groups import Group, merge_pairs
+from alignkit_rm.groups import merge_pairs
 from alignkit_rm.normalise import constant_direction
 from alignkit_rm.trainer import collate, ranked
 
@@ -143,8 +144,8 @@ def test_pairs_with_margins_stay_as_they_are() -> None:
 
 def test_a_batch_may_hold_groups_of_different_k_and_some_margins() -> None:
     groups = [
-        Group(Branches([1], [[2], [3, 3], [4]]), [5.0, 1.0, 5.0], None),
-        Group(Branches([1], [[2], [3]]), [0.0, 1.0], [2.0, 0.0]),
+        Ranked([], Branches([1], [[2], [3, 3], [4]]), [5.0, 1.0, 5.0]),
+        Ranked([], Branches([1], [[2], [3]]), [0.0, 1.0], [2.0, 0.0]),
     ]
     scores = ranked(groups, torch.arange(5.0))
 

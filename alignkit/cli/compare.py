@@ -1,0 +1,85 @@
+"""``alignkit compare``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit import comparison
+from alignkit.cli import common
+from alignkit.errors import ConfigError
+
+
+def compare(
+    runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders; the first is what others are compared with."),
+    reward: str = typer.Option(
+        None, "--reward", metavar="RUN_OR_FUNCTION", help="A reward run or module:function; else the newest known run."
+    ),
+    data: str = typer.Option(None, "--data", "-d", metavar="DATA", help="Rows with prompts; else what runs held out."),
+    output: list[Path] = typer.Option(
+        [], "--output", "-o", metavar="FILE", help="The table as .jsonl, or reward over KL as .png. Repeatable."
+    ),
+    limit: int = typer.Option(100, min=1, help="At most so many prompts."),
+    max_new_tokens: int = typer.Option(128, min=1, help="How long an answer may become."),
+    batch: int = typer.Option(16, min=1, help="Prompts at a time."),
+    seed: int = typer.Option(0, help="The same seed, the same answers."),
+) -> None:
+    """Have runs answer the same held-out prompts: score, win rate, KL, length, a row a run."""
+    for file in output:
+        if file.suffix not in (".jsonl", ".png"):
+            raise ConfigError(f"--output {file}: write the table as .jsonl or the points as .png")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"--output {file}: there is no folder {file.parent}")
+        if file.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
+            raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
+    found = comparison.runs_of(runs)
+    judge = comparison.judge_of(reward, found)
+    asked = comparison.prompts_of(data, found, limit)
+    typer.echo(f"{len(asked.prompts)} prompts, {asked.source}; scores by {judge.name}")
+    if asked.trained_on:
+        typer.echo(f"{asked.trained_on} of them are prompts that one of these runs was trained on", err=True)
+    for why in asked.unknown:
+        typer.echo(f"what it was trained on is not known: {why}", err=True)
+    common.quiet()
+    from alignkit.answering import Asked, answer, score
+
+    to_ask = Asked(asked.prompts, max_new_tokens, batch, seed)
+    with common.progress("answering", len(found) * len(asked.prompts)) as advance:
+        answered = answer(found, to_ask, advance)
+    scores = score(judge, to_ask, [one.texts for one in answered])
+    rows = [
+        comparison.figures(run, one, mine, scores[0] if number else None)
+        for number, (run, one, mine) in enumerate(zip(found, answered, scores, strict=True))
+    ]
+    _print(rows)
+    for file in output:
+        if file.suffix == ".png":
+            comparison.plot(file, rows, judge.name)
+        else:
+            comparison.write_rows(file, rows, reward=judge.name, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for heading in ("score", f"wins over {rows[0]['run']}", f"KL to {rows[0]['run']}", "length", "ended"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        wins = "" if row["win_rate"] is None else _with_error(row, "win_rate", "{:.1%}")
+        score, kl = _with_error(row, "score", "{:.2f}"), _with_error(row, "kl", "{:.1f}")
+        table.add_row(row["run"], score, wins, kl, f"{row['length']:.0f}", f"{row['eos_rate']:.0%}")
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
+
+
+def _with_error(row: dict[str, Any], name: str, form: str) -> str:
+    error = row[f"{name}_error"]
+    return form.format(row[name]) + ("" if error is None else f" ± {form.format(error)}")

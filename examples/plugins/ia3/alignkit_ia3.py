@@ -1,0 +1,63 @@
+"""IA3 (Liu et al. 2022, arXiv 2205.05638) through PEFT: keys, values and feed-forward states are scaled by vectors.
+
+A tuner is two functions: ``load`` says how the base is loaded, ``wrap`` what is trained. Neither knows the stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignkit import Tuner, hookimpl, option
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Ia3Config:
+    """The ``tuner`` table of ``ia3``, by PEFT's names."""
+
+    target_modules: list[str] | None = option(None, "layers that are scaled; null: PEFT's for the architecture")
+    feedforward_modules: list[str] | None = option(None, "those whose input is scaled, not their output; null: PEFT's")
+
+
+def load(config: Ia3Config, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``: none, the frozen base is loaded in the run's dtype."""
+    return {}
+
+
+def wrap(config: Ia3Config, model: PreTrainedModel, role: str) -> PeftModel:
+    """The model frozen, with scales of 1. A scalar head, where there is one, is trained and saved with them.
+
+    Raises:
+        ValueError: PEFT does not know the architecture and no layers are named.
+    """
+    import peft
+
+    with_head = hasattr(model, "score")
+    return peft.get_peft_model(
+        model,
+        peft.IA3Config(
+            task_type="SEQ_CLS" if with_head else "CAUSAL_LM",
+            modules_to_save=["score"] if with_head else None,
+            target_modules=config.target_modules,
+            feedforward_modules=config.feedforward_modules,
+        ),
+    )
+
+
+@hookimpl
+def alignkit_model() -> list[Tuner]:
+    return [
+        Tuner(
+            name="ia3",
+            summary="train scales of keys, values and feed-forward states on a frozen base",
+            config=Ia3Config,
+            load=load,
+            wrap=wrap,
+            lr_scale=100,  # a scale starts at 1: the paper's rate is 3e-3
+        )
+    ]

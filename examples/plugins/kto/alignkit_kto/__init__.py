@@ -1,0 +1,163 @@
+"""KTO (Ethayarajh et al. 2024, arXiv 2402.01306): learn from answers that are good or bad, each by itself.
+
+A stage with all that it brings: a kind of row, a data format that makes it, a batch type and a loss that takes it.
+What needs torch is in ``trainer.py``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from alignkit import Conversation, DataError, DataFormat, Loss, LossOutput, Ranking, Stage, fields_of, hookimpl, option
+from alignkit_formats import convert
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer
+
+    from alignkit.run import Run
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One answer to a prompt, and whether it is good."""
+
+    prompt: Conversation
+    answer: str
+    good: bool
+
+    @property
+    def key(self) -> str:
+        """What the held-out split keeps together: the prompt."""
+        return "\n".join(message["content"] for message in self.prompt)
+
+
+def judgement(row: Mapping[str, Any]) -> Judgement:
+    """TRL's ``prompt``, ``completion``, ``label``, or LLaMA-Factory's ``messages``, ``label``.
+
+    Raises:
+        DataError: saying what is missing or wrong.
+    """
+    if not isinstance(row["label"], bool):
+        raise DataError(f"'label' must be true or false, not {row['label']!r}")
+    read = convert.messages if row.get("messages") is not None else convert.prompt_completion
+    *prompt, answer = read(row).messages
+    return Judgement(prompt, answer["content"], row["label"])
+
+
+def judgements(row: Judgement | Ranking) -> list[Judgement]:
+    """A ranking's answers are good above the mean rank and bad below it; those at the mean itself are left out."""
+    if isinstance(row, Judgement):
+        return [row]
+    middle = statistics.fmean(row.ranks)
+    both = zip(row.answers, row.ranks, strict=True)
+    return [Judgement(row.prompt, answer, rank < middle) for answer, rank in both if rank != middle]
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JudgedLogps:
+    """What the loss takes: log-probabilities summed over each of B answers, under the policy and the reference."""
+
+    logps: Tensor  # [B]
+    ref_logps: Tensor  # [B]
+    good: Tensor  # [B] bool
+    kl: Tensor  # scalar, at least 0: how far the policy is from the reference on answers to other prompts
+
+
+@dataclass(frozen=True)
+class KtoLossConfig:
+    """The ``loss`` table of ``kto``."""
+
+    beta: Annotated[float, Gt(0)] = option(0.1, "how strongly the policy is held at the reference")
+    good_weight: Annotated[float, Ge(0)] = option(1.0, "weight of good answers")
+    bad_weight: Annotated[float, Ge(0)] = option(1.0, "weight of bad answers")
+
+
+def kto(config: KtoLossConfig) -> Callable[[JudgedLogps], LossOutput]:
+    """Equation 7 of the paper: mean of weight * (1 - sigmoid(beta * (r - kl))), r - kl being turned round where bad.
+
+    r = log policy - log reference of an answer.
+    """
+
+    def loss(batch: JudgedLogps) -> LossOutput:
+        sign = batch.good.float() * 2 - 1
+        weight = config.good_weight * batch.good + config.bad_weight * ~batch.good
+        gain = config.beta * (batch.logps - batch.ref_logps - batch.kl) * sign
+        return LossOutput((weight * (1 - gain.sigmoid())).mean())
+
+    return loss
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KtoConfig:
+    """The ``kto`` table."""
+
+    max_length: Annotated[int, Gt(0)] = option(1024, "tokens of prompt and answer together; a longer row is an error")
+
+
+def build(run: Run) -> Trainer:
+    """The trainer; imports torch."""
+    from alignkit_kto.trainer import build
+
+    return build(run)
+
+
+@hookimpl
+def alignkit_stage() -> list[Stage]:
+    return [
+        Stage(
+            name="kto",
+            summary="preference tuning on answers that are good or bad, each by itself",
+            config=KtoConfig,
+            build=build,
+            rows=(Ranking, Judgement),
+            batch=JudgedLogps,
+            loss="kto",
+            data="bundled:rankings",
+            needs={"policy": "sft"},
+            watch=("margin",),
+            train={
+                "learning_rate": 1e-6,
+                "num_train_epochs": 1,
+                "warmup_steps": 0.1,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 8,
+                "eval_strategy": "steps",
+                "eval_steps": 0.5,
+                "eval_on_start": True,
+                "save_steps": 0.5,
+                "logging_steps": 0.05,
+            },
+        )
+    ]
+
+
+@hookimpl
+def alignkit_data() -> list[DataFormat]:
+    return [
+        DataFormat(
+            name="judgements",
+            summary="label (true or false) beside prompt and completion, or beside messages",
+            fits=lambda row: max(fields_of("prompt", "completion", "label")(row), fields_of("messages", "label")(row)),
+            convert=judgement,
+        )
+    ]
+
+
+@hookimpl
+def alignkit_loss() -> list[Loss]:
+    return [Loss(name="kto", summary="KTO's value of an answer", config=KtoLossConfig, batch=JudgedLogps, build=kto)]

@@ -1,0 +1,85 @@
+"""A reward around another one that takes off what mere length explains of its scores.
+
+Reward models like long answers, and a policy learns that first. On each batch a line is fitted to the scores over the
+answers' lengths, and what it says of each length is subtracted. Its slope is fitted anew on each batch, so nothing has
+to be kept between them and a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from alignkit import Answers, ConfigError, Reward, hookimpl, option, rankings
+from alignkit.config import select
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    """The ``reward`` table of ``length-controlled``."""
+
+    of: dict[str, Any] = option({"name": "reward-model"}, "the reward whose scores they are: its name and keys")
+    path: str | None = option(None, "the run folder of a reward-model in it; null: found, or trained first")
+    strength: Annotated[float, Ge(0), Le(1)] = option(1.0, "the share of the effect that is taken off")
+    scale: Literal["linear", "log"] = option("log", "tokens as they are, or their logarithm: the hundredth counts less")
+    fewest: Annotated[int, Ge(3)] = option(16, "smaller batches are left as they are: few points tell no slope")
+
+
+def without_length(scores: Sequence[float], lengths: Sequence[int], config: LengthConfig) -> list[float]:
+    """Scores less the fitted effect of length, with the same mean; ``lengths`` are in tokens."""
+    sizes = [math.log(n) if config.scale == "log" else float(n) for n in lengths]
+    if len(scores) < config.fewest or len(set(sizes)) == 1:
+        return list(scores)
+    slope, _ = statistics.linear_regression(sizes, scores)
+    middle = statistics.fmean(sizes)
+    return [score - config.strength * slope * (n - middle) for score, n in zip(scores, sizes, strict=True)]
+
+
+def build(config: LengthConfig, run: Run) -> Callable[[Answers], list[float]]:
+    """The function of answers.
+
+    Raises:
+        ConfigError: ``of`` names no reward.
+        PluginError: no active plugin gives that reward.
+    """
+    if "name" not in config.of:
+        raise ConfigError("reward.of: which reward? Say reward.of.name=NAME")
+    component, settings = select(run.registry, "reward", config.of["name"], [config.of])
+    inner = component.build(settings, run)
+
+    def score(answers: Answers) -> list[float]:
+        scores = rankings.checked(f"reward '{component.name}'", functools.partial(inner, answers), answers.texts)
+        return without_length(scores, [len(ids) for ids in answers.answer_ids], config)
+
+    return score
+
+
+def needs(config: LengthConfig) -> dict[str, str]:
+    """A run of stage ``rm``, where a reward model is inside, by itself or in a sum."""
+
+    def holds_one(table: Mapping[str, Any]) -> bool:
+        return table.get("name") == "reward-model" or any(map(holds_one, table.get("parts", [])))
+
+    return {"reward": "rm"} if holds_one(config.of) else {}
+
+
+@hookimpl
+def alignkit_reward() -> list[Reward]:
+    return [
+        Reward(
+            name="length-controlled",
+            summary="another reward with the effect of length taken off",
+            config=LengthConfig,
+            build=build,
+            needs=needs,
+        )
+    ]

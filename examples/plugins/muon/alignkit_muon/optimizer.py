@@ -1,0 +1,87 @@
+"""``torch.optim.Muon`` and ``torch.optim.AdamW`` as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on the trained matrices between hidden states, AdamW on the rest, with one state and one state dict.
+
+    Muon's updates have the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982): one learning rate does for
+    both, and one that was good for AdamW is good here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        momentum: float,
+        ns_steps: int,
+    ) -> None:
+        hidden, rest = split(model)
+        self.muon = torch.optim.Muon(
+            [{"params": hidden}],
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            ns_steps=ns_steps,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        others: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p.ndim > 1]},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(
+            others,
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            eps=eps,
+        )
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Have both work on this optimizer's groups, whose rates a schedule changes, and on its state."""
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer's."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both."""
+        loss: float | None = self.muon.step(closure)  # type: ignore[no-untyped-call]
+        self.adamw.step()
+        return loss
+
+
+def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is trained, as (matrices that map hidden states to hidden states, the rest).
+
+    The rest are embeddings, the head of a language model or of a score, norms and biases. An adapter's matrices are
+    hidden ones; its vectors, even if they are stored as matrices of one row, are not.
+    """
+    apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        head: Any = getattr(module, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            apart.add(id(head.weight))
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim == 2 and min(parameter.shape) > 1 and id(parameter) not in apart
+            (hidden if matrix else rest).append(parameter)
+    return hidden, rest

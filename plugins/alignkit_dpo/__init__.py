@@ -1,0 +1,100 @@
+"""DPO: a policy from ranked answers without a reward model, in place of InstructGPT's last two stages; its losses."""
+
+from typing import Any
+
+from alignkit import Loss, NoConfig, PreferenceLogps, Ranking, Stage, hookimpl
+from alignkit_dpo import config, losses, trl_losses
+from alignkit_dpo.reference import reference_of
+
+
+def build(run: Any) -> Any:
+    """The trainer; imports torch."""
+    from alignkit_dpo.trainer import build
+
+    return build(run)
+
+
+def in_memory(plan: Any) -> str:
+    """For the plan: what the reference costs."""
+    adapters, policy = plan.config.tuner.component.adapters, plan.parents.get("policy")
+    started = policy is not None and (adapters if policy.manifest is None else policy.manifest["weights"] == "adapter")
+    return reference_of(plan.config, adapters, started).describe()
+
+
+@hookimpl
+def alignkit_stage() -> list[Stage]:
+    return [
+        Stage(
+            name="dpo",
+            summary="direct preference optimisation on the pairs of rankings, in place of rm and ppo",
+            config=config.DPOConfig,
+            build=build,
+            in_memory=in_memory,
+            rows=(Ranking,),
+            batch=PreferenceLogps,
+            loss="sigmoid",
+            data="bundled:rankings",
+            needs={"policy": "sft"},
+            watch=("accuracy", "margin", "kl"),
+            train={
+                "learning_rate": 2e-6,
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 8,
+                "eval_strategy": "steps",
+                "eval_steps": 0.5,
+                "eval_on_start": True,
+                "save_steps": 0.5,
+                "logging_steps": 0.05,
+            },
+        )
+    ]
+
+
+OURS: tuple[tuple[str, str, type, Any], ...] = (
+    ("sigmoid", "DPO: log-odds of the better answer under the implicit reward", config.BetaConfig, losses.sigmoid),
+    ("ipo", "IPO: the difference of the log-ratios is to be 1 / (2 beta)", config.BetaConfig, losses.ipo),
+    ("hinge", "SLiC: no loss where the better answer leads by 1 / beta", config.BetaConfig, losses.hinge),
+    ("robust", "DPO that allows for wrong labels", config.RobustConfig, losses.robust),
+)
+TRLS: tuple[tuple[str, str, type], ...] = (
+    ("sigmoid_norm", "DPO on log-ratios per token", config.BetaConfig),
+    ("exo_pair", "EXO: reverse KL to the preferences", config.ExoConfig),
+    ("nca_pair", "NCA: noise contrastive alignment", config.BetaConfig),
+    ("bco_pair", "BCO: a classifier of good and bad answers", config.BetaConfig),
+    ("sppo_hard", "SPPO: self-play, with certain preferences", config.BetaConfig),
+    ("aot", "AOT: optimal transport between the pairs' log-ratios", config.AotConfig),
+    ("aot_unpaired", "AOT between chosen and rejected answers", config.AotConfig),
+    ("apo_zero", "APO: better answers up, worse ones down", config.BetaConfig),
+    ("apo_down", "APO where even the better answers are worse than the policy's", config.BetaConfig),
+    ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig),
+)
+
+
+@hookimpl
+def alignkit_loss() -> list[Loss]:
+    return [
+        *(Loss(name=n, summary=s, batch=PreferenceLogps, config=c, build=b) for n, s, c, b in OURS),
+        *(
+            Loss(name=n, summary=f"{s} (TRL's code)", batch=PreferenceLogps, config=c, build=trl_losses.named(n))
+            for n, s, c in TRLS
+        ),
+        Loss(
+            name="sft",
+            summary="likelihood of the better answers alone (TRL's code)",
+            batch=PreferenceLogps,
+            config=NoConfig,
+            build=trl_losses.named("sft"),
+            needs_reference=False,
+        ),
+        Loss(
+            name="simpo",
+            summary="SimPO: mean log-probability of a token as the reward, no reference",
+            batch=PreferenceLogps,
+            config=config.SimpoConfig,
+            build=losses.simpo,
+            needs_reference=False,
+        ),
+    ]

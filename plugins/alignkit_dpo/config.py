@@ -1,0 +1,69 @@
+"""The ``dpo`` table and those of its losses; names are TRL's where TRL has the thing."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from alignkit import option
+
+Beta = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """What DPO has to set beside ``train``."""
+
+    max_length: Annotated[int, Gt(0)] = option(2048, "tokens of prompt and answer together")
+    too_long: Literal["error", "skip"] = option(
+        "error", "an answer over max_length: stop, or leave it out of its ranking"
+    )
+    shared_prompt: bool | None = option(None, "compute a prompt once for all its answers; null: where that is faster")
+    precompute_ref_log_probs: bool = option(
+        False, "have the reference speak once before training, and keep no model for it"
+    )
+    eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts that are answered at each evaluation; 0: none")
+    response_length: Annotated[int, Gt(0)] = option(128, "most tokens of these answers")
+
+
+@dataclass(frozen=True)
+class BetaConfig:
+    """The ``loss`` table of losses with nothing but a ``beta``."""
+
+    beta: Beta = option(0.1, "how dear it is to leave the reference")
+
+
+@dataclass(frozen=True)
+class RobustConfig(BetaConfig):
+    """The ``loss`` table of ``robust``."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.1, "the share of pairs that are labelled wrongly")
+
+
+@dataclass(frozen=True)
+class ExoConfig(BetaConfig):
+    """The ``loss`` table of ``exo_pair``."""
+
+    label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = option(1e-3, "the share of pairs that are labelled wrongly")
+
+
+@dataclass(frozen=True)
+class AotConfig(BetaConfig):
+    """The ``loss`` table of ``aot`` and ``aot_unpaired``."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.0, "the share of pairs that are labelled wrongly")
+
+
+@dataclass(frozen=True)
+class DiscopopConfig(BetaConfig):
+    """The ``loss`` table of ``discopop``."""
+
+    discopop_tau: Annotated[float, Gt(0)] = option(0.05, "temperature at which the two parts are mixed")
+
+
+@dataclass(frozen=True)
+class SimpoConfig:
+    """The ``loss`` table of ``simpo``."""
+
+    beta: Beta = option(2.0, "scale of the mean log-probability of a token")
+    gamma: Annotated[float, Ge(0)] = option(1.0, "by how much the better answer's reward must be higher")

@@ -1,0 +1,178 @@
+"""``alignkit compare``: several runs on the same prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import comparison, error_bars
+from alignkit.cli import main
+from alignkit.comparison import Answered
+from alignkit.lineage import Parent
+
+RANKINGS = [{"prompt": f"p{n}", "responses": ["a", "bb", "c"], "ranks": [0, 1, 2]} for n in range(12)]
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def runs(
+    train: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str, str]]:
+    """``runs("lora")``: an SFT run of a tiny model and a DPO run that goes on from it -> their folders."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "def longest(prompts, answers):\n    return [float(len(a)) for a in answers]\n"
+        "def stop(prompts, answers):\n    raise KeyboardInterrupt\n"
+    )
+
+    def make(tuner: str, above: str | None = None) -> tuple[str, str]:
+        sft = train("--plugin", tuner, "train.max_steps=2", "train.learning_rate=0.01", output="out")
+        rows = write(tmp_path / "rankings.jsonl", RANKINGS)
+        common = ["--model", str(tiny_model()), "--output", "out", "train.use_cpu=true", "data.eval_size=4"]
+        settings = ["train.max_steps=2", "train.learning_rate=0.01", "train.per_device_train_batch_size=2"]
+        settings += [f"dpo.policy={sft}", "dpo.eval_prompts=0", "--data", rows]
+        assert main(["train", "--plugin", "dpo", "--plugin", above or tuner, *common, *settings]) == 0
+        return "out/sft", "out/dpo"
+
+    return make
+
+
+def compare(*arguments: str) -> int:
+    return main(["--debug", "compare", *arguments, "--max-new-tokens", "6", "--batch", "3"])
+
+
+@pytest.mark.parametrize(("tuner", "above"), [("lora", "lora"), ("full", "lora"), ("lora", "full")])
+def test_runs_are_compared_whatever_they_are_made_of(
+    runs: Callable[..., tuple[str, str]], tuner: str, above: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft, dpo = runs(tuner, above)
+    capsys.readouterr()
+    assert compare(sft, dpo, "--reward", "mine:longest", "-o", "table.jsonl", "-o", "points.png") == 0
+    printed = capsys.readouterr().out
+    first, second = read(Path("table.jsonl"))
+
+    assert "8 prompts, held out by the runs; scores by mine:longest" in printed
+    assert "wins over out/sft" in printed
+    assert first["win_rate"] is None
+    assert first["kl"] == 0
+    assert second["prompts"] == 8
+    assert 0 <= second["win_rate"] <= 1
+    assert second["kl"] != 0
+    assert 1 <= second["length"] <= 6
+    assert second["reward"] == "mine:longest"
+    assert Path("points.png").read_bytes().startswith(b"\x89PNG")
+
+    assert compare(sft, dpo, "--reward", "mine:stop", "-o", "stopped.jsonl") == 130  # Ctrl-C
+    assert not Path("stopped.jsonl").exists()
+
+
+def test_adapters_on_one_base_are_what_they_are_by_themselves(runs: Callable[..., tuple[str, str]]) -> None:
+    """The adapter that is put onto the first run's model says what the run's own model says."""
+    from alignkit import manifest
+    from alignkit.answering import Asked, _logps, _open, _sharing_a_base
+
+    found = [Parent("", Path(folder), manifest.read(Path(folder))) for folder in runs("lora")]
+    asked = Asked([[{"role": "user", "content": f"What is {n}?"}] for n in range(4)], 6, 2, 0)
+    answers = [[7, 8, 9], [10], [11, 12], [13, 0]]
+    together, adapters = _open(found)
+    alone, (adapter,) = _open(found[1:])
+
+    assert _sharing_a_base(found) == [[0, 1]]
+    mine = torch.tensor(_logps(alone, adapter, asked, answers))
+    torch.testing.assert_close(torch.tensor(_logps(together, adapters[1], asked, answers)), mine, rtol=1e-3, atol=1e-2)
+    assert not torch.allclose(torch.tensor(_logps(together, adapters[0], asked, answers)), mine, atol=1e-2)
+
+
+def test_a_reward_run_beside_the_runs_is_the_judge(
+    runs: Callable[..., tuple[str, str]], tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft, dpo = runs("lora")
+    assert compare(sft, dpo) == 2
+    assert "no reward model is known" in capsys.readouterr().err
+    common = ["--model", str(tiny_model()), "--output", "out", "--data", "rankings.jsonl", f"rm.policy={sft}"]
+    assert main(["train", "--plugin", "rm", *common, "train.max_steps=1", "train.use_cpu=true"]) == 0
+    prompts = write(Path("prompts.jsonl"), [{"prompt": f"p{n}"} for n in range(12)])
+    capsys.readouterr()
+    assert compare(sft, dpo, "--data", prompts, "-o", "table.jsonl", "--limit", "3") == 0
+    said = capsys.readouterr()
+    rows = read(Path("table.jsonl"))
+
+    assert "3 prompts" in said.out
+    assert "of them are prompts that one of these runs was trained on" in said.err
+    assert rows[0]["reward"].endswith("out/rm")
+    assert all(math.isfinite(row["score"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["out/sft"], "compare takes two runs or more"),
+        (["out/sft", "out/sft"], "out/sft is named twice"),
+        (["out/sft", "out/nosuch"], "compare: out/nosuch is no finished run"),
+        (["out/sft", "out/dpo", "--reward", "out/sft"], "--reward: out/sft is a policy (stage sft), not a reward"),
+        (["out/sft", "out/dpo", "--reward", "mine:f"], "mine has no function f"),
+        (["out/sft", "out/dpo", "-o", "table.txt"], "write the table as .jsonl or the points as .png"),
+        (["out/sft", "out/dpo", "-o", "points.png"], "needs matplotlib, which is not installed: pip install"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(
+    arguments: list[str],
+    said: str,
+    folders: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "alignkit.answering", raising=False)
+
+    assert main(["compare", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert "alignkit.answering" not in sys.modules
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders with the manifests of policies and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def longest(prompts, answers):\n    return [len(a) for a in answers]\n")
+    for stage in ("sft", "dpo"):
+        folder = Path("out") / stage
+        folder.mkdir(parents=True)
+        record = {"manifest_version": 2, "stage": stage, "role": "policy", "parents": {}, "finished": ""}
+        prints = {"weights": stage, "tokenizer": "t", "chat_template": "c", "special_tokens": {}}
+        (folder / "alignkit.json").write_text(json.dumps({**record, "fingerprints": prints}))
+
+
+def test_figures_by_hand() -> None:
+    answered = Answered(["a", "bb", "c", "d"], [1, 2, 3, 4], [True, True, False, True], [0.0, 1.0, 2.0, 3.0])
+    row = comparison.figures(Parent("dpo", Path("d"), {}), answered, [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 1.0])
+
+    assert row["win_rate"] == (0.5 + 1 + 0 + 1) / 4
+    # deviations -.125, .375, -.625, .375: variance .6875 / 3, of the mean of four
+    assert row["win_rate_error"] == pytest.approx(math.sqrt(0.6875 / 3 / 4))
+    assert row["score"] == 2.5
+    assert row["kl"] == 1.5
+    assert row["length"] == 2.5
+    assert row["eos_rate"] == 0.75
+
+
+def test_the_error_of_a_mean_by_hand() -> None:
+    assert error_bars.of_mean([1.0, 2.0, 3.0]) == pytest.approx(math.sqrt(1 / 3))
+    # two groups that sum to 2 * (1 - 2) = -2 and 1 * (4 - 2) = 2 about the mean of 2
+    assert error_bars.of_mean([1.0, 1.0, 4.0], [0, 0, 1]) == pytest.approx(math.sqrt(8 * 2) / 3)
+    assert error_bars.of_mean([1.0]) == math.inf
