@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from alignkit import hookspecs
@@ -114,14 +116,14 @@ def _look_at(plugin: Plugin) -> Checked:
         )
     if registry and plugin in registry.active:
         result.gives = [(component.kind, component.name) for component in registry.given_by(plugin)]
-        module = plugin.entry_point.load()
-        result.problems += _unmarked(module, registry.hooks_of(plugin))
+        if isinstance(module := plugin.entry_point.load(), ModuleType):
+            result.problems += _unmarked(module, registry.hooks_of(plugin))
         for component in registry.given_by(plugin):
             result.problems += _wrong(component, registry)
     return result
 
 
-def _unmarked(module: Any, marked: list[str]) -> Iterator[str]:
+def _unmarked(module: ModuleType, marked: list[str]) -> Iterator[str]:
     hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
     for name, value in vars(module).items():
         if name.startswith("alignkit_") and name not in marked and getattr(value, "__module__", "") == module.__name__:
@@ -145,7 +147,8 @@ def _wrong(component: Component, registry: Registry) -> Iterator[str]:
     except AlignkitError as error:
         yield f"{who}: {error}"
         return
-    if isinstance(component, Reward) and component.needs(component.config()) and not hasattr(component.config, "path"):
+    names = [field.name for field in dataclasses.fields(component.config)]
+    if isinstance(component, Reward) and component.needs(component.config()) and "path" not in names:
         yield f"{who}: it needs a run, so its config needs a field `path: str | None`"
 
 

@@ -133,12 +133,11 @@ class Registry:
         if not self._manager.get_hookcallers(module):
             raise PluginError(f"{plugin} implements no hook. Is @alignkit.hookimpl missing? {away}")
         try:
-            for component in self._declared(key):
-                self._add(component, plugin)
-        except PluginError:
-            raise
+            declared = list(self._declared(key))
         except (Exception, SystemExit) as error:
             raise PluginError(f"{plugin} failed while declaring: {one_line(error)}. {away}") from error
+        for component in declared:
+            self._add(component, plugin)
         self._active[key] = plugin
 
     @staticmethod
@@ -160,7 +159,7 @@ class Registry:
                 for component in declared:
                     if not isinstance(component, KINDS[kind]):
                         raise TypeError(f"{hook} gave {component!r}, which is no {KINDS[kind].__name__}")
-                    if not dataclasses.is_dataclass(component.config):
+                    if not (isinstance(component.config, type) and dataclasses.is_dataclass(component.config)):
                         raise TypeError(f"the config of {kind} '{component.name}' is no dataclass")
                     yield component
 

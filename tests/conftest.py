@@ -27,7 +27,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
 
-    def put(name: str, code: str, distribution: str = "", version: str = "0.1", requires: str = "") -> None:
+    def put(
+        name: str, code: str, distribution: str = "", version: str = "0.1", requires: str = "", attribute: str = ""
+    ) -> None:
         distribution = distribution or f"alignkit-{name}"
         module = distribution.replace("-", "_") + "_plugin"
         (site / f"{module}.py").write_text(textwrap.dedent(code))
@@ -35,7 +37,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         info.mkdir()
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nSummary: {name} for a test\n"
         (info / "METADATA").write_text(metadata + (f"Requires-Dist: {requires}\n" if requires else ""))
-        (info / "entry_points.txt").write_text(f"[alignkit]\n{name} = {module}\n")
+        (info / "entry_points.txt").write_text(f"[alignkit]\n{name} = {module}{attribute}\n")
 
     yield put
     for module in site.glob("*.py"):

@@ -14,6 +14,7 @@ from alignkit.cli import main
 from alignkit.cli.new import KINDS, TEMPLATES
 
 
+@pytest.mark.slow
 def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_and_leaves_no_trace(
     venv: Venv, tmp_path: Path
 ) -> None:

@@ -49,8 +49,9 @@ def uninstall(
     names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, or the distributions that bring them."),
 ) -> None:
     """Remove the distributions that bring plugins, with pip. What they depend on stays."""
-    for provider, given in {_provider(name) for name in names}:
-        _pip("uninstall", "--yes", provider.split()[0])
+    meant = sorted({_provider(name) for name in names})
+    _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in meant))
+    for provider, given in meant:
         typer.echo(f"{provider} is uninstalled, and with it: {given}")
 
 

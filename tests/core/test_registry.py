@@ -101,9 +101,23 @@ def test_a_config_that_is_no_dataclass_names_its_component(install: Callable[...
 
 def test_a_hook_that_raises_names_its_plugin(install: Callable[..., None]) -> None:
     install("boom", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    return 1 / 0")
+    install("bang", "from alignkit import *\n@hookimpl\ndef alignkit_loss():\n    raise PluginError('no.')")
 
     with pytest.raises(PluginError, match="plugin boom .* failed while declaring: ZeroDivisionError"):
         Registry().activate("boom")
+    with pytest.raises(PluginError, match="plugin bang .* failed while declaring: PluginError: no."):
+        Registry().activate("bang")
+
+
+def test_a_plugin_may_be_an_object(install: Callable[..., None], check_plugin: Callable[[str], None]) -> None:
+    code = "from alignkit import hookimpl\nclass P:\n    @hookimpl\n    def alignkit_run_start(self, run):\n        {}"
+    install("object", code.format("run.append(self)") + "\nplugin = P()", attribute=":plugin")
+    registry, run = Registry(), list[object]()
+    registry.activate("object")
+    registry.call("alignkit_run_start", run=run)
+
+    assert len(run) == 1
+    check_plugin("object")
 
 
 def test_a_hook_that_declares_the_wrong_thing_names_it(install: Callable[..., None]) -> None:
