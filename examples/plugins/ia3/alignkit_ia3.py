@@ -58,6 +58,7 @@ def alignkit_model() -> list[Tuner]:
             config=Ia3Config,
             load=load,
             wrap=wrap,
+            adapters=True,
             lr_scale=100,  # a scale starts at 1: the paper's rate is 3e-3
         )
     ]
