@@ -315,10 +315,10 @@ def finish(run: Run, trainer: PPOTrainer) -> dict[str, Any]:
     if not trainer.held_out:
         trainer.keep()
         return {}
-    last = trainer.state.log_history[-1] if trainer.state.log_history else {}
-    if trainer.keep() or "eval_score" not in last:
+    evaluated = [log for log in trainer.state.log_history if "eval_score" in log]
+    first, last = evaluated[0], evaluated[-1]
+    if trainer.keep() or last["step"] != trainer.state.global_step:
         last = trainer.evaluate()
-    first = next(log for log in trainer.state.log_history if "eval_score" in log)
     run.say(
         f"held-out score {first['eval_score']:.2f} ± {first['eval_score_error']:.2f} -> "
         f"{last['eval_score']:.2f} ± {last['eval_score_error']:.2f} at a KL of {last['eval_kl']:.1f} nats; "
