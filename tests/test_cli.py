@@ -108,7 +108,7 @@ def test_the_plan_is_told_before_training(capsys: pytest.CaptureFixture[str]) ->
     plan = capsys.readouterr().out
 
     assert "tuner  qlora: train low-rank adapters on a frozen 4-bit base (NF4)" in plan
-    assert "optimizer  adafactor: factored second moments: the least memory in 32 bits, learning rate 0.0002" in plan
+    assert "optimizer  adafactor: factored second moments: the least memory in 32 bits, learning rate 0.0005" in plan
     assert "389 rows from bundled:demonstrations (format prompt-completion)" in plan
 
 

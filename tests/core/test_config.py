@@ -47,7 +47,7 @@ def test_another_scheduler_leaves_the_stages_scheduler_settings_behind() -> None
 
 def test_a_bundled_model_brings_settings_under_those_of_the_user() -> None:
     bundled, other = config(plugins=("ppo",)), config("model: some/model", plugins=("ppo",))
-    assert (bundled.stage.config.iterations, other.stage.config.iterations) == (6, 100)
+    assert (bundled.stage.config.iterations, other.stage.config.iterations) == (5, 100)
     assert config("", "ppo.iterations=7", plugins=("ppo",)).stage.config.iterations == 7
 
     lora, full = (config(plugins=("sft", tuner)).train for tuner in ("lora", "full"))
