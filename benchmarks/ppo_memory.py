@@ -319,7 +319,7 @@ def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
             "minibatches": 1,
             "response_length": options.response,
             "value": options.value,
-            "max_prompt_length": options.length,
+            "max_prompt_length": 2 * options.length,  # a small tokenizer takes more than a token a word
         }
         settings = {
             "plugins": ["ppo", tuner, "random-weights"],

@@ -35,7 +35,7 @@ def runs(
 ) -> Callable[..., tuple[str, str]]:
     """``runs("lora")``: an SFT run of a tiny model and a DPO run that goes on from it -> their folders."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(
+    Path("judges.py").write_text(
         "def longest(prompts, answers):\n    return [float(len(a)) for a in answers]\n"
         "def stop(prompts, answers):\n    raise KeyboardInterrupt\n"
     )
@@ -62,11 +62,11 @@ def test_runs_are_compared_whatever_they_are_made_of(
 ) -> None:
     sft, dpo = runs(tuner, above)
     capsys.readouterr()
-    assert compare(sft, dpo, "--reward", "mine:longest", "-o", "table.jsonl", "-o", "points.png") == 0
+    assert compare(sft, dpo, "--reward", "judges:longest", "-o", "table.jsonl", "-o", "points.png") == 0
     printed = capsys.readouterr().out
     first, second = read(Path("table.jsonl"))
 
-    assert "8 prompts, held out by the runs; scores by mine:longest" in printed
+    assert "8 prompts, held out by the runs; scores by judges:longest" in printed
     assert "wins over out/sft" in printed
     assert first["win_rate"] is None
     assert first["kl"] == 0
@@ -74,10 +74,10 @@ def test_runs_are_compared_whatever_they_are_made_of(
     assert 0 <= second["win_rate"] <= 1
     assert second["kl"] != 0
     assert 1 <= second["length"] <= 6
-    assert second["reward"] == "mine:longest"
+    assert second["reward"] == "judges:longest"
     assert Path("points.png").read_bytes().startswith(b"\x89PNG")
 
-    assert compare(sft, dpo, "--reward", "mine:stop", "-o", "stopped.jsonl") == 130  # Ctrl-C
+    assert compare(sft, dpo, "--reward", "judges:stop", "-o", "stopped.jsonl") == 130  # Ctrl-C
     assert not Path("stopped.jsonl").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
         (["out/sft", "out/sft"], "out/sft is named twice"),
         (["out/sft", "out/nosuch"], "compare: out/nosuch is no finished run"),
         (["out/sft", "out/dpo", "--reward", "out/sft"], "--reward: out/sft is a policy (stage sft), not a reward"),
-        (["out/sft", "out/dpo", "--reward", "mine:f"], "mine has no function f"),
+        (["out/sft", "out/dpo", "--reward", "judges:f"], "judges has no function f"),
         (["out/sft", "out/dpo", "-o", "table.txt"], "write the table as .jsonl or the points as .png"),
         (["out/sft", "out/dpo", "-o", "points.png"], "needs matplotlib, which is not installed: pip install"),
     ],
@@ -149,7 +149,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folders with the manifests of policies and nothing else."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("def longest(prompts, answers):\n    return [len(a) for a in answers]\n")
+    Path("judges.py").write_text("def longest(prompts, answers):\n    return [len(a) for a in answers]\n")
     for stage in ("sft", "dpo"):
         folder = Path("out") / stage
         folder.mkdir(parents=True)

@@ -249,7 +249,12 @@ ACTS = [
     *("train.max_grad_norm=1e-6", "train.lr_scheduler_type=linear", "train.bf16=true", "ppo.value=head", "ppo.ema=0.5"),
     *("ppo.lam=0.5", "ppo.gamma=0.9", "ppo.whiten_rewards=true", "ppo.score_clip=0.1", "ppo.temperature=0.7"),
     *("ppo.epochs=2", "ppo.kl_target=0.01", "ppo.samples_per_prompt=2", "loss.cliprange=0.001", "loss.value_coef=2"),
-    *("loss.entropy_coef=1", "--plugin=ppo-dual-clip", "optimizer.name=adafactor", "train.warmup_steps=4"),
+    *(
+        "loss.entropy_coef=1",
+        "--plugin=ppo-dual-clip loss.dual_clip=1.001",
+        "optimizer.name=adafactor",
+        "train.warmup_steps=4",
+    ),
     *("rollout.batch=3", "rollout.name=continuous"),
 ]
 
@@ -257,7 +262,9 @@ ACTS = [
 def test_every_setting_acts(folder: Path) -> None:
     plain = trained(ppo(*GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "data.eval_size=0", "--output", "plain"))
     for setting in ACTS:
-        other = ppo(*GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "data.eval_size=0", "--output", "other", setting)
+        other = ppo(
+            *GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "data.eval_size=0", "--output", "other", *setting.split()
+        )
         assert any(not torch.equal(tensor, trained(other)[name]) for name, tensor in plain.items()), setting
         shutil.rmtree("other")
 
@@ -325,12 +332,14 @@ def test_pretraining_text_is_mixed_in(folder: Path) -> None:
         assert abs(a["ptx_grad_norm"] - a["ppo_grad_norm"]) < a["grad_norm"] < together
 
 
-def test_pretraining_text_is_cut_or_left_out(below: Callable[[str], list[str]]) -> None:
-    """Without text of its own it takes the demonstrations of the SFT run, those that are short enough."""
+def test_pretraining_text_is_that_of_the_sft_run_where_it_is_short_enough(
+    below: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     named = below("lora")
-    run = ppo(*named, "ppo.iterations=1", "ppo.ptx_coef=0.5", "ppo.ptx_length=30", "ppo.ptx_batch_size=2")
+    run = ppo(*named, "ppo.iterations=1", "ppo.ptx_coef=0.5", "ppo.ptx_length=40", "ppo.ptx_batch_size=2")
 
     assert iterations(run)[0]["ptx_loss"] > 0
+    assert "of 16 demonstrations are over ppo.ptx_length=40: left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
