@@ -58,10 +58,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
-    "tiny": (  # for tests
+    "tiny": (  # for tests; the vocabulary is that of the bundled tokenizer
         "llama",
         {
-            **{"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+            **{"vocab_size": 49152, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
             **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
         },
     ),

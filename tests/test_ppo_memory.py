@@ -68,7 +68,7 @@ def test_tensors_without_data_are_counted_like_those_with_data(memory: Any, tune
     without, with_data = (
         dataclasses.astuple(make("tiny", tuner, how)) for make in (memory.compute, memory.with_tensors)
     )
-    assert without == pytest.approx(with_data, rel=0.06)  # without data, some operations make more tensors
+    assert without == pytest.approx(with_data, rel=0.05)  # without data, some operations make more tensors
 
 
 def test_the_parts_are_those_of_the_model(memory: Any) -> None:
