@@ -170,16 +170,14 @@ class PPOTrainer(transformers.Trainer):
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A microbatch's backward pass; before a step's first, that of the pretraining text (step 10)."""
-        mixed = self.pretraining is not None and self.iteration >= self.config.value_warmup
-        if mixed and self.pretraining and not self.microbatches:
+        mixed = self.pretraining if self.iteration >= self.config.value_warmup else None
+        if mixed and not self.microbatches:
             model.train()
-            self._add(self.pretraining.backward(model))
+            self._add(mixed.backward(model))
         loss: Tensor = super().training_step(model, *args, **kwargs)
-        self.microbatches += 1
-        if self.microbatches == self.args.gradient_accumulation_steps:
-            self.microbatches = 0
-            if mixed and self.pretraining:
-                self._add({"ppo_grad_norm": self.pretraining.rest_norm(model)})
+        self.microbatches = (self.microbatches + 1) % self.args.gradient_accumulation_steps
+        if mixed and not self.microbatches:
+            self._add({"ppo_grad_norm": mixed.rest_norm(model)})
         return loss
 
     def _add(self, figures: dict[str, float]) -> None:
