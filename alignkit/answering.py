@@ -29,10 +29,11 @@ class Asked:
     max_new_tokens: int
     batch: int  # prompts at a time
     seed: int
+    temperature: float = 1.0  # of sampling and of log-probabilities
 
 
 def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
-    """Each run's answers at temperature 1, and their KL to the first run; ``advance`` hears of prompts answered."""
+    """Each run's answers, and their KL to the first run; ``advance`` hears of prompts answered."""
     answers: dict[int, list[list[int]]] = {}
     own: dict[int, list[float]] = {}
     for group in reversed(_sharing_a_base(runs)):  # the first run comes last: it then reads what the others wrote
@@ -104,7 +105,7 @@ def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
 def _sample(
     opened: chat.Opened, adapter: str | None, asked: Asked, advance: Callable[[int], None]
 ) -> Iterator[list[int]]:
-    how = Sampling(asked.max_new_tokens, temperature=1.0, stop_ids=tuple(opened.stop_ids))
+    how = Sampling(asked.max_new_tokens, temperature=asked.temperature, stop_ids=tuple(opened.stop_ids))
     for start in range(0, len(asked.prompts), asked.batch):
         part = asked.prompts[start : start + asked.batch]
         transformers.set_seed(asked.seed + start)  # the same random numbers for every run
@@ -116,7 +117,8 @@ def _sample(
 @torch.no_grad()
 def _logps(opened: chat.Opened, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
     """The log-probability of each answer."""
-    roles, pad, found = Roles({"policy": Member(opened.model, adapter)}), opened.tokenizer.pad_token_id, list[float]()
+    roles = Roles({"policy": Member(opened.model, adapter)}, asked.temperature)
+    pad, found = opened.tokenizer.pad_token_id, list[float]()
     prompts = [prompt_ids(opened.tokenizer, prompt) for prompt in asked.prompts]
     for start in range(0, len(prompts), asked.batch):
         some = slice(start, start + asked.batch)

@@ -8,9 +8,9 @@
 TRL removed PPO in 1.13, so 1.12 is put beside the environment, in a folder of its own that only TRL's processes see.
 Both sides start a LoRA policy from the same base, which is the reference, and score with the same reward model, which
 :func:`prepare` trains for a step, as alignkit does it, and merges for TRL. The value model starts from it: an adapter
-of the same trunk here, a whole model that is trained whole there, as TRL's documentation does it; ``PPOTrainer`` takes
-a ``peft_config`` for the policy alone. TRL gets a pad token other than the end of sequence where the tokenizer has one,
-for it drops the latter where they are the same.
+of the same trunk here (or a head on the policy, with ``--value head``), a whole model that is trained whole there, as
+TRL's documentation does it; ``PPOTrainer`` takes a ``peft_config`` for the policy alone. TRL gets a pad token other than
+the end of sequence where the tokenizer has one, for it drops the latter where they are the same.
 
 TRL takes one optimizer step an epoch whatever ``num_mini_batches``, alignkit takes as many as there are minibatches.
 """
@@ -177,6 +177,7 @@ def ours(options: argparse.Namespace) -> None:
         "epochs": options.epochs,
         "response_length": options.response_length,
         "kl_coef": 0.05,
+        "value": options.value,
     }
     train = {
         "learning_rate": 1e-5,
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="answers an iteration")
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
+    parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="alignkit's ppo.value")
     parser.add_argument("--microbatch", type=int, default=4, help="answers in a forward with gradients")
     parser.add_argument("--response-length", type=int, default=64)
     default = str(device.run_dtype({})).removeprefix("torch.")

@@ -77,6 +77,11 @@ def test_runs_are_compared_whatever_they_are_made_of(
     assert second["reward"] == "judges:longest"
     assert Path("points.png").read_bytes().startswith(b"\x89PNG")
 
+    assert compare(sft, dpo, "--reward", "judges:longest", "--temperature", "0.01", "-o", "cold.jsonl") == 0
+    cold = read(Path("cold.jsonl"))[1]
+    assert cold["temperature"] == 0.01
+    assert cold["kl"] > 3 * second["kl"]  # log-probabilities are of the temperature too
+
     assert compare(sft, dpo, "--reward", "judges:stop", "-o", "stopped.jsonl") == 130  # Ctrl-C
     assert not Path("stopped.jsonl").exists()
 

@@ -25,6 +25,7 @@ def compare(
     ),
     limit: int = typer.Option(100, min=1, help="At most so many prompts."),
     max_new_tokens: int = typer.Option(128, min=1, help="How long an answer may become."),
+    temperature: float = typer.Option(1.0, min=0.01, help="Of every run's answers, and of the KL between them."),
     batch: int = typer.Option(16, min=1, help="Prompts at a time."),
     seed: int = typer.Option(0, help="The same seed, the same answers."),
 ) -> None:
@@ -47,7 +48,7 @@ def compare(
     common.quiet()
     from alignkit.answering import Asked, answer, score
 
-    to_ask = Asked(asked.prompts, max_new_tokens, batch, seed)
+    to_ask = Asked(asked.prompts, max_new_tokens, batch, seed, temperature)
     with common.progress("answering", len(found) * len(asked.prompts)) as advance:
         answered = answer(found, to_ask, advance)
     scores = score(judge, to_ask, [one.texts for one in answered])
@@ -60,7 +61,8 @@ def compare(
         if file.suffix == ".png":
             comparison.plot(file, rows, judge.name)
         else:
-            comparison.write_rows(file, rows, reward=judge.name, max_new_tokens=max_new_tokens, seed=seed)
+            how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            comparison.write_rows(file, rows, reward=judge.name, **how)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
