@@ -23,14 +23,16 @@ from alignkit.registry import Registry
 WITH_HEAD = ("value", "reward")
 
 
-def fresh_head(model: Any, pad_token_id: int | None) -> None:
+def fresh_head(model: Any, pad_token_id: int | None, role: str) -> None:
     """Start the scalar head at N(0, 1/sqrt(d + 1)), as "learning to summarize" (arXiv 2009.01325) does; d is the width.
 
+    That of a value starts at 0: what it would guess before it has learnt would be noise in the first advantages.
     ``pad_token_id`` is what plain Transformers looks for to find where a padded sequence ends.
     """
     weight = model.score.weight
     with torch.no_grad():
-        weight.copy_(torch.empty(weight.shape).normal_(std=1 / math.sqrt(weight.shape[1] + 1)))
+        std = 0 if role == "value" else 1 / math.sqrt(weight.shape[1] + 1)
+        weight.copy_(torch.empty(weight.shape).normal_(std=std))
     model.config.pad_token_id = pad_token_id
 
 

@@ -210,10 +210,10 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
 
 
 def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
-    """A scalar head in fp32, from a weight or as :func:`alignkit.roles.fresh_head` starts one."""
+    """A scalar head in fp32, from a weight or at 0, as :func:`alignkit.roles.fresh_head` starts a value."""
     head = nn.Linear(width, 1, bias=False)
     with torch.no_grad():
-        head.weight.copy_(torch.empty(1, width).normal_(std=(width + 1) ** -0.5) if weight is None else weight)
+        head.weight.copy_(torch.zeros(1, width) if weight is None else weight)
     return head.requires_grad_(trained)
 
 

@@ -122,7 +122,7 @@ class PPOTrainer(transformers.Trainer):
         self.before: list[str] = []  # the first evaluation's answers, which are the SFT model's
         self.after: list[str] = []  # the last evaluation's
         self.watch = diagnosis.Watch(run.say)
-        self.add_callback(AfterStep(self))
+        self.add_callback(AroundStep(self))
 
     @property
     def iteration(self) -> int:
@@ -220,6 +220,12 @@ class PPOTrainer(transformers.Trainer):
                 self.control.should_training_stop = True
         super().log(logs, start_time)
 
+    def optimizer_step_next(self) -> None:
+        """Leave the policy as it is while the value warms up, which as a head on it would move it."""
+        if self.iteration < self.config.value_warmup:
+            for _, parameter in self.policy_weights():
+                parameter.grad = None
+
     def optimizer_step_done(self) -> None:
         """Average the policy's weights, if they are to be (step 11)."""
         if self.config.ema:
@@ -298,11 +304,14 @@ class PPOTrainer(transformers.Trainer):
         return bool(kept)
 
 
-class AfterStep(transformers.TrainerCallback):
-    """Tells the trainer that an optimizer step is done."""
+class AroundStep(transformers.TrainerCallback):
+    """Tells the trainer that an optimizer step comes, and that it is done."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.optimizer_step_next()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.optimizer_step_done()

@@ -371,11 +371,20 @@ def test_settings_that_cannot_be_are_refused(
     assert said in capsys.readouterr().err
 
 
-def test_the_value_warms_up_alone(folder: Path) -> None:
-    run = ppo(*GOLD, "ppo.iterations=2", "ppo.value_warmup=2")
+@pytest.mark.parametrize("value", ["adapter", "head"])
+def test_the_value_warms_up_alone(folder: Path, value: str) -> None:
+    run = ppo(*GOLD, "ppo.iterations=2", "ppo.value_warmup=2", f"ppo.value={value}")
 
     assert [line["kl"] for line in iterations(run)] == [0, 0]
     assert all(float(t.abs().max()) == 0 for n, t in trained(run).items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize(("tuner", "value"), [("lora", "adapter"), ("lora", "head"), ("full", "adapter")])
+def test_a_fresh_value_starts_without_an_opinion(folder: Path, tuner: str, value: str) -> None:
+    """A value that guesses makes noise of the first advantages: its explained variance is then far below 0."""
+    first = iterations(ppo(*GOLD, "ppo.iterations=1", f"ppo.value={value}", "--plugin", tuner))[0]
+
+    assert first["explained_variance"] == 0
 
 
 def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
