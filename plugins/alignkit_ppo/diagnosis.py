@@ -65,10 +65,10 @@ def value_only(batch: PolicyBatch) -> PolicyBatch:
 
 
 class Watch:
-    """Warns once of each thing that commonly goes wrong."""
+    """Warns once of each thing that commonly goes wrong; ``ends``: whether answers are meant to end by themselves."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], ends: bool) -> None:
+        self.say, self.ends = say, ends
         self.first: dict[str, float] | None = None
         self.warned: set[str] = set()
 
@@ -78,9 +78,8 @@ class Watch:
         self._warn(
             "entropy", logs["entropy"] < 0.2 * first["entropy"], "entropy has collapsed to a fifth: raise kl_coef"
         )
-        self._warn(
-            "eos", logs["eos_rate"] < 0.05, "almost no answer ends: raise ppo.response_length or train SFT longer"
-        )
+        never = self.ends and logs["eos_rate"] < 0.05
+        self._warn("eos", never, "almost no answer ends: raise ppo.response_length or train SFT longer")
         grew = logs["length"] > 2 * first["length"] and logs["score"] > first["score"]
         self._warn("length", grew, "answers are twice as long as at first and score higher: the reward may like length")
 

@@ -121,7 +121,7 @@ class PPOTrainer(transformers.Trainer):
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.before: list[str] = []  # the first evaluation's answers, which are the SFT model's
         self.after: list[str] = []  # the last evaluation's
-        self.watch = diagnosis.Watch(run.say)
+        self.watch = diagnosis.Watch(run.say, ends=self.config.missing_eos_penalty > 0)
         self.add_callback(AroundStep(self))
 
     @property
