@@ -178,6 +178,7 @@ def ours(options: argparse.Namespace) -> None:
         "response_length": options.response_length,
         "kl_coef": 0.05,
         "value": options.value,
+        "temperature": 1.0,
     }
     train = {
         "learning_rate": 1e-5,
