@@ -104,7 +104,7 @@ def test_a_run_of_the_sentiment_task_is_where_the_curve_says(sentiment: Path) ->
 
     kl_coef, points = curve.points(Path())
     assert kl_coef == 0.1
-    assert points == [pytest.approx(point) for point in [(0, 0), (2.5, 0.25), (5, 0.5)]]
+    assert points == [pytest.approx(point) for point in [(0, 0), (2, 0.2), (4.5, 0.45)]]
 
 
 def test_the_sentiment_reward_tells_praise_from_blame(sentiment: Path) -> None:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-WINDOW = 4  # iterations whose mean is a point
+WINDOW = 3  # iterations whose mean is a point
 
 
 def points(run: Path) -> tuple[float, list[tuple[float, float]]]:
