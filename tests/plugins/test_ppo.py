@@ -285,6 +285,10 @@ def test_it_stops_at_a_kl_bound_and_tells_callbacks(folder: Path, install: Calla
                     with Path("steps").open("a") as file:
                         file.write("x")
 
+                def on_log(self, args, state, control, logs=None, **kwargs):  # as trackers do
+                    with Path("logged").open("a") as file:
+                        file.write(" ".join(logs) + " ")
+
             return [Count()]
         """,
     )
@@ -293,6 +297,7 @@ def test_it_stops_at_a_kl_bound_and_tells_callbacks(folder: Path, install: Calla
     assert 1 < len(iterations(run)) < 30
     assert iterations(run)[-1]["kl"] > 0.05 >= iterations(run)[-2]["kl"]
     assert len(Path("steps").read_text()) == 2 * len(iterations(run))
+    assert {"score", "kl", "entropy", "value_loss", "eval_score", "eval_kl"} <= set(Path("logged").read_text().split())
 
 
 def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callable[[str], list[str]]) -> None:
