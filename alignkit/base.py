@@ -48,6 +48,20 @@ def check(name: str) -> None:
         )
 
 
+def check_head(name: str) -> None:
+    """Whether Transformers has this base with a scalar head, as a reward model is; imports torch.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
+    if kind not in KNOWN:
+        raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
+
+
 def _run_inside(folder: Path) -> str:
     runs = [str(inside) for inside in sorted(folder.iterdir()) if inside.is_dir() and manifest.is_run(inside)]
     return f". Runs in it: {', '.join(runs)}" if runs else ""

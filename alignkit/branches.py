@@ -130,6 +130,8 @@ def supports_tree(config: Any, longest: int) -> bool:
         return False
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "rotary") == "alibi":
         return False
+    if getattr(config, "model_type", None) in ("bloom", "mpt"):  # ALiBi that no field tells of
+        return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +154,7 @@ def figures(run: Parent, answered: Answered, scores: Sequence[float], first: Seq
 
 
 def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    error = error_bars.of_mean(values)  # infinite for one prompt, which JSON has no word for
-    return {name: sum(values) / len(values), f"{name}_error": error if math.isfinite(error) else None}
+    return {name: sum(values) / len(values), f"{name}_error": None, **error_bars.named(f"{name}_error", values)}
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Component:
     summary: str  # one line for `alignkit plugins`
     config: type = NoConfig  # a dataclass, its fields made with `option`
     requires: tuple[str, ...] = ()  # import names of packages that alignkit itself does not depend on
+    check: Callable[[Any], None] | None = None  # of its config, before anything is loaded: raises ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

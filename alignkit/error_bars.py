@@ -21,3 +21,9 @@ def of_mean(values: ArrayLike, group: ArrayLike | None = None) -> float:
     if len(sums) < 2:
         return math.inf
     return float(math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(numbers))
+
+
+def named(name: str, values: ArrayLike, group: ArrayLike | None = None) -> dict[str, float]:
+    """:func:`of_mean` as a metric of that name; none where it is infinite, which JSON has no word for."""
+    error = of_mean(values, group)
+    return {name: error} if math.isfinite(error) else {}

@@ -19,6 +19,7 @@ class Parent:
     stage: str
     folder: Path
     manifest: dict[str, Any] | None  # None: it is yet to be trained, by the same command
+    config: RunConfig | None = None  # of one that is yet to be trained
 
     def describe(self) -> str:
         """``"runs/sft (lora, 44 steps, 2026-11-24)"``."""
@@ -60,10 +61,8 @@ def finished(output: Path, stage: str) -> list[Parent]:
 
 def inherited(parent: Parent) -> dict[str, Any]:
     """What a run takes from the one that it goes on from, where the user says nothing else."""
-    if parent.manifest is None:
-        return {}
-    config = parent.manifest["config"]
-    return {key: config[key] for key in ("model", "tuner", "chat_template") if config[key] is not None}
+    config = parent.manifest["config"] if parent.manifest else parent.config.to_dict() if parent.config else {}
+    return {key: config[key] for key in ("model", "tuner", "chat_template") if config.get(key) is not None}
 
 
 def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
@@ -94,10 +93,13 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
     Raises:
         ConfigError: base, tokenizer, chat template, special tokens or the adapter's settings differ; says which.
     """
-    record = parent.manifest
-    if record is None:  # trained by the same command, from the same settings
+    record, told = parent.manifest, f"{key}: {parent.folder} does not fit"
+    if record is None:
+        assert parent.config is not None
+        if config.model != parent.config.model:
+            raise ConfigError(f"{told}: it will be made from {parent.config.model}, this run is of {config.model}")
+        _check_adapter(config, parent.config.to_dict(), told)
         return
-    told = f"{key}: {parent.folder} does not fit"
     if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
         raise ConfigError(f"{told}: it was made from {record['model']['name']}, this run is of {config.model}")
     if found := _model_differences(config, record):
@@ -110,11 +112,15 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         if fingerprints.text(template) != record["fingerprints"]["chat_template"]:
             raise ConfigError(f"{told}: its chat template is another than {config.chat_template}")
     if record["weights"] == "adapter":
-        mine, theirs = config.to_dict()["tuner"], record["config"]["tuner"]
-        common = [name for name in mine if name != "name" and name in theirs and mine[name] != theirs[name]]
-        if common:
-            what = ", ".join(f"tuner.{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in common)
-            raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
+        _check_adapter(config, record["config"], told)
+
+
+def _check_adapter(config: RunConfig, parent: Mapping[str, Any], told: str) -> None:
+    mine, theirs = config.to_dict()["tuner"], parent["tuner"]
+    common = [name for name in mine if name != "name" and name in theirs and mine[name] != theirs[name]]
+    if common:
+        what = ", ".join(f"tuner.{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in common)
+        raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
 
 
 def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
@@ -145,6 +151,22 @@ def check_same_tokens(a: Parent, b: Parent) -> None:
     one, other = a.manifest["fingerprints"], b.manifest["fingerprints"]
     if found := fingerprints.differences({**one, "weights": None}, {**other, "weights": None}):
         raise ConfigError(f"{a.folder} and {b.folder} do not fit together: they differ in {', '.join(found)}")
+
+
+def check_same_tokens_as_base(config: RunConfig, run: Parent) -> None:
+    """:func:`check_same_tokens` of a run and the model that ``config`` names.
+
+    Raises:
+        ConfigError: the tokenizer, the chat template or the special tokens differ; says which.
+    """
+    mine = _model_of(config)
+    if mine is None or run.manifest is None:
+        return
+    if config.chat_template is not None:
+        template = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+        mine = {**mine, "chat_template": fingerprints.text(template)}
+    if found := fingerprints.differences({**mine, "weights": None}, {**run.manifest["fingerprints"], "weights": None}):
+        raise ConfigError(f"{config.model} and {run.folder} do not fit together: they differ in {', '.join(found)}")
 
 
 def _model_of(config: RunConfig) -> dict[str, Any] | None:

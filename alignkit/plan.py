@@ -127,6 +127,8 @@ class _Planner:
                 config = dataclasses.replace(config, reward=config.reward._replace(config=with_path))
                 if "policy" in parents:
                     lineage.check_same_tokens(parents["policy"], parents[role])
+                else:
+                    lineage.check_same_tokens_as_base(config, parents[role])
         for parent in parents.values():
             if parent.manifest is not None and parent not in self.result.found:
                 self.result.found.append(parent)
@@ -140,8 +142,8 @@ class _Planner:
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
             if not matching and manifest.is_run(config.folder):
-                there = next(run for run in runs if run.folder == config.folder)
-                why = "; ".join(lineage.differences(there, config, fingerprint))
+                there = next((run for run in runs if run.folder == config.folder), None)
+                why = "; ".join(lineage.differences(there, config, fingerprint)) if there else "it is of another stage"
                 raise ConfigError(
                     f"{config.folder} is there but is not what these settings make: {why}. Use it all the same with "
                     f"{key}={config.folder}, train it anew with alignkit train --plugin {stage_name} --overwrite, or "
@@ -150,7 +152,7 @@ class _Planner:
             if not matching:
                 config, parents = self._with_parents(resolve(self.registry, self.file, self.cli, stage_name))
                 self.result.to_train.append(make(self.registry, config, parents))
-            self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None)
+            self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None, config)
         return self.known[stage_name]
 
     def _is_the_same(self, config: RunConfig) -> bool:
@@ -171,11 +173,13 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     parents = dict(parents or {})
     chosen = [config.stage, config.tuner, config.optimizer, config.loss]
     chosen += [getattr(config, kind) for kind in config.stage.component.uses]
-    for component in (s.component for s in chosen):
+    for component, settings in chosen:
         for package in component.requires:
             if importlib.util.find_spec(package) is None:
                 what = f"{component.kind} '{component.name}' needs {package}, which is not installed"
                 raise ConfigError(f"{what}: pip install {package}")
+        if component.check:
+            component.check(settings)
     if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)

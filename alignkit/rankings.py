@@ -86,7 +86,25 @@ def function(name: str) -> Scorer:
     if not callable(found):
         hint = did_you_mean(function_name, [n for n in vars(module) if callable(getattr(module, n))])
         raise ConfigError(f"{module_name} has no function {function_name}.{hint}")
-    return found
+
+    def call(prompts: list[str], answers: list[str]) -> Sequence[float]:
+        try:
+            return found(prompts, answers)
+        except Exception:
+            for prompt, answer in zip(prompts, answers, strict=True):
+                try:
+                    found([prompt], [answer])
+                except Exception as error:
+                    raise _FailedOnError(answer, error) from error
+            raise
+
+    return call
+
+
+class _FailedOnError(Exception):
+    def __init__(self, answer: str, why: Exception) -> None:
+        super().__init__(answer)
+        self.answer, self.why = answer, why
 
 
 def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[str]) -> list[float]:
@@ -97,6 +115,8 @@ def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[s
     """
     try:
         scores = [float(value) for value in scores_of()]
+    except _FailedOnError as error:
+        raise DataError(f"{name} failed on the answer {error.answer!r}: {one_line(error.why)}") from error
     except Exception as error:
         raise DataError(
             f"{name} failed on these answers, the first of which is {answers[0]!r}: {one_line(error)}"

@@ -101,12 +101,15 @@ def head_in_fp32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+DROPOUTS = ("dropout", "attention_dropout", "attn_dropout", "resid_dropout", "activation_dropout", "layerdrop")
+
+
 def without_dropout(model: Any) -> Any:
     """``model`` with every dropout at 0, so that a score or a log-probability is the same number each time."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "resid_dropout"):
+        for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model

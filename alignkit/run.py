@@ -175,9 +175,8 @@ class Run:
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"train: {one_line(error)}") from error
 
-    def reward(self, roles: nn.Module) -> Callable[[Answers], list[float]]:
-        """The reward: of :class:`alignkit.Answers`, to a checked score for each."""
-        self.roles = roles  # a reward may be one of them
+    def reward(self) -> Callable[[Answers], list[float]]:
+        """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``."""
         selected = self.config.reward
         assert selected is not None
         name, score = selected.component.name, selected.component.build(selected.config, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def sample(
         pad_token_id=pad,
         **warped,
     )
-    with torch.no_grad():
+    with torch.no_grad(), _nothing_but_what_is_asked(model):
         output = model.generate(ids, attention_mask=mask, generation_config=config)
     answers = [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
     return [answer for answer in answers for _ in range(how.samples // drawn)]
@@ -41,6 +42,20 @@ def sample(
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:
     """An answer's ids as text, without the token that ends it."""
     return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+@contextlib.contextmanager
+def _nothing_but_what_is_asked(model: Any) -> Iterator[None]:
+    """Without the generation config that came with the model, from which ``generate`` takes what is not asked for.
+
+    A repetition penalty, say, would make answers that the model's log-probabilities do not describe.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, inner.generation_config = inner.generation_config, transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Iterator[int]:

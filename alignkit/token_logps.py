@@ -19,6 +19,7 @@ LOGITS = 1 << 24  # numbers in memory at a time: 64 MiB in fp32
 def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d]."""
     head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    temperature = temperature / _scale(model.config)
     size = max(1, LOGITS // head.weight.shape[0])
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
     if not chunks:
@@ -32,6 +33,12 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float)
         else:
             parts.append(checkpoint(_some, head, hidden[chunk], targets[chunk], temperature, cap, use_reentrant=False))
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def _scale(config: Any) -> float:
+    """What the head's output is multiplied by to give logits: of Cohere, Falcon-H1, Granite and MiniCPM3."""
+    by = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    return float(by / (getattr(config, "logits_scaling", None) or 1.0))
 
 
 def _some(head: Any, hidden: Tensor, targets: Tensor, temperature: float, cap: float | None) -> tuple[Tensor, Tensor]:

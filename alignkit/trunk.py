@@ -69,6 +69,11 @@ class Member:
     head: nn.Module | None = None  # the scalar head; None: a language model
 
 
+def _place(member: Member) -> tuple[int, str | None]:
+    """Members of one place have the same hidden states."""
+    return id(member.model), member.adapter
+
+
 class Roles(nn.Module):
     """One module for all roles. Its parameters that require gradients are what is trained."""
 
@@ -89,16 +94,16 @@ class Roles(nn.Module):
         hidden: dict[Any, Tensor] = {}  # a head on the policy costs no forward of its own
         for role in roles:
             member = self.members[role]
-            if (at := (id(member.model), member.adapter)) not in hidden:
+            if _place(member) not in hidden:
                 with self.using(role):
-                    hidden[at] = _trunk(member.model)(
+                    hidden[_place(member)] = _trunk(member.model)(
                         input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False
                     ).last_hidden_state
         return {role: self._one(role, hidden, sequences, temperature or self.temperature) for role in roles}
 
     def _one(self, role: str, states: dict[Any, Tensor], sequences: Sequences, temperature: float) -> Any:
         member = self.members[role]
-        hidden = states[id(member.model), member.adapter]
+        hidden = states[_place(member)]
         rows = torch.arange(len(hidden), device=hidden.device)
         if role == "reward":
             return _score(member.head, hidden[rows, sequences.start + sequences.length - 1])
@@ -134,6 +139,13 @@ class Roles(nn.Module):
         member = self.members[role]
         with use_adapter(member.model, member.adapter):
             yield member.model
+
+    @torch.no_grad()
+    def start_value(self, score: float) -> None:
+        """Have a value that knows nothing yet expect this score of every answer."""
+        head: Any = self.members["value"].head
+        if head is not None and head.bias is not None:
+            head.bias.fill_(score)
 
     @torch.no_grad()
     def put(self, weights: Mapping[str, Tensor]) -> None:
@@ -206,14 +218,19 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
         roles.copy_adapter(policy, "role_reward" if theirs else "default", "role_value", trained=True)
         members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
     roles.without_dropout(policy)
-    return Roles(members, temperature)
+    run.roles = Roles(members, temperature)  # for a reward that is one of them
+    return run.roles
 
 
 def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
-    """A scalar head in fp32, from a weight or at 0, as :func:`alignkit.roles.fresh_head` starts a value."""
-    head = nn.Linear(width, 1, bias=False)
+    """A scalar head in fp32: from a weight, or one that gives 0, with a bias."""
+    head = nn.Linear(width, 1, bias=weight is None)
     with torch.no_grad():
-        head.weight.copy_(torch.zeros(1, width) if weight is None else weight)
+        if weight is None:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        else:
+            head.weight.copy_(weight)
     return head.requires_grad_(trained)
 
 

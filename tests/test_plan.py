@@ -123,6 +123,45 @@ def test_the_model_and_the_tuner_come_from_the_run_that_is_gone_on_from(folder: 
     assert json.loads(Path("runs/rm/adapter_config.json").read_text())["r"] == 4
 
 
+def test_what_a_stage_takes_from_the_one_before_it_is_the_same_before_that_is_trained(folder: Path) -> None:
+    text = Path("run.yaml").read_text().replace("sft: {data", "sft: {tuner: {name: qlora, r: 4}, data")
+    Path("run.yaml").write_text(text)
+
+    assert run() == 0
+    manifest = json.loads(Path("runs/rm/alignkit.json").read_text())
+    assert (manifest["tuner"], manifest["config"]["tuner"]["r"]) == ("qlora", 4)
+    first = finished("rm")
+    assert run() == 0
+    assert finished("rm") == first
+
+
+def test_an_adapter_that_cannot_be_continued_is_told_before_it_is_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("run.yaml").read_text().replace("sft: {data", "sft: {tuner: {r: 4}, data")
+    Path("run.yaml").write_text(text)
+
+    assert "tuner.r is 4 there and 8 here" in refused(capsys, "rm.tuner.r=8")
+    assert not Path("runs").exists()
+
+
+def test_a_base_that_cannot_be_a_reward_model_is_told_before_sft(
+    folder: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Transformers has no granite for sequence classification" in refused(
+        capsys, "--model", str(tiny_model("granite"))
+    )
+    assert not Path("runs").exists()
+
+
+def test_a_run_of_another_stage_under_this_ones_name_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    shutil.rmtree("runs/sft")
+    Path("runs/rm").rename("runs/sft")
+
+    assert "runs/sft is there but is not what these settings make: it is of another stage" in refused(capsys)
+
+
 def test_the_config_of_a_run_names_what_it_came_from_and_reproduces_it(folder: Path) -> None:
     assert run() == 0
     assert main(["train", "-c", "runs/rm/config.yaml", "--output", "again"]) == 0

@@ -36,7 +36,12 @@ def train(
         return
     common.quiet()
 
+    from alignkit import base
     from alignkit.run import Interrupted, execute
+
+    for plan in planned.to_train:
+        if plan.config.stage.component.role == "reward":  # told before the stages ahead of it are trained
+            base.check_head(plan.config.model)
 
     def say(line: str) -> None:
         if first:

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Pair = dict[str, Any]  # prompt_ids, chosen_ids, rejected_ids: TRL's columns; ranking: the number of the one it is of
+Pair = dict[str, Any]  # prompt_ids, chosen_ids, rejected_ids: TRL's columns; number: that of its prompt
 
 
 def pairs_of(rankings: Sequence[Ranked]) -> list[Pair]:
     """Every pair of every ranking; ties make none."""
+    numbers: dict[tuple[int, ...], int] = {}
     return [
         {
             "prompt_ids": ranked.branches.prompt,
             "chosen_ids": ranked.branches.answers[better],
             "rejected_ids": ranked.branches.answers[worse],
-            "ranking": number,
+            "number": numbers.setdefault(tuple(ranked.branches.prompt), len(numbers)),
         }
-        for number, ranked in enumerate(rankings)
+        for ranked in rankings
         for better, worse in ranked.pairs()
     ]
 
@@ -56,7 +57,7 @@ class Collator:
         batch["pairs"] = torch.tensor(
             [[groups[tuple(p["prompt_ids"])][tuple(p[n])] for n in ("chosen_ids", "rejected_ids")] for p in pairs]
         )
-        batch["ranking"] = torch.tensor([pair.get("ranking", 0) for pair in pairs])
+        batch["number"] = torch.tensor([pair.get("number", 0) for pair in pairs])
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in pairs[0]:
                 batch[name] = torch.tensor([pair[name] for pair in pairs])

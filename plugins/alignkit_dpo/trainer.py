@@ -158,7 +158,7 @@ class DPOTrainer(trl.DPOTrainer):
             rejected_length=inputs["lengths"][rejected],
         )
         output = self.loss(batch)
-        self._note(model.training, batch, inputs["ranking"], output)
+        self._note(model.training, batch, inputs["number"], output)
         loss: Tensor = output.loss
         if model.training:
             self._sums["seen"] += inputs["tokens"].sum()
@@ -185,7 +185,7 @@ class DPOTrainer(trl.DPOTrainer):
             with use_adapter(self.accelerator.unwrap_model(self.model), adapter):
                 yield self.model
 
-    def _note(self, training: bool, batch: PreferenceLogps, ranking: Tensor, output: Any) -> None:
+    def _note(self, training: bool, batch: PreferenceLogps, number: Tensor, output: Any) -> None:
         """Keep the figures of a batch: in training their sums, in an evaluation those of every pair."""
         with torch.no_grad():
             chosen, rejected = self._rewards(batch)
@@ -205,7 +205,7 @@ class DPOTrainer(trl.DPOTrainer):
             for name, values in found.items():
                 self._sums[name] += values.sum().detach()
         else:
-            self._held_out.append(self.accelerator.gather_for_metrics({**found, "ranking": ranking}))
+            self._held_out.append(self.accelerator.gather_for_metrics({**found, "number": number}))
 
     def _rewards(self, batch: PreferenceLogps) -> tuple[Tensor, Tensor]:
         """The rewards that the policy implies: beta times the log-ratio, or without a reference the mean of a token."""
@@ -219,10 +219,10 @@ class DPOTrainer(trl.DPOTrainer):
         """Add means over pairs, of all microbatches and ranks, to what the Trainer logs."""
         if self._held_out and any(name.startswith("eval_") for name in logs):
             found = {name: torch.cat([part[name] for part in self._held_out]) for name in self._held_out[0]}
-            ranking = found.pop("ranking").cpu()
+            number = found.pop("number").cpu()
             logs.update({f"eval_{name}": float(values.double().mean()) for name, values in found.items()})
-            logs["eval_accuracy_error"] = error_bars.of_mean(found["accuracy"].cpu(), ranking)
-            logs["eval_pairs"] = len(ranking)
+            logs.update(error_bars.named("eval_accuracy_error", found["accuracy"].cpu(), number))
+            logs["eval_pairs"] = len(number)
             logs.update(self.sampled)
             self._held_out.clear()
         elif "loss" in logs:
@@ -253,7 +253,7 @@ class DPOTrainer(trl.DPOTrainer):
         size, tokenizer = self.args.per_device_eval_batch_size, self.run.tokenizer
         answers: list[list[int]] = []
         kl: list[float] = []
-        with _own_randomness(self.args.seed, self.args.device), self.compute_loss_context_manager():
+        with _own_randomness(self.args.seed, self.args.device), self.accelerator.autocast():
             for start in range(0, len(self.prompts), size):
                 ids = [ranked.branches.prompt for ranked in self.prompts[start : start + size]]
                 some = sample(policy, tokenizer, ids, self.sampling)
@@ -272,7 +272,7 @@ class DPOTrainer(trl.DPOTrainer):
             before_after.write(self.run.folder, prompts, self.before, texts, **columns)
         ended = [answer[-1] in self.sampling.stop_ids for answer in answers]
         return {
-            **({"eval_kl": sum(kl) / len(kl), "eval_kl_error": error_bars.of_mean(kl)} if kl else {}),
+            **({"eval_kl": sum(kl) / len(kl), **error_bars.named("eval_kl_error", kl)} if kl else {}),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": sum(ended) / len(ended),
         }

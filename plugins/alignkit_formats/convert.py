@@ -97,6 +97,7 @@ def hh_rlhf(row: RawRow) -> Ranking:
 def ranking(row: RawRow) -> Ranking:
     """``prompt``, ``responses`` and ``ranks``; a null rank leaves its answer out (a partial ranking).
 
+    A response may be empty: a policy that ends at once has said so, and is ranked for it.
     ``margins``, where they are there, say how good each response is on a scale, higher being better.
     """
     responses, ranks = _get(row, "responses"), _get(row, "ranks")
@@ -110,7 +111,7 @@ def ranking(row: RawRow) -> Ranking:
         raise DataError("'margins' must be a list as long as 'responses'")
     return Ranking(
         _prompt(row),
-        [_answer(responses[index], "responses") for index in kept],
+        [responses[index] if responses[index] == "" else _answer(responses[index], "responses") for index in kept],
         [_number(ranks[index], "ranks") for index in kept],
         [_number(margins[index], "margins") for index in kept] if margins is not None else None,
     )

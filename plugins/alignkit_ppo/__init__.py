@@ -4,7 +4,7 @@ from typing import Any
 
 from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl, lineage
 from alignkit_ppo import losses
-from alignkit_ppo.config import PPOConfig
+from alignkit_ppo.config import PPOConfig, check
 
 
 def build(run: Any) -> Any:
@@ -50,6 +50,7 @@ def alignkit_stage() -> list[Stage]:
             name="ppo",
             summary="PPO against a reward, with a KL penalty to the SFT model",
             config=PPOConfig,
+            check=check,
             build=build,
             finish=finish,
             extent=extent,

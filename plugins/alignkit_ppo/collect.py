@@ -96,6 +96,7 @@ class Collector:
             stop_ids=tuple(run.stop_ids),
         )
         self.engine = run.rollout(self.sampling)
+        self.fp32 = run.dtype is torch.float32
 
     def collect(self, iteration: int, kl_coef: float) -> Rollouts:
         """Answers to the next prompts, with all that the loss needs."""
@@ -105,12 +106,14 @@ class Collector:
         answers = self.sample(ids, self.seed(iteration, 2))  # 1
         sampled = time.monotonic()
         scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
+        penalised = scores - self.config.missing_eos_penalty * ~ended
+        if iteration == 0:
+            self.trainer.roles.start_value(self._mean(penalised))
         said = self.say(ids, answers, ("policy", "reference", "value"))  # 3
         policy, reference, values = said["policy"][0], said["reference"][0], said["value"][0]
         mask = Sequences.of(ids, answers, self.pad, self.args.device).mask
         if iteration == 0:
             diagnosis.first_answers(policy - reference, mask, self.exact)
-        penalised = scores - self.config.missing_eos_penalty * ~ended
         rewards = adv.rewards(penalised, policy, reference, mask, kl_coef)  # 4
         if self.config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, self._moments(rewards, mask), shift=False)
@@ -133,7 +136,7 @@ class Collector:
     @property
     def exact(self) -> bool:
         """Whether the policy computes in fp32, where two forwards of the same give the same."""
-        return not (self.args.bf16 or self.args.fp16)
+        return self.fp32 and not (self.args.bf16 or self.args.fp16)
 
     def seed(self, iteration: int, what: int) -> int:
         """A seed that depends on nothing but the run's seed, the iteration and the process: resuming needs no more."""
@@ -151,7 +154,7 @@ class Collector:
         transformers.set_seed(seed)
         roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
         roles.eval()
-        with roles.using("policy") as policy, torch.no_grad(), self.trainer.compute_loss_context_manager():
+        with roles.using("policy") as policy, torch.no_grad(), self.accelerator.autocast():
             answers = self.engine(policy, prompts)
         diagnosis.sampled(answers, len(prompts), self.sampling)
         return answers

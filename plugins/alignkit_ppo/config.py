@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 
-from alignkit import option
+from alignkit import ConfigError, option
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class PPOConfig:
     kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: what a nat of KL to the reference costs")
     kl_target: Annotated[float, Gt(0)] | None = option(None, "adapt kl_coef to keep the KL of an answer near this")
     kl_horizon: Annotated[int, Gt(0)] = option(10000, "how slowly kl_coef adapts, in answers")
-    gamma: Annotated[float, Gt(0)] = option(1.0, "discount a token")
-    lam: Annotated[float, Ge(0)] = option(0.95, "lambda of generalised advantage estimation")
+    gamma: Annotated[float, Gt(0), Le(1)] = option(1.0, "discount a token")
+    lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalised advantage estimation")
     whiten_rewards: bool = option(False, "divide rewards by their deviation; advantages always are whitened")
     missing_eos_penalty: Annotated[float, Ge(0)] = option(1.0, "taken off the score of an answer that did not end")
     score_clip: Annotated[float, Gt(0)] | None = option(None, "scores are clipped to plus and minus this")
     value: Literal["adapter", "head"] = option("adapter", "the value function: as large as the policy, or a head on it")
     value_warmup: Annotated[int, Ge(0)] = option(0, "iterations at first in which the value alone is trained")
-    ema: Annotated[float, Ge(0)] | None = option(
+    ema: Annotated[float, Ge(0), Lt(1)] | None = option(
         None, "decay of an average of the policy's weights, which is what is kept"
     )
     ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text, PPO-ptx; 0: none")
@@ -41,3 +41,21 @@ class PPOConfig:
     eval_every: Annotated[int, Gt(0)] = option(5, "iterations between evaluations on held-out prompts")
     save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints")
     keep: Literal["last", "best"] = option("last", "the policy to keep: the last, or that of the best held-out score")
+
+
+def check(config: PPOConfig) -> None:
+    """What can be told of the settings without a model.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    if config.batch_size % config.samples_per_prompt:
+        raise ConfigError("ppo.batch_size must be a multiple of ppo.samples_per_prompt times the number of processes")
+    if config.batch_size % config.minibatches:
+        raise ConfigError(
+            f"ppo.batch_size={config.batch_size} cannot be split into ppo.minibatches={config.minibatches}"
+        )
+    if config.ptx_data is not None and not config.ptx_coef:
+        raise ConfigError("ppo.ptx_data does nothing without ppo.ptx_coef")
+    if config.keep == "best" and config.ema is not None:
+        raise ConfigError("ppo.keep=best keeps a policy that was evaluated and ppo.ema an average: choose one")

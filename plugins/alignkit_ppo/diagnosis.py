@@ -61,7 +61,7 @@ def first_step(batch: PolicyBatch, model: Any, exact: bool) -> None:
 def value_only(batch: PolicyBatch) -> PolicyBatch:
     """The batch with a policy that has nothing to learn: its log-probabilities of then, and no advantages."""
     still = batch.old_logps + 0 * batch.logps
-    return dataclasses.replace(batch, logps=still, advantages=0 * batch.advantages)
+    return dataclasses.replace(batch, logps=still, advantages=0 * batch.advantages, entropy=batch.entropy.detach())
 
 
 class Watch:
@@ -69,12 +69,10 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None], ends: bool) -> None:
         self.say, self.ends = say, ends
-        self.first: dict[str, float] | None = None
         self.warned: set[str] = set()
 
-    def iteration(self, logs: dict[str, float]) -> None:
-        """Look at the figures of an iteration."""
-        first = self.first = self.first or dict(logs)
+    def iteration(self, logs: dict[str, float], first: dict[str, float]) -> None:
+        """Look at the figures of an iteration, beside those of the first."""
         self._warn(
             "entropy", logs["entropy"] < 0.2 * first["entropy"], "entropy has collapsed to a fifth: raise kl_coef"
         )

@@ -40,8 +40,8 @@ def build(run: Run) -> PPOTrainer:
     """Encode the prompts, put the roles on one trunk, and both into a trainer."""
     config: PPOConfig = run.config.stage.config
     micro, accumulated = microbatches(config, run.config.train["per_device_train_batch_size"], run.processes)
-    if config.ptx_data is not None and not config.ptx_coef:
-        raise ConfigError("ppo.ptx_data does nothing without ppo.ptx_coef")
+    if config.keep == "best" and not run.eval_rows:
+        raise ConfigError("ppo.keep=best needs held-out prompts: data.eval_size")
     for key, instead in INSTEAD.items():
         if key in run.config.train:
             run.say(f"train.{key} has no part in ppo: {instead} has")
@@ -55,7 +55,9 @@ def build(run: Run) -> PPOTrainer:
         max_steps=wanted if wanted > 0 else config.iterations * steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulated,
-        logging_steps=steps,
+        logging_strategy="steps",
+        logging_steps=steps,  # a line an iteration, on which the bound of the KL and the warnings depend
+        logging_first_step=False,
         save_strategy="no" if run.config.train.get("save_strategy") == "no" else "steps",
         save_steps=config.save_every * steps,
         eval_strategy="steps" if held_out else "no",
@@ -64,7 +66,7 @@ def build(run: Run) -> PPOTrainer:
         ignore_data_skip=True,
         remove_unused_columns=False,
     )
-    loss, optimizer = run.loss(), run.optimizer(args)  # before the models: they may refuse
+    loss, optimizer, reward = run.loss(), run.optimizer(args), run.reward()  # before the models: they may refuse
     roles = assemble(run, value=config.value, temperature=config.temperature)
     run.say(roles.describe())
     trainer = PPOTrainer(
@@ -78,7 +80,7 @@ def build(run: Run) -> PPOTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-    trainer.collector = Collector(trainer, run, train, run.reward(roles))
+    trainer.collector = Collector(trainer, run, train, reward)
     if texts:
         trainer.pretraining = Pretraining(trainer, texts, config, run.tokenizer.pad_token_id)
     return trainer
@@ -163,7 +165,12 @@ class PPOTrainer(transformers.Trainer):
     # --- one optimizer step (steps 7 and 8) --------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
-        """The microbatches of a step, and how many response tokens they hold on all processes."""
+        """The microbatches of a step, and how many response tokens they hold on all processes.
+
+        None where a run is resumed that had only to be finished: to the Trainer a loader without end has more to give.
+        """
+        if self.state.global_step >= self.args.max_steps:
+            return [], None
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         tokens = sum((batch["sequences"].length.sum() for batch in batches), torch.tensor(0, device=device))
         return batches, self.accelerator.reduce(tokens)
@@ -214,14 +221,14 @@ class PPOTrainer(transformers.Trainer):
         if "loss" in logs:
             logs.update({**self.figures, **self.sums, "seconds_training": time.monotonic() - self.began})
             self.sums.clear()
-            self.watch.iteration(logs)
+            self.watch.iteration(logs, next((log for log in self.state.log_history if "entropy" in log), logs))
             if self.config.max_kl is not None and logs["kl"] > self.config.max_kl:
                 self.run.say(f"stopping: an answer's KL of {logs['kl']:.1f} is over ppo.max_kl={self.config.max_kl:g}")
                 self.control.should_training_stop = True
         super().log(logs, start_time)
 
     def optimizer_step_next(self) -> None:
-        """Leave the policy as it is while the value warms up, which as a head on it would move it."""
+        """Leave the policy as it is while the value warms up: no gradient is not even weight decay."""
         if self.iteration < self.config.value_warmup:
             for _, parameter in self.policy_weights():
                 parameter.grad = None
@@ -250,7 +257,7 @@ class PPOTrainer(transformers.Trainer):
         self.after = [text(self.collector.tokenizer, answer) for answer in answers]
         metrics = {
             "eval_score": float(scores.mean()),
-            "eval_score_error": error_bars.of_mean(scores.cpu()),
+            **error_bars.named("eval_score_error", scores.cpu()),
             "eval_kl": float((said["policy"][0] - said["reference"][0]).sum(1).mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
@@ -271,6 +278,8 @@ class PPOTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint holds everything that is trained, the value function too; the run folder the policy alone."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if _internal_call:
@@ -324,11 +333,14 @@ def finish(run: Run, trainer: PPOTrainer) -> dict[str, Any]:
         return {}
     evaluated = [log for log in trainer.state.log_history if "eval_score" in log]
     first, last = evaluated[0], evaluated[-1]
-    if trainer.keep() or last["step"] != trainer.state.global_step:
+    if trainer.keep() or last["step"] != trainer.state.global_step or not trainer.after:
         last = trainer.evaluate()
+    before, after = (
+        f"{log['eval_score']:.2f}" + (f" ± {log['eval_score_error']:.2f}" if "eval_score_error" in log else "")
+        for log in (first, last)
+    )
     run.say(
-        f"held-out score {first['eval_score']:.2f} ± {first['eval_score_error']:.2f} -> "
-        f"{last['eval_score']:.2f} ± {last['eval_score_error']:.2f} at a KL of {last['eval_kl']:.1f} nats; "
+        f"held-out score {before} -> {after} at a KL of {last['eval_kl']:.1f} nats; "
         f"{last['eval_length']:.0f} tokens an answer, {last['eval_eos_rate']:.0%} end"
     )
     run.say(f"answers to {len(trainer.held_out)} held-out prompts, before and after, are in answers.jsonl; the first:")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Reward, hookimpl, option
+from alignkit import ConfigError, Reward, hookimpl, option, rankings
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,24 @@ class SumConfig:
 
     parts: list[dict[str, Any]] = option([], "rewards, each with its name, its weight and its own keys")
     path: str | None = option(None, "the run folder of a reward-model among them; null: found, or trained first")
+
+
+def check_classifier(config: ClassifierConfig) -> None:
+    if config.model is None:
+        raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
+
+
+def check_function(config: FunctionConfig) -> None:
+    if config.call is None:
+        raise ConfigError("reward 'function' needs reward.call=module:function")
+    rankings.function(config.call)
+
+
+def check_sum(config: SumConfig) -> None:
+    if not config.parts:
+        raise ConfigError("reward 'sum' needs reward.parts: a list of tables with name and weight")
+    if not all("name" in part for part in config.parts):
+        raise ConfigError("reward.parts: a part has no name")
 
 
 def sum_needs(config: SumConfig) -> dict[str, str]:
@@ -80,18 +98,21 @@ def alignkit_reward() -> list[Reward]:
             name="classifier",
             summary="any sequence-classification model, with its own tokenizer and template",
             config=ClassifierConfig,
+            check=check_classifier,
             build=classifier,
         ),
         Reward(
             name="function",
             summary="a Python function of prompts and answers",
             config=FunctionConfig,
+            check=check_function,
             build=function,
         ),
         Reward(
             name="sum",
             summary="several rewards, each with a weight",
             config=SumConfig,
+            check=check_sum,
             build=weighted_sum,
             needs=sum_needs,
         ),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Answers, ConfigError, base, rankings
+from alignkit import Answers, DataError, base, rankings
 from alignkit.config import select
 
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ def rm(run: Any) -> Scores:
 
 def classifier(config: ClassifierConfig, run: Any) -> Scores:
     """Any sequence-classification model: the answers' text, in its own chat template and its own tokens."""
-    if config.model is None:
-        raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    located = base.locate(config.model, run.say)
+    located = base.locate(str(config.model), run.say)
     model = AutoModelForSequenceClassification.from_pretrained(located, dtype=run.dtype).eval()
     model.to("cuda" if torch.cuda.is_available() and not run.config.train.get("use_cpu") else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(located)
+    if tokenizer.pad_token is None:  # a decoder's: it looks for the last token that is none
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
 
     def text(prompt: Any, answer: str) -> str:
         if tokenizer.chat_template is None:
@@ -62,7 +66,9 @@ def classifier(config: ClassifierConfig, run: Any) -> Scores:
         special = tokenizer.chat_template is None
         for start in range(0, len(texts), config.batch):
             part = texts[start : start + config.batch]
-            inputs = tokenizer(part, return_tensors="pt", padding=True, truncation=True, add_special_tokens=special)
+            inputs = tokenizer(part, return_tensors="pt", padding=True, add_special_tokens=special)
+            if (tokens := inputs["input_ids"].shape[1]) > longest:
+                raise DataError(f"prompt and answer are {tokens} of its tokens, and it reads {longest}")
             with torch.no_grad():
                 found += model(**inputs.to(model.device)).logits[:, config.label].float().tolist()
         return found
@@ -72,23 +78,20 @@ def classifier(config: ClassifierConfig, run: Any) -> Scores:
 
 def function(config: FunctionConfig) -> Scores:
     """``module:function`` on the prompts' and the answers' texts."""
-    if config.call is None:
-        raise ConfigError("reward 'function' needs reward.call=module:function")
-    call = rankings.function(config.call)
+    call = rankings.function(str(config.call))
     return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
 
 def weighted_sum(config: SumConfig, run: Any) -> Scores:
     """The parts' scores times their weights, added up; each part is checked under its own name."""
-    if not config.parts:
-        raise ConfigError("reward 'sum' needs reward.parts: a list of tables with name and weight")
     parts: list[tuple[str, float, Scores]] = []
     for table in config.parts:
         own = {key: value for key, value in table.items() if key != "weight"}
-        if "name" not in own:
-            raise ConfigError("reward.parts: a part has no name")
         component, settings = select(run.registry, "reward", own["name"], [own])
-        parts.append((component.name, float(table.get("weight", 1.0)), component.build(settings, run)))
+        if component.check:
+            component.check(settings)
+        name = " ".join([component.name, *([own["call"]] if "call" in own else [])])
+        parts.append((name, float(table.get("weight", 1.0)), component.build(settings, run)))
 
     def score(answers: Answers) -> list[float]:
         total = [0.0] * len(answers.texts)

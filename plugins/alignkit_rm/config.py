@@ -20,7 +20,7 @@ class RMConfig:
     forward_tokens: Annotated[int, Gt(0)] | None = option(
         None, "most tokens in one forward; batches over it are split and the loss stays the same; null: no limit"
     )
-    normalise_on: Annotated[int, Gt(0)] = option(
+    normalise_on: Annotated[int, Gt(1)] = option(
         256, "demonstrations on which the score shall have mean 0, deviation 1"
     )
 

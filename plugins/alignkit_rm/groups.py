@@ -38,22 +38,45 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
 
 
 def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
-    """Pairs of one prompt as few rankings, each of which says what its pairs say."""
+    """Pairs of one prompt as few rankings, each of which says what its pairs say.
+
+    Pairs that hang together are one ranking where all of them make one; half of them may say less than ranks would.
+    Else each is put to the first of those before it with which it makes one.
+    """
     sets: list[list[tuple[str, str]]] = []
-    for row in pairs:
-        better, worse = row.answers if row.ranks[0] < row.ranks[1] else row.answers[::-1]
-        for known in sets:
-            if _depths([*known, (better, worse)]) is not None:
-                known.append((better, worse))
-                break
-        else:
-            sets.append([(better, worse)])
+    for linked in _linked([(b, w) for b, w in map(_better_first, pairs)]):
+        if _depths(linked) is not None:
+            sets.append(linked)
+            continue
+        apart: list[list[tuple[str, str]]] = []
+        for pair in linked:
+            fitting = next((known for known in apart if _depths([*known, pair]) is not None), None)
+            if fitting is None:
+                apart.append([pair])
+            else:
+                fitting.append(pair)
+        sets += apart
     rankings = []
     for known in sets:
         depths = _depths(known)
         assert depths is not None
         rankings.append(Ranking(pairs[0].prompt, list(depths), [float(depth) for depth in depths.values()]))
     return rankings
+
+
+def _better_first(pair: Ranking) -> tuple[str, str]:
+    first, second = pair.answers
+    return (first, second) if pair.ranks[0] < pair.ranks[1] else (second, first)
+
+
+def _linked(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The pairs, together where they share answers, directly or through others."""
+    groups: list[list[tuple[str, str]]] = []
+    for pair in pairs:
+        touching = [group for group in groups if any(set(pair) & set(other) for other in group)]
+        groups = [group for group in groups if group not in touching]
+        groups.append([*(one for group in touching for one in group), pair])
+    return groups
 
 
 def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ from alignkit import error_bars
 Array = NDArray[Any]
 
 
-def evaluate(scores: Array, ranks: Array, lengths: Array, scale: float = 1.0) -> dict[str, float]:
+def evaluate(
+    scores: Array, ranks: Array, lengths: Array, scale: float = 1.0, prompts: Sequence[int] | None = None
+) -> dict[str, float]:
     """Metrics of groups: ``scores``, ``ranks`` and ``lengths`` [G, K]; a negative rank is padding.
+
+    ``prompts`` [G] numbers the prompt of each group, where several groups have one.
 
     - ``accuracy``: the share of pairs (ties left out) whose better answer has the higher score, with its standard error
       over prompts, since the pairs of a prompt are not independent; ``accuracy_distance_1``, ``_2``, ``_3plus``: of
@@ -27,7 +32,8 @@ def evaluate(scores: Array, ranks: Array, lengths: Array, scale: float = 1.0) ->
     """
     right, confidence, distance, group, longer = [], [], [], [], []
     centred: list[tuple[float, float]] = []
-    for number, (score, rank, length) in enumerate(zip(scores, ranks, lengths, strict=True)):
+    numbers = range(len(scores)) if prompts is None else prompts
+    for number, score, rank, length in zip(numbers, scores, ranks, lengths, strict=True):
         there = rank >= 0
         score, length = score[there], length[there]
         place = np.unique(rank[there], return_inverse=True)[1]
@@ -43,7 +49,7 @@ def evaluate(scores: Array, ranks: Array, lengths: Array, scale: float = 1.0) ->
     everything = scores[ranks >= 0]
     metrics = {
         "accuracy": float(correct.mean()),
-        "accuracy_error": error_bars.of_mean(correct, of),
+        **error_bars.named("accuracy_error", correct, of),
         "pairs": float(len(correct)),
         "ece": _calibration_error(np.array(confidence)),
         "length_correlation": _correlation(*np.array(centred).T),
@@ -59,7 +65,9 @@ def evaluate(scores: Array, ranks: Array, lengths: Array, scale: float = 1.0) ->
 
 def verdict(metrics: dict[str, float]) -> str:
     """One line: whether this reward is usable for PPO, and why not."""
-    accuracy, error = metrics["eval_accuracy"], metrics["eval_accuracy_error"]
+    accuracy, error = metrics["eval_accuracy"], metrics.get("eval_accuracy_error")
+    if error is None:
+        return "whether it is usable for PPO is not known: one held-out prompt tells nothing of others"
     told = f"{accuracy:.1%} ± {error:.1%} of {metrics['eval_pairs']:.0f} held-out pairs are ordered rightly"
     if accuracy - 2 * error <= 0.5:
         return f"not usable for PPO: {told}, which is no better than chance"

@@ -10,10 +10,13 @@ On the demonstrations the mean is then exactly 0. By how much the shift differs 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from alignkit import AlignkitError
 
 if TYPE_CHECKING:
     from alignkit.branches import Branches
@@ -52,7 +55,12 @@ def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     direction = constant_direction(torch.cat([hidden, apart]))
     direction = direction / (hidden.mean(0) @ direction)  # so that the mean is met exactly
     shifted = weight - mean * direction
-    deviation = (hidden @ shifted).std()
+    deviation = (hidden @ shifted).std() if len(demonstrations) > 1 else hidden.new_zeros(())
+    if not 0 < float(deviation) < math.inf:
+        raise AlignkitError(
+            f"the score cannot be normalised: it is the same for all {len(demonstrations)} demonstrations. It takes "
+            "several that differ"
+        )
     head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
     return {

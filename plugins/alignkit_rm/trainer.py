@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 def build(run: Run) -> RewardTrainer:
     """Tokenise the rankings, load the trunk with its head, and put both into a trainer."""
     config: RMConfig = run.config.stage.config
+    if run.config.train.get("label_smoothing_factor"):
+        raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
     groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])
@@ -126,12 +129,13 @@ class RewardTrainer(transformers.Trainer):
         loss = self._loss(groups, scores) * share
         (gradients,) = torch.autograd.grad(loss, scores)
         done = 0
-        for part in parts:
-            again = branches.scores(model, part)
-            surrogate = (again * gradients[done : done + len(again)]).sum()
-            done += len(again)
-            if done < len(scores):
-                with self.accelerator.no_sync(model):
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                again = branches.scores(model, part)
+                surrogate = (again * gradients[done : done + len(again)]).sum()
+                done += len(again)
+                if not last:
                     self.accelerator.backward(surrogate)
         return surrogate + (loss - surrogate).detach()  # the Trainer calls backward on the last
 
@@ -212,7 +216,9 @@ class RewardTrainer(transformers.Trainer):
 
     def _metrics(self, prediction: transformers.EvalPrediction) -> dict[str, float]:
         ranks, lengths = prediction.label_ids[..., 0], prediction.label_ids[..., 1]
-        return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale)
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = [numbers.setdefault(tuple(g.branches.prompt), len(numbers)) for g in self.eval_dataset]
+        return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale, prompts)
 
 
 def ranked(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:

@@ -115,6 +115,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable
     Path("gold.py").write_text(
         "def letters(prompts, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
         "def broken(prompts, answers):\n    raise KeyError('oh')\n"
+        "def few(prompts, answers):\n    return [0.5]\n"
         "def nan(prompts, answers):\n    return [float('nan')] * len(answers)\n"
     )
     shutil.copytree(tiny_model(), "base")
@@ -352,7 +353,7 @@ def test_pretraining_text_is_that_of_the_sft_run_where_it_is_short_enough(
     [
         (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data does nothing without ppo.ptx_coef"),
         (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data"),
-        (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3 of whole microbatches"),
+        (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3"),
         (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
         (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),
         (["rollout.name=runs-on"], "goes on after the token that ends it"),
@@ -389,22 +390,26 @@ def test_a_fresh_value_starts_without_an_opinion(folder: Path, tuner: str, value
     """A value that guesses makes noise of the first advantages: its explained variance is then far below 0."""
     first = iterations(ppo(*GOLD, "ppo.iterations=1", f"ppo.value={value}", "--plugin", tuner))[0]
 
-    assert first["explained_variance"] == 0
+    assert first["explained_variance"] == pytest.approx(0, abs=1e-5)
 
 
 def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
-    """With all answers cut off, the penalty shifts every return."""
+    """With all answers cut off, the penalty shifts every return, at whose mean the value starts."""
     plain = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=0", "ppo.response_length=2", "--output", "plain")
     other = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=5", "ppo.response_length=2", "--output", "other")
 
     assert iterations(plain)[0]["score"] == iterations(other)[0]["score"]
-    assert iterations(plain)[0]["value_loss"] < iterations(other)[0]["value_loss"]
+    biases = [
+        load_file(next(run.glob("checkpoints/*/trained.safetensors")))["heads.value.bias"] for run in (plain, other)
+    ]
+    assert float(biases[0] - biases[1]) == pytest.approx(5, abs=0.1)
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("gold:broken", "reward 'function' failed on these answers"),
+        ("gold:broken", "reward 'function' failed on the answer"),
+        ("gold:few", "reward 'function' gave 1 scores for 4 answers, the first of which is"),
         ("gold:nan", "reward 'function' gave nan for the answer"),
         ("gold:none", "gold has no function none"),
     ],
@@ -453,6 +458,40 @@ def test_answers_before_and_after_stand_side_by_side(folder: Path) -> None:
     assert set(rows[0]) == {"prompt", "before", "after", "score"}
     assert {"first_eval_score", "eval_score", "eval_kl", "eval_length", "eval_eos_rate"} <= set(metrics)
     assert metrics["first_eval_kl"] == 0
+
+
+def test_a_classifier_without_a_pad_token_scores_batches(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_model("llama"), num_labels=1).save_pretrained("classifier")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained("classifier")
+
+    settings = ["ppo.policy=base", "reward.name=classifier", "reward.model=classifier", "ppo.iterations=1"]
+    both, alone = (ppo(*settings, f"reward.batch={n}", "--output", f"batch-{n}") for n in (4, 1))
+    assert iterations(both)[0]["score"] == pytest.approx(iterations(alone)[0]["score"], abs=1e-3)
+
+
+def test_a_run_that_had_only_to_be_finished_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its last checkpoint: no step more, and the same weights."""
+    from alignkit import run as running
+
+    def killed(*arguments: Any) -> None:
+        raise GeneratorExit  # which nothing handles
+
+    settings = [*GOLD, "ppo.iterations=2", "ppo.ema=0.5"]
+    whole = ppo(*settings, "--output", "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "save", killed)
+        with pytest.raises(GeneratorExit):
+            ppo(*settings, "--output", "cut")
+    assert Path("cut/ppo.unfinished/checkpoints/checkpoint-4").is_dir()
+    resumed = ppo(*settings, "--resume", "--output", "cut")
+
+    assert json.loads((resumed / "alignkit.json").read_text())["steps"] == 4
+    assert all(torch.equal(t, trained(resumed)[n]) for n, t in trained(whole).items())
+    assert (resumed / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
@@ -545,6 +584,22 @@ def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[...
 # --- rollout engines -------------------------------------------------------------------------------------------------
 
 
+def test_a_models_own_generation_config_does_not_bend_what_is_sampled(tiny_model: Callable[..., Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from alignkit.chat_template import load_tokenizer
+    from alignkit.sampling import sample
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(tiny_model("llama")), None)
+    how = Sampling(12, temperature=0.0, stop_ids=(0,))
+    plain = sample(model, tokenizer, [[5, 6, 7], [8]], how)
+    model.generation_config.repetition_penalty, model.generation_config.min_new_tokens = 50.0, 12
+
+    assert sample(model, tokenizer, [[5, 6, 7], [8]], how) == plain
+    assert model.generation_config.repetition_penalty == 50.0
+
+
 @pytest.mark.parametrize(("engine", "batch"), [("generate", None), ("generate", 2), ("continuous", None)])
 def test_engines_draw_what_the_training_forward_finds_likeliest(
     tiny_model: Callable[..., Path], engine: str, batch: int | None
@@ -633,12 +688,18 @@ def test_roles_are_adapters_of_one_base_and_train_apart(below: Callable[[str], l
     assert changed <= with_gradient
 
 
-def test_log_probabilities_are_those_of_the_model_at_the_temperature(tiny_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "logits"), [("gemma", {}), ("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.25})]
+)
+def test_log_probabilities_are_those_of_the_model_at_the_temperature(
+    tiny_model: Callable[..., Path], kind: str, logits: dict[str, float]
+) -> None:
     from transformers import AutoModelForCausalLM
 
     from alignkit.trunk import Member
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_model("gemma"), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), dtype=torch.float32, **logits).eval()
+    assert all(getattr(model.config, name) == value for name, value in logits.items())
     prompts, answers = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
     sequences = Sequences.of(prompts, answers, pad=0, device="cpu")
     found = Roles({"policy": Member(model)}, temperature=0.7)(sequences, ("policy",))["policy"]

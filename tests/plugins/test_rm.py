@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -129,6 +131,17 @@ def test_pairs_of_one_prompt_become_one_ranking() -> None:
         {"x": 0, "y": 1},
     ]
     assert told(merge_pairs([pair("a", "b"), pair("a", "c")])) == [{"a": 0, "b": 1, "c": 1}]
+
+
+@pytest.mark.parametrize("k", [4, 9])
+def test_all_pairs_of_a_ranking_become_that_ranking_in_any_order(k: int) -> None:
+    answers = [f"answer {rank}" for rank in range(k)]
+    pairs = [pair(*two) for two in itertools.combinations(answers, 2)]
+
+    for seed in range(5):
+        assert told(merge_pairs(random.Random(seed).sample(pairs, len(pairs)))) == [
+            {answer: rank for rank, answer in enumerate(answers)}
+        ]
 
 
 def test_pairs_that_no_ranking_says_stay_apart() -> None:
@@ -547,6 +560,48 @@ def test_every_format_of_preferences_trains(train_rm: Callable[..., Path], rows:
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_bloom_which_takes_no_mask_of_ours_is_trained_without(
+    train_rm: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {n}. " * 9, "responses": [f"good {n}", f"bad {n}"], "ranks": [0, 1]} for n in range(16)]
+    train_rm("--plugin", "full", "train.max_steps=1", model="bloom", rows=rows)
+
+    assert "shared prompt" not in capsys.readouterr().out
+
+
+def test_one_held_out_prompt_tells_nothing_and_is_written_as_json(train_rm: Callable[..., Path]) -> None:
+    folder = train_rm("--plugin", "lora", "train.max_steps=1", "data.eval_size=1")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for text in [(folder / "alignkit.json").read_text(), *(folder / "metrics.jsonl").read_text().splitlines()]:
+        json.loads(text, parse_constant=refuse)
+    assert record(folder)["verdict"].startswith("whether it is usable for PPO is not known")
+
+
+def test_rows_of_one_prompt_are_one_prompt_in_the_error() -> None:
+    scores, ranks, lengths = np.array([[1.0, 0.0], [0.0, 1.0]] * 2), np.array([[0, 1]] * 4), np.ones((4, 2))
+
+    assert metrics.evaluate(scores, ranks, lengths)["accuracy_error"] == pytest.approx(
+        math.sqrt(4 * 0.5**2 * 4 / 3) / 4
+    )
+    together = metrics.evaluate(scores, ranks, lengths, prompts=[0, 1, 0, 1])
+    assert together["accuracy_error"] == pytest.approx(math.sqrt(2 * 1**2 * 2 / 1) / 4)
+
+
+def test_demonstrations_that_all_score_the_same_cannot_be_the_measure(
+    train_rm: Callable[..., Path], train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = tmp_path / "same.jsonl"
+    same.write_text(json.dumps({"prompt": "Hi", "response": "Hello"}) + "\n")
+    sft = train("--plugin", "full", "--data", str(same), "data.eval_size=0", "train.max_steps=1", output="sft")
+
+    with pytest.raises(AssertionError):
+        train_rm("--plugin", "full", f"rm.policy={sft}", "train.max_steps=1")
+    assert "cannot be normalised: it is the same for all 1 demonstrations" in capsys.readouterr().err
 
 
 def test_metrics_by_hand() -> None:
