@@ -62,6 +62,7 @@ class Stage(Component):
     batch: type  # what its loss takes, from alignkit.batches
     loss: str  # the loss it uses unless another is named
     data: str | None = None  # the bundled data set it trains on unless another is named
+    data_of: str | None = None  # a stage on the same rows, whose data in a config are its own where it has none
     role: str = "policy"  # what the model that it makes is for
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # role it starts from -> the stage that makes it
     uses: Mapping[str, str] = dataclasses.field(

@@ -182,6 +182,8 @@ def resolve(
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
         _known_keys(layer, [*shared, "stages"], "")
         _known_keys(of_stage, own, f"{stage_name}.")
+        like = _as_table(layer["stages"].get(stage.data_of), f"stages.{stage.data_of}")
+        of_stage = merge({"data": like["data"]} if "data" in like else {}, of_stage)
         tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
     if there:
         which = ("model", "output", "chat_template", "tuner")

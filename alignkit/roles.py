@@ -26,7 +26,7 @@ WITH_HEAD = ("value", "reward")
 def fresh_head(model: Any, pad_token_id: int | None, role: str) -> None:
     """Start the scalar head at N(0, 1/sqrt(d + 1)), as "learning to summarize" (arXiv 2009.01325) does; d is the width.
 
-    That of a value starts at 0: what it would guess before it has learnt would be noise in the first advantages.
+    That of a value starts at 0: what it would guess before it has learnt is noise in the first advantages.
     ``pad_token_id`` is what plain Transformers looks for to find where a padded sequence ends.
     """
     weight = model.score.weight

@@ -34,6 +34,7 @@ def alignkit_stage() -> list[Stage]:
             batch=PreferenceLogps,
             loss="sigmoid",
             data="bundled:rankings",
+            data_of="rm",
             needs={"policy": "sft"},
             watch=("accuracy", "margin", "kl"),
             train={

@@ -443,11 +443,18 @@ def test_a_config_file_of_ppo_does_for_dpo(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = "train: {max_steps: 1}\nreward: {name: function, call: mine:f}\nstages: {ppo: {kl_coef: 0.1}}\n"
-    Path("run.yaml").write_text(f"model: {tiny_model()}\n{text}")
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RANKINGS))
+    text = "train: {max_steps: 1}\nreward: {name: function, call: mine:f}\nplugins: [ppo]\n"
+    stages = "stages: {ppo: {kl_coef: 0.1}, rm: {data: {path: mine.jsonl, eval_size: 1}}}\n"
+    Path("run.yaml").write_text(f"model: {tiny_model()}\n{text}{stages}")
 
     assert main(["check", "-c", "run.yaml", "--plugin", "dpo"]) == 0
-    assert "loss  sigmoid" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "loss  sigmoid" in said
+    assert "rows from mine.jsonl" in said
+    assert "held out  1 rows" in said
+    assert main(["check", "-c", "run.yaml", "--plugin", "dpo", "dpo.data.path=bundled:rankings"]) == 0
+    assert "rows from bundled:rankings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
