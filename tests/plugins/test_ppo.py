@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import PolicyBatch, Sampling
+from alignkit import AlignkitError, PolicyBatch, Sampling
 from alignkit.cli import main
 from alignkit.trunk import Roles, Sequences
 from alignkit_ppo import advantages as adv
-from alignkit_ppo import losses
+from alignkit_ppo import diagnosis, losses
 
 PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(12)]
 ONES = torch.ones(1, 3, dtype=torch.bool)
@@ -222,10 +222,47 @@ LEARN = [
 
 def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
     """The letter e is in one token twice: eight such tokens score 4, the most there is; it starts at about 0.3."""
+    began = time.process_time()
     scores = [line["score"] for line in iterations(ppo(*LEARN, "ppo.iterations=45", "ppo.kl_coef=0"))]
 
     assert scores[0] < 0.6
     assert scores[-1] > 3.6
+    assert time.process_time() - began < 60
+
+
+def test_the_policy_of_the_best_evaluation_is_kept(folder: Path) -> None:
+    """With a rate so large that it gets worse again, the run holds a policy from the middle."""
+    settings = [*LEARN, "ppo.iterations=12", "ppo.kl_coef=0", "ppo.eval_every=1", "train.learning_rate=0.3"]
+    last, best = (ppo(*settings, f"ppo.keep={which}", "--output", which) for which in ("last", "best"))
+    evaluated = [line["eval_score"] for line in logs(last) if "eval_score" in line]
+
+    assert max(evaluated) > evaluated[-1]
+    assert json.loads((last / "alignkit.json").read_text())["metrics"]["eval_score"] == evaluated[-1]
+    assert json.loads((best / "alignkit.json").read_text())["metrics"]["eval_score"] == max(evaluated)
+
+
+def test_what_commonly_goes_wrong_is_warned_of_once() -> None:
+    said: list[str] = []
+    first = {"entropy": 2.0, "eos_rate": 0.8, "length": 20.0, "score": 0.0}
+    watch = diagnosis.Watch(said.append, ends=True)
+    watch.iteration(first, first)
+    assert not said
+    for _ in range(2):
+        watch.iteration({"entropy": 0.3, "eos_rate": 0.0, "length": 50.0, "score": 1.0}, first)
+
+    assert [line.split()[1] for line in said] == ["entropy", "almost", "answers"]
+
+
+def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() -> None:
+    diagnosis.first_answers(torch.zeros(1, 3), ONES, exact=True)
+    with pytest.raises(AlignkitError, match="the reference is not the model"):
+        diagnosis.first_answers(torch.full((1, 3), 0.01), ONES, exact=True)
+    batch = policy_batch([1.0], [0.0], [0.0], [0.0])
+    diagnosis.first_step(batch, torch.nn.Linear(1, 1), exact=True)
+    with pytest.raises(AlignkitError, match="dropout is on in 0"):
+        diagnosis.first_step(batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), exact=True)
+    with pytest.raises(AlignkitError, match="differ from call to call"):
+        diagnosis.first_step(policy_batch([1.1], [0.0], [0.0], [0.0]), torch.nn.Linear(1, 1), exact=True)
 
 
 def test_a_large_kl_coefficient_keeps_the_policy_where_it_was(folder: Path) -> None:
@@ -301,11 +338,24 @@ def test_it_stops_at_a_kl_bound_and_tells_callbacks(folder: Path, install: Calla
     assert {"score", "kl", "entropy", "value_loss", "eval_score", "eval_kl"} <= set(Path("logged").read_text().split())
 
 
-def test_gradient_checkpointing_recomputes_with_the_right_adapter(below: Callable[[str], list[str]]) -> None:
+def test_gradient_checkpointing_recomputes_with_the_right_adapter(
+    below: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     named = below("lora")
     plain = ppo(*named, "ppo.iterations=1", "--output", "plain")
+    asked = 0
+    enable = Roles.activation_checkpointing_enable
+
+    def counted(roles: Roles, **how: Any) -> None:
+        nonlocal asked
+        enable(roles, **how)
+        asked += any(getattr(module, "gradient_checkpointing", False) for module in roles.modules())
+
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        monkeypatch.setattr(Roles, name, counted)
     saved = ppo(*named, "ppo.iterations=1", "train.gradient_checkpointing=true", "--output", "saved")
 
+    assert asked == 1
     for name, tensor in trained(plain).items():
         torch.testing.assert_close(trained(saved)[name], tensor, rtol=1e-4, atol=1e-6)
 
