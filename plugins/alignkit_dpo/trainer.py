@@ -37,6 +37,8 @@ def build(run: Run) -> DPOTrainer:
     config: DPOConfig = run.config.stage.config
     if run.config.train.get("label_smoothing_factor"):
         raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
+    if config.precompute_ref_log_probs and run.processes > 1:
+        raise AlignkitError("dpo.precompute_ref_log_probs: TRL keeps what it finds in a file of one process alone")
     rankings = encode_rankings(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_rankings(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else []
     pairs = pairs_of(rankings)

@@ -439,6 +439,15 @@ def test_naming_the_sft_stage_does_not_pick_trls_sft_loss(
     assert "loss  sft" in capsys.readouterr().out
 
 
+def test_several_processes_do_not_precompute(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    assert main(["train", *arguments("dpo.precompute_ref_log_probs=true")]) == 2
+    assert "in a file of one process alone" in capsys.readouterr().err
+
+
 def test_a_config_file_of_ppo_does_for_dpo(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
