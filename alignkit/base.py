@@ -57,7 +57,10 @@ def check_head(name: str) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
-    kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
+    try:
+        kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
+    except (OSError, ValueError):  # loading it will say why
+        return
     if kind not in KNOWN:
         raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
 

@@ -58,11 +58,11 @@ def load_tokenizer(base: str, template: str | None) -> PreTrainedTokenizerBase:
         begins_with_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos else "") + PLAIN
     if tokenizer.pad_token in (None, tokenizer.eos_token):
-        tokenizer.pad_token = _pad_token(tokenizer)
+        tokenizer.pad_token = pad_token(tokenizer)
     return tokenizer
 
 
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """A special token other than the one that ends an answer, where the tokenizer has one.
 
     Masks come from lengths here, so any token would do for training; but plain Transformers looks for the last token

@@ -178,12 +178,18 @@ def resolve(
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
     own = [*_names(stage.config), *stage.needs, *(key for key in shared if key not in ("plugins", *unused))]
     tables: list[Mapping[str, Any]] = []
+    own_data = any(
+        "path" in _as_table(_as_table(table, stage_name).get("data"), "data")
+        for layer in layers
+        for table in (layer, layer["stages"].get(stage_name))
+    )
     for layer in layers:
         of_stage = _as_table(layer["stages"].get(stage_name), f"stages.{stage_name}")
         _known_keys(layer, [*shared, "stages"], "")
         _known_keys(of_stage, own, f"{stage_name}.")
         like = _as_table(layer["stages"].get(stage.data_of), f"stages.{stage.data_of}")
-        of_stage = merge({"data": like["data"]} if "data" in like else {}, of_stage)
+        if "data" in like and not own_data:
+            of_stage = merge({"data": like["data"]}, of_stage)
         tables += [{k: v for k, v in layer.items() if k != "stages"}, of_stage]
     if there:
         which = ("model", "output", "chat_template", "tuner")

@@ -98,7 +98,11 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         assert parent.config is not None
         if config.model != parent.config.model:
             raise ConfigError(f"{told}: it will be made from {parent.config.model}, this run is of {config.model}")
-        _check_adapter(config, parent.config.to_dict(), told)
+        mine, theirs = (c.chat_template and _template(c.chat_template) for c in (config, parent.config))
+        if mine != theirs:
+            raise ConfigError(f"{told}: its chat template will be another than {config.chat_template}")
+        if parent.config.tuner.component.adapters:
+            _check_adapter(config, parent.config.to_dict(), told)
         return
     if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
         raise ConfigError(f"{told}: it was made from {record['model']['name']}, this run is of {config.model}")
@@ -107,10 +111,8 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
     now = fingerprints.of(parent.folder)
     if found := fingerprints.differences(record["fingerprints"], now):
         raise ConfigError(f"{told}: since it was trained, this in its folder has changed: {', '.join(found)}")
-    if config.chat_template is not None:
-        template = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
-        if fingerprints.text(template) != record["fingerprints"]["chat_template"]:
-            raise ConfigError(f"{told}: its chat template is another than {config.chat_template}")
+    if config.chat_template and _template(config.chat_template) != record["fingerprints"]["chat_template"]:
+        raise ConfigError(f"{told}: its chat template is another than {config.chat_template}")
     if record["weights"] == "adapter":
         _check_adapter(config, record["config"], told)
 
@@ -159,14 +161,21 @@ def check_same_tokens_as_base(config: RunConfig, run: Parent) -> None:
     Raises:
         ConfigError: the tokenizer, the chat template or the special tokens differ; says which.
     """
-    mine = _model_of(config)
-    if mine is None or run.manifest is None:
+    if run.manifest is None:
         return
-    if config.chat_template is not None:
-        template = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
-        mine = {**mine, "chat_template": fingerprints.text(template)}
-    if found := fingerprints.differences({**mine, "weights": None}, {**run.manifest["fingerprints"], "weights": None}):
+    mine, theirs = _model_of(config), _without_name(run.manifest["model"])
+    if mine is None or theirs is None:
+        return
+    template, other = config.chat_template, run.manifest["config"]["chat_template"]
+    mine = {**mine, "weights": None, **({"chat_template": _template(template)} if template else {})}
+    written = run.manifest["fingerprints"]["chat_template"]
+    theirs = {**theirs, "weights": None, **({"chat_template": written} if other else {})}
+    if found := fingerprints.differences(mine, theirs):
         raise ConfigError(f"{config.model} and {run.folder} do not fit together: they differ in {', '.join(found)}")
+
+
+def _template(path: str) -> str:
+    return fingerprints.text(Path(path).expanduser().read_text(encoding="utf-8"))
 
 
 def _model_of(config: RunConfig) -> dict[str, Any] | None:

@@ -143,7 +143,9 @@ class _Planner:
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
             if not matching and manifest.is_run(config.folder):
                 there = next((run for run in runs if run.folder == config.folder), None)
-                why = "; ".join(lineage.differences(there, config, fingerprint)) if there else "it is of another stage"
+                if there is None:
+                    raise ConfigError(f"{config.folder} is there and is of another stage: choose another --output")
+                why = "; ".join(lineage.differences(there, config, fingerprint))
                 raise ConfigError(
                     f"{config.folder} is there but is not what these settings make: {why}. Use it all the same with "
                     f"{key}={config.folder}, train it anew with alignkit train --plugin {stage_name} --overwrite, or "

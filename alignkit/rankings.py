@@ -90,12 +90,13 @@ def function(name: str) -> Scorer:
     def call(prompts: list[str], answers: list[str]) -> Sequence[float]:
         try:
             return found(prompts, answers)
-        except Exception:
+        except Exception as failure:
             for prompt, answer in zip(prompts, answers, strict=True):
                 try:
                     found([prompt], [answer])
                 except Exception as error:
-                    raise _FailedOnError(answer, error) from error
+                    if one_line(error) == one_line(failure):
+                        raise _FailedOnError(answer, error) from error
             raise
 
     return call
@@ -115,6 +116,8 @@ def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[s
     """
     try:
         scores = [float(value) for value in scores_of()]
+    except DataError:
+        raise
     except _FailedOnError as error:
         raise DataError(f"{name} failed on the answer {error.answer!r}: {one_line(error.why)}") from error
     except Exception as error:

@@ -23,16 +23,14 @@ from alignkit.registry import Registry
 WITH_HEAD = ("value", "reward")
 
 
-def fresh_head(model: Any, pad_token_id: int | None, role: str) -> None:
+def fresh_head(model: Any, pad_token_id: int | None) -> None:
     """Start the scalar head at N(0, 1/sqrt(d + 1)), as "learning to summarize" (arXiv 2009.01325) does; d is the width.
 
-    That of a value starts at 0: what it would guess before it has learnt is noise in the first advantages.
     ``pad_token_id`` is what plain Transformers looks for to find where a padded sequence ends.
     """
     weight = model.score.weight
     with torch.no_grad():
-        std = 0 if role == "value" else 1 / math.sqrt(weight.shape[1] + 1)
-        weight.copy_(torch.empty(weight.shape).normal_(std=std))
+        weight.copy_(torch.empty(weight.shape).normal_(std=1 / math.sqrt(weight.shape[1] + 1)))
     model.config.pad_token_id = pad_token_id
 
 

@@ -111,7 +111,7 @@ class Run:
         has_head = start in self.records and self.records[start]["role"] in roles.WITH_HEAD
         if role in roles.WITH_HEAD:
             if not has_head:
-                roles.fresh_head(loaded, self.score_pad_token_id, role)
+                roles.fresh_head(loaded, self.score_pad_token_id)
         else:
             loaded.generation_config.eos_token_id = self.stop_ids
             loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id

@@ -35,10 +35,22 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float)
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
+SCALES = {  # what the head's output is multiplied by to give logits: a field of the config, and its power
+    "cohere": ("logit_scale", 1),
+    "cohere2": ("logit_scale", 1),
+    "falcon_h1": ("lm_head_multiplier", 1),
+    "granite": ("logits_scaling", -1),
+    "granitemoe": ("logits_scaling", -1),
+    "granitemoehybrid": ("logits_scaling", -1),
+    "granitemoeshared": ("logits_scaling", -1),
+    "hyperclovax": ("logits_scaling", 1),
+    "minicpm3": ("logits_scaling", -1),
+}
+
+
 def _scale(config: Any) -> float:
-    """What the head's output is multiplied by to give logits: of Cohere, Falcon-H1, Granite and MiniCPM3."""
-    by = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-    return float(by / (getattr(config, "logits_scaling", None) or 1.0))
+    name, power = SCALES.get(getattr(config, "model_type", ""), ("", 1))
+    return float(getattr(config, name, None) or 1.0) ** power
 
 
 def _some(head: Any, hidden: Tensor, targets: Tensor, temperature: float, cap: float | None) -> tuple[Tensor, Tensor]:

@@ -212,6 +212,8 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
     elif not shared:
         start = "reward" if reward else "policy"
         model = roles.without_dropout(run.model("value", start=start))
+        if not reward:
+            _inner(model).score = _head(width, None, trained=True)
         members["value"] = Member(model, None, _inner(model).score)
     else:
         theirs: Any = reward.head if reward and reward.model is policy else None

@@ -145,6 +145,41 @@ def test_an_adapter_that_cannot_be_continued_is_told_before_it_is_trained(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_template_of_another_stage_to_be_trained_is_told(
+    folder: Path, tuner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        Path(f"{name}.jinja").write_text(f"{{% for m in messages %}}{name}{{{{ m.content }}}}{{% endfor %}}")
+    text = Path("run.yaml").read_text().replace("sft: {data", "sft: {chat_template: a.jinja, data")
+    Path("run.yaml").write_text(text.replace("rm: {data", "rm: {chat_template: b.jinja, data"))
+
+    assert "its chat template will be another than b.jinja" in refused(capsys, "--plugin", tuner)
+    assert not Path("runs").exists()
+
+
+def test_the_tuner_of_a_stage_that_makes_no_adapter_need_not_be_alike(folder: Path) -> None:
+    text = Path("run.yaml").read_text().replace("sft: {data", "sft: {tuner: {name: full}, data")
+    Path("run.yaml").write_text(text.replace("rm: {data", "rm: {tuner: {name: lora, r: 4}, data"))
+
+    assert run("--plan") == 0
+
+
+def test_a_bare_base_and_a_reward_must_write_in_the_same_tokens(
+    folder: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("rm.policy=base") == 0
+    prompts = ["--data", "bundled:prompts", "ppo.policy=base", "reward.path=runs/rm"]
+    assert main(["check", "--plugin", "ppo", "--model", "base", *prompts]) == 0
+    other = Path(shutil.copytree("base", "other"))
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "a"}))
+    capsys.readouterr()
+
+    assert main(["check", "--plugin", "ppo", "--model", "other", *prompts]) == 2
+    assert "other and runs/rm do not fit together: they differ in pad_token" in capsys.readouterr().err
+
+
 def test_a_base_that_cannot_be_a_reward_model_is_told_before_sft(
     folder: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +194,7 @@ def test_a_run_of_another_stage_under_this_ones_name_is_told(folder: Path, capsy
     shutil.rmtree("runs/sft")
     Path("runs/rm").rename("runs/sft")
 
-    assert "runs/sft is there but is not what these settings make: it is of another stage" in refused(capsys)
+    assert "runs/sft is there and is of another stage" in refused(capsys)
 
 
 def test_the_config_of_a_run_names_what_it_came_from_and_reproduces_it(folder: Path) -> None:

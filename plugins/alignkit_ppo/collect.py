@@ -107,7 +107,7 @@ class Collector:
         sampled = time.monotonic()
         scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
         penalised = scores - self.config.missing_eos_penalty * ~ended
-        if iteration == 0:
+        if iteration == 0 and not self.config.whiten_rewards:
             self.trainer.roles.start_value(self._mean(penalised))
         said = self.say(ids, answers, ("policy", "reference", "value"))  # 3
         policy, reference, values = said["policy"][0], said["reference"][0], said["value"][0]

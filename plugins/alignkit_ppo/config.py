@@ -50,7 +50,7 @@ def check(config: PPOConfig) -> None:
         ConfigError: they contradict each other.
     """
     if config.batch_size % config.samples_per_prompt:
-        raise ConfigError("ppo.batch_size must be a multiple of ppo.samples_per_prompt times the number of processes")
+        raise ConfigError("ppo.batch_size must be a multiple of ppo.samples_per_prompt")
     if config.batch_size % config.minibatches:
         raise ConfigError(
             f"ppo.batch_size={config.batch_size} cannot be split into ppo.minibatches={config.minibatches}"

@@ -124,7 +124,7 @@ class PPOTrainer(transformers.Trainer):
         self.before: list[str] = []  # the first evaluation's answers, which are the SFT model's
         self.after: list[str] = []  # the last evaluation's
         self.watch = diagnosis.Watch(run.say, ends=self.config.missing_eos_penalty > 0)
-        self.add_callback(AroundStep(self))
+        self.add_callback(AfterStep(self))
 
     @property
     def iteration(self) -> int:
@@ -185,6 +185,9 @@ class PPOTrainer(transformers.Trainer):
         self.microbatches = (self.microbatches + 1) % self.args.gradient_accumulation_steps
         if mixed and not self.microbatches:
             self._add({"ppo_grad_norm": mixed.rest_norm(model)})
+        if self.iteration < self.config.value_warmup and not self.microbatches:
+            for _, parameter in self.policy_weights():
+                parameter.grad = None  # which the value gave it, as a head on it; without one there is no decay either
         return loss
 
     def _add(self, figures: dict[str, float]) -> None:
@@ -226,12 +229,6 @@ class PPOTrainer(transformers.Trainer):
                 self.run.say(f"stopping: an answer's KL of {logs['kl']:.1f} is over ppo.max_kl={self.config.max_kl:g}")
                 self.control.should_training_stop = True
         super().log(logs, start_time)
-
-    def optimizer_step_next(self) -> None:
-        """Leave the policy as it is while the value warms up: no gradient is not even weight decay."""
-        if self.iteration < self.config.value_warmup:
-            for _, parameter in self.policy_weights():
-                parameter.grad = None
 
     def optimizer_step_done(self) -> None:
         """Average the policy's weights, if they are to be (step 11)."""
@@ -313,14 +310,11 @@ class PPOTrainer(transformers.Trainer):
         return bool(kept)
 
 
-class AroundStep(transformers.TrainerCallback):
-    """Tells the trainer that an optimizer step comes, and that it is done."""
+class AfterStep(transformers.TrainerCallback):
+    """Tells the trainer that an optimizer step is done."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.optimizer_step_next()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.optimizer_step_done()

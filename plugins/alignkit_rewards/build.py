@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Answers, DataError, base, rankings
+from alignkit.chat_template import pad_token
 from alignkit.config import select
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def classifier(config: ClassifierConfig, run: Any) -> Scores:
     model = AutoModelForSequenceClassification.from_pretrained(located, dtype=run.dtype).eval()
     model.to("cuda" if torch.cuda.is_available() and not run.config.train.get("use_cpu") else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(located)
-    if tokenizer.pad_token is None:  # a decoder's: it looks for the last token that is none
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
+        tokenizer.pad_token = pad_token(tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
@@ -67,8 +68,9 @@ def classifier(config: ClassifierConfig, run: Any) -> Scores:
         for start in range(0, len(texts), config.batch):
             part = texts[start : start + config.batch]
             inputs = tokenizer(part, return_tensors="pt", padding=True, add_special_tokens=special)
-            if (tokens := inputs["input_ids"].shape[1]) > longest:
-                raise DataError(f"prompt and answer are {tokens} of its tokens, and it reads {longest}")
+            for one, tokens in zip(part, inputs["attention_mask"].sum(1).tolist(), strict=True):
+                if tokens > longest:
+                    raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {tokens}: {one!r}")
             with torch.no_grad():
                 found += model(**inputs.to(model.device)).logits[:, config.label].float().tolist()
         return found

@@ -38,10 +38,10 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
 
 
 def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
-    """Pairs of one prompt as few rankings, each of which says what its pairs say.
+    """Pairs of one prompt as rankings, each of which says what its pairs say.
 
-    Pairs that hang together are one ranking where all of them make one; half of them may say less than ranks would.
-    Else each is put to the first of those before it with which it makes one.
+    Pairs that share answers, directly or through others, are one ranking where all of them together make one. Else each
+    goes, in its turn, to the first ranking so far that can take it.
     """
     sets: list[list[tuple[str, str]]] = []
     for linked in _linked([(b, w) for b, w in map(_better_first, pairs)]):

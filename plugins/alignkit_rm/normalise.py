@@ -56,7 +56,7 @@ def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     direction = direction / (hidden.mean(0) @ direction)  # so that the mean is met exactly
     shifted = weight - mean * direction
     deviation = (hidden @ shifted).std() if len(demonstrations) > 1 else hidden.new_zeros(())
-    if not 0 < float(deviation) < math.inf:
+    if not 1e-5 * (1 + abs(float(mean))) < float(deviation) < math.inf:
         raise AlignkitError(
             f"the score cannot be normalised: it is the same for all {len(demonstrations)} demonstrations. It takes "
             "several that differ"

@@ -222,12 +222,10 @@ LEARN = [
 
 def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
     """The letter e is in one token twice: eight such tokens score 4, the most there is; it starts at about 0.3."""
-    began = time.process_time()
     scores = [line["score"] for line in iterations(ppo(*LEARN, "ppo.iterations=45", "ppo.kl_coef=0"))]
 
     assert scores[0] < 0.6
     assert scores[-1] > 3.6
-    assert time.process_time() - began < 60
 
 
 def test_the_policy_of_the_best_evaluation_is_kept(folder: Path) -> None:
@@ -436,11 +434,15 @@ def test_the_value_warms_up_alone(folder: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(("tuner", "value"), [("lora", "adapter"), ("lora", "head"), ("full", "adapter")])
-def test_a_fresh_value_starts_without_an_opinion(folder: Path, tuner: str, value: str) -> None:
+def test_a_fresh_value_starts_at_the_mean_score(folder: Path, tuner: str, value: str) -> None:
     """A value that guesses makes noise of the first advantages: its explained variance is then far below 0."""
-    first = iterations(ppo(*GOLD, "ppo.iterations=1", f"ppo.value={value}", "--plugin", tuner))[0]
+    run = ppo(*GOLD, "ppo.iterations=1", f"ppo.value={value}", "--plugin", tuner, "train.learning_rate=1e-9")
+    saved = load_file(next(run.glob("checkpoints/*/trained.safetensors")))
+    (bias,) = (tensor for name, tensor in saved.items() if name.endswith(("value.bias", "score.bias")))
+    first = iterations(run)[0]
 
     assert first["explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert float(bias) == pytest.approx(first["score"] - (1 - first["eos_rate"]), abs=1e-5)  # missing_eos_penalty is 1
 
 
 def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
@@ -634,7 +636,11 @@ def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[...
 # --- rollout engines -------------------------------------------------------------------------------------------------
 
 
-def test_a_models_own_generation_config_does_not_bend_what_is_sampled(tiny_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_models_own_generation_config_does_not_bend_what_is_sampled(
+    tiny_model: Callable[..., Path], adapters: bool
+) -> None:
+    import peft
     from transformers import AutoModelForCausalLM
 
     from alignkit.chat_template import load_tokenizer
@@ -642,6 +648,7 @@ def test_a_models_own_generation_config_does_not_bend_what_is_sampled(tiny_model
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(tiny_model("llama")), None)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear")) if adapters else model
     how = Sampling(12, temperature=0.0, stop_ids=(0,))
     plain = sample(model, tokenizer, [[5, 6, 7], [8]], how)
     model.generation_config.repetition_penalty, model.generation_config.min_new_tokens = 50.0, 12
