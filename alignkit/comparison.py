@@ -62,6 +62,8 @@ def judge_of(said: str | None, runs: Sequence[Parent]) -> Judge:
             "function of prompts and answers with --reward module:function"
         )
     _, folder = max(rewards, key=lambda found: found[0])
+    if folder.absolute().is_relative_to(Path.cwd()):
+        folder = folder.absolute().relative_to(Path.cwd())
     return Judge(str(folder), lineage.named("--reward", str(folder), "reward"), None)
 
 
