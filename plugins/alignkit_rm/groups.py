@@ -44,7 +44,7 @@ def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
     goes, in its turn, to the first ranking so far that can take it.
     """
     sets: list[list[tuple[str, str]]] = []
-    for linked in _linked([(b, w) for b, w in map(_better_first, pairs)]):
+    for linked in _linked(list(map(_better_first, pairs))):
         if _depths(linked) is not None:
             sets.append(linked)
             continue
