@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from alignkit_rollouts import GenerateConfig
 
+PAGE = 256  # tokens of a page of the continuous engine's cache
+BATCH_TOKENS = 2048  # most tokens of its forwards
+
 Engine = Callable[[Any, list[list[int]]], list[list[int]]]
 
 
@@ -28,8 +31,12 @@ def generate(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, samplin
 
 
 def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
-    """``model.generate_batch``: an answer that ended makes room for the next prompt at once."""
-    from transformers import GenerationConfig
+    """``model.generate_batch``: an answer that ended makes room for the next prompt at once.
+
+    Its cache has room for all answers at their longest; by itself it would take nine tenths of the free memory.
+    """
+    import torch
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
@@ -41,7 +48,14 @@ def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine
 
     def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
-        outputs = policy.generate_batch(inputs=repeated, generation_config=config, progress_bar=False)
+        blocks = sum(1 + (len(prompt) + sampling.max_new_tokens) // PAGE for prompt in repeated)
+        room = ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=blocks + 1,
+            max_batch_tokens=max(len(repeated), min(BATCH_TOKENS, sum(map(len, repeated)))),
+            seed=int(torch.randint(2**31, ())),  # of torch's generator, as for `generate`
+        )
+        outputs = policy.generate_batch(repeated, config, room, progress_bar=False)
         in_order = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[1]))
         return [list(output.generated_tokens) for output in in_order]
 
