@@ -9,8 +9,8 @@ TRL removed PPO in 1.13, so 1.12 is put beside the environment, in a folder of i
 Both sides start a LoRA policy from the same base, which is the reference, and score with the same reward model, which
 :func:`prepare` trains for a step, as alignkit does it, and merges for TRL. The value model starts from it: an adapter
 of the same trunk here (or a head on the policy, with ``--value head``), a whole model that is trained whole there, as
-TRL's documentation does it; ``PPOTrainer`` takes a ``peft_config`` for the policy alone. TRL gets a pad token other than
-the end of sequence where the tokenizer has one, for it drops the latter where they are the same.
+TRL's documentation does it; ``PPOTrainer`` takes a ``peft_config`` for the policy alone. TRL gets another pad token
+than the end of sequence where the tokenizer has one, for it drops the latter where they are the same.
 
 TRL takes one optimizer step an epoch whatever ``num_mini_batches``, alignkit takes as many as there are minibatches.
 """
