@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 import transformers
 from torch import Tensor
 
 from alignkit import ConfigError, PolicyBatch, before_after, error_bars
+from alignkit.roles_trainer import RolesTrainer
 from alignkit.sampling import text
-from alignkit.trunk import Roles, Sequences, assemble
+from alignkit.trunk import Sequences, assemble
 from alignkit_ppo import diagnosis
 from alignkit_ppo.advantages import next_kl_coef
 from alignkit_ppo.collect import Collector, Prompted, encode
@@ -104,7 +102,7 @@ def microbatches(config: PPOConfig, wanted: int, processes: int) -> tuple[int, i
     return micro, minibatch // micro
 
 
-class PPOTrainer(transformers.Trainer):
+class PPOTrainer(RolesTrainer):
     """Rollouts in the data loader; the loss, through the hook, in ``compute_loss``."""
 
     loss_is_scaled_for_ga = True  # the loss is divided by the response tokens of the whole optimizer step
@@ -112,9 +110,9 @@ class PPOTrainer(transformers.Trainer):
     pretraining: Pretraining | None = None
 
     def __init__(self, *, run: Run, loss: Any, held_out: list[Prompted], steps: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(run=run, **kwargs)
         self.config: PPOConfig = run.config.stage.config
-        self.run, self.loss, self.held_out, self.steps = run, loss, held_out, steps
+        self.loss, self.held_out, self.steps = loss, held_out, steps
         self.kl_coef = self.config.kl_coef
         self.average = {n: p.detach().clone() for n, p in self.policy_weights()} if self.config.ema else {}
         self.figures: dict[str, float] = {}  # of this iteration's rollouts, for the log
@@ -130,12 +128,6 @@ class PPOTrainer(transformers.Trainer):
     def iteration(self) -> int:
         """How many iterations are complete."""
         return int(self.state.global_step) // self.steps
-
-    @property
-    def roles(self) -> Roles:
-        """The module that is trained, whatever wraps it."""
-        unwrapped: Roles = self.accelerator.unwrap_model(self.model)
-        return unwrapped
 
     # --- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -273,34 +265,18 @@ class PPOTrainer(transformers.Trainer):
 
     # --- what is saved -----------------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A checkpoint holds everything that is trained, the value function too; the run folder the policy alone."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if _internal_call:
-            trained = {n: p.detach().cpu().contiguous() for n, p in self.roles.named_parameters() if p.requires_grad}
-            more = {f"average/{n}": t.cpu() for n, t in self.average.items()}
-            more |= {f"best/{n}": t.cpu() for n, t in self.best[1].items()} if self.best else {}
-            safetensors.torch.save_file({**trained, **more}, folder / "trained.safetensors")
-            state = {"kl_coef": self.kl_coef, "best": self.best[0] if self.best else None, "before": self.before}
-            (folder / "ppo.json").write_text(json.dumps(state), encoding="utf-8")
-            return
-        self.roles.save_policy(folder)
-        self.collector.tokenizer.save_pretrained(folder)
+    def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The average of the policy's weights, and those that scored best on the held-out prompts."""
+        return {"average": self.average, "best": self.best[1] if self.best else {}}
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        saved = safetensors.torch.load_file(folder / "trained.safetensors")
-        state = json.loads((folder / "ppo.json").read_text(encoding="utf-8"))
-        kinds: dict[str, dict[str, Tensor]] = {"": {}, "average": {}, "best": {}}
-        for name, tensor in saved.items():
-            kind, slash, rest = name.partition("/")
-            kinds[kind if slash else ""][rest if slash else name] = tensor
-        self.model.put(kinds[""])
-        self.average = {name: tensor.to(self.args.device) for name, tensor in kinds["average"].items()}
-        self.best = (state["best"], kinds["best"]) if kinds["best"] else None
+    def checkpoint_state(self) -> dict[str, Any]:
+        """The KL coefficient, the best held-out score, and the answers from before training."""
+        return {"kl_coef": self.kl_coef, "best": self.best[0] if self.best else None, "before": self.before}
+
+    def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint holds beside the trained weights."""
+        self.average = {name: tensor.to(self.args.device) for name, tensor in tensors.get("average", {}).items()}
+        self.best = (state["best"], dict(tensors["best"])) if "best" in tensors else None
         self.kl_coef, self.before = state["kl_coef"], state["before"]
 
     def keep(self) -> bool:
