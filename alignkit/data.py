@@ -89,9 +89,30 @@ class WrongKindError(DataError):
 def _recognise(
     registry: Registry, config: DataConfig, path: str, raw: Iterable[tuple[str, RawRow | DataError]]
 ) -> tuple[DataFormat, Iterator[tuple[str, RawRow | DataError]]]:
-    raw = iter(raw)
+    raw = itertools.starmap(_cleaned, raw)
     first = list(itertools.islice(raw, 20))
     return _format(registry, config.format, path, first), itertools.chain(first, raw)
+
+
+def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataError]:
+    """A row in which NaN, as pandas writes a missing cell, is None; a bad one where a text is no Unicode."""
+    if isinstance(row, DataError):
+        return where, row
+    parts: list[Any] = list(row.items())  # no recursion: JSON may be nested as deep as Python's stack is
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            parts.extend(part.items())
+        elif isinstance(part, list | tuple):
+            parts.extend(part)
+        elif isinstance(part, str):
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                half = f"half of a character, \\u{ord(part[error.start]):04x} (a lone surrogate)"
+                near = part[max(0, error.start - 20) : error.start]
+                return where, DataError(f"{where}: a text holds {half}, after {near!r}")
+    return where, {key: None if value != value else value for key, value in row.items()}
 
 
 def _accepted(

@@ -9,49 +9,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit import Conversation, DataError, Demonstration, Message, Prompt, Ranking, Text
+from alignkit_formats import turns
 
 RawRow = Mapping[str, Any]
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-
 
 def messages(row: RawRow) -> Demonstration:
-    """OpenAI and TRL: ``{"messages": [{"role": "user", "content": ...}, ...]}``; the last turn is the assistant's."""
-    return Demonstration(_ending_with_answer(_conversation(_get(row, "messages"), "messages")))
+    """OpenAI and TRL: ``{"messages": [{"role": "user", "content": ...}, ...]}``; the last turn is the assistant's.
+
+    ``tools``, where they are there, are what the assistant may call.
+    """
+    conversation = turns.conversation(_get(row, "messages"), "messages")
+    return Demonstration(_ending_with_answer(conversation), turns.tools(row))
 
 
 def prompt_completion(row: RawRow) -> Demonstration:
-    """``prompt`` and ``completion`` (or ``response``), each a text or messages."""
+    """``prompt`` and ``completion`` (or ``response``), each a text or messages. Only the completion is learnt."""
     field = "completion" if row.get("completion") is not None else "response"
-    return Demonstration([*_prompt(row), _message("assistant", _answer(_get(row, field), field), field)])
+    context = [Message(**{**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in _prompt(row)]
+    return Demonstration([*context, _answer_turn(_get(row, field), field)], turns.tools(row))
 
 
 def alpaca(row: RawRow) -> Demonstration:
     """Stanford Alpaca: ``instruction``, perhaps ``input``, ``output``; LLaMA-Factory's ``system`` too."""
-    instruction = _string(row, "instruction")
-    context = row.get("input")
-    turns = [_message("system", row["system"], "system")] if row.get("system") else []
-    turns.append(_message("user", f"{instruction}\n\n{context}" if context else instruction, "instruction"))
-    return Demonstration([*turns, _message("assistant", _string(row, "output"), "output")])
+    instruction = turns.text(row.get("instruction"), "instruction")
+    context = _optional(row, "input")
+    user = turns.message("user", f"{instruction}\n\n{context}" if context else instruction, "instruction")
+    return Demonstration([*_system(row), user, turns.message("assistant", row.get("output"), "output")])
 
 
 def sharegpt(row: RawRow) -> Demonstration | Ranking:
     """ShareGPT turns ``{"from": "human", "value": ...}``; with ``chosen`` and ``rejected``, LLaMA-Factory's pairs."""
-    turns = _conversation(_get(row, "conversations"), "conversations", role="from", content="value")
-    if row.get("system"):
-        turns = [_message("system", row["system"], "system"), *turns]
+    conversation = turns.conversation(_get(row, "conversations"), "conversations", role="from", content="value")
+    conversation = [*_system(row), *conversation]
     if row.get("chosen") is None and row.get("rejected") is None:
-        return Demonstration(_ending_with_answer(turns))
-    answers = [_one_answer(_conversation([_get(row, s)], s, "from", "value"), s) for s in ("chosen", "rejected")]
-    return _pair(_waiting(turns, "conversations"), *answers)
+        return Demonstration(_ending_with_answer(conversation), turns.tools(row))
+    sides = {side: turns.conversation([_get(row, side)], side, "from", "value") for side in ("chosen", "rejected")}
+    chosen, rejected = (_ranked(_one_answer(answer, side), side) for side, answer in sides.items())
+    return _pair(_waiting(conversation, "conversations"), chosen, rejected, row)
 
 
 def fits_preference(row: RawRow) -> int:
@@ -71,10 +66,10 @@ def preference(row: RawRow) -> Ranking:
     chosen, rejected = _get(row, "chosen"), _get(row, "rejected")
     whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
     if row.get("prompt") is not None and not whole:
-        pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"))
+        pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"), row)
     else:
-        both = [_ending_with_answer(_conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
-        pair = _pair_of_conversations(*both)
+        both = [_ending_with_answer(turns.conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
+        pair = _pair_of_conversations(*both, row)
     if row.get("margin") is None:
         return pair
     return dataclasses.replace(pair, margins=[_number(row["margin"], "margin"), 0.0])
@@ -90,7 +85,7 @@ def fits_hh_rlhf(row: RawRow) -> int:
 def hh_rlhf(row: RawRow) -> Ranking:
     """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, the same up to the last answer."""
     return _pair_of_conversations(
-        *(_ending_with_answer(_transcript(_string(row, s), s)) for s in ("chosen", "rejected"))
+        *(_ending_with_answer(_transcript(turns.text(row.get(s), s), s)) for s in ("chosen", "rejected")), row
     )
 
 
@@ -114,17 +109,18 @@ def ranking(row: RawRow) -> Ranking:
         [responses[index] if responses[index] == "" else _answer(responses[index], "responses") for index in kept],
         [_number(ranks[index], "ranks") for index in kept],
         [_number(margins[index], "margins") for index in kept] if margins is not None else None,
+        turns.tools(row),
     )
 
 
 def prompts(row: RawRow) -> Prompt:
     """``prompt``: a text or messages that wait for an answer."""
-    return Prompt(_prompt(row))
+    return Prompt(_prompt(row), turns.tools(row))
 
 
 def text(row: RawRow) -> Text:
     """``text``, to be modelled whole."""
-    return Text(_string(row, "text"))
+    return Text(turns.text(row.get("text"), "text"))
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
@@ -136,33 +132,26 @@ def _get(row: RawRow, field: str) -> Any:
     return row[field]
 
 
-def _string(row: RawRow, field: str) -> str:
-    return _message("", _get(row, field), field)["content"]
+def _optional(row: RawRow, field: str) -> str | None:
+    """A text that may be missing or empty."""
+    value = row.get(field)
+    return turns.text(value, field) if value not in (None, "") else None
+
+
+def _system(row: RawRow) -> Conversation:
+    system = _optional(row, "system")
+    return [turns.message("system", system, "system")] if system else []
 
 
 def _number(value: Any, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise DataError(f"'{field}' holds {value!r}, which is no number")
-    return float(value)
-
-
-def _message(role: str, content: Any, field: str) -> Message:
-    if not isinstance(content, str):
-        raise DataError(f"'{field}' must be text, not {type(content).__name__}")
-    if not content.strip():
-        raise DataError(f"'{field}' is empty")
-    return Message(role=role, content=content)
-
-
-def _conversation(turns: Any, field: str, role: str = "role", content: str = "content") -> Conversation:
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise DataError(f"'{field}' must be a list of {{{role}, {content}}}")
-    conversation = []
-    for number, turn in enumerate(turns, 1):
-        if turn.get(role) not in ROLES:
-            raise DataError(f"'{field}' turn {number} has {role} {turn.get(role)!r}; known: {', '.join(ROLES)}")
-        conversation.append(_message(ROLES[turn[role]], turn.get(content, ""), f"{field} turn {number} {content}"))
-    return conversation
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise DataError(f"'{field}' holds {value!r}, which is no number")
 
 
 def _ending_with_answer(conversation: Conversation) -> Conversation:
@@ -174,42 +163,61 @@ def _ending_with_answer(conversation: Conversation) -> Conversation:
 def _prompt(row: RawRow) -> Conversation:
     prompt = _get(row, "prompt")
     if isinstance(prompt, str):
-        return [_message("user", prompt, "prompt")]
-    conversation = _conversation(prompt, "prompt")
-    return _waiting(conversation, "prompt")
+        return [turns.message("user", prompt, "prompt")]
+    return _waiting(turns.conversation(prompt, "prompt"), "prompt")
 
 
 def _waiting(conversation: Conversation, field: str) -> Conversation:
     if conversation[-1]["role"] == "assistant":
         raise DataError(f"'{field}' must not end with an assistant turn")
+    return _context(conversation)
+
+
+def _context(conversation: Conversation) -> Conversation:
+    """A conversation of which nothing is learnt, so without weights."""
+    for turn in conversation:
+        turn.pop("weight", None)
     return conversation
 
 
-def _answer(value: Any, field: str) -> str:
+def _answer_turn(value: Any, field: str) -> Message:
     """An answer written as text, as ``{"role": "assistant", "content": ...}``, or as a list with one such message."""
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):
-        return _one_answer(_conversation(value, field), field)
-    return _message("assistant", value, field)["content"]
+        return _one_answer(turns.conversation(value, field), field)
+    return turns.message("assistant", value, field)
 
 
-def _one_answer(turns: Conversation, field: str) -> str:
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
+def _one_answer(conversation: Conversation, field: str) -> Message:
+    if len(conversation) != 1 or conversation[0]["role"] != "assistant":
         raise DataError(f"'{field}' must be one assistant turn")
-    return turns[0]["content"]
+    return conversation[0]
 
 
-def _pair(prompt: Conversation, chosen: str, rejected: str) -> Ranking:
+def _answer(value: Any, field: str) -> str:
+    return _ranked(_answer_turn(value, field), field)
+
+
+def _ranked(turn: Message, field: str) -> str:
+    """The text of an answer that is compared with others."""
+    if "tool_calls" in turn:
+        raise DataError(f"'{field}' has tool_calls, and only answers in text can be compared")
+    if turn.get("weight") == 0:
+        raise DataError(f"'{field}' has weight 0, and an answer that is compared is learnt")
+    return turn["content"]
+
+
+def _pair(prompt: Conversation, chosen: str, rejected: str, row: RawRow) -> Ranking:
     if chosen == rejected:
         raise DataError("'chosen' and 'rejected' are the same")
-    return Ranking(prompt, [chosen, rejected], [0.0, 1.0])
+    return Ranking(prompt, [chosen, rejected], [0.0, 1.0], tools=turns.tools(row))
 
 
-def _pair_of_conversations(chosen: Conversation, rejected: Conversation) -> Ranking:
+def _pair_of_conversations(chosen: Conversation, rejected: Conversation, row: RawRow) -> Ranking:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise DataError("'chosen' and 'rejected' must be alike up to their last turn")
-    return _pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+    return _pair(_context(chosen[:-1]), _ranked(chosen[-1], "chosen"), _ranked(rejected[-1], "rejected"), row)
 
 
 def _transcript(transcript: str, field: str) -> Conversation:
@@ -218,6 +226,6 @@ def _transcript(transcript: str, field: str) -> Conversation:
         raise DataError(f"'{field}' must begin with 'Human:'")
     names = {"Human": "user", "Assistant": "assistant"}
     return [
-        _message(names[name], said.strip(), f"{field} {name}")
+        turns.message(names[name], said.strip(), f"{field} {name}")
         for name, said in zip(parts[1::2], parts[2::2], strict=True)
     ]

@@ -152,6 +152,9 @@ def test_csv_value_may_hold_unicode_line_marks(read: Callable[..., Rows], tmp_pa
         ("a.json", "[]", "a.json has no rows to train on: it is empty"),
         ("a.csv", "text\n", "a.csv has no rows to train on: it is empty"),
         ("a.parquet", "text\none\n", "a.parquet cannot be read as Parquet"),
+        ("a.jsonl", LINES + r'{"text": "half \ud83d"}', r"a.jsonl line 3: a text holds half of a character, \ud83d"),
+        ("a.json", r'[{"text": "one", "more": [{"a": "\udc00"}]}]', r"a.json row 1: a text holds half of a character"),
+        ("a.jsonl", r'{"text": "one", "\ud800": 1}', r"a.jsonl line 1: a text holds half of a character, \ud800"),
         ("a.txt", "one\n", "a.txt: files of data end in .jsonl, .json, .csv, .parquet, not '.txt'"),
         (
             "a.jsonl",
@@ -249,11 +252,11 @@ def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], 
 
 
 def test_skip_counts_and_reports_bad_rows(read: Callable[..., Rows], tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", f'oops\n{LINES}{{"txt": "x"}}\n{{"text": "three"}}\n[1]\n')
+    file = write(tmp_path / "a.jsonl", f'oops\n{LINES}{{"txt": "x"}}\n{{"text": "three"}}\n[1]\n{{"text": "\\ud800"}}')
     rows = read(file, on_bad_row="skip")
     assert [row for _, row in rows.rows] == [Text("one"), Text("zwölf"), Text("three")]
-    assert [why.split(": ")[0] for why in rows.skipped] == ["a.jsonl line 1", "a.jsonl line 4", "a.jsonl line 6"]
-    assert rows.describe() == f"3 rows from {file} (format text, 3 bad rows skipped)"
+    assert [why.split(": ")[0] for why in rows.skipped] == [f"a.jsonl line {n}" for n in (1, 4, 6, 7)]
+    assert rows.describe() == f"3 rows from {file} (format text, 4 bad rows skipped)"
 
 
 def test_all_rows_bad_is_an_error_even_with_skip(read: Callable[..., Rows], tmp_path: Path) -> None:

@@ -21,13 +21,22 @@ def talk(*contents: str) -> Conversation:
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-def answer(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+def answer(content: str, **more: Any) -> Any:
+    return {"role": "assistant", "content": content, **more}
 
 
 SYSTEM: Conversation = [{"role": "system", "content": "Be kind"}]
 PAIR = Ranking(talk("Hi"), ["Hello", "Go"], [0.0, 1.0])
 HELLO = Demonstration(talk("Hi", "Hello"))
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = answer("", tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}])
+OPENAI_CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}],
+}
+TOLD: Any = {"role": "tool", "content": "sunny", "name": "weather"}
 
 GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
     "messages": ("messages", {"messages": talk("Hi", "Hello")}, HELLO),
@@ -40,6 +49,42 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
         "messages",
         {"messages": talk("Hi", "Hello", "Bye", "See you")},
         Demonstration(talk("Hi", "Hello", "Bye", "See you")),
+    ),
+    "messages with a tool": (
+        "messages",
+        {"messages": [*talk("Hi"), CALL, TOLD, answer("Sunny")], "tools": [WEATHER]},
+        Demonstration([*talk("Hi"), CALL, TOLD, answer("Sunny")], [WEATHER]),
+    ),
+    "messages with a tool as OpenAI writes it: arguments and tools as JSON text, no content": (
+        "messages",
+        {"messages": [*talk("Hi"), OPENAI_CALL, TOLD, answer("Sunny")], "tools": json.dumps([WEATHER])},
+        Demonstration([*talk("Hi"), CALL, TOLD, answer("Sunny")], [WEATHER]),
+    ),
+    "messages of which some are context only": (
+        "messages",
+        {"messages": [*talk("Hi"), answer("Hello") | {"weight": 0}, *talk("Bye"), answer("See you") | {"weight": 1}]},
+        Demonstration([*talk("Hi"), answer("Hello", weight=0), *talk("Bye"), answer("See you", weight=1)]),
+    ),
+    "sharegpt of which some are context only": (
+        "sharegpt",
+        {"conversations": [HUMAN | {"train": False}, GPT | {"train": False}, HUMAN, GO | {"train": True}]},
+        Demonstration([*talk("Hi"), answer("Hello", weight=0), *talk("Hi"), answer("Go", weight=1)]),
+    ),
+    "messages in parts, after a developer's": (
+        "messages",
+        {
+            "messages": [
+                {"role": "developer", "content": "Be kind"},
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                answer("Hello"),
+            ]
+        },
+        Demonstration([*SYSTEM, *talk("Hi", "Hello")]),
+    ),
+    "prompt-completion after an earlier answer, which is context": (
+        "prompt-completion",
+        {"prompt": [*talk("Hi", "Hello", "Bye")], "completion": "See you"},
+        Demonstration([*talk("Hi"), answer("Hello", weight=0), *talk("Bye"), answer("See you")]),
     ),
     "prompt-completion": ("prompt-completion", {"prompt": "Hi", "completion": "Hello"}, HELLO),
     "prompt-completion keeps white space": (
@@ -64,6 +109,11 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
         {"instruction": "Add", "input": "", "output": "5"},
         Demonstration(talk("Add", "5")),
     ),
+    "alpaca with the NaN that pandas writes for no input": (
+        "alpaca",
+        {"instruction": "Add", "input": float("nan"), "output": "5"},
+        Demonstration(talk("Add", "5")),
+    ),
     "alpaca with system": (
         "alpaca",
         {"system": "Be kind", "instruction": "Add", "output": "5"},
@@ -85,6 +135,16 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
         "preference",
         {"prompt": talk("Hi"), "chosen": [answer("Hello")], "rejected": answer("Go")},
         PAIR,
+    ),
+    "preference with the NaN that pandas writes for no margin": (
+        "preference",
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Go", "margin": float("nan")},
+        PAIR,
+    ),
+    "preference with tools": (
+        "preference",
+        {"prompt": [*talk("Hi"), CALL, TOLD], "chosen": "Hello", "rejected": "Go", "tools": [WEATHER]},
+        Ranking([*talk("Hi"), CALL, TOLD], ["Hello", "Go"], [0.0, 1.0], tools=[WEATHER]),
     ),
     "preference without prompt": (
         "preference",
@@ -130,8 +190,35 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": []}, "'messages' must be a list of {role, content}"),
     ("messages", {"messages": talk("Hi")}, "the last turn must be the assistant's"),
     ("messages", {"messages": [{"content": "Hi"}]}, "'messages' turn 1 has role None; known: system, user"),
-    ("messages", {"messages": [{"role": "tool", "content": "Hi"}]}, "'messages' turn 1 has role 'tool'"),
-    ("messages", {"messages": [*talk("Hi"), {"role": "assistant"}]}, "'messages turn 2 content' is empty"),
+    ("messages", {"messages": [{"role": "tutor", "content": "Hi"}]}, "'messages' turn 1 has role 'tutor'"),
+    ("messages", {"messages": [{"role": [], "content": "Hi"}]}, "'messages' turn 1 has role []"),
+    ("messages", {"messages": [*talk("Hi"), {"role": "assistant"}]}, "'messages turn 2 content' is missing"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", weight=0)]}, "every assistant turn has weight 0"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", weight=0.5)]}, "'messages' turn 2 has weight 0.5; known: 0, 1"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", train="no")]}, "turn 2 has train 'no'; known: false, true"),
+    ("messages", {"messages": [talk("Hi")[0] | {"weight": 1}, answer("x")]}, "only the assistant's turns are learnt"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", function_call={"name": "f"})]}, "write it as tool_calls"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", reasoning_content="hm")]}, "turn 2 has 'reasoning_content'"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", tool_calls="f()")]}, "tool_calls' must be a list of calls"),
+    ("messages", {"messages": [*talk("Hi"), answer("x", tool_calls=[{}])]}, "without the name of a function"),
+    (
+        "messages",
+        {"messages": [*talk("Hi"), answer("x", tool_calls=[{"function": {"name": "f", "arguments": "{"}}])]},
+        "'messages turn 2 tool_calls arguments' is not valid JSON",
+    ),
+    (
+        "messages",
+        {"messages": [*talk("Hi"), answer("x", tool_calls=[{"function": {"name": "f", "arguments": "3"}}])]},
+        "'messages turn 2 tool_calls arguments' of f must be an object",
+    ),
+    ("messages", {"messages": talk("Hi", "x"), "tools": "f"}, "'tools' is not valid JSON"),
+    ("messages", {"messages": talk("Hi", "x"), "tools": {"f": 1}}, "'tools' must be a list of JSON schemas"),
+    ("messages", {"messages": talk("Hi", "x"), "functions": [{"name": "f"}]}, "write them as 'tools'"),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, answer("x")]},
+        "'messages turn 1 content' has a part of type 'image_url'; only text can be trained on",
+    ),
     ("prompt-completion", {"completion": "Hello"}, "'prompt' is missing"),
     ("prompt-completion", {"prompt": "Hi"}, "'response' is missing (format 'prompt-completion' needs prompt, and com"),
     ("prompt-completion", {"prompt": "Hi", "completion": " "}, "'completion' is empty"),
@@ -144,6 +231,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("prompt-completion", {"prompt": "Hi", "completion": talk("Hi", "x")}, "'completion' must be one assistant turn"),
     ("alpaca", {"output": "5"}, "'instruction' is missing"),
     ("alpaca", {"instruction": "Add", "output": None}, "'output' is missing"),
+    ("alpaca", {"instruction": "Add", "input": ["a", "b"], "output": "5"}, "'input' must be text, not list"),
+    ("alpaca", {"instruction": "Add", "input": 5, "output": "5"}, "'input' must be text, not int"),
+    ("alpaca", {"instruction": "Add", "output": float("nan")}, "'output' is missing"),
+    ("alpaca", {"system": 0, "instruction": "Add", "output": "5"}, "'system' must be text, not int"),
     ("sharegpt", {"chosen": GPT, "rejected": GPT}, "'conversations' is missing"),
     ("sharegpt", {"conversations": talk("Hi", "Hello")}, "'conversations' turn 1 has from None"),
     ("sharegpt", {"conversations": [HUMAN]}, "the last turn must be the assistant's"),
@@ -157,6 +248,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("preference", {"prompt": "Hi", "chosen": "Go", "rejected": "Go"}, "'chosen' and 'rejected' are the same"),
     ("preference", {"chosen": talk("A", "x"), "rejected": talk("B", "y")}, "must be alike up to their last turn"),
     ("hh-rlhf", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello"}, "'rejected' is missing"),
+    (
+        "preference",
+        {"prompt": "Hi", "chosen": [CALL], "rejected": "Go"},
+        "'chosen' has tool_calls, and only answers in",
+    ),
+    ("preference", {"prompt": "Hi", "chosen": [answer("x", weight=0)], "rejected": "Go"}, "'chosen' has weight 0"),
+    ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": float("inf")}, "'margin' holds inf"),
+    ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 10**400}, "which is no number"),
     ("hh-rlhf", {"chosen": "Hi", "rejected": "Ho"}, "'chosen' must begin with 'Human:'"),
     ("hh-rlhf", {"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi"}, "the last turn must be the assistant's"),
     ("hh-rlhf", {"chosen": "Human: A\n\nAssistant:", "rejected": "Human: A"}, "'chosen Assistant' is empty"),
@@ -237,3 +336,14 @@ def test_popular_hub_data_sets_are_told() -> None:
     ultrafeedback = {"prompt": "Hi", "chosen": turns, "rejected": worse, "messages": turns, "score_chosen": 1.0}
     assert (told(ultrachat), told(ultrafeedback)) == ("messages", "preference")
     assert formats["preference"].convert(ultrafeedback) == Ranking([turns[0]], ["Hello", "Go away"], [0.0, 1.0])
+
+
+def test_a_call_to_a_tool_is_part_of_what_a_prompt_is() -> None:
+    """Prompts that differ in nothing else are not one prompt to the held-out split and to PPO."""
+    other = answer(
+        "", tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
+    )
+    prompts = [Prompt([*talk("Hi"), call, TOLD]) for call in (CALL, other)]
+
+    assert prompts[0].key != prompts[1].key
+    assert Prompt(talk("Hi")).key == "Hi" != Prompt(talk("Hi"), [WEATHER]).key
