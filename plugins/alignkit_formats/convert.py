@@ -69,7 +69,7 @@ def preference(row: RawRow) -> Ranking:
         pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"), row)
     else:
         both = [_ending_with_answer(turns.conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
-        pair = _pair_of_conversations(*both, row)
+        pair = _pair_of_conversations(row, *both)
     if row.get("margin") is None:
         return pair
     return dataclasses.replace(pair, margins=[_number(row["margin"], "margin"), 0.0])
@@ -85,7 +85,7 @@ def fits_hh_rlhf(row: RawRow) -> int:
 def hh_rlhf(row: RawRow) -> Ranking:
     """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, the same up to the last answer."""
     return _pair_of_conversations(
-        *(_ending_with_answer(_transcript(turns.text(row.get(s), s), s)) for s in ("chosen", "rejected")), row
+        row, *(_ending_with_answer(_transcript(turns.text(row.get(s), s), s)) for s in ("chosen", "rejected"))
     )
 
 
@@ -214,7 +214,7 @@ def _pair(prompt: Conversation, chosen: str, rejected: str, row: RawRow) -> Rank
     return Ranking(prompt, [chosen, rejected], [0.0, 1.0], tools=turns.tools(row))
 
 
-def _pair_of_conversations(chosen: Conversation, rejected: Conversation, row: RawRow) -> Ranking:
+def _pair_of_conversations(row: RawRow, chosen: Conversation, rejected: Conversation) -> Ranking:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise DataError("'chosen' and 'rejected' must be alike up to their last turn")
     return _pair(_context(chosen[:-1]), _ranked(chosen[-1], "chosen"), _ranked(rejected[-1], "rejected"), row)
