@@ -40,6 +40,15 @@ def read(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def lacks(folder: Path) -> str | None:
+    """What is missing from a folder for PEFT or Transformers to open its model; None where nothing is."""
+    stem = "adapter" if (folder / "adapter_config.json").exists() else "model"
+    if stem == "model" and not (folder / "config.json").exists():
+        return "config.json or adapter_config.json"
+    weights = [name for kind in ("safetensors", "bin") for name in folder.glob(f"*model*.{kind}")]
+    return None if weights else f"weights beside {'adapter_config' if stem == 'adapter' else 'config'}.json"
+
+
 def write_atomically(file: Path, content: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -179,12 +179,13 @@ class Roles(nn.Module):
     gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
 
 
-def assemble(run: Run, *, value: str, temperature: float) -> Roles:
+def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature: float) -> Roles:
     """Roles of a stage that samples: policy and reference from the policy's run, value and reward from the reward's.
 
     Under PEFT all of them are adapters of the policy's base where they were trained on that base in the same form. A
     reward that was not is loaded by itself; the value then starts from the policy, with a fresh head, as it does where
-    there is no reward model. ``value="head"`` is a scalar head on the policy's own hidden states.
+    there is no reward model. ``value="head"`` is a scalar head on the policy's own hidden states. ``value=None`` is for
+    stages without a value function.
     """
     policy = roles.without_dropout(run.model("policy"))
     shared = hasattr(policy, "peft_config")
@@ -209,13 +210,13 @@ def assemble(run: Run, *, value: str, temperature: float) -> Roles:
     reward = members.get("reward")
     if value == "head":
         members["value"] = Member(policy, members["policy"].adapter, _head(width, None, trained=True))
-    elif not shared:
+    elif value == "adapter" and not shared:
         start = "reward" if reward else "policy"
         model = roles.without_dropout(run.model("value", start=start))
         if not reward:
             _inner(model).score = _head(width, None, trained=True)
         members["value"] = Member(model, None, _inner(model).score)
-    else:
+    elif value == "adapter":
         theirs: Any = reward.head if reward and reward.model is policy else None
         roles.copy_adapter(policy, "role_reward" if theirs else "default", "role_value", trained=True)
         members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
