@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, one_line
+from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
 from alignkit.plan import Plan, check_folder
 from alignkit.resume import last_checkpoint, prepare_folder
 from alignkit.saving import final_metrics, save
@@ -62,7 +64,8 @@ class Run:
             self.base = base.under(self.records["policy"], self.parents["policy"], say)
         self.dtype = device.run_dtype(plan.config.train)
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
-        self.roles: nn.Module | None = None  # of a stage that has several on one trunk
+        self.roles: Any = None  # the `alignkit.trunk.Roles` of a stage that has several roles
+        self.loss_state: list[LossState] = []  # of a loss that has one
 
     def surroundings(self) -> dict[str, Any]:
         """What the outcome depends on beside the config."""
@@ -155,7 +158,11 @@ class Run:
 
     def loss(self) -> Callable[[Any], Any]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
-        return self.config.loss.component.build(self.config.loss.config)
+        loss: Callable[[Any], Any] = self.config.loss.component.build(self.config.loss.config)
+        if not has_state(loss):
+            return loss
+        self.loss_state.append(LossState(loss))
+        return untouched_by_evaluation(loss)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
@@ -190,8 +197,10 @@ class Run:
         """The engine that samples: of the policy and prompts as token ids, to answers."""
         selected = self.config.rollout
         assert selected is not None
-        engine: Callable[[nn.Module, list[list[int]]], list[list[int]]] = selected.component.build(
-            selected.config, self.tokenizer, sampling
+        build = selected.component.build
+        run = {"run": self} if "run" in inspect.signature(build).parameters else {}
+        engine: Callable[[nn.Module, list[list[int]]], list[list[int]]] = build(
+            selected.config, self.tokenizer, sampling, **run
         )
         return engine
 
@@ -204,7 +213,7 @@ class Run:
         theirs = [
             callback for some in self.registry.call("alignkit_callbacks", _callbacks, run=self) for callback in some
         ]
-        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *theirs]
+        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *self.loss_state, *theirs]
 
 
 def _model(given: Any) -> nn.Module | None:

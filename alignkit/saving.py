@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from alignkit import base, card, fingerprints, manifest
+from alignkit.errors import PluginError
 
 if TYPE_CHECKING:
     import transformers
@@ -41,6 +42,14 @@ def save(
     trainer.save_model(str(run.folder))
     if not trainer.is_world_process_zero():
         return
+    if missing := manifest.lacks(run.folder):
+        stage = run.config.stage.component
+        raise PluginError(
+            f"the trainer of stage '{stage.name}' ({run.registry.provider(stage)}) saved no {missing}. Derive it from "
+            "alignkit.roles_trainer.RolesTrainer or save with save_pretrained; then --resume finishes this run"
+        )
+    if not (run.folder / "tokenizer_config.json").exists():
+        run.tokenizer.save_pretrained(str(run.folder))
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
     record = {**describe(run, metrics, trainer.state.global_step, seconds), **more}
