@@ -171,8 +171,8 @@ class Registry:
             if other.distribution == plugin.distribution:
                 both = plugin.name if other == plugin else f"{other.name} and {plugin.name}"
                 raise PluginError(
-                    f"{what} is given twice by {plugin.provider} ({both}), and no option can tell the two apart: rename "
-                    "or remove one"
+                    f"{what} is given twice by {plugin.provider} ({both}), and no option can tell the two apart: "
+                    "rename or remove one"
                 )
         if len(given) > 1 and self._picked_among(component.name, given) is None:
             other = given[0][1]
