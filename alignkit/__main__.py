@@ -1,4 +1,4 @@
-"""``python -m alignkit``, which is also what ``accelerate launch -m alignkit`` runs."""
+"""``python -m alignkit``, which is also what ``torchrun -m alignkit`` runs."""
 
 from alignkit.cli import run
 

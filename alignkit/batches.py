@@ -6,6 +6,7 @@ Shapes: B sequences, T token positions, N scores.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A loss to call ``backward`` on, and what to log beside it."""
+    """A loss to call ``backward`` on, and what to log beside it.
+
+    Metrics are scalars reduced as the loss is: divided by ``num_tokens`` where the batch has one, else a mean over the
+    batch. What is logged is then the mean over all microbatches and processes.
+    """
 
     loss: Tensor  # scalar
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)

@@ -102,6 +102,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
+        "processes": run.processes,
         "versions": manifest.versions(
             ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]
         ),

@@ -25,7 +25,7 @@ OURS = {
     "do_predict": "alignkit has no such step",
     "disable_tqdm": "alignkit draws its own progress bar",
     "remove_unused_columns": "a stage knows its columns",
-    "local_rank": "accelerate launch sets it",
+    "local_rank": "torchrun sets it",
 }
 
 _SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}

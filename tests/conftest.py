@@ -80,3 +80,11 @@ def train(run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_p
         return run_stage("sft", *given, *arguments)
 
     return run
+
+
+def on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``alignkit`` in two processes of this machine, which find plugins of ``install`` under ``site``."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "alignkit"]
+    path = os.pathsep.join(["site", *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": ""}
+    return subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True)

@@ -12,8 +12,7 @@ import typer
 from alignkit import training_args, yaml
 from alignkit.cli import common
 from alignkit.components import Component
-from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
-from alignkit.settings import check_defaults
+from alignkit.config import DataConfig, RunConfig, TopLevel, check_defaults, resolve
 
 
 def config(

@@ -77,10 +77,10 @@ def _with_value(config: ClipConfig, batch: PolicyBatch, policy: Tensor, ratio: T
     log_ratio = batch.logps - batch.old_logps
     with torch.no_grad():
         metrics = {
-            "policy_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
-            "ratio": mean(ratio).item(),
-            "clip_fraction": mean(((ratio - 1).abs() > config.cliprange).float()).item(),
-            "approx_kl": mean(ratio - 1 - log_ratio).item(),
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "ratio": mean(ratio),
+            "clip_fraction": mean(((ratio - 1).abs() > config.cliprange).float()),
+            "approx_kl": mean(ratio - 1 - log_ratio),
         }
     return LossOutput(loss, metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from alignkit import ConfigError, PolicyBatch, before_after, error_bars
+from alignkit.meters import Means
 from alignkit.roles_trainer import RolesTrainer
 from alignkit.sampling import text
 from alignkit.trunk import Sequences, assemble
@@ -116,7 +116,7 @@ class PPOTrainer(RolesTrainer):
         self.kl_coef = self.config.kl_coef
         self.average = {n: p.detach().clone() for n, p in self.policy_weights()} if self.config.ema else {}
         self.figures: dict[str, float] = {}  # of this iteration's rollouts, for the log
-        self.sums: dict[str, float] = defaultdict(float)  # of its optimizer steps
+        self.means = Means(self.accelerator)  # of its optimizer steps
         self.microbatches = 0  # of this optimizer step that are done
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.before: list[str] = []  # the first evaluation's answers, which are the SFT model's
@@ -172,19 +172,15 @@ class PPOTrainer(RolesTrainer):
         mixed = self.pretraining if self.iteration >= self.config.value_warmup else None
         if mixed and not self.microbatches:
             model.train()
-            self._add(mixed.backward(model))
+            self.means.add(mixed.backward(model))
         loss: Tensor = super().training_step(model, *args, **kwargs)
         self.microbatches = (self.microbatches + 1) % self.args.gradient_accumulation_steps
         if mixed and not self.microbatches:
-            self._add({"ppo_grad_norm": mixed.rest_norm(model)})
+            self.means.add({"ppo_grad_norm": mixed.rest_norm(model)})
         if self.iteration < self.config.value_warmup and not self.microbatches:
             for _, parameter in self.policy_weights():
                 parameter.grad = None  # which the value gave it, as a head on it; without one there is no decay either
         return loss
-
-    def _add(self, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self.sums[name] += value / self.steps
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -208,14 +204,14 @@ class PPOTrainer(RolesTrainer):
         if self.iteration < self.config.value_warmup:
             batch = diagnosis.value_only(batch)
         found = self.loss(batch)
-        self._add(found.metrics)
+        share = sequences.length.sum() / num_items_in_batch  # of the step; the metrics are shares of its means too
+        self.means.add({name: value / share for name, value in found.metrics.items()}, share)
         return found.loss * self.accelerator.num_processes  # DDP averages gradients; the tokens are of every process
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the iteration's figures to what the Trainer logs."""
         if "loss" in logs:
-            logs.update({**self.figures, **self.sums, "seconds_training": time.monotonic() - self.began})
-            self.sums.clear()
+            logs.update({**self.figures, **self.means.take(), "seconds_training": time.monotonic() - self.began})
             self.watch.iteration(logs, next((log for log in self.state.log_history if "entropy" in log), logs))
             if self.config.max_kl is not None and logs["kl"] > self.config.max_kl:
                 self.run.say(f"stopping: an answer's KL of {logs['kl']:.1f} is over ppo.max_kl={self.config.max_kl:g}")

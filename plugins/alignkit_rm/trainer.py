@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from alignkit import AlignkitError, Demonstration, RankedScores, branches, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer
 from alignkit.encoding import Ranked
+from alignkit.meters import Means
 from alignkit_rm import metrics
 from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
@@ -97,7 +97,7 @@ class RewardTrainer(transformers.Trainer):
         self.forward_tokens = forward_tokens
         self.shared_prompt = False
         self.scale = 1.0  # by which scores were divided, once they are normalised; losses are of scores before that
-        self._sums: dict[str, float] = defaultdict(float)
+        self.means = Means(self.accelerator)
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -142,9 +142,7 @@ class RewardTrainer(transformers.Trainer):
     def _loss(self, groups: Sequence[Ranked], scores: Tensor) -> Tensor:
         output = self.loss(ranked(groups, scores * self.scale))
         if torch.is_grad_enabled():
-            self._sums["groups"] += len(groups)
-            for name, value in output.metrics.items():
-                self._sums[name] += float(value) * len(groups)
+            self.means.add(output.metrics, len(groups))
         loss: Tensor = output.loss
         return loss
 
@@ -196,11 +194,9 @@ class RewardTrainer(transformers.Trainer):
         return bool((apart - together).abs().max() <= rounding * (1 + apart.abs().max()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the loss measures, as means over groups, to what the Trainer logs."""
-        if "loss" in logs and self._sums["groups"]:
-            groups = self._sums.pop("groups")
-            logs.update({name: value / groups for name, value in self._sums.items()})
-            self._sums.clear()
+        """Add what the loss measures, as means over the groups of all processes, to what the Trainer logs."""
+        if "loss" in logs:
+            logs.update(self.means.take())
         super().log(logs, start_time)
 
     # --- evaluation --------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class SFTTrainer(trl.SFTTrainer):
             nll=-outputs.log_probs.sum(),
             correct=outputs.is_top1.sum(),
             loss=loss * tokens,
-            **{f"metric/{name}": value * tokens for name, value in output.metrics.items()},
+            **{f"metric/{name}": value * in_step for name, value in output.metrics.items()},
         )
         if counted and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
