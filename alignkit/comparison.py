@@ -111,7 +111,12 @@ def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located
     if source.fingerprint != record["data"]["fingerprint"]:
         raise DataError(f"{config.path} has changed since")
     if config.eval_path is None:
-        return data.hold_out(source.rows, config.eval_size, config.seed)
+        train_rows, eval_rows = data.hold_out(source.rows, config.eval_size, config.seed)
+        if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version could hold out a prompt with most rows
+            raise DataError(
+                f"the split is now {len(eval_rows)} held-out rows, the run had {record['data']['eval_rows']}"
+            )
+        return train_rows, eval_rows
     split = DataConfig(**{**vars(config), "split": config.eval_split or config.split})
     return source.rows, data.load(registry, split, config.eval_path, accepts).rows
 

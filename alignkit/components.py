@@ -118,7 +118,9 @@ class DataFormat(Component):
     kind: ClassVar[str] = "format"
 
     fits: Callable[[Mapping[str, Any]], int]  # how many fields of the row it reads; 0: the row is not in this format
-    convert: Callable[[Mapping[str, Any]], Row]  # pure; raises DataError saying what is missing
+    # the raw row, and the format's config where it has one -> what the row means, or a list of several rows or none;
+    # pure; raises DataError saying what is missing
+    convert: Callable[..., Row | list[Row]]
 
 
 @dataclass(frozen=True, kw_only=True)

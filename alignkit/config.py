@@ -29,11 +29,13 @@ class DataConfig:
 
     path: str | None = option(None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's own")
     name: str | None = option(None, "the subset of a hub data set")
-    split: str = option("train", "the split of a hub data set")
-    format: str | None = option(None, "how rows are written; null: told by their fields")
+    split: str = option("train", "the split of a hub data set, or of a folder whose files are named train, test, ...")
+    format: str | dict[str, Any] | None = option(
+        None, "how rows are written: a name, or a table of name and settings; null: recognised by their fields"
+    )
     on_bad_row: Literal["error", "skip"] = option("error", "error: stop at a bad row; skip: count and report them")
     eval_path: str | None = option(None, "a second source with the held-out rows; null: rows are split off")
-    eval_split: str | None = option(None, "the split of eval_path, where it is a hub data set; null: as split")
+    eval_split: str | None = option(None, "the split of eval_path, where it has splits; null: as split")
     eval_size: float | None = option(None, "rows to hold out: below 1 a share, else a count; null: 10 %, at most 200")
     seed: int = option(0, "which rows are held out")
 
@@ -195,7 +197,8 @@ def resolve(
         which = ("model", "output", "chat_template", "tuner")
         tables[2] = {key: value for key, value in tables[2].items() if key in which}
     said = merge(*tables)
-    recipe = bundled.recipe(merge(inherited or {}, said).get("model") or TopLevel.model, stage_name)
+    own_path = _as_table(said.get("data"), "data").get("path")
+    recipe = bundled.recipe(merge(inherited or {}, said).get("model") or TopLevel.model, stage_name, own_path)
     tables[:0] = [{key: value for key, value in recipe.items() if key != "train"}, inherited or {}]
     if stage_name != asked:  # a shared loss is meant for the stages that it fits
         tables = [_without_misfits(registry, stage, table) for table in tables]
@@ -203,6 +206,9 @@ def resolve(
 
     top = _typed(TopLevel, {k: merged.pop(k) for k in _names(TopLevel) if k in merged}, "")
     data = _typed(DataConfig, _as_table(merged.pop("data", None), "data"), "data.")
+    data = dataclasses.replace(data, path=data.path or stage.data, format=_format(registry, tables))
+    if "format" in _as_table(said.get("data"), "data"):
+        said["data"]["format"] = data.format
     train = training_args.check(_as_table(merged.pop("train", None), "train"))
     parents = {role: merged.pop(role, None) for role in stage.needs}
     for role, named in parents.items():
@@ -227,7 +233,7 @@ def resolve(
         plugins=[*(name for name in registry.asked if name != stage_name), stage_name],
         chat_template=top.chat_template,
         stage=Selected(stage, _typed(stage.config, merged, f"{stage_name}.")),
-        data=dataclasses.replace(data, path=data.path or stage.data),
+        data=data,
         train=_train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale, train),
         parents=parents,
         **chosen,
@@ -285,6 +291,7 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
     name; otherwise it is the asked-for stage's, and an error.
     """
     stages = {stage.name for stage in registry.all("stage")}
+    source = _with_format_tables(source)
     tables = _as_table(source.get("stages"), "stages")
     for name in tables:
         if name not in stages:
@@ -298,7 +305,7 @@ def _layer(registry: Registry, source: Mapping[str, Any], asked: str) -> dict[st
             if kind in ("tuner", "optimizer"):
                 picks = merge(picks, {kind: {"name": name}})
             elif kind == "format":
-                picks = merge(picks, {"stages": {asked: {"data": {"format": name}}}})
+                picks = merge(picks, {"stages": {asked: {"data": {"format": {"name": name}}}}})
             elif kind != "stage" and name not in stages:  # a stage's name picks no loss: TRL has one called sft
                 component = registry.get(kind, name)
                 fitting = [s.name for s in _with_needs(registry, asked) if _fits(component, s) or kind in s.uses]
@@ -321,6 +328,44 @@ def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[st
             own = {key: value for key, value in own.items() if key not in left}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
     return Selected(component, _typed(component.config, own, f"{kind}."))
+
+
+def data_format(registry: Registry, written: str | Mapping[str, Any] | None) -> Selected | None:
+    """The format that ``data.format`` names, with its settings; None where rows are to be recognised by their fields.
+
+    Raises:
+        ConfigError: settings of no format; an unknown one, or one of the wrong type.
+        PluginError: no active plugin gives the format.
+    """
+    table = {"name": written} if isinstance(written, str) else written
+    if not table:
+        return None
+    if not isinstance(name := table.get("name"), str):
+        raise ConfigError(f"data.format has settings, but the name of no format (got {name!r}): set data.format.name")
+    return select(registry, "format", name, [table])
+
+
+def _format(registry: Registry, tables: Iterable[Mapping[str, Any]]) -> str | dict[str, Any] | None:
+    """``data.format`` of all tables, as the run's config holds it: a name alone where the format has no settings."""
+    written: dict[str, Any] = {}
+    for table in tables:
+        later = _as_table(_as_table(table.get("data"), "data").get("format"), "data.format")
+        another = {"name"} <= written.keys() & later.keys() and written["name"] != later["name"]
+        written = merge({} if another else written, later)
+    chosen = data_format(registry, {} if written == {"name": None} else written)
+    if chosen is None:
+        return None
+    named = _named(chosen)
+    return named if len(named) > 1 else chosen.component.name
+
+
+def _with_format_tables(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``data.format`` as a table with a name wherever it is a name alone, so that its settings merge with it."""
+    spelt = {key: _with_format_tables(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    data = spelt.get("data")
+    if isinstance(data, dict) and isinstance(data.get("format", {}), str | None):
+        data["format"] = {"name": data["format"]}
+    return spelt
 
 
 def _named(selected: Selected) -> dict[str, Any]:

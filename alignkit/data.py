@@ -1,33 +1,25 @@
-"""Read rows from files, folders and the hub; tell their format; convert them; hold some out.
+"""Tell the format of raw rows; convert them; hold some out. Where they come from is in ``sources.py``.
 
 No torch here: a bad row is found in the first second of a run, before anything is loaded.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import itertools
-import json
 import random
-import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from alignkit import bundled
-from alignkit.components import DataFormat
-from alignkit.config import DataConfig
-from alignkit.errors import DataError, did_you_mean, one_line
+from alignkit.components import DataFormat, NoConfig
+from alignkit.config import DataConfig, Selected, data_format
+from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry
 from alignkit.rows import Row
+from alignkit.sources import READERS, RawRow, RawRows, fingerprint, open_source
 
-RawRow = Mapping[str, Any]
-Reader = Callable[[Path], Iterator[tuple[str, "RawRow | DataError"]]]
+__all__ = ["READERS", "Located", "Rows", "WrongKindError", "fingerprint", "hold_out", "load", "read"]
 
 
 class Located(NamedTuple):
@@ -46,11 +38,15 @@ class Rows:
     rows: list[Located]
     skipped: list[str]  # why, a line each; only with on_bad_row: skip
     fingerprint: str  # of the source's bytes
+    empty: int = 0  # raw rows of which the format makes none
+    left_out: list[str] = field(default_factory=list)  # files of the folder that are not read
 
     def describe(self) -> str:
         """``"490 rows from x.jsonl (format prompt-completion)"``."""
         skipped = f", {len(self.skipped)} bad rows skipped" if self.skipped else ""
-        return f"{len(self.rows)} rows from {self.source} (format {self.format}{skipped})"
+        empty = f", {self.empty} rows of the source give none" if self.empty else ""
+        left_out = f"; not read: {_shortened(self.left_out)}" if self.left_out else ""
+        return f"{len(self.rows)} rows from {self.source} (format {self.format}{skipped}{empty}){left_out}"
 
 
 def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Rows:
@@ -59,39 +55,50 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     Raises:
         DataError: nothing there, nothing in it, no or several formats fit, a bad row, or rows of another kind.
     """
-    raw, fingerprint = _open(config, path)
-    data_format, raw = _recognise(registry, config, path, raw)
+    source = open_source(config, path)
+    chosen, raw = _recognise(registry, config, path, source.rows)
     rows: list[Located] = []
     skipped: list[str] = []
+    empty = 0
     for where, content in raw:
         try:
-            rows.append(Located(where, _accepted(data_format, where, content, path, accepts)))
+            converted = _accepted(chosen, where, content, path, accepts)
         except DataError as error:
             if config.on_bad_row == "error" or isinstance(error, WrongKindError):
                 raise
             skipped.append(str(error))
+        else:
+            rows += converted
+            empty += not converted
     if not rows:
-        raise DataError(f"{path} has no rows to train on: all {len(skipped)} are bad, the first: {skipped[0]}")
-    return Rows(path, data_format.name, rows, skipped, fingerprint)
+        name = chosen.component.name
+        why = (
+            f"all {len(skipped)} are bad, the first: {skipped[0]}" if skipped else f"format '{name}' makes none of them"
+        )
+        raise DataError(f"{path} has no rows to train on: {why}")
+    return Rows(path, chosen.component.name, rows, skipped, source.fingerprint, empty, source.left_out)
 
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
     """The rows at ``path`` one after another, none of them kept in memory; raises as :func:`load` at a bad row."""
-    data_format, raw = _recognise(registry, config, path, _open(config, path)[0])
+    chosen, raw = _recognise(registry, config, path, open_source(config, path).rows)
     for where, content in raw:
-        yield Located(where, _accepted(data_format, where, content, path, accepts))
+        yield from _accepted(chosen, where, content, path, accepts)
 
 
 class WrongKindError(DataError):
     """The rows are good, but not what is wanted."""
 
 
-def _recognise(
-    registry: Registry, config: DataConfig, path: str, raw: Iterable[tuple[str, RawRow | DataError]]
-) -> tuple[DataFormat, Iterator[tuple[str, RawRow | DataError]]]:
+def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) -> tuple[Selected, RawRows]:
+    """The format of the rows, with its settings, and the rows."""
     raw = itertools.starmap(_cleaned, raw)
     first = list(itertools.islice(raw, 20))
-    return _format(registry, config.format, path, first), itertools.chain(first, raw)
+    chosen = data_format(registry, config.format)
+    if chosen is None:
+        recognised = _format(registry, path, first)
+        chosen = Selected(recognised, recognised.config())
+    return chosen, itertools.chain(first, raw)
 
 
 def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataError]:
@@ -116,63 +123,43 @@ def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataErr
 
 
 def _accepted(
-    data_format: DataFormat, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
-) -> Row:
+    chosen: Selected, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
+) -> list[Located]:
     if isinstance(content, DataError):
         raise content
-    row = _convert(data_format, content, where)
-    if not isinstance(row, accepts):
-        wanted = " or ".join(_plural(t) for t in accepts)
-        raise WrongKindError(f"{path} holds {_plural(type(row))} (format '{data_format.name}'); wanted are {wanted}")
-    return row
+    rows = _convert(chosen, content, where)
+    for row in rows:
+        if not isinstance(row, accepts):
+            wanted = " or ".join(_plural(t) for t in accepts)
+            kind = f"{_plural(type(row))} (format '{chosen.component.name}')"
+            raise WrongKindError(f"{path} holds {kind}; wanted are {wanted}")
+    return [Located(where, row) for row in rows]
 
 
-def fingerprint(path: str) -> str | None:
-    """The fingerprint that :func:`load` would give, where it can be had without reading the rows; else None."""
-    local = bundled.data(path) if path.startswith(bundled.PREFIX) else Path(path).expanduser()
-    return _hash(_files(local)) if local.exists() else None
+def _convert(chosen: Selected, row: RawRow, where: str) -> list[Row]:
+    """The rows that a format makes of a raw one. Its settings are handed over where it has any."""
+    component: DataFormat = chosen.component
+    settings = () if component.config is NoConfig else (chosen.config,)
+    try:
+        converted = component.convert(row, *settings)
+        rows = converted if isinstance(converted, list) else [converted]
+        for each in rows:
+            if not isinstance(each, Row):
+                raise TypeError(f"it made a {type(each).__name__} of it, which is no row")
+        return rows
+    except DataError as error:
+        raise DataError(f"{where}: {error} (format '{component.name}' needs {component.summary})") from None
+    except Exception as error:
+        raise DataError(f"{where}: format '{component.name}' failed on this row: {one_line(error)}") from error
 
 
-def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[Located], list[Located]]:
-    """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
-
-    ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200.
-    """
-    if size is not None and not 0 <= size < float("inf"):
-        raise DataError(f"data.eval_size must be a share or a count (got {size:g})")
-    share = 0.1 if size is None else size
-    wanted = round(share * len(rows)) if share < 1 else int(share)
-    if size is None:
-        wanted = min(wanted, 200)
-    keys = list(dict.fromkeys(row.key for _, row in rows))
-    random.Random(seed).shuffle(keys)
-    counts: dict[str, int] = {}
-    for _, row in rows:
-        counts[row.key] = counts.get(row.key, 0) + 1
-    held: set[str] = set()
-    taken = 0
-    for key in keys:
-        if taken >= wanted:
-            break
-        held.add(key)
-        taken += counts[key]
-    if taken >= len(rows):
-        why = "" if len(keys) > 1 else " (rows with one prompt stay together, and all have the same)"
-        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Set data.eval_size")
-    return [r for r in rows if r.row.key not in held], [r for r in rows if r.row.key in held]
-
-
-def _format(
-    registry: Registry, name: str | None, path: str, first: Sequence[tuple[str, RawRow | DataError]]
-) -> DataFormat:
-    """The format that a user named, or the one that reads most fields of most of the first rows."""
-    if name is not None:
-        return cast(DataFormat, registry.get("format", name))
+def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]]) -> DataFormat:
+    """The format that reads most fields of most of the first rows."""
     formats = {f.name: cast(DataFormat, f) for f in registry.all("format")}
     votes: Counter[tuple[str, ...]] = Counter()
-    for _, row in first:
+    for where, row in first:
         if not isinstance(row, DataError):
-            scores = {name: f.fits(row) for name, f in formats.items()}
+            scores = {name: _fits(f, row, where) for name, f in formats.items()}
             best = max(scores.values())
             votes[tuple(name for name in formats if scores[name] == best > 0)] += 1
     if not votes:  # nothing but bad rows, or none
@@ -189,168 +176,78 @@ def _format(
     raise DataError(f"{path}: no format fits rows with the fields {fields or '(none)'}. Known: {known}")
 
 
-def _convert(data_format: DataFormat, row: RawRow, where: str) -> Row:
+def _fits(data_format: DataFormat, row: RawRow, where: str) -> int:
     try:
-        converted = data_format.convert(row)
-        if not isinstance(converted, Row):
-            raise TypeError(f"it made a {type(converted).__name__} of it, which is no row")
-        return converted
-    except DataError as error:
-        raise DataError(f"{where}: {error} (format '{data_format.name}' needs {data_format.summary})") from None
+        return data_format.fits(row)
     except Exception as error:
-        raise DataError(f"{where}: format '{data_format.name}' failed on this row: {one_line(error)}") from error
+        raise DataError(f"{where}: format '{data_format.name}' failed to look at it: {one_line(error)}") from error
 
 
 def _plural(row_type: type) -> str:
     return row_type.__name__.lower() + "s"
 
 
-# --- sources -------------------------------------------------------------------------------------------------------
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _open(config: DataConfig, path: str) -> tuple[Iterable[tuple[str, RawRow | DataError]], str]:
-    """The raw rows at ``path`` with where they stand, and a fingerprint of their bytes."""
-    local = bundled.data(path) if path.startswith(bundled.PREFIX) else Path(path).expanduser()
-    files = _files(local)
-    if local.is_dir():
-        if _is_saved(local):
-            return _saved(local, config), _hash(files)
-        if not files:
-            raise DataError(f"{path} is a folder without any {' '.join(READERS)} file")
-        return (row for file in files for row in READERS[file.suffix](file)), _hash(files)
-    if local.exists():
-        if local.suffix not in READERS:
-            raise DataError(f"{path}: files of data end in {', '.join(READERS)}, not '{local.suffix}'")
-        return READERS[local.suffix](local), _hash(files)
-    if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
-        raise DataError(f"no file or folder {path}.{did_you_mean(local.name, beside)}")
-    return _hub(config, path)
+# --- held-out rows -------------------------------------------------------------------------------------------------
 
 
-def _files(local: Path) -> list[Path]:
-    if not local.is_dir():
-        return [local]
-    if _is_saved(local):
-        return sorted(file for file in local.rglob("*") if file.is_file())
-    return sorted(file for file in local.iterdir() if file.suffix in READERS)
+def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[Located], list[Located]]:
+    """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
+
+    ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200. Prompts with many rows may
+    make it more, but never more than twice as many: a prompt that would is trained on.
+
+    Raises:
+        DataError: no such size; no row would be left to train on, or none can be held out.
+    """
+    if size is not None and not 0 <= size < float("inf"):
+        raise DataError(f"data.eval_size must be a share or a count (got {size:g})")
+    share = 0.1 if size is None else size
+    wanted = round(share * len(rows)) if share < 1 else int(min(share, len(rows)))
+    if size is None:
+        wanted = min(wanted, 200)
+    group_of = _groups(rows)
+    counts = Counter(group_of)
+    groups = list(counts)
+    random.Random(seed).shuffle(groups)
+    held: set[str] = set()
+    taken = 0
+    for group in groups:
+        if taken >= wanted:
+            break
+        if taken + counts[group] <= 2 * wanted or counts[group] == len(rows):
+            held.add(group)
+            taken += counts[group]
+    if taken >= len(rows):
+        why = "" if len(groups) > 1 else " (rows with one prompt stay together, and all have the same)"
+        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Set data.eval_size")
+    if wanted and not taken:
+        raise DataError(
+            f"{wanted} of {len(rows)} rows cannot be held out: rows with one prompt stay together, and no prompt has "
+            f"fewer than {(fewest := min(counts.values()))}. Set data.eval_size={-(-fewest // 2)} or more, or 0"
+        )
+    train = [row for row, group in zip(rows, group_of, strict=True) if group not in held]
+    return train, [row for row, group in zip(rows, group_of, strict=True) if group in held]
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether ``datasets`` saved it."""
-    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+def _groups(rows: Sequence[Located]) -> list[str]:
+    """For each row, the first key among the rows that it stays with: of the same key, or made of the same raw row."""
+    joined: dict[str, str] = {}  # a key -> an earlier one that it stays with, or itself
+    of_raw_row: dict[str, str] = {}  # where a raw row stands -> the key of the first row made of it
+    order: dict[str, int] = {}
 
+    def first(key: str) -> str:
+        while joined[key] != key:
+            key = joined[key]
+        return key
 
-def _jsonl(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file.name} line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
-            except UnicodeDecodeError as error:
-                yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
-            except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") else " (is the file cut off?)"
-                what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-                yield where, DataError(f"{where}: not valid JSON: {what}{cut}")
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-                yield where, DataError(f"{where}: not valid JSON: {one_line(error)}")
-            else:
-                yield where, row if isinstance(row, dict) else _not_an_object(where, row)
-
-
-def _json(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
-    text = _text(file)
-    try:
-        content = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
-        raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.name}: not valid JSON: {one_line(error)}") from None
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        raise DataError(f"{file.name} must hold a list of objects, not one {type(content).__name__}")
-    for number, row in enumerate(content, 1):
-        where = f"{file.name} row {number}"
-        yield where, row if isinstance(row, dict) else _not_an_object(where, row)
-
-
-def _csv(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
-            raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
-        where = f"{file.name} line {reader.line_num}"
-        if None in row or None in row.values():
-            yield where, DataError(f"{where}: not as many values as the {len(reader.fieldnames or [])} columns")
-        else:
-            yield where, row
-
-
-def _parquet(file: Path) -> Iterator[tuple[str, RawRow | DataError]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file.name} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file.name} cannot be read as Parquet: {one_line(error)}") from None
-
-
-READERS: dict[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def _saved(folder: Path, config: DataConfig) -> Iterator[tuple[str, RawRow | DataError]]:
-    from datasets import DatasetDict, load_from_disk
-
-    dataset = load_from_disk(str(folder))
-    if isinstance(dataset, DatasetDict):
-        if config.split not in dataset:
-            raise DataError(f"{folder} has no split '{config.split}'. Splits: {', '.join(dataset)}")
-        dataset = dataset[config.split]
-    for number, row in enumerate(dataset, 1):
-        yield f"{folder.name} row {number}", row
-
-
-def _hub(config: DataConfig, path: str) -> tuple[Iterator[tuple[str, RawRow | DataError]], str]:
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(path, config.name, split=config.split)
-    except Exception as error:  # the hub's errors are of many classes
-        raise DataError(f"{path} is no file or folder here, and the hub gave: {one_line(error)}") from error
-    return ((f"{path} row {number}", row) for number, row in enumerate(dataset, 1)), str(dataset._fingerprint)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{file.name} line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-
-
-def _not_an_object(where: str, row: object) -> DataError:
-    return DataError(f"{where}: a row must be an object with named fields, not a {type(row).__name__}")
-
-
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    for where, row in rows:
+        order.setdefault(row.key, len(order))
+        joined.setdefault(row.key, row.key)
+        both = first(row.key), first(of_raw_row.setdefault(where, row.key))
+        earlier, later = sorted(both, key=order.__getitem__)
+        joined[later] = earlier
+    return [first(row.key) for _, row in rows]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, lineage, manifest
+from alignkit import base, data, lineage, manifest, sources
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
 from alignkit.errors import ConfigError
@@ -138,7 +138,7 @@ class _Planner:
         """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
         if stage_name not in self.known:
             config = resolve(self.registry, self.file, self.cli, stage_name, there=True)
-            fingerprint = data.fingerprint(config.data.path) if config.data.path else None
+            fingerprint = data.fingerprint(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
             if not matching and manifest.is_run(config.folder):
@@ -162,7 +162,7 @@ class _Planner:
         record = manifest.read(config.folder)
         mine, theirs = ({k: v for k, v in c.items() if k != "output"} for c in (config.to_dict(), record["config"]))
         run = Parent(record["stage"], config.folder, record)
-        return mine == theirs and not lineage.differences(run, config, data.fingerprint(config.data.path or ""))
+        return mine == theirs and not lineage.differences(run, config, data.fingerprint(config.data))
 
 
 def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | None = None) -> Plan:
@@ -189,6 +189,11 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     stage = config.stage.component
     if config.data.path is None:
         raise ConfigError(f"stage '{stage.name}' brings no data of its own: add --data")
+    for split, path in ((config.data.split, config.data.path), (config.data.eval_split, config.data.eval_path)):
+        if split not in (None, "train") and path is not None and sources.is_file(path):
+            raise ConfigError(
+                f"data: {path} is one file and has no split '{split}'; folders and hub data sets have splits"
+            )
     source = data.load(registry, config.data, config.data.path, stage.rows)
     if config.data.eval_path is not None:
         held_out = dataclasses.replace(config.data, split=config.data.eval_split or config.data.split)

@@ -302,3 +302,21 @@ def test_a_loss_goes_to_the_stage_that_it_fits(folder: Path, capsys: pytest.Capt
 
     assert main(["check", "-c", "run.yaml", "--plugin", "sft", "--plugin", "plackett-luce"]) == 2
     assert "takes RankedScores, but stage 'sft' gives TokenLogps" in capsys.readouterr().err
+
+
+def test_a_split_of_one_file_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "rm.data.split=test")
+    assert "data: rankings.jsonl is one file and has no split 'test'" in said
+    said = refused(capsys, "rm.data.eval_path=rankings.jsonl", "rm.data.eval_split=test")
+    assert "data: rankings.jsonl is one file and has no split 'test'" in said
+
+
+def test_a_folder_of_splits_is_trained_on_one_and_evaluated_on_another(folder: Path, capsys: Any) -> None:
+    Path("set").mkdir()
+    for split, rows in (("train", RANKINGS), ("test", RANKINGS[:3])):
+        Path(f"set/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    over = ["rm.data.path=set", "rm.data.eval_path=set", "rm.data.eval_split=test"]
+    assert run("--plan", *over) == 0
+    plan = capsys.readouterr().out
+    assert "data  16 rows from set (format ranking); not read: test.jsonl" in plan
+    assert "held out  3 rows from set (format ranking); not read: train.jsonl" in plan

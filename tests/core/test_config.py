@@ -56,6 +56,15 @@ def test_a_bundled_model_brings_settings_under_those_of_the_user() -> None:
     assert config("train: {learning_rate: 1e-3}").train["learning_rate"] == 1e-3
 
 
+def test_what_the_bundled_model_says_of_data_is_for_the_bundled_data() -> None:
+    """16 held-out rows are a few of the bundled rankings, and may be all of a small file."""
+    assert config(plugins=("dpo",)).data.eval_size == 16
+    assert config("data: {path: bundled:rankings}", plugins=("dpo",)).data.eval_size == 16
+    assert config("data: {path: mine.jsonl}", plugins=("dpo",)).data.eval_size is None
+    assert config("", "dpo.data.path=mine.jsonl", plugins=("dpo",)).data.eval_size is None
+    assert config("{data: {path: mine.jsonl}, dpo: {data: {eval_size: 3}}}", plugins=("dpo",)).data.eval_size == 3
+
+
 def test_a_file_can_name_the_stage() -> None:
     assert config("plugins: [sft]", plugins=()).stage.component.name == "sft"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alignkit import DataError, Demonstration, Prompt, Ranking, Row, Text
-from alignkit.config import DataConfig
-from alignkit.data import Located, Rows, hold_out, load
+from alignkit import ConfigError, Conversation, DataError, Demonstration, Prompt, Ranking, Row, Text
+from alignkit.cli import main
+from alignkit.config import DataConfig, merge, parse_override, resolve
+from alignkit.data import Located, Rows, fingerprint, hold_out, load
 from alignkit.registry import Registry
 
 ANY = (Demonstration, Ranking, Prompt, Text)
@@ -84,6 +88,84 @@ def test_folder_gives_the_rows_of_its_files_by_name(read: Callable[..., Rows], t
     assert [at for at, _ in read(tmp_path).rows] == ["a.csv line 2", "b.jsonl line 1", "b.jsonl line 2"]
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "read_names", "left_out"),
+    [
+        ("train.jsonl test.jsonl", "train", "train.jsonl", ["test.jsonl"]),
+        ("train.jsonl test.jsonl", "test", "test.jsonl", ["train.jsonl"]),
+        ("train.jsonl my-dev.jsonl", "validation", "my-dev.jsonl", ["train.jsonl"]),
+        ("a.jsonl eval_b.jsonl", "train", "a.jsonl", ["eval_b.jsonl"]),
+        ("train-00000-of-00002.jsonl train-00001-of-00002.jsonl", "train", "", []),
+        (
+            "train_sft-00000-of-00001.jsonl train_gen-00000-of-00001.jsonl",
+            "train_sft",
+            "train_sft-00000-of-00001.jsonl",
+            None,
+        ),
+        ("latest.jsonl contest.jsonl", "train", "", []),  # no word of theirs is a split's
+        ("a.jsonl notes.txt a.jsonl.gz README.md LICENSE .hidden", "train", "a.jsonl", ["a.jsonl.gz", "notes.txt"]),
+    ],
+)
+def test_the_files_of_a_folder_are_those_of_the_split(
+    read: Callable[..., Rows], tmp_path: Path, names: str, split: str, read_names: str, left_out: list[str] | None
+) -> None:
+    for name in names.split():
+        write(tmp_path / name, LINES)
+    rows = read(tmp_path, split=split)
+    assert {at.split(" line")[0] for at, _ in rows.rows} == set((read_names or names).split())
+    assert left_out is None or rows.left_out == left_out
+    assert rows.describe().endswith(f"; not read: {', '.join(rows.left_out)}" if rows.left_out else "(format text)")
+    assert rows.fingerprint == fingerprint(DataConfig(path=str(tmp_path), split=split))
+
+
+def test_a_split_that_a_folder_has_not(read: Callable[..., Rows], tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", LINES)
+    says = f"{tmp_path} has no files of the split 'train'. Splits: test. Pick one with data.split=NAME"
+    assert complaint(read, tmp_path) == says
+    write(tmp_path / "a.jsonl", LINES)
+    assert "no files of the split 'train_sft'. Splits: test, train." in complaint(read, tmp_path, split="train_sft")
+
+
+def test_what_is_no_file_is_one_line(read: Callable[..., Rows], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    assert complaint(read, tmp_path / "a.jsonl").endswith(
+        "a.jsonl is a folder without any .jsonl .json .csv .parquet file"
+    )
+    assert complaint(read, tmp_path).endswith(" is a folder without any .jsonl .json .csv .parquet file")
+    os.mkfifo(tmp_path / "b.jsonl")
+    assert complaint(read, tmp_path / "b.jsonl").endswith("b.jsonl is not a regular file")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "c.jsonl").symlink_to("nowhere")
+    for path in (tmp_path / "links", tmp_path / "links" / "c.jsonl"):
+        assert complaint(read, path).endswith("c.jsonl is a link to nowhere, which does not exist")
+    assert "File name too long" in complaint(read, tmp_path / ("x" * 300 + ".jsonl"))
+    assert "cannot be read" in complaint(read, "~no-such-user/a.jsonl")
+    assert complaint(read, " ") == "the path of the data is empty"
+
+
+@pytest.mark.parametrize("damage", ["not Arrow", ""])
+def test_a_damaged_saved_data_set_is_one_line(read: Callable[..., Rows], tmp_path: Path, damage: str) -> None:
+    write(tmp_path / "state.json", damage)
+    assert "cannot be read as a data set" in complaint(read, tmp_path)
+
+
+def test_fields_that_arrow_adds_to_an_object_are_not_there(read: Callable[..., Rows], tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {name: 1}}} for name in ("x", "y")]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm", "tool_calls": calls}]
+    table = pyarrow.Table.from_pylist([{"messages": turns}])
+    assert table.to_pylist()[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"x": 1, "y": None}
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").rows[0].row == Demonstration(turns)
+
+
+def test_a_bad_row_of_parquet_is_skipped_alone(read: Callable[..., Rows], tmp_path: Path) -> None:
+    text = pyarrow.array([b"one", b"\xff", b"three"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    rows = read(tmp_path / "a.parquet", on_bad_row="skip")
+    assert [row for _, row in rows.rows] == [Text("one"), Text("three")]
+    assert [why.split(": ")[0] for why in rows.skipped] == ["a.parquet row 2"]
+
+
 def test_saved_data_set_is_read(read: Callable[..., Rows], tmp_path: Path) -> None:
     from datasets import Dataset
 
@@ -148,6 +230,7 @@ def test_csv_value_may_hold_unicode_line_marks(read: Callable[..., Rows], tmp_pa
         ("a.json", LINES, "a.json line 2: not valid JSON: Extra data; one object a line belongs in a .jsonl file"),
         ("a.csv", "text,n\none,1\ntwo,2,3\n", "a.csv line 3: not as many values as the 2 columns"),
         ("a.csv", "text,n\none,1\ntwo\n", "a.csv line 3: not as many values as the 2 columns"),
+        ("a.csv", "text,n,text\none,1,two\n", "a.csv line 1: two columns are named 'text'"),
         ("a.jsonl", "", "a.jsonl has no rows to train on: it is empty"),
         ("a.json", "[]", "a.json has no rows to train on: it is empty"),
         ("a.csv", "text\n", "a.csv has no rows to train on: it is empty"),
@@ -244,6 +327,80 @@ def test_a_plugin_brings_a_kind_of_row(tmp_path: Path, install: Callable[..., No
             load(registry, DataConfig(), str(file), (Text,))
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
+TREE = {"root": "Hi", "replies": [{"text": "Hello", "score": 0.9, "replies": []}, {"text": "Go", "score": 0.1}]}
+MORE = [{"text": "And you?", "replies": [{"text": "Well", "score": 1.0}, {"text": "No", "score": 0.0}]}]
+DEEP = {**TREE, "replies": [{**TREE["replies"][0], "replies": MORE}, TREE["replies"][1]]}  # type: ignore[dict-item,index]
+
+
+@pytest.fixture
+def tree(install: Callable[..., None], tmp_path: Path) -> Path:
+    """The format that the docs show, installed, and a file of its rows."""
+    install("tree", re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)[0])
+    rows = [TREE, DEEP, {"root": "Alone", "replies": []}]
+    return write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_format_may_make_several_rows_of_one_and_has_settings(tree: Path) -> None:
+    registry = Registry()
+    registry.activate("tree")
+    hi: Conversation = [{"role": "user", "content": "Hi"}]
+    deeper: Conversation = [*hi, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "And you?"}]
+    top = Ranking(hi, ["Hello", "Go"], [-0.9, -0.1], [0.9, 0.1])
+    below = Ranking(deeper, ["Well", "No"], [-1.0, 0.0], [1.0, 0.0])
+
+    rows = load(registry, DataConfig(format={"name": "tree", "max_depth": 3}), str(tree), (Ranking,))
+    assert rows.rows == [("a.jsonl line 1", top), ("a.jsonl line 2", top), ("a.jsonl line 2", below)]
+    assert rows.describe().endswith("(format tree, 1 rows of the source give none)")
+    flat = load(registry, DataConfig(format={"name": "tree", "max_depth": 1}), str(tree), (Ranking,))
+    assert [row for _, row in flat.rows] == [top, top]
+    assert load(registry, DataConfig(), str(tree), (Ranking,)).rows == rows.rows  # recognised, with its defaults
+
+
+def test_settings_of_a_format_come_from_the_file_and_the_command_line(tree: Path) -> None:
+    def chosen(file: dict[str, Any], *overrides: str, plugins: tuple[str, ...] = ("rm",)) -> Any:
+        cli = merge({"plugins": list(plugins)}, *map(parse_override, overrides))
+        made = resolve(registry := Registry(), file, cli)
+        assert resolve(registry, made.to_dict(), {"plugins": list(plugins)}).data == made.data
+        return made.data.format
+
+    in_file = {"plugins": ["tree"], "data": {"format": {"name": "tree", "max_depth": 5}}}
+    assert chosen(in_file) == {"name": "tree", "max_depth": 5}
+    assert chosen(in_file, "data.format.max_depth=7") == {"name": "tree", "max_depth": 7}
+    assert chosen(in_file, "rm.data.format=preference") == "preference"
+    assert chosen(in_file, "data.format=null", "rm.data.format=null") is None
+    assert chosen({"data": {"format": "tree"}}, "data.format.max_depth=2", plugins=("rm", "tree")) == {
+        "name": "tree",
+        "max_depth": 2,
+    }
+    assert chosen({}, "data.format.max_depth=2", plugins=("rm", "tree")) == {"name": "tree", "max_depth": 2}
+    for told, wrong in (
+        ("unknown key format.max_dept. Did you mean 'max_depth'", "data.format.max_dept=1"),
+        ("format.max_depth: Input should be a valid integer", "data.format.max_depth=deep"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            chosen(in_file, wrong)
+    with pytest.raises(ConfigError, match="data.format has settings, but the name of no format"):
+        chosen({}, "data.format.max_depth=2")
+
+
+def test_a_format_with_settings_trains_and_is_listed(
+    tree: Path, run_stage: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**DEEP, "root": f"Hi {n}"} for n in range(8)]
+    tree.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--plugin", "tree", "--data", str(tree), "data.format.max_depth=1"]
+    run = run_stage("rm", "rm.policy=base", *arguments)
+    assert "8 rows from" in capsys.readouterr().out
+
+    record = json.loads((run / "alignkit.json").read_text())
+    assert record["config"]["stages"]["rm"]["data"]["format"] == {"name": "tree", "max_depth": 1}
+    assert run_stage("rm", "rm.policy=base", *arguments) == run
+    assert "nothing to train" in capsys.readouterr().out
+    assert main(["plugins", "tree"]) == 0
+    assert "max_depth: 3  # turns of the user that are followed down the tree" in capsys.readouterr().out
+
+
 def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", LINES)
     says = f"{file} holds texts (format 'text'); wanted are demonstrations or rankings"
@@ -309,6 +466,43 @@ def test_holding_out_everything_is_an_error(prompts: int, answers: int, size: fl
     rows = demonstrations(prompts, answers)
     with pytest.raises(DataError, match=rf"of {len(rows)} rows leaves none to train on"):
         hold_out(rows, size, seed=0)
+
+
+def dominated(frequent: int, others: int) -> list[Located]:
+    rows = [Located(f"row {a}", demonstration(0, a)) for a in range(frequent)]
+    return rows + [Located(f"row {frequent + p}", demonstration(p, 0)) for p in range(1, others + 1)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_frequent_prompt_does_not_make_the_held_out_rows_twice_as_many(seed: int) -> None:
+    train, held = hold_out(dominated(90, 10), None, seed)
+    assert (len(train), len(held)) == (90, 10)  # not the 90 rows of one prompt
+
+    assert len(hold_out(dominated(15, 85), None, seed)[1]) in range(10, 21)
+
+
+def test_a_split_that_was_near_enough_is_what_it_was() -> None:
+    """Runs that were made before are resumed and compared with the rows that they held out."""
+    rows = demonstrations(20, answers=3)
+    keys = [row.row.key for row in rows[:20]]
+    random.Random(0).shuffle(keys)
+    assert {row.row.key for row in hold_out(rows, 10, seed=0)[1]} == set(keys[:4])  # 12 rows
+
+
+def test_no_prompt_that_is_rare_enough_is_an_error_that_says_what_to_set() -> None:
+    rows = demonstrations(2, answers=51)
+    with pytest.raises(
+        DataError, match=r"10 of 102 rows cannot be held out.* fewer than 51\. Set data.eval_size=26 or"
+    ):
+        hold_out(rows, None, seed=0)
+    assert len(hold_out(rows, 26, seed=0)[1]) == 51
+
+
+def test_rows_made_of_one_raw_row_stay_together() -> None:
+    rows = [Located(f"row {p // 4}", demonstration(p, 0)) for p in range(80)]
+    train, held = hold_out(rows, 0.25, seed=0)
+    assert len(held) == 20
+    assert {at for at, _ in train}.isdisjoint(at for at, _ in held)
 
 
 def test_a_quote_that_is_never_closed_is_an_error_not_a_shorter_file(read: Callable[..., Rows], tmp_path: Path) -> None:

@@ -1,0 +1,322 @@
+"""Where rows come from: files, folders and the hub. Each raw row comes with where it stands.
+
+No torch here, and a row is read only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from alignkit import bundled
+from alignkit.config import DataConfig
+from alignkit.errors import DataError, did_you_mean, one_line
+
+RawRow: TypeAlias = Mapping[str, Any]
+RawRows: TypeAlias = Iterator[tuple[str, RawRow | DataError]]  # where each stands; an error in place of a bad one
+
+SPLITS = {  # the words in a file's name that name its split, as in the `datasets` library
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+BESIDE_DATA = ("readme", "license", "licence", "notice", "citation")  # files of a folder that nobody takes for data
+
+
+@dataclass(frozen=True)
+class Source:
+    """The raw rows of a data source."""
+
+    rows: RawRows
+    fingerprint: str  # of its bytes
+    left_out: list[str] = field(default_factory=list)  # names of what else is in the folder
+
+
+def open_source(config: DataConfig, path: str) -> Source:
+    """What is at ``path``: a file, a folder of files or one that ``datasets`` saved, bundled data, or a hub id.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read as rows; while rows are read, a file that is damaged.
+    """
+    local = _local(path)
+    if local.is_dir():
+        files, left_out = _files(local, config.split)
+        if _is_saved(local):
+            return Source(_guarded(local, _saved(local, config.split)), _hash(files))
+        rows = itertools.chain.from_iterable(_guarded(file, READERS[file.suffix](file)) for file in files)
+        return Source(rows, _hash(files), left_out)
+    if local.exists():
+        if local.suffix not in READERS:
+            raise DataError(f"{path}: files of data end in {', '.join(READERS)}, not '{local.suffix}'")
+        _check_regular(local)
+        return Source(_guarded(local, READERS[local.suffix](local)), _hash([local]))
+    if local.is_symlink():
+        raise DataError(f"{path} is a link to {os.readlink(local)}, which does not exist")
+    if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
+        raise DataError(f"no file or folder {path}.{did_you_mean(local.name, beside)}")
+    return _hub(config, path)
+
+
+def fingerprint(config: DataConfig) -> str | None:
+    """The fingerprint of ``config.path``, where it can be had without reading the rows; else None."""
+    if config.path is None or not (local := _local(config.path)).exists():
+        return None
+    return _hash(_files(local, config.split)[0] if local.is_dir() else [local])
+
+
+def is_file(path: str) -> bool:
+    """Whether ``path`` is one local file, which has no splits."""
+    return _local(path).is_file()
+
+
+def _local(path: str) -> Path:
+    if path.startswith(bundled.PREFIX):
+        return bundled.data(path)
+    if not path.strip():
+        raise DataError("the path of the data is empty")
+    try:
+        local = Path(path).expanduser()
+        local.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be looked into, an unknown ~user
+        raise DataError(f"{path} cannot be read: {_reason(error)}") from None
+    return local
+
+
+def _guarded(file: Path, rows: RawRows) -> RawRows:
+    """``rows``; what keeps the file from being read is a DataError."""
+    try:
+        yield from rows
+    except OSError as error:
+        raise DataError(f"{file.name} cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or one_line(error))
+
+
+def _check_regular(file: Path) -> None:
+    if not file.is_file():
+        what = f"a link to {os.readlink(file)}, which does not exist" if file.is_symlink() else "not a regular file"
+        raise DataError(f"{file} is {what}")
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as content:
+                while chunk := content.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {_reason(error)}") from None
+    return digest.hexdigest()
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are ``split``, and the names of what else is in it.
+
+    Raises:
+        DataError: there are none; a file of data is a broken link or no file.
+    """
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
+    if _is_saved(folder):
+        return sorted(file for file in folder.rglob("*") if file.is_file()), []
+    data = [file for file in inside if file.suffix in READERS and not file.is_dir() and not file.name.startswith(".")]
+    for file in data:
+        _check_regular(file)
+    if not data:
+        raise DataError(f"{folder} is a folder without any {' '.join(READERS)} file")
+    chosen = _of_split(folder, data, split)
+    return chosen, [file.name for file in inside if file not in chosen and _looks_like_data(file)]
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files whose names say ``split``; for ``train`` those that name no split, where none says ``train``."""
+    named = {file: _split_in(file.stem) for file in files}
+    wanted = SPLITS.get(split)
+    chosen = [file for file in files if (named[file] == wanted if wanted else _without_shard(file.stem) == split)]
+    if not chosen and wanted == "train":
+        chosen = [file for file in files if named[file] is None]
+    if not chosen:
+        known = ", ".join(sorted({each or "train" for each in named.values()}))
+        raise DataError(f"{folder} has no files of the split '{split}'. Splits: {known}. Pick one with data.split=NAME")
+    return chosen
+
+
+def _split_in(stem: str) -> str | None:
+    words = re.split(r"[-._ 0-9]+", stem.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def _without_shard(stem: str) -> str:
+    """``"train_sft"`` of ``"train_sft-00000-of-00002"``."""
+    return re.sub(r"-\d+-of-\d+$", "", stem)
+
+
+def _looks_like_data(file: Path) -> bool:
+    return not file.name.startswith(".") and not file.name.lower().startswith(BESIDE_DATA)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``datasets`` saved it."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+# --- kinds of files ------------------------------------------------------------------------------------------------
+
+
+def _jsonl(file: Path) -> RawRows:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.name} line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
+            except UnicodeDecodeError as error:
+                yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
+            except json.JSONDecodeError as error:
+                cut = "" if line.endswith(b"\n") else " (is the file cut off?)"
+                what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                yield where, DataError(f"{where}: not valid JSON: {what}{cut}")
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+                yield where, DataError(f"{where}: not valid JSON: {one_line(error)}")
+            else:
+                yield where, row if isinstance(row, dict) else _not_an_object(where, row)
+
+
+def _json(file: Path) -> RawRows:
+    text = _text(file)
+    try:
+        content = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
+        raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file.name}: not valid JSON: {one_line(error)}") from None
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if not isinstance(content, list):
+        raise DataError(f"{file.name} must hold a list of objects, not one {type(content).__name__}")
+    for number, row in enumerate(content, 1):
+        where = f"{file.name} row {number}"
+        yield where, row if isinstance(row, dict) else _not_an_object(where, row)
+
+
+def _csv(file: Path) -> RawRows:
+    csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
+            raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
+        columns = list(reader.fieldnames or [])
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise DataError(f"{file.name} line 1: two columns are named '{twice}'")
+        where = f"{file.name} line {reader.line_num}"
+        if None in row or None in row.values():
+            yield where, DataError(f"{where}: not as many values as the {len(columns)} columns")
+        else:
+            yield where, row
+
+
+def _parquet(file: Path) -> RawRows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000)
+        for number, row in enumerate(itertools.chain.from_iterable(map(_arrow_rows, batches)), 1):
+            where = f"{file.name} row {number}"
+            yield where, DataError(f"{where}: {one_line(row)}") if isinstance(row, Exception) else row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file.name} cannot be read as Parquet: {one_line(error)}") from None
+
+
+READERS: dict[str, Callable[[Path], RawRows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{file.name} line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def _not_an_object(where: str, row: object) -> DataError:
+    return DataError(f"{where}: a row must be an object with named fields, not a {type(row).__name__}")
+
+
+def _arrow_rows(batch: Any) -> Iterator[RawRow | Exception]:
+    """The rows of a batch of Arrow; an error in place of one that Python cannot hold."""
+    try:
+        yield from [_without_null_fields(row) for row in batch.to_pylist()]
+    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8, a time before the year 1
+        if batch.num_rows == 1:
+            yield error
+        else:
+            yield from itertools.chain.from_iterable(_arrow_rows(batch.slice(i, 1)) for i in range(batch.num_rows))
+
+
+def _without_null_fields(row: RawRow) -> RawRow:
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    """A nested value without the fields that are null: Arrow gives every object the fields of all the others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+# --- data sets of the `datasets` library -----------------------------------------------------------------------------
+
+
+def _saved(folder: Path, split: str) -> RawRows:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder: errors of many classes
+        raise DataError(f"{folder} cannot be read as a data set: {one_line(error)}") from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise DataError(f"{folder} has no split '{split}'. Splits: {', '.join(dataset)}")
+        dataset = dataset[split]
+    yield from _numbered(folder.name, dataset)
+
+
+def _hub(config: DataConfig, path: str) -> Source:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(path, config.name, split=config.split)
+    except Exception as error:  # the hub's errors are of many classes
+        raise DataError(f"{path} is no file or folder here, and the hub gave: {one_line(error)}") from error
+    return Source(_numbered(path, dataset), str(dataset._fingerprint))
+
+
+def _numbered(name: str, dataset: Iterable[Any]) -> RawRows:
+    for number, row in enumerate(dataset, 1):
+        yield f"{name} row {number}", _without_null_fields(row)
