@@ -133,7 +133,8 @@ def _unmarked(module: ModuleType, marked: list[str]) -> Iterator[str]:
 
 def _wrong(component: Component, registry: Registry) -> Iterator[str]:
     """What would be told only when the component is used."""
-    from alignkit.config import check_defaults, resolve
+    from alignkit.config import resolve
+    from alignkit.settings import check_defaults
 
     who = f"{component.kind} '{component.name}'"
     if not re.fullmatch(r"[\w-]+", component.name):

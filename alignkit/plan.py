@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, lineage, manifest, sources
+from alignkit import base, data, layers, lineage, manifest, sources
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
 from alignkit.errors import ConfigError
 from alignkit.lineage import Parent
+from alignkit.plugin import bare
 from alignkit.registry import Registry
 
 BASE = "base"  # in place of a run folder: start from the bare model
@@ -48,6 +49,7 @@ class Plan:
         return [
             ("stage", self._named("stage")),
             ("model", config.model),
+            *(("plugin", line) for line in self._plugins()),
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
             *([("in memory", in_memory(self))] if (in_memory := config.stage.component.in_memory) else []),
@@ -59,6 +61,13 @@ class Plan:
             ("training", f"{len(self.train_rows)} rows, {extent}"),
             ("run folder", str(config.folder)),
         ]
+
+    def _plugins(self) -> Iterator[str]:
+        """Each active plugin that is not built in, with all that it brings; what is picked of it stands at its kind."""
+        for plugin in self.registry.active:
+            if not plugin.builtin:
+                gives = [f"{component.kind} {component.name}" for component in self.registry.given_by(plugin)]
+                yield f"{plugin.name} ({plugin.provider}): {', '.join([*gives, *self.registry.run_hooks_of(plugin)])}"
 
     def _named(self, kind: str) -> str:
         component = getattr(self.config, kind).component
@@ -87,7 +96,36 @@ def pipeline(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]
     Raises:
         AlignkitError: whatever would stop one of the runs and can be known without torch.
     """
-    return _Planner(registry, file, cli).plan(overwrite)
+    planned = _Planner(registry, file, cli).plan(overwrite)
+    _check_used(registry, cli, planned)
+    return planned
+
+
+def _check_used(registry: Registry, cli: Mapping[str, Any], planned: Pipeline) -> None:
+    """Whether something is used of each plugin on the command line that has no component of its own name.
+
+    Raises:
+        ConfigError: nothing is; says what it gives. In a config file it may be for another command.
+    """
+    configs = [plan.config.to_dict() for plan in planned.to_train]
+    used = _texts([cli, *configs, *(run.manifest["config"] for run in planned.found if run.manifest)])
+    for name in layers.plugins(cli):
+        for plugin in registry.meant(name):
+            given = registry.given_by(plugin)
+            names = {component.name for component in given}
+            by_itself = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in given)
+            if bare(name) not in names and not names & used and not by_itself:
+                gives = ", ".join(f"{component.kind} {component.name}" for component in given)
+                pick = f": pick one, such as {given[0].kind}.name={given[0].name}" if given else ""
+                raise ConfigError(f"{plugin}: nothing of it is used. It gives {gives or 'nothing'}{pick}")
+
+
+def _texts(value: Any) -> set[str]:
+    """Every text in nested tables and lists."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return set[str]().union(*map(_texts, inner))
+    return {value} if isinstance(value, str) else set()
 
 
 class _Planner:

@@ -7,7 +7,6 @@ nobody who does not use it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -17,6 +16,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
+from alignkit.handover import declared_components, expect
 from alignkit.plugin import GROUP, Plugin, bare, installed
 
 # which hook declares which kind of component
@@ -76,7 +76,7 @@ class Registry:
             if "@" in name:
                 self._picked[bare(name)] = name.partition("@")[2]
         for name in sorted(asked, key=lambda name: "@" not in name and name not in self._installed):  # components last
-            meant = self._meant(name)
+            meant = self.meant(name)
             for plugin in meant:
                 if plugin not in self.active:
                     self._activate(plugin)
@@ -85,7 +85,7 @@ class Registry:
             if "@" in name or any(not plugin.builtin for plugin in meant):
                 self._asked[name] = None
 
-    def _meant(self, name: str) -> list[Plugin]:
+    def meant(self, name: str) -> list[Plugin]:
         """The plugins to activate for a name that was asked for; none where it is a component that is there."""
         distribution = self._picked.get(bare(name))
         candidates = self._installed.get(bare(name), [])
@@ -97,6 +97,11 @@ class Registry:
                 raise PluginError(f"{name}: no distribution '{distribution}' with plugins is installed.{hint}")
             return [plugin for plugin in theirs if plugin in candidates] or theirs
         if len(candidates) > 1:
+            if len({plugin.distribution for plugin in candidates}) == 1:
+                raise PluginError(
+                    f"plugin '{name}' is given twice by {candidates[0].provider}: its entry points in the group "
+                    f"alignkit need names of their own. Reinstall {candidates[0].distribution}, or tell its author"
+                )
             givers = " and ".join(plugin.provider for plugin in candidates)
             which = " or ".join(f"--plugin {name}@{plugin.distribution}" for plugin in candidates)
             raise PluginError(f"plugin '{name}' is given by {givers}: say {which}")
@@ -136,8 +141,9 @@ class Registry:
             declared = list(self._declared(key))
         except (Exception, SystemExit) as error:
             raise PluginError(f"{plugin} failed while declaring: {one_line(error)}. {away}") from error
-        for component in declared:
-            self._add(component, plugin)
+        for kind, hook, given in declared:
+            for component in declared_components(plugin, hook, KINDS[kind], given):
+                self._add(component, plugin)
         self._active[key] = plugin
 
     @staticmethod
@@ -150,28 +156,29 @@ class Registry:
                 f"pip install -U alignkit {plugin.distribution}. Or run without --plugin {plugin.name}"
             )
 
-    def _declared(self, key: str) -> Iterator[Component]:
-        others = [module for name, module in self._manager.list_name_plugin() if name != key]
+    def _declared(self, key: str) -> Iterator[tuple[str, str, Any]]:
+        """What the declaration hooks of one plugin give: (kind, hook, that)."""
         for kind, hook in DECLARATIONS.items():
-            for declared in self._manager.subset_hook_caller(hook, others)():
-                if not isinstance(declared, list | tuple):
-                    raise TypeError(f"{hook} gave {declared!r}, which is no list")
-                for component in declared:
-                    if not isinstance(component, KINDS[kind]):
-                        raise TypeError(f"{hook} gave {component!r}, which is no {KINDS[kind].__name__}")
-                    if not (isinstance(component.config, type) and dataclasses.is_dataclass(component.config)):
-                        raise TypeError(f"the config of {kind} '{component.name}' is no dataclass")
-                    yield component
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if implementation.plugin_name == key:
+                    yield kind, hook, implementation.function()
 
     def _add(self, component: Component, plugin: Plugin) -> None:
         given = self._components[component.kind].setdefault(component.name, [])
         given.append((component, plugin))
+        what = f"{component.kind} '{component.name}'"
+        for _, other in given[:-1]:
+            if other.distribution == plugin.distribution:
+                both = plugin.name if other == plugin else f"{other.name} and {plugin.name}"
+                raise PluginError(
+                    f"{what} is given twice by {plugin.provider} ({both}), and no option can tell the two apart: "
+                    "rename or remove one"
+                )
         if len(given) > 1 and self._picked_among(component.name, given) is None:
             other = given[0][1]
             raise PluginError(
-                f"{component.kind} '{component.name}' is given by both {other.name} ({other.provider}) and "
-                f"{plugin.name} ({plugin.provider}). Say --plugin {component.name}@{other.distribution} or "
-                f"--plugin {component.name}@{plugin.distribution}"
+                f"{what} is given by both {other.name} ({other.provider}) and {plugin.name} ({plugin.provider}). Say "
+                f"--plugin {component.name}@{other.distribution} or --plugin {component.name}@{plugin.distribution}"
             )
 
     def _picked_among(self, name: str, given: list[tuple[Component, Plugin]]) -> tuple[Component, Plugin] | None:
@@ -181,14 +188,16 @@ class Registry:
         picked = self._picked.get(name, "")
         return next((pair for pair in given if pair[1].is_from(picked)), None)
 
-    def call(self, hook: str, use: Callable[[Any], Any] = lambda result: result, **arguments: Any) -> Any:
+    def call(
+        self, hook: str, right: Callable[[Any], bool] = lambda result: True, expected: str = "", **arguments: Any
+    ) -> Any:
         """Call a run hook of the active plugins, in the order in which they became active: a list of what they gave.
 
         A hook whose first result counts asks the plugin that was named last first, and gives its result or None.
-        ``use`` is applied to each result as if the plugin had, so that a wrong one is the plugin's error too.
+        ``right`` says of each result whether it is what was ``expected``.
 
         Raises:
-            AlignkitError: a plugin raised; names it.
+            AlignkitError: a plugin raised, or gave something else; names it.
         """
         caller = getattr(self._manager.hook, hook)
         first_counts = caller.spec.opts["firstresult"]
@@ -197,12 +206,13 @@ class Registry:
         for implementation in reversed(implementations) if first_counts else implementations:
             plugin = self._active[implementation.plugin_name]
             try:
-                result = use(implementation.function(*(arguments[name] for name in implementation.argnames)))
+                result = implementation.function(*(arguments[name] for name in implementation.argnames))
             except AlignkitError as error:
                 raise type(error)(f"{plugin}, {hook}: {error}") from error
             except (Exception, SystemExit) as error:
                 away = f"Run without --plugin {plugin.name}, or tell its author"
                 raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
+            expect(str(plugin), hook, result, right(result), expected)
             if first_counts and result is not None:
                 return result
             results.append(result)
@@ -220,6 +230,10 @@ class Registry:
         """The components that a plugin gave."""
         given = (pair for named in self._components.values() for pairs in named.values() for pair in pairs)
         return [component for component, giver in given if giver == plugin]
+
+    def run_hooks_of(self, plugin: Plugin) -> list[str]:
+        """The run hooks that an active plugin implements."""
+        return [hook for hook in self.hooks_of(plugin) if hook not in DECLARATIONS.values()]
 
     def hooks_of(self, plugin: Plugin) -> list[str]:
         """The hooks that an active plugin implements."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -104,7 +105,9 @@ class Run:
         """
         tuner, config = self.config.tuner
         kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
-        loaded = self.registry.call("alignkit_load_model", _model, run=self, role=role, kwargs=kwargs)
+        loaded = self.registry.call(
+            "alignkit_load_model", _is_model, "a model or None", run=self, role=role, kwargs=kwargs
+        )
         if loaded is None:
             under = (
                 base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
@@ -210,25 +213,17 @@ class Run:
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""
-        theirs = [
-            callback for some in self.registry.call("alignkit_callbacks", _callbacks, run=self) for callback in some
-        ]
+        expected = "a list of TrainerCallback"
+        theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
         return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *self.loss_state, *theirs]
 
 
-def _model(given: Any) -> nn.Module | None:
-    """What ``alignkit_load_model`` gave, checked."""
-    if given is not None and not isinstance(given, nn.Module):
-        raise TypeError(f"it gave {given!r}, which is no model")
-    return given
+def _is_model(given: Any) -> bool:
+    return given is None or isinstance(given, nn.Module)
 
 
-def _callbacks(given: Any) -> list[transformers.TrainerCallback]:
-    """What ``alignkit_callbacks`` gave, checked."""
-    for callback in given if isinstance(given, list | tuple) else [given]:
-        if not isinstance(callback, transformers.TrainerCallback):
-            raise TypeError(f"it gave {given!r}, which is no list of callbacks")
-    return list(given)
+def _are_callbacks(given: Any) -> bool:
+    return isinstance(given, list | tuple) and all(isinstance(each, transformers.TrainerCallback) for each in given)
 
 
 def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:

@@ -138,14 +138,7 @@ def test_a_component_that_raises_is_told_with_its_plugin_and_its_line(
     ("hook", "gives", "told"),
     [
         ("alignkit_run_start", "1 / 0", "ZeroDivisionError: division by zero"),
-        ("alignkit_load_model", "3", "TypeError: it gave 3, which is no model"),
         ("alignkit_model_ready", "1 / 0", "ZeroDivisionError: division by zero"),
-        ("alignkit_callbacks", "None", "TypeError: it gave None, which is no list of callbacks"),
-        (
-            "alignkit_callbacks",
-            "[print]",
-            r"TypeError: it gave \[<built-in function print>\], which is no list of callb",
-        ),
         ("alignkit_run_end", "1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
@@ -158,6 +151,61 @@ def test_a_run_hook_that_fails_is_told_with_its_plugin(
         AssertionError, match=rf"^alignkit: error: plugin odd \(alignkit-odd 0.1\) failed in {hook}: {told}"
     ):
         run_stage("sft", "--plugin", "odd", "train.max_steps=1")
+
+
+CALLBACKS = "a list of TrainerCallback"
+
+
+@pytest.mark.parametrize(
+    ("hook", "gives", "told"),
+    [
+        ("alignkit_load_model", "3", "gave 3, expected a model or None"),
+        ("alignkit_callbacks", "None", f"gave None, expected {CALLBACKS}. Is a `return` missing?"),
+        ("alignkit_callbacks", "[print]", f"gave [<built-in function print>], expected {CALLBACKS}"),
+    ],
+)
+def test_a_run_hook_that_gives_the_wrong_thing_is_told_with_its_plugin(
+    run_stage: RunStage, install: Install, hook: str, gives: str, told: str
+) -> None:
+    install("odd", HOOK.format(hook=hook, gives=gives))
+
+    with pytest.raises(AssertionError) as error:
+        run_stage("sft", "--plugin", "odd", "train.max_steps=1")
+    assert str(error.value).splitlines()[0] == f"alignkit: error: plugin odd (alignkit-odd 0.1): {hook} {told}"
+
+
+PACK = """
+    from alignkit import Reward, Tuner, hookimpl
+
+    @hookimpl
+    def alignkit_reward():
+        return [Reward(name="http", summary="for a test", build=print)]
+
+    @hookimpl
+    def alignkit_model():
+        return [Tuner(name="dora2", summary="for a test", load=print, wrap=print)]
+"""
+
+
+def test_a_plugin_of_which_nothing_is_used_is_an_error_on_the_command_line_alone(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("pack", PACK)
+    install("watch", WATCH.format(name="watch"))
+    file = tmp_path / "run.yaml"
+    file.write_text("plugins: [pack]")
+    check = ["check", "--plugin", "sft", "--output", str(tmp_path)]
+
+    assert main([*check, "--plugin", "pack"]) == 2
+    assert capsys.readouterr().err == (
+        "alignkit: error: plugin pack (alignkit-pack 0.1): nothing of it is used. It gives tuner dora2, reward http: "
+        "pick one, such as tuner.name=dora2\n"
+    )
+    for used in (["--plugin", "pack", "--plugin", "dora2"], ["--plugin", "watch"], ["-c", str(file)]):
+        assert main([*check, *used]) == 0, capsys.readouterr().err
+        assert ("plugin  pack (alignkit-pack 0.1): tuner dora2, reward http\n" in capsys.readouterr().out) != (
+            "watch" in used
+        )
 
 
 TYPED = """

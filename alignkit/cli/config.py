@@ -12,7 +12,8 @@ import typer
 from alignkit import training_args, yaml
 from alignkit.cli import common
 from alignkit.components import Component
-from alignkit.config import DataConfig, RunConfig, TopLevel, check_defaults, resolve
+from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
+from alignkit.settings import check_defaults
 
 
 def config(

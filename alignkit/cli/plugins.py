@@ -75,7 +75,7 @@ def described(name: str) -> Iterator[str]:
         for component in [c for c in given if c.name == bare(name)] or given:
             yield f"{component.kind} {component.name}: {component.summary}"
             yield from fields_with_help(component)
-        runs = [hook for hook in registry.hooks_of(plugin) if hook not in DECLARATIONS.values()]
+        runs = registry.run_hooks_of(plugin)
         if runs:
             yield f"run hooks: {', '.join(runs)}"
 

@@ -174,3 +174,53 @@ def test_the_resolved_config_resolves_to_itself(install: Callable[..., None]) ->
 def test_yaml_reads_back_what_it_writes(value: Any) -> None:
     assert yaml.loads(yaml.dumps({"v": value}), "") == {"v": value}
     assert yaml.loads(f"v: {yaml.dumps_inline(value)}", "") == {"v": value}
+
+
+REWARDS = """
+    from alignkit import Reward, hookimpl
+
+    @hookimpl
+    def alignkit_reward():
+        return [Reward(name=name, summary="for a test", build=print) for name in ("rubric", "http")]
+"""
+
+
+def test_a_name_that_is_said_outright_wins_over_what_a_plugin_picks_beside_it(install: Callable[..., None]) -> None:
+    install("rubric", REWARDS)
+    both = ("ppo", "rubric")
+
+    assert config(plugins=both).reward.component.name == "rubric"
+    for said in ("reward.name=http", "ppo.reward.name=http"):
+        assert config("", said, plugins=both).reward.component.name == "http"
+    assert config("{plugins: [rubric], reward: {name: http}}", plugins=("ppo",)).reward.component.name == "http"
+    assert config("reward: {name: http}", plugins=both).reward.component.name == "rubric"  # the command line wins
+
+
+def of(stage: str, asked: str, *cli: str, plugins: tuple[str, ...] = ()) -> RunConfig:
+    from alignkit.config import merge
+
+    overrides = merge({"plugins": [asked, *plugins]}, *(parse_override(text) for text in cli))
+    return resolve(Registry(), {}, overrides, stage)
+
+
+def test_a_shared_key_of_a_loss_goes_to_the_stages_whose_loss_has_it() -> None:
+    assert of("dpo", "dpo", "loss.beta=0.3").loss.config.beta == 0.3
+    assert of("sft", "dpo", "loss.beta=0.3").loss.component.name == "nll"
+    with pytest.raises(ConfigError, match="unknown key loss.bet. Did you mean 'beta'"):
+        of("dpo", "dpo", "loss.bet=0.3")
+
+
+def test_a_shared_loss_goes_to_the_stages_that_it_fits_those_under_the_reward_too() -> None:
+    for picked in ({"plugins": ("plackett-luce", "ppo-dual-clip")}, {"cli": ("loss.name=plackett-luce",)}):
+        cli, plugins = picked.get("cli", ()), picked.get("plugins", ())
+        losses = {stage: of(stage, "ppo", *cli, plugins=plugins).loss.component.name for stage in ("sft", "rm", "ppo")}
+        assert losses == {"sft": "nll", "rm": "plackett-luce", "ppo": "ppo-dual-clip" if plugins else "ppo-clip"}
+    with pytest.raises(ConfigError, match="loss 'plackett-luce' takes RankedScores, but stage 'ppo' gives PolicyBatch"):
+        of("ppo", "ppo", "loss.name=plackett-luce", "reward.path=runs/rm")  # no reward model is trained
+
+
+def test_a_reward_that_no_stage_uses_is_refused(install: Callable[..., None]) -> None:
+    install("rubric", REWARDS)
+
+    with pytest.raises(ConfigError, match="reward is for no stage that is trained here: sft uses none"):
+        config(plugins=("sft", "rubric"))

@@ -95,7 +95,7 @@ def test_a_plugin_that_exits_does_not_take_the_tool_with_it(install: Callable[..
 def test_a_config_that_is_no_dataclass_names_its_component(install: Callable[..., None]) -> None:
     install("loose", OPTIMIZER.format(name="loose").replace("build=", "config=dict, build="))
 
-    with pytest.raises(PluginError, match="plugin loose .*the config of optimizer 'loose' is no dataclass"):
+    with pytest.raises(PluginError, match="plugin loose .*the config of optimizer 'loose' is .*expected a dataclass"):
         Registry().activate("loose")
 
 
@@ -123,8 +123,39 @@ def test_a_plugin_may_be_an_object(install: Callable[..., None], check_plugin: C
 def test_a_hook_that_declares_the_wrong_thing_names_it(install: Callable[..., None]) -> None:
     install("odd", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    return ['nll']")
 
-    with pytest.raises(PluginError, match="TypeError: alignkit_loss gave 'nll', which is no Loss"):
+    with pytest.raises(PluginError, match=r"plugin odd .*: alignkit_loss gave \['nll'\], expected a list of Loss"):
         Registry().activate("odd")
+
+
+def test_a_declaration_hook_without_return_is_named(install: Callable[..., None]) -> None:
+    install("odd", "from alignkit import hookimpl\n@hookimpl\ndef alignkit_loss():\n    []")
+
+    with pytest.raises(PluginError) as error:
+        Registry().activate("odd")
+    assert str(error.value) == (
+        "plugin odd (alignkit-odd 0.1): alignkit_loss gave None, expected a list of Loss. Is a `return` missing?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("build=None", "the build of reward 'odd' is None, expected a function"),
+        ("build=print, summary=None", "the summary of reward 'odd' is None, expected a text"),
+        ("build=print, requires=('nosuchlib')", "the requires of reward 'odd' is 'nosuchlib', expected a tuple"),
+        ("build=print, check=3", "the check of reward 'odd' is 3, expected a function"),
+    ],
+)
+def test_a_component_with_a_field_of_the_wrong_kind_is_named(
+    install: Callable[..., None], field: str, told: str
+) -> None:
+    fields = f"**dict(dict(name='odd', summary=''), {field})"
+    code = f"from alignkit import Reward, hookimpl\n@hookimpl\ndef alignkit_reward():\n    return [Reward({fields})]"
+    install("odd", code)
+
+    with pytest.raises(PluginError) as error:
+        Registry().activate("odd")
+    assert str(error.value).startswith(f"plugin odd (alignkit-odd 0.1): {told}")
 
 
 def test_a_component_given_twice_names_both_providers(install: Callable[..., None]) -> None:
@@ -158,6 +189,17 @@ def test_a_component_given_twice_is_picked_by_its_distribution(install: Callable
         registry.activate("mine", f"adamw@{distribution}")
         assert registry.provider(registry.get("optimizer", "adamw")).name == who
         assert registry.asked == ["mine", f"adamw@{distribution}"]
+
+
+def test_a_component_given_twice_by_one_distribution_is_for_its_author(install: Callable[..., None]) -> None:
+    twice = OPTIMIZER.format(name="lion").replace("return [", "return 2 * [")
+    install("twice", twice, distribution="alignkit-twice")
+
+    for asked in (["twice"], ["twice", "lion@alignkit-twice"]):
+        with pytest.raises(
+            PluginError, match=r"'lion' is given twice by alignkit-twice 0.1 \(twice\), and no option can .*: rename or"
+        ):
+            Registry().activate(*asked)
 
 
 def test_a_distribution_that_gives_no_such_name_is_told_with_what_it_gives(install: Callable[..., None]) -> None:
