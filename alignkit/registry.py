@@ -16,7 +16,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
-from alignkit.handover import declared_components, expect
+from alignkit.handover import declared_components, expect, who
 from alignkit.plugin import GROUP, Plugin, bare, installed
 
 # which hook declares which kind of component
@@ -212,7 +212,7 @@ class Registry:
             except (Exception, SystemExit) as error:
                 away = f"Run without --plugin {plugin.name}, or tell its author"
                 raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
-            expect(str(plugin), hook, result, right(result), expected)
+            expect(f"{plugin}: {hook}", result, right(result), expected)
             if first_counts and result is not None:
                 return result
             results.append(result)
@@ -259,6 +259,10 @@ class Registry:
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises as :meth:`get`."""
         return cast(Stage, self.get("stage", name))
+
+    def who(self, component: Component, function: str = "") -> str:
+        """A component, or one of its functions, with the plugin that gave it, for an error."""
+        return who(self.provider(component), component, function)
 
     def provider(self, component: Component) -> Plugin:
         """The plugin that gave a component."""

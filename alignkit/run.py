@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, manifest, rankings, roles
+from alignkit import base, data, device, fingerprints, handover, manifest, rankings, roles
 from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
@@ -104,7 +104,8 @@ class Run:
         A ``value`` or a ``reward`` has a scalar head. Fresh weights depend on ``train.seed`` alone.
         """
         tuner, config = self.config.tuner
-        kwargs = {"dtype": self.dtype, **tuner.load(config, self.dtype)}
+        arguments = handover.load_arguments(self.registry.who(tuner, "load"), tuner.load(config, self.dtype))
+        kwargs = {"dtype": self.dtype, **arguments}
         loaded = self.registry.call(
             "alignkit_load_model", _is_model, "a model or None", run=self, role=role, kwargs=kwargs
         )
@@ -122,7 +123,7 @@ class Run:
             loaded.generation_config.eos_token_id = self.stop_ids
             loaded.generation_config.pad_token_id = self.tokenizer.pad_token_id
         try:
-            model: nn.Module = tuner.wrap(config, loaded, role)
+            model: nn.Module = handover.model(self.registry.who(tuner, "wrap"), tuner.wrap(config, loaded, role))
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
@@ -161,11 +162,12 @@ class Run:
 
     def loss(self) -> Callable[[Any], Any]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
-        loss: Callable[[Any], Any] = self.config.loss.component.build(self.config.loss.config)
-        if not has_state(loss):
-            return loss
-        self.loss_state.append(LossState(loss))
-        return untouched_by_evaluation(loss)
+        component, config = self.config.loss
+        loss = handover.function(self.registry.who(component, "build"), component.build(config))
+        if has_state(loss):
+            self.loss_state.append(LossState(loss))
+            loss = untouched_by_evaluation(loss)
+        return handover.loss(self.registry.who(component), loss)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
@@ -198,18 +200,17 @@ class Run:
 
     def rollout(self, sampling: Sampling) -> Callable[[nn.Module, list[list[int]]], list[list[int]]]:
         """The engine that samples: of the policy and prompts as token ids, to answers."""
-        selected = self.config.rollout
-        assert selected is not None
-        build = selected.component.build
-        run = {"run": self} if "run" in inspect.signature(build).parameters else {}
-        engine: Callable[[nn.Module, list[list[int]]], list[list[int]]] = build(
-            selected.config, self.tokenizer, sampling, **run
-        )
-        return engine
+        assert self.config.rollout is not None
+        component, config = self.config.rollout
+        run = {"run": self} if "run" in inspect.signature(component.build).parameters else {}
+        given = component.build(config, self.tokenizer, sampling, **run)
+        engine = handover.function(self.registry.who(component, "build"), given)
+        return handover.engine(self.registry.who(component), engine, sampling)
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
         """The optimizer's class (or factory) and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
-        return self.config.optimizer.component.build(self.config.optimizer.config, args)
+        component, config = self.config.optimizer
+        return handover.optimizer(self.registry.who(component, "build"), component.build(config, args))
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""
@@ -245,7 +246,9 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         prepare_folder(run.folder, plan, run.surroundings(), resume)
 
     run.registry.call("alignkit_run_start", run=run)
-    trainer = plan.config.stage.component.build(run)
+    stage, optimizer = plan.config.stage.component, plan.config.optimizer.component
+    trainer = handover.trainer(run.registry.who(stage, "build"), stage.build(run))
+    handover.name_optimizer(run.registry.who(optimizer), trainer)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:
@@ -261,8 +264,8 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     if any(isinstance(c, Interrupt) and c.asked for c in trainer.callback_handler.callbacks):
         raise Interrupted(f"stopped at step {trainer.state.global_step}. The same command with --resume goes on")
 
-    finish = plan.config.stage.component.finish
-    more = finish(run, trainer) if finish else {}
+    more = stage.finish(run, trainer) if stage.finish else {}
+    more = handover.manifest_keys(run.registry.who(stage, "finish"), more)
     metrics = final_metrics(trainer)
     save(run, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():

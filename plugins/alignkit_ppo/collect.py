@@ -155,9 +155,7 @@ class Collector:
         roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
         roles.eval()
         with roles.using("policy") as policy, torch.no_grad(), self.accelerator.autocast():
-            answers = self.engine(policy, prompts)
-        diagnosis.sampled(answers, len(prompts), self.sampling)
-        return answers
+            return self.engine(policy, prompts)
 
     def score(self, prompts: list[Prompted], answers: list[list[int]]) -> Tensor:
         """The reward's score of each answer, [B]."""

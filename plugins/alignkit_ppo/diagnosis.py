@@ -6,25 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, PolicyBatch, Sampling
+from alignkit import AlignkitError, PolicyBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def sampled(answers: list[list[int]], prompts: int, sampling: Sampling) -> None:
-    """Whether a rollout engine gave what it must.
-
-    Raises:
-        AlignkitError: not an answer to each prompt, an empty one, one too long, or one that goes on after its end.
-    """
-    if len(answers) != prompts:
-        raise AlignkitError(f"the rollout engine gave {len(answers)} answers to {prompts} prompts")
-    for answer in answers:
-        if not 0 < len(answer) <= sampling.max_new_tokens:
-            raise AlignkitError(f"the rollout engine gave an answer of {len(answer)} tokens")
-        if any(token in sampling.stop_ids for token in answer[:-1]):
-            raise AlignkitError("the rollout engine gave an answer that goes on after the token that ends it")
 
 
 def first_answers(log_ratio: Tensor, mask: Tensor, exact: bool) -> None:

@@ -1,0 +1,167 @@
+"""What plugins hand over is looked at there: the error names plugin, distribution, version, value, and expectation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import LossOutput, PluginError, Sampling, TokenLogps, handover
+
+Install = Callable[..., None]
+RunStage = Callable[..., Path]
+
+ODD = """
+from alignkit import *
+
+def class_that_raises():
+    import torch
+    return torch.optim.SGD, {"lr": -1.0}
+
+def only_a_class():
+    import torch
+    return torch.optim.SGD
+
+def same(config, model, role):
+    return model
+
+def loss(name, build):
+    return Loss(name=name, summary="for a test", batch=TokenLogps, build=build)
+
+@hookimpl
+def alignkit_loss():
+    return [loss("none", lambda config: None), loss("tensor", lambda config: lambda batch: -batch.logps.sum())]
+
+@hookimpl
+def alignkit_optimizer():
+    return [Optimizer(name="alone", summary="for a test", build=lambda config, args: only_a_class()),
+            Optimizer(name="raises", summary="for a test", build=lambda config, args: class_that_raises())]
+
+@hookimpl
+def alignkit_model():
+    return [Tuner(name="no-load", summary="for a test", load=lambda config, dtype: None, wrap=same),
+            Tuner(name="no-wrap", summary="for a test", load=lambda config, dtype: {}, wrap=lambda *given: None)]
+
+@hookimpl
+def alignkit_stage():
+    from alignkit_sft.config import SFTConfig
+    return [Stage(name="no-trainer", summary="for a test", build=lambda run: None, rows=(Demonstration,),
+                  batch=TokenLogps, loss="nll", config=SFTConfig)]
+
+@hookimpl
+def alignkit_rollout():
+    return [Rollout(name="texts", summary="for a test", build=lambda *given: lambda policy, prompts: ["So."])]
+"""
+RETURN = "Is a `return` missing?"
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "told"),
+    [
+        ("sft", "loss.name=none", f"build of its loss 'none' gave None, expected a function. {RETURN}"),
+        ("sft", "loss.name=tensor", "its loss 'tensor' gave a Tensor, expected LossOutput(loss, metrics)"),
+        (
+            "sft",
+            "optimizer.name=alone",
+            "build of its optimizer 'alone' gave <class 'torch.optim.sgd.SGD'>, expected two things: a class of "
+            "torch.optim.Optimizer, or a factory, and a dict of its arguments",
+        ),
+        (
+            "sft",
+            "optimizer.name=raises",
+            "its optimizer 'raises' could not be made: ValueError: Invalid learning rate: -1.0",
+        ),
+        (
+            "sft",
+            "tuner.name=no-load",
+            f"load of its tuner 'no-load' gave None, expected a dict of arguments of from_pretrained. {RETURN}",
+        ),
+        (
+            "sft",
+            "tuner.name=no-wrap",
+            f"wrap of its tuner 'no-wrap' gave None, expected a torch.nn.Module. {RETURN}",
+        ),
+        (
+            "no-trainer",
+            "train.seed=1",
+            f"build of its stage 'no-trainer' gave None, expected a transformers.Trainer. {RETURN}",
+        ),
+        (
+            "ppo",
+            "ppo.policy=base rollout.name=texts reward.name=function reward.call=alignkit.bundled.guide:score "
+            "ppo.batch_size=4 ppo.minibatches=1 ppo.response_length=8",
+            "its rollout 'texts' gave ['So.'], expected a list of answers, each a list of token ids",
+        ),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_told_in_a_run(
+    run_stage: RunStage, install: Install, stage: str, settings: str, told: str
+) -> None:
+    install("odd", ODD)
+
+    with pytest.raises(AssertionError) as error:
+        run_stage(stage, "--plugin", "odd", *settings.split(), "train.max_steps=1")
+    assert str(error.value).splitlines()[0] == f"alignkit: error: plugin odd (alignkit-odd 0.1): {told}"
+
+
+LOGPS = torch.full((1, 2), -1.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (LossOutput(LOGPS.requires_grad_() * 1), r"gave a loss of shape \[1, 2\], expected a scalar tensor"),
+        (LossOutput(0.5), "gave a loss of 0.5, expected a scalar tensor"),  # type: ignore[arg-type]
+        (LossOutput(torch.tensor(0.5)), "gave a loss without a gradient, of a batch that has one: is it detached"),
+        (LossOutput(LOGPS.sum(), {"each": LOGPS}), "gave the metric 'each' as a Tensor, expected a number"),  # type: ignore[dict-item]
+    ],
+)
+def test_a_loss_is_a_scalar_with_a_gradient_and_its_metrics_are_numbers(output: LossOutput, told: str) -> None:
+    batch = TokenLogps(LOGPS.clone().detach().requires_grad_(), LOGPS < 0, 2)
+
+    with pytest.raises(PluginError, match=f"^loss 'x' {told}"):
+        handover.loss("loss 'x'", lambda given: output)(batch)
+
+
+def test_a_loss_needs_no_gradient_where_there_is_none_to_have() -> None:
+    loss = handover.loss("loss 'x'", lambda batch: LossOutput(-batch.logps.detach().sum(), {"n": torch.tensor(1)}))  # type: ignore[dict-item]
+    batch = TokenLogps(LOGPS.clone().detach().requires_grad_(), LOGPS < 0, 2)
+
+    assert loss(TokenLogps(LOGPS.detach(), LOGPS < 0, 2)).loss == 2
+    with torch.no_grad():
+        assert loss(batch).loss == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([[1], [2]], "gave 2 answers, expected 4: 2 a prompt"),
+        ([[1], [2], [3], []], "gave an answer of 0 tokens, expected 1 to 3"),
+        ([[1], [2], [3], [4, 4, 4, 4]], "gave an answer of 4 tokens, expected 1 to 3"),
+        ([[1], [2], [3], [0, 4]], "gave an answer that goes on after the token that ends it"),
+        ([[1], [2], [3], [9]], "gave a token id outside the model's 9 tokens"),
+        ([[1], [2], [3], [-1]], "gave a token id outside the model's 9 tokens"),
+        (([1], [2], [3], [4]), r"gave \(\[1\], \[2\], \[3\], \[4\]\), expected a list of answers"),
+        ([[1], [2], [3], torch.tensor([4])], "gave .*, expected a list of answers, each a list of token ids"),
+        (None, f"gave None, expected a list of answers, each a list of token ids. {RETURN.replace('?', '')}"),
+    ],
+)
+def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for(answers: Any, told: str) -> None:
+    sampling = Sampling(max_new_tokens=3, temperature=1, stop_ids=(0,), samples=2)
+    policy = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2))
+    prompts = [[5], [6]]
+
+    assert handover.engine("x", lambda *given: [[1], [2, 0], [3, 4, 5], [8]], sampling)(policy, prompts)
+    with pytest.raises(PluginError, match=f"^engine 'x' {told}"):
+        handover.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
+
+
+def test_what_finish_gives_joins_the_manifest_or_is_nothing() -> None:
+    assert handover.manifest_keys("x", None) == {}
+    assert handover.manifest_keys("x", {"mean": 0.5}) == {"mean": 0.5}
+    with pytest.raises(PluginError, match="finish of stage 'x' gave what cannot be written as JSON"):
+        handover.manifest_keys("finish of stage 'x'", {"mean": torch.tensor(0.5)})
