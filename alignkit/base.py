@@ -15,6 +15,8 @@ from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from alignkit.components import Tuner
+
 
 def check(name: str) -> None:
     """Whether ``name`` can be a base, as far as can be told without the network and without loading it.
@@ -65,17 +67,39 @@ def check_head(name: str) -> None:
         raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
 
 
+def check_trainable(name: str, tuner: Tuner) -> None:
+    """Whether a tuner can train this base, as far as can be told without the network and without loading it.
+
+    Raises:
+        ConfigError: the base is quantised, and the tuner trains its weights.
+    """
+    folder = folder_of(locate(name, lambda line: None)) if not name.startswith(bundled.PREFIX) else None
+    config = folder / "config.json" if folder else None
+    if tuner.adapters or config is None or not config.is_file():
+        return
+    if quantisation := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
+        raise refuse_quantised(name, quantisation.get("quant_method", "bitsandbytes"), tuner)
+
+
+def refuse_quantised(name: str, method: str, tuner: Tuner) -> ConfigError:
+    """The error of a quantised base under a tuner that trains its weights."""
+    return ConfigError(
+        f"{name} is quantised ({method}), and tuner '{tuner.name}' trains the weights themselves: add --plugin lora, "
+        "or name the model that it was quantised from"
+    )
+
+
 def _run_inside(folder: Path) -> str:
     runs = [str(inside) for inside in sorted(folder.iterdir()) if inside.is_dir() and manifest.is_run(inside)]
     return f". Runs in it: {', '.join(runs)}" if runs else ""
 
 
 def locate(name: str, say: Callable[[str], None]) -> str:
-    """What ``from_pretrained`` takes: a bundled model is converted on first use, a folder's ``~`` is spelt out."""
+    """What ``from_pretrained`` takes: a hub id or an absolute path. A bundled model is converted on first use."""
     if name.startswith(bundled.PREFIX):
         return str(bundled.convert(name, say))
     folder = Path(name).expanduser()
-    return str(folder) if folder.exists() else name
+    return os.path.abspath(folder) if folder.exists() else name
 
 
 def folder_of(located: str) -> Path | None:
@@ -110,10 +134,25 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
 
     try:
         if head:
-            return AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
-        return AutoModelForCausalLM.from_pretrained(located, **kwargs)
+            model = AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(located, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise AlignkitError(f"the model {located} could not be loaded: {one_line(error)}") from error
+    return without_repacking(model)
+
+
+def without_repacking(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the layout of its 4-bit layers kept, where bitsandbytes would change it.
+
+    On a CPU with AVX512-BF16, the first forward without gradients repacks 4-bit weights for inference. Gradients are
+    silently wrong from then on, and sampling from a policy before training it does exactly that. The kernel of the
+    repacked weights is also less exact.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def under(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:

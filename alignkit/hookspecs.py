@@ -215,19 +215,24 @@ def alignkit_run_start(run: Run) -> None:
 
 
 @hookspec(firstresult=True)
-def alignkit_load_model(run: Run, role: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
+def alignkit_load_model(run: Run, role: str, name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """Load the base model of a role. The last named plugin that returns one wins; else it is ``from_pretrained``.
 
-    ``kwargs`` are those of ``from_pretrained``: the dtype, and what the tuner's ``load`` asked for.
+    ``name_or_path`` is the hub id or the folder that this role starts from: a value may start from another run than the
+    policy. ``kwargs`` are those of ``from_pretrained``: the dtype, and what the tuner's ``load`` asked for. The roles
+    ``value`` and ``reward`` need a scalar head.
 
     ::
 
         from alignkit import hookimpl
 
         @hookimpl
-        def alignkit_load_model(run, role, kwargs):
-            from transformers import AutoModelForCausalLM
-            return AutoModelForCausalLM.from_pretrained(run.base, attn_implementation="eager", **kwargs)
+        def alignkit_load_model(role, name_or_path, kwargs):
+            from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+            if role in ("value", "reward"):
+                return AutoModelForSequenceClassification.from_pretrained(
+                    name_or_path, num_labels=1, attn_implementation="eager", **kwargs)
+            return AutoModelForCausalLM.from_pretrained(name_or_path, attn_implementation="eager", **kwargs)
     """
 
 

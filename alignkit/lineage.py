@@ -134,12 +134,14 @@ def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
     return fingerprints.weights(policy.folder) if whole else policy.manifest["base"]["weights"]
 
 
-def shares_base(record: Mapping[str, Any], tuner: str, base: str | None) -> bool:
+def shares_base(record: Mapping[str, Any], config: RunConfig, base: str | None) -> bool:
     """Whether a finished run is an adapter that fits on the base of another run: the same weights in the same form.
 
-    ``record`` is its manifest; ``tuner`` and ``base`` are the other run's tuner and the fingerprint of its base.
+    ``record`` is its manifest; ``config`` and ``base`` are the other run's config and the fingerprint of its base. The
+    tuner's settings must agree: they may decide the form of the base, and PEFT cannot mix all of them on one.
     """
-    return bool(record["weights"] == "adapter" and record["tuner"] == tuner and record["base"]["weights"] == base)
+    same = record["config"]["tuner"] == config.to_dict()["tuner"]
+    return bool(record["weights"] == "adapter" and same and record["base"]["weights"] == base)
 
 
 def check_same_tokens(a: Parent, b: Parent) -> None:

@@ -223,6 +223,7 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
+    base.check_trainable(config.model, config.tuner.component)
 
     stage = config.stage.component
     if config.data.path is None:

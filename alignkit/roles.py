@@ -39,7 +39,7 @@ def copy_adapter(model: Any, source: str, name: str, trained: bool) -> None:
     import peft
 
     config = copy.deepcopy(model.peft_config[source])
-    weights = peft.get_peft_model_state_dict(model, adapter_name=source)
+    weights = peft.get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
     _add_adapter(model, name, config, weights, trained)
 
 
@@ -55,18 +55,36 @@ def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor |
 
 
 def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor], trained: bool) -> None:
+    """``weights`` may lack modules that the adapter was saved with, such as a scalar head: those are not added."""
     import peft
 
-    config.task_type, config.modules_to_save, config.inference_mode = (
-        model.peft_config["default"].task_type,
-        None,
-        False,
-    )
-    model.add_adapter(name, config)
+    saved = getattr(config, "modules_to_save", None) or []
+    config.modules_to_save = [module for module in saved if any(f".{module}." in key for key in weights)] or None
+    config.task_type, config.inference_mode = model.peft_config["default"].task_type, False
+    before = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    model.add_adapter(name, config)  # it may freeze modules that other adapters train
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     for key, parameter in model.named_parameters():
-        if f".{name}." in key or key.endswith(f".{name}"):
-            parameter.requires_grad_(trained)
+        parameter.requires_grad_(trained if is_of(name, key) else before.get(key, False))
+
+
+def is_of(adapter: str, parameter: str) -> bool:
+    """Whether the parameter of that name belongs to that adapter: PEFT makes the adapter's name a part of it."""
+    return f".{adapter}." in f"{parameter}."
+
+
+def check_apart(model: Any) -> None:
+    """Whether all that a PEFT model trains belongs to its adapter, so that the model without it is still there.
+
+    Raises:
+        AlignkitError: it also trains weights of the base, which the reference would share.
+    """
+    shared = [n for n, parameter in model.named_parameters() if parameter.requires_grad and not is_of("default", n)]
+    if shared:
+        raise AlignkitError(
+            f"the tuner trains {shared[0]} outside its adapter: the reference would change with the policy. Use "
+            "settings that leave the base as it is (no trained biases), or another tuner"
+        )
 
 
 def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
@@ -85,11 +103,21 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
             parameter.requires_grad_(trained[name])
         return model
     weights, fresh = load_peft_weights(str(folder), device="cpu"), peft.get_peft_model_state_dict(model)
+    inner = model.get_base_model()
+    if inner.get_output_embeddings() is None:  # a scalar head: what was saved of a language model's head has no place
+        trunk = f"base_model.model.{inner.base_model_prefix}."
+        weights = {name: tensor for name, tensor in weights.items() if name.startswith(trunk) or name in fresh}
     for name, tensor in weights.items():
         if name not in fresh or fresh[name].shape != tensor.shape:
             raise AlignkitError(f"the adapter in {folder} cannot be continued: there is no such {name} in this model's")
     peft.set_peft_model_state_dict(model, {**fresh, **weights})  # a head that the former had not stays fresh
     return model
+
+
+def saves_head(model: nn.Module) -> bool:
+    """Whether the scalar head is trained, and under PEFT saved with the adapter."""
+    adapter = "modules_to_save." if hasattr(model, "peft_config") else ""
+    return any(p.requires_grad and f"score.{adapter}" in name for name, p in model.named_parameters())
 
 
 def head_in_fp32(model: nn.Module) -> None:

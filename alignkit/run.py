@@ -25,7 +25,7 @@ from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress
 from alignkit.chat_template import load_tokenizer
 from alignkit.config import DataConfig
-from alignkit.errors import AlignkitError, ConfigError, one_line
+from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
 from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
 from alignkit.plan import Plan, check_folder
 from alignkit.resume import last_checkpoint, prepare_folder
@@ -106,14 +106,16 @@ class Run:
         tuner, config = self.config.tuner
         arguments = handover.load_arguments(self.registry.who(tuner, "load"), tuner.load(config, self.dtype))
         kwargs = {"dtype": self.dtype, **arguments}
+        under = base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
+        right, expected = functools.partial(self._is_model, role, under), f"a model or None, for a {role} from {under}"
         loaded = self.registry.call(
-            "alignkit_load_model", _is_model, "a model or None", run=self, role=role, kwargs=kwargs
+            "alignkit_load_model", right, expected, run=self, role=role, name_or_path=under, kwargs=kwargs
         )
         if loaded is None:
-            under = (
-                base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
-            )
             loaded = base.load(under, kwargs, role in roles.WITH_HEAD)
+        base.without_repacking(loaded)
+        if getattr(loaded, "is_quantized", False) and not tuner.adapters:
+            raise base.refuse_quantised(self.config.model, loaded.quantization_method.value, tuner)
         transformers.set_seed(self.config.train.get("seed", 42))
         has_head = start in self.records and self.records[start]["role"] in roles.WITH_HEAD
         if role in roles.WITH_HEAD:
@@ -131,9 +133,20 @@ class Run:
         if start in self.records and self.records[start]["weights"] == "adapter":
             model = roles.continue_adapter(model, self.parents[start])
         if role in roles.WITH_HEAD:
+            if not roles.saves_head(model):
+                raise PluginError(
+                    f"{self.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use another "
+                    "tuner, or tell its author: modules_to_save=['score']"
+                )
             roles.head_in_fp32(model)
         self.registry.call("alignkit_model_ready", run=self, role=role, model=model)
         return model
+
+    def _is_model(self, role: str, under: str, given: Any) -> bool:
+        """Whether ``alignkit_load_model`` gave nothing, or a model of what it was to load, with a head for its role."""
+        headless = role in roles.WITH_HEAD and not hasattr(given, "score")
+        other = under != self.base and getattr(given, "name_or_path", under) == self.base
+        return given is None or (isinstance(given, nn.Module) and not headless and not other)
 
     @functools.cached_property
     def base_weights(self) -> str | None:
@@ -217,10 +230,6 @@ class Run:
         expected = "a list of TrainerCallback"
         theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
         return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *self.loss_state, *theirs]
-
-
-def _is_model(given: Any) -> bool:
-    return given is None or isinstance(given, nn.Module)
 
 
 def _are_callbacks(given: Any) -> bool:

@@ -113,7 +113,8 @@ class Roles(nn.Module):
         if member.head is not None:
             return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, _score(member.head, before))
         targets = sequences.input_ids[row, sequences.start[row] + column]
-        logps, entropy = token_logps(_inner(member.model), before, targets, temperature)
+        with self.using(role):  # the head may have an adapter too
+            logps, entropy = token_logps(_inner(member.model), before, targets, temperature)
         zeros = torch.zeros(mask.shape, device=hidden.device)
         return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
 
@@ -158,7 +159,9 @@ class Roles(nn.Module):
         """The names and weights of what is trained of a role."""
         member = self.members[role]
         mine = {
-            id(p) for n, p in member.model.named_parameters() if member.adapter is None or f".{member.adapter}" in n
+            id(p)
+            for n, p in member.model.named_parameters()
+            if member.adapter is None or roles.is_of(member.adapter, n)
         }
         return ((n, p) for n, p in self.named_parameters() if p.requires_grad and id(p) in mine)
 
@@ -189,6 +192,8 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     """
     policy = roles.without_dropout(run.model("policy"))
     shared = hasattr(policy, "peft_config")
+    if shared:
+        roles.check_apart(policy)
     members = {"policy": Member(policy, "default" if shared else None)}
     if not shared:
         members["reference"] = Member(copy.deepcopy(policy).requires_grad_(False))
@@ -200,7 +205,7 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     width = policy.config.hidden_size
     if "reward" in run.records:
         record, folder = run.records["reward"], run.parents["reward"]
-        if shared and lineage.shares_base(record, run.config.tuner.component.name, run.base_weights):
+        if shared and lineage.shares_base(record, run.config, run.base_weights):
             weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
             members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
         else:
@@ -219,6 +224,10 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     elif value == "adapter":
         theirs: Any = reward.head if reward and reward.model is policy else None
         roles.copy_adapter(policy, "role_reward" if theirs else "default", "role_value", trained=True)
+        trunk = {id(parameter) for parameter in _trunk(policy).parameters()}
+        for name, parameter in policy.named_parameters():  # a value has no use for a language model's head
+            if roles.is_of("role_value", name) and id(parameter) not in trunk:
+                parameter.requires_grad_(False)
         members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
     roles.without_dropout(policy)
     run.roles = Roles(members, temperature)  # for a reward that is one of them
@@ -241,8 +250,9 @@ def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:
 def use_adapter(model: Any, adapter: str | None) -> Iterator[None]:
     """Switch a PEFT model to one adapter, or with None to its base, and back; what is trainable stays what it is.
 
-    PEFT's own ``set_adapter`` also freezes every other adapter, which is wrong where several are trained. This leans on
-    PEFT's insides, as nothing else does.
+    Modules that PEFT saves whole (``modules_to_save``) and tokens that it trains are switched with the layers. PEFT's
+    own ``set_adapter`` also freezes every other adapter, which is wrong where several are trained. This leans on PEFT's
+    insides, as nothing else does.
     """
     layers = _tuner_layers(model)
     former = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
@@ -272,8 +282,10 @@ def _tuner_layers(model: Any) -> list[Any]:
         layers = []
         if hasattr(model, "peft_config"):
             from peft.tuners.tuners_utils import BaseTunerLayer
+            from peft.utils.other import AuxiliaryTrainingWrapper
 
-            layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+            kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+            layers = [module for module in model.modules() if isinstance(module, kinds)]
         object.__setattr__(model, "_alignkit_layers", layers)
     return list(layers)
 

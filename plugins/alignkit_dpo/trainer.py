@@ -54,6 +54,8 @@ def build(run: Run) -> DPOTrainer:
     whole = not hasattr(policy, "peft_config")
     started = "policy" in run.records and run.records["policy"]["weights"] == "adapter"
     reference = reference_of(run.config, adapters=not whole, started=started)
+    if reference.kind in ("adapter", "base"):
+        roles.check_apart(policy)
     args.precompute_ref_log_probs = reference.precomputed or (whole and reference.kind == "none")  # TRL loads one else
     collator = Collator(run.tokenizer.pad_token_id, shared_prompt(run, policy, pairs, args.device))
     return DPOTrainer(

@@ -10,8 +10,6 @@ from alignkit_lora import lora
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,18 +33,6 @@ def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def wrap(config: QloraConfig, model: PreTrainedModel, role: str) -> PeftModel:
-    """LoRA on the 4-bit base."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On a CPU with AVX512-BF16 the first forward without gradients repacks the weights for inference, and
-            # gradients are silently wrong from then on. Training a policy is sampling and then training: forbid it.
-            module.support_avx512bf16_for_cpu = False
-    return lora.wrap(config, model, role)
-
-
 @hookimpl
 def alignkit_model() -> list[Tuner]:
     return [
@@ -55,7 +41,7 @@ def alignkit_model() -> list[Tuner]:
             summary="train low-rank adapters on a frozen 4-bit base (NF4)",
             config=QloraConfig,
             load=load,
-            wrap=wrap,
+            wrap=lora.wrap,
             adapters=True,
             lr_scale=10,
             requires=("bitsandbytes",),

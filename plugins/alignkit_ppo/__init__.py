@@ -38,7 +38,7 @@ def in_memory(plan: Any) -> str:
     if reward is None:
         return f"{', '.join(roles)} on one base{head}"
     base = lineage.base_weights(plan.config, plan.parents.get("policy"))
-    if reward.manifest is None or lineage.shares_base(reward.manifest, tuner.name, base):
+    if reward.manifest is None or lineage.shares_base(reward.manifest, plan.config, base):
         return f"{', '.join([*roles, 'reward'])} on one base{head}"
     return f"{', '.join(roles)} on one base, reward by itself{head}"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from alignkit import base
+from alignkit.cli import main
 from alignkit.config import resolve
 from alignkit.registry import Registry
 
@@ -19,9 +23,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 def tuned(folder: Path, name: str, **table: Any) -> Any:
     """A model as a run makes it, in fp32."""
     tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": name, **table}}, {}).tuner
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, **{"dtype": torch.float32, **tuner.load(config, torch.float32)}
-    )
+    model = base.load(str(folder), {"dtype": torch.float32, **tuner.load(config, torch.float32)})
     torch.manual_seed(0)
     return tuner.wrap(config, model, "policy")
 
@@ -81,17 +83,38 @@ def test_double_quantisation_can_be_switched_off(tiny_model: Callable[..., Path]
     assert not any(m.weight.quant_state.nested for m in layers)
 
 
+@pytest.fixture
+def four_bits(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """``four_bits("llama")``: a folder with a model that was saved in four bits, as ``...-bnb-4bit`` on the hub."""
+
+    def make(architecture: str) -> Path:
+        folder = tmp_path / f"{architecture}-bnb-4bit"
+        shutil.copytree(tiny_model(architecture), folder)
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, dtype=torch.bfloat16).save_pretrained(
+            folder
+        )
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_qlora_gradients_are_right_after_sampling(tiny_model: Callable[..., Path], architecture: str) -> None:
+@pytest.mark.parametrize(("name", "quantised"), [("qlora", False), ("lora", True), ("qlora", True)])
+def test_gradients_through_four_bits_are_right_after_sampling(
+    tiny_model: Callable[..., Path], four_bits: Callable[[str], Path], architecture: str, name: str, quantised: bool
+) -> None:
     """bitsandbytes repacks weights in a forward without gradients on CPUs with AVX512-BF16, and breaks training."""
     from bitsandbytes.nn import Linear4bit
 
+    folder = (four_bits if quantised else tiny_model)(architecture)
+
     def gradient(sample_first: bool) -> torch.Tensor:
-        tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": "qlora"}}, {}).tuner
-        kwargs = {"dtype": torch.bfloat16, **tuner.load(config, torch.bfloat16)}
-        model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture), **kwargs)
+        tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": name}}, {}).tuner
+        model: Any = base.load(str(folder), {"dtype": torch.bfloat16, **tuner.load(config, torch.bfloat16)})
         torch.manual_seed(0)
         model = tuner.wrap(config, model, "policy")
+        assert any(isinstance(m, Linear4bit) for m in model.modules())
         assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit))
         for n, p in model.named_parameters():
             if "lora_B" in n:
@@ -106,6 +129,22 @@ def test_qlora_gradients_are_right_after_sampling(tiny_model: Callable[..., Path
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     assert torch.equal(gradient(sample_first=True), gradient(sample_first=False))
+
+
+def test_lora_on_a_model_of_four_bits_trains_and_full_is_refused(
+    run_stage: Callable[..., Path], four_bits: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = four_bits("llama")
+    given = ["--model", str(folder), "train.learning_rate=0.01"]
+    metrics = json.loads((run_stage("sft", "--plugin", "lora", *given) / "alignkit.json").read_text())["metrics"]
+
+    assert metrics["eval_loss"] < 7
+    refused = rf"error: {folder} is quantised \(bitsandbytes\), and tuner 'full' trains the weights themselves"
+    with pytest.raises(AssertionError, match=refused):
+        run_stage("sft", "--plugin", "full", *given, "--overwrite")
+    capsys.readouterr()
+    assert main(["check", "--plugin", "sft", "--plugin", "full", "--model", str(folder)]) == 2
+    assert "is quantised (bitsandbytes)" in capsys.readouterr().err
 
 
 def test_dora_trains_magnitudes(tiny_model: Callable[..., Path]) -> None:
