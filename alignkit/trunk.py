@@ -126,8 +126,12 @@ class Roles(nn.Module):
         models = {id(model): model for model in self.models}
         told = []
         for key, names in by_model.items():
-            adapters = getattr(models[key].base_model, "prefix", None)  # of PEFT: what their names hold
-            size = sum(p.numel() for n, p in models[key].named_parameters() if not (adapters and adapters in n))
+            adapters = getattr(models[key], "peft_config", ())
+            size = sum(
+                p.numel()
+                for n, p in models[key].named_parameters()
+                if not any(roles.is_of(adapter, n) for adapter in adapters)
+            )
             told.append(
                 f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M weights"
             )
