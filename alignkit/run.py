@@ -135,8 +135,8 @@ class Run:
         if role in roles.WITH_HEAD:
             if not roles.saves_head(model):
                 raise PluginError(
-                    f"{self.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use another "
-                    "tuner, or tell its author: modules_to_save=['score']"
+                    f"{self.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use "
+                    "another tuner, or tell its author: modules_to_save=['score']"
                 )
             roles.head_in_fp32(model)
         self.registry.call("alignkit_model_ready", run=self, role=role, model=model)

@@ -159,7 +159,7 @@ CALLBACKS = "a list of TrainerCallback"
 @pytest.mark.parametrize(
     ("hook", "gives", "told"),
     [
-        ("alignkit_load_model", "3", "gave 3, expected a model or None"),
+        ("alignkit_load_model", "3", "gave 3, expected a model or None, for a policy from .*llama0"),
         ("alignkit_callbacks", "None", f"gave None, expected {CALLBACKS}. Is a `return` missing?"),
         ("alignkit_callbacks", "[print]", f"gave [<built-in function print>], expected {CALLBACKS}"),
     ],
