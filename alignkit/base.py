@@ -13,7 +13,7 @@ from alignkit import bundled, manifest
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from alignkit.components import Tuner
 
@@ -112,16 +112,24 @@ def folder_of(located: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def stop_ids(located: str, eos_token_id: int) -> list[int]:
-    """The tokens at which generation stops: the tokenizer's end of sequence and those of the generation config."""
+def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which generation stops.
+
+    They are the tokenizer's end of sequence, those of the generation config, and the one with which the chat template
+    ends a turn.
+    """
     from transformers import GenerationConfig
+
+    from alignkit.chat_template import turn_end
 
     try:
         named = GenerationConfig.from_pretrained(located).eos_token_id
     except OSError:  # a model without a generation config
         named = None
     also = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys([eos_token_id, *(stop for stop in also if stop is not None)]))
+    known = [stop for stop in [tokenizer.eos_token_id, *also] if stop is not None]
+    end = turn_end(tokenizer, known)
+    return list(dict.fromkeys([*known, *([] if end is None else [end])]))
 
 
 def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrainedModel:

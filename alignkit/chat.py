@@ -60,7 +60,7 @@ def open_model(where: Where) -> Opened:
         stops = None
     tokenizer = load_tokenizer(located, None)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Opened(model, tokenizer, stops or base.stop_ids(located, int(tokenizer.eos_token_id)))
+    return Opened(model, tokenizer, stops or base.stop_ids(located, tokenizer))
 
 
 class Chat:

@@ -1,18 +1,25 @@
-"""From conversations to token ids: one rendering for every stage.
+"""From conversations to token ids: the one place that decides what an answer is and where it ends.
 
-The chat template joins prompt and response. What the model shall learn is told by *lengths*: the ids that the template
-adds when the assistant's turn is added to the conversation. Token identity never decides, so a tokenizer whose pad
-token is its end-of-sequence token learns to end all the same.
+Training, sampling and scoring agree by construction. A turn's ids are those of its prompt, which is where sampling
+begins, then those of its answer up to the first token at which sampling stops (:mod:`alignkit.turns` finds both in what
+the chat template writes). Turns share a row where each prompt continues the turn before it; where a template rewrites
+earlier turns they become a row each. Which tokens are learnt is a matter of lengths, never of token identity, so that a
+tokenizer whose pad token is its end-of-sequence token learns to end all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import datetime
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from alignkit import turns
 from alignkit.errors import AlignkitError, DataError, one_line
+from alignkit.rendering import ChatTemplate
 from alignkit.rows import Conversation, Demonstration, Message, Text
+from alignkit.special_tokens import MARKUP, SetApart, Special
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,10 +40,14 @@ PLAIN = (
 )
 
 
-def load_tokenizer(base: str, template: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    base: str, template: str | None, today: str | None = None, special_tokens: str = "text"
+) -> PreTrainedTokenizerBase:
     """The tokenizer of ``base``, with a chat template (``template``'s file, its own, or the plain one) and a pad token.
 
-    The pad token is another than the end-of-sequence token wherever the tokenizer has a spare one.
+    The pad token is another than the end-of-sequence token wherever the tokenizer has a spare one. ``today`` is the day
+    (``2026-11-25``) that templates get which ask for the date; None is the day of this call. ``special_tokens`` is
+    :attr:`alignkit.config.DataConfig.special_tokens`.
 
     Raises:
         AlignkitError: no tokenizer there; no end-of-sequence token; the template's file cannot be read.
@@ -57,8 +68,14 @@ def load_tokenizer(base: str, template: str | None) -> PreTrainedTokenizerBase:
     elif tokenizer.chat_template is None:
         begins_with_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = ("{{ bos_token }}" if begins_with_bos else "") + PLAIN
+    elif isinstance(tokenizer.chat_template, dict):  # several, by name
+        if "default" not in tokenizer.chat_template:
+            named = ", ".join(tokenizer.chat_template)
+            raise AlignkitError(f"{base} has several chat templates ({named}) and no default: set chat_template to a file")
+        tokenizer.chat_template = tokenizer.chat_template["default"]
     if tokenizer.pad_token in (None, tokenizer.eos_token):
         tokenizer.pad_token = pad_token(tokenizer)
+    setattr(tokenizer, _WRITER, Writer(tokenizer, today, special_tokens))
     return tokenizer
 
 
@@ -76,58 +93,183 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
     """The ids of a conversation up to where the assistant begins to answer."""
-    return _render(tokenizer, prompt, add_generation_prompt=True)
+    return writer(tokenizer).prompt(prompt)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, row: Demonstration | Text, stop_ids: Collection[int]
-) -> tuple[list[int], list[int]]:
+    tokenizer: PreTrainedTokenizerBase,
+    row: Demonstration | Text,
+    stop_ids: Collection[int],
+    notes: Counter[str] | None = None,
+) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of a row, both ``[T]``; labels are :data:`IGNORE` where nothing is learnt.
 
-    A demonstration is learnt on its assistant turns, each with the token that ends it; a text is learnt whole, with an
-    end-of-sequence token after it. ``stop_ids`` are the tokens at which generation stops.
+    A demonstration is learnt on its assistant turns, each with the token that ends it, and is several sequences where
+    the chat template rewrites earlier turns. A text is learnt whole, with an end-of-sequence token after it.
+    ``stop_ids`` are the tokens at which generation stops. ``notes`` counts what has to be reported, by what it says.
+
+    Raises:
+        DataError: the chat template refuses the conversation or cannot keep all of it.
     """
     if isinstance(row, Text):
-        ids = [*tokenizer(row.text)["input_ids"], tokenizer.eos_token_id]
-        return ids, [IGNORE, *ids[1:]]  # nothing predicts the first token
+        ids = writer(tokenizer).text(row.text)
+        return [(ids, [IGNORE, *ids[1:]])]  # nothing predicts the first token
 
-    ids = _render(tokenizer, row.messages)
-    labels = [IGNORE] * len(ids)
+    found: list[tuple[list[int], list[int]]] = []
     for turn, message in enumerate(row.messages):
         if message["role"] == "assistant":
-            start = _common_prefix(_render(tokenizer, row.messages[:turn], add_generation_prompt=True), ids)
-            end = _common_prefix(_render(tokenizer, row.messages[: turn + 1]), ids)
-            # templates write a newline after the token that ends a turn; sampling never gets there
-            end = next((i + 1 for i in range(end - 1, start - 1, -1) if ids[i] in stop_ids), end)
-            labels[start:end] = ids[start:end]
-    ids, labels = ids[:end], labels[:end]
-    if ids[-1] not in stop_ids:
-        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
-    return ids, labels
+            prompt, answer = writer(tokenizer).turn(row.messages[: turn + 1], stop_ids, notes)
+            labels = [IGNORE] * len(prompt)
+            if found and prompt[: len(found[-1][0])] == found[-1][0]:
+                former = found.pop()[1]
+                labels[: len(former)] = former
+            found.append(([*prompt, *answer], [*labels, *answer]))
+    if notes is not None and len(found) > 1:
+        notes[SPLIT] += 1
+    return found
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, answer: str, stop_ids: Collection[int]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    answer: str,
+    stop_ids: Collection[int],
+    notes: Counter[str] | None = None,
 ) -> tuple[list[int], int]:
-    """The ids of a prompt and an answer, with the token that ends it, and where the answer begins."""
+    """The ids of a prompt and an answer, with the token that ends it, and where the answer begins.
+
+    The prompt's are those of :func:`prompt_ids`, the whole those of :func:`encode`.
+    """
     turn = Message(role="assistant", content=answer)
-    ids, labels = encode(tokenizer, Demonstration([*prompt, turn]), stop_ids)
-    start = len(labels)
-    while start and labels[start - 1] != IGNORE:
-        start -= 1
-    return ids, start
+    before, ids = writer(tokenizer).turn([*prompt, turn], stop_ids, notes)
+    return [*before, *ids], len(before)
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Conversation, add_generation_prompt: bool = False
-) -> list[int]:
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> str:
+    """A sampled answer as text, for which :func:`encode_answer` gives these ids again, as far as text can say them."""
+    return writer(tokenizer).answer_text(answer)
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
+    """The ids of a whole conversation just as its template writes it, for models that someone else trained on that."""
+    known = writer(tokenizer)
+    return known.ids(known.render(messages, False))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> int | None:
+    """The special token with which the chat template ends a turn; None where it writes none.
+
+    What it writes only after the last turn of a conversation does not count, unless there is nothing else: Phi-3's ends
+    turns with ``<|end|>``, and conversations with ``<|endoftext|>`` too. One of ``stop_ids`` comes first.
+    """
+    known = writer(tokenizer)
+    last, inner = (known.ids(text) for text in (known.style.tail, known.style.inner))
+    every = last[: _common_prefix(last, inner)]
+    special = {token.id for token in known.apart.special.values()}
+    candidates = [token for token in every if token in special][::-1] or [token for token in last if token in special]
+    return next((token for token in [*every, *candidates] if token in stop_ids), (candidates or [None])[0])
+
+
+_WRITER = "alignkit_writer"
+SPLIT = "are split into one row a turn, since the chat template rewrites earlier turns"
+
+
+class Writer:
+    """A tokenizer with its chat template, and what its templates are told beside the conversation.
+
+    Set on the tokenizer by :func:`load_tokenizer`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: str | None, special_tokens: str) -> None:
+        self.tokenizer = tokenizer
+        today = today or datetime.date.today().isoformat()
+        self.source = tokenizer.chat_template
+        self.template = ChatTemplate(self.source, tokenizer.special_tokens_map, today)
+        self.special_tokens = special_tokens
+        self.apart = SetApart(
+            {
+                str(token): Special(number, token.lstrip, token.rstrip)
+                for number, token in tokenizer.added_tokens_decoder.items()
+                if token.special
+            }
         )
-    except Exception as error:  # templates raise jinja2's errors, and whatever their expressions run into
-        raise DataError(f"the chat template refuses this conversation: {one_line(error)}") from error
-    return list(rendered["input_ids"])
+        self.style = turns.probe(self.render)
+
+    def render(self, messages: Conversation, add_generation_prompt: bool) -> str:
+        """What the chat template writes, with the special tokens in the messages' own text set apart."""
+        return self.template(
+            self.apart(messages) if self.special_tokens == "text" else messages, add_generation_prompt
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a rendered text, to which the tokenizer adds nothing."""
+        if self.apart.is_in(text):
+            return self.apart.ids(text, lambda part: self._tokenize(part, split_special_tokens=True))
+        return self._tokenize(text)
+
+    def _tokenize(self, text: str, **how: Any) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"])
+
+    def prompt(self, messages: Conversation) -> list[int]:
+        """The ids of a conversation up to where the assistant begins to answer."""
+        return self.ids(turns.prompt(self.render, self.style, messages))
+
+    def turn(
+        self, messages: Conversation, stop_ids: Collection[int], notes: Counter[str] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The ids of the last turn of a conversation: its prompt, and its answer with the token that ends it."""
+        before = turns.prompt(self.render, self.style, messages[:-1])
+        answer = turns.answer(self.render, self.style, messages, before, Counter() if notes is None else notes)
+        prompt, whole = self.ids(before), self.ids(before + answer)
+        # sampling begins at the prompt's last token, and so does training where a tokenizer would merge it with the next
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(answer)
+        if self.special_tokens == "tokens":
+            self._refuse_an_early_end(str(messages[-1]["content"]), stop_ids)
+        end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+        return prompt, [*ids, self.tokenizer.eos_token_id] if end is None else ids[: end + 1]
+
+    def _refuse_an_early_end(self, answer: str, stop_ids: Collection[int]) -> None:
+        for stop in self.tokenizer.convert_ids_to_tokens(list(stop_ids)):
+            if answer.partition(stop)[2].strip():
+                raise DataError(f"the answer goes on after '{stop}', which ends it (data.special_tokens is 'tokens')")
+
+    def text(self, text: str) -> list[int]:
+        """The ids of a plain text, begun as the tokenizer begins one, with one end-of-sequence token after it."""
+        eos = self.tokenizer.eos_token_id
+        split = self.special_tokens == "text"
+        ids = list(self.tokenizer(text, split_special_tokens=split)["input_ids"])
+        return ids if ids[-1:] == [eos] else [*ids, eos]
+
+    def answer_text(self, answer: Sequence[int]) -> str:
+        """A sampled answer as text, without what the template itself writes around one.
+
+        It begins with the thought that the prompt opened, so that it says by itself what is thought and what is said.
+        Special tokens are left out, since as text they would be text.
+        """
+        special = {token.id for text, token in self.apart.special.items() if text not in MARKUP}
+        lead = self.ids(self.style.lead)
+        led = bool(lead) and list(answer[: len(lead)]) == lead
+        ended = bool(answer) and answer[-1] in special
+        ids = list(answer[len(lead) if led else 0 : len(answer) - ended])
+        if self.special_tokens == "text":
+            ids = [token for token in ids if token not in special]
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        if ended:
+            text = text.removesuffix(self.apart.plain_start(self.style.tail))
+        if not led and text.startswith(self.style.lead):
+            led, text = True, text.removeprefix(self.style.lead)
+        return text if led else self.style.opening + text
+
+
+def writer(tokenizer: PreTrainedTokenizerBase) -> Writer:
+    """The writer of a tokenizer; one that asks for today's date where the tokenizer has none yet."""
+    known: Writer | None = getattr(tokenizer, _WRITER, None)
+    if known is None:
+        known = Writer(tokenizer, None, "text")
+    elif known.source != tokenizer.chat_template or known.tokenizer is not tokenizer:
+        known = Writer(tokenizer, known.template.today, known.special_tokens)
+    setattr(tokenizer, _WRITER, known)
+    return known
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -96,7 +96,7 @@ class Run:
         """The tokens at which an answer ends."""
         if "policy" in self.records:
             return list(self.records["policy"]["stop_ids"])
-        return base.stop_ids(self.base, self.tokenizer.eos_token_id)
+        return base.stop_ids(self.base, self.tokenizer)
 
     def model(self, role: str, start: str = "policy") -> nn.Module:
         """The model of a role, made trainable by the tuner and started from the run that is the parent ``start``.

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from alignkit.batches import Sampling
+from alignkit.chat_template import answer_text
 
 
 def sample(
@@ -40,8 +41,8 @@ def sample(
 
 
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:
-    """An answer's ids as text, without the token that ends it."""
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    """An answer's ids as text, without the token that ends it and what the chat template writes around it."""
+    return answer_text(tokenizer, answer)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,152 @@
+"""What an answer is, as text: where a chat template's prompt ends, and what it writes for the assistant's turn.
+
+Everything here is text and needs no tokenizer: ``render(messages, add_generation_prompt)`` is a chat template. The one
+rule is that training begins where sampling begins. The prompt of a turn is always the conversation before it with the
+generation prompt, and its answer is what follows. Three kinds of templates need care:
+
+- Some open a thought in the generation prompt (``<think>``) and leave the thought out when they render the answer
+  (DeepSeek-R1). The answer is then its own text, without a second ``<think>``. An answer without a thought gets an
+  empty one.
+- Some leave out part of an answer. It is then written out as it stands.
+- Some take content only as a list of parts (vision models). They get one.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from alignkit.errors import DataError
+from alignkit.rows import Conversation, Message
+
+Render = Callable[[Conversation, bool], str]
+
+MARK = "\uf8ff"  # stands for an answer in a probe; private use, so that no template writes it
+THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z")  # that a generation prompt opens
+THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>")
+
+EMPTY_THOUGHT = "get an empty thought, since the chat template opens a thought in its generation prompt"
+CLOSED_THOUGHT = "hold a thought after the empty one with which the chat template's generation prompt ends"
+WRITTEN_OUT = "are written out as they stand, since the chat template leaves out part of them (as a rule the thought)"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a chat template writes an answer, found by rendering one."""
+
+    opening: str = ""  # the thought that the generation prompt opens: "<think>\n"
+    lead: str = ""  # written between the generation prompt and an answer without a thought
+    tail: str = ""  # written after the last answer
+    inner: str = ""  # written after an answer that is not the last
+    parts: bool = False  # content has to be a list of parts
+
+    @property
+    def closing(self) -> str:
+        """``"</think>"``."""
+        return self.opening.strip().replace("<", "</")
+
+
+def probe(render: Render) -> Style:
+    """The style of a chat template; an empty one where the template refuses to render the probe."""
+    for parts in (False, True):
+        for first in ([], [Message(role="system", content="s")]):
+            try:
+                style = _probe(render, _with_parts([*first, Message(role="user", content="u")], parts), parts)
+            except DataError:
+                continue
+            if style is not None:
+                return style
+    return Style()
+
+
+def _probe(render: Render, asked: Conversation, parts: bool) -> Style | None:
+    answered = [*asked, *_with_parts([Message(role="assistant", content=MARK)], parts)]
+    prompt, whole = render(asked, True), render(answered, False)
+    if MARK not in whole:
+        return None
+    try:
+        inner = render([*answered, asked[-1]], False).partition(MARK)[2]
+    except DataError:  # a template for single turns
+        inner = ""
+    opened = THOUGHT.search(prompt)
+    shared = len(os.path.commonprefix([prompt, whole]))
+    lead, _, tail = whole[shared:].partition(MARK)
+    style = Style(opened[0] if opened else "", lead, tail, inner, parts)
+    if opened and style.closing not in lead:
+        style = replace(style, lead=f"\n{style.closing}\n\n{lead}")
+    return style
+
+
+def prompt(render: Render, style: Style, messages: Conversation) -> str:
+    """A conversation up to where the assistant begins to answer."""
+    if messages:
+        return render(_with_parts(messages, style.parts), True)
+    # the assistant speaks first: what the template writes before any answer
+    first = render(_with_parts([Message(role="assistant", content=MARK)], style.parts), False)
+    before, found, _ = first.partition(MARK)
+    if not found:
+        raise DataError("the chat template leaves out the answer that begins this conversation")
+    return before.removesuffix(style.lead) + style.opening
+
+
+def answer(render: Render, style: Style, messages: Conversation, before: str, notes: Counter[str]) -> str:
+    """What follows ``before``, the prompt of the last turn of ``messages``: the answer and what the template ends it with.
+
+    What becomes of an answer that the template cannot write as it stands is counted in ``notes``.
+
+    Raises:
+        DataError: the template refuses the conversation, or leaves out a tool call.
+    """
+    whole = render(_with_parts(messages, style.parts), False)
+    written = _written(whole, before, style)
+    content = str(messages[-1]["content"] or "")
+    opened = bool(style.opening) and before.endswith(style.opening)
+    kept = _squeezed(content) in _squeezed(written)
+    if opened and (content.lstrip().startswith(style.opening.strip()) or style.closing in content):
+        text = content.lstrip().removeprefix(style.opening.strip()).removeprefix("\n") + _after(content, written, style)
+    elif whole.startswith(before) and kept:
+        text = written
+    elif opened and kept:
+        text = written if style.closing in written else style.lead + written
+        notes[EMPTY_THOUGHT] += 1
+    else:
+        text = content + _after(content, written, style)
+        notes[WRITTEN_OUT if whole.startswith(before) else CLOSED_THOUGHT] += 1
+    for call in cast(dict[str, Any], messages[-1]).get("tool_calls") or []:
+        name = str(call.get("function", call).get("name"))
+        if name not in text:
+            raise DataError(f"the chat template leaves out the call of the tool '{name}'")
+    return text
+
+
+def _written(whole: str, before: str, style: Style) -> str:
+    """What the template itself writes for the last turn, without the thought that ``before`` has opened already."""
+    if whole.startswith(before):
+        return whole[len(before) :]
+    unopened = before.removesuffix(style.opening)
+    if whole.startswith(unopened):
+        return whole[len(unopened) :].removeprefix(style.opening.strip())
+    return whole[len(os.path.commonprefix([before, whole])) :]
+
+
+def _after(content: str, written: str, style: Style) -> str:
+    """What the template writes after an answer: after the last words of it that are no thought."""
+    last = THOUGHT_END.split(content)[-1].strip()
+    _, found, after = written.rpartition(last) if last else ("", "", "")
+    return after if found else style.tail
+
+
+def _squeezed(text: str) -> str:
+    """Without white space, which templates trim and add."""
+    return "".join(text.split())
+
+
+def _with_parts(messages: Conversation, parts: bool) -> Conversation:
+    if not parts:
+        return messages
+    listed = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    return cast(Conversation, listed)
