@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import bundled, manifest
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
@@ -130,6 +130,28 @@ def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     known = [stop for stop in [tokenizer.eos_token_id, *also] if stop is not None]
     end = turn_end(tokenizer, known)
     return list(dict.fromkeys([*known, *([] if end is None else [end])]))
+
+
+class Limits(NamedTuple):
+    """What a model can read, as far as its config says."""
+
+    rows: int | None  # of its embeddings
+    positions: int | None  # longest sequence, in tokens
+    learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
+
+
+LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biogpt")  # model types
+
+
+def limits(located: str) -> Limits:
+    """The limits of a located base; unknown where its config is not on this disk."""
+    folder = folder_of(located)
+    if folder is None:
+        return Limits(None, None, False)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = {**config, **config.get("text_config", {})}
+    positions = text.get("n_positions", text.get("max_position_embeddings"))
+    return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
 
 
 def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrainedModel:

@@ -13,16 +13,18 @@ import datetime
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alignkit import turns
 from alignkit.errors import AlignkitError, DataError, one_line
 from alignkit.rendering import ChatTemplate
-from alignkit.rows import Conversation, Demonstration, Message, Text
+from alignkit.rows import Conversation, Demonstration, Message, Text, Tools
 from alignkit.special_tokens import MARKUP, SetApart, Special
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 IGNORE = -100  # the label of tokens that are not learnt
 
@@ -71,7 +73,9 @@ def load_tokenizer(
     elif isinstance(tokenizer.chat_template, dict):  # several, by name
         if "default" not in tokenizer.chat_template:
             named = ", ".join(tokenizer.chat_template)
-            raise AlignkitError(f"{base} has several chat templates ({named}) and no default: set chat_template to a file")
+            raise AlignkitError(
+                f"{base} has several chat templates ({named}) and no default: set chat_template to a file"
+            )
         tokenizer.chat_template = tokenizer.chat_template["default"]
     if tokenizer.pad_token in (None, tokenizer.eos_token):
         tokenizer.pad_token = pad_token(tokenizer)
@@ -91,9 +95,9 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     return (named or [str(tokenizer.eos_token)])[0]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
-    """The ids of a conversation up to where the assistant begins to answer."""
-    return writer(tokenizer).prompt(prompt)
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, tools: Tools | None = None) -> list[int]:
+    """The ids of a conversation up to where the assistant begins to answer; ``tools`` are those that it may call."""
+    return writer(tokenizer).prompt(prompt, tools)
 
 
 def encode(
@@ -104,9 +108,10 @@ def encode(
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of a row, both ``[T]``; labels are :data:`IGNORE` where nothing is learnt.
 
-    A demonstration is learnt on its assistant turns, each with the token that ends it, and is several sequences where
-    the chat template rewrites earlier turns. A text is learnt whole, with an end-of-sequence token after it.
-    ``stop_ids`` are the tokens at which generation stops. ``notes`` counts what has to be reported, by what it says.
+    A demonstration is learnt on its assistant turns of weight 1, each with the token that ends it, and is several
+    sequences where the chat template rewrites earlier turns. A text is learnt whole, with an end-of-sequence token
+    after it. ``stop_ids`` are the tokens at which generation stops. ``notes`` counts what has to be reported, by what
+    it says.
 
     Raises:
         DataError: the chat template refuses the conversation or cannot keep all of it.
@@ -117,8 +122,8 @@ def encode(
 
     found: list[tuple[list[int], list[int]]] = []
     for turn, message in enumerate(row.messages):
-        if message["role"] == "assistant":
-            prompt, answer = writer(tokenizer).turn(row.messages[: turn + 1], stop_ids, notes)
+        if message["role"] == "assistant" and message.get("weight", 1):
+            prompt, answer = writer(tokenizer).turn(row.messages[: turn + 1], stop_ids, notes, row.tools)
             labels = [IGNORE] * len(prompt)
             if found and prompt[: len(found[-1][0])] == found[-1][0]:
                 former = found.pop()[1]
@@ -132,16 +137,18 @@ def encode(
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Conversation,
-    answer: str,
+    answer: str | Message,
     stop_ids: Collection[int],
     notes: Counter[str] | None = None,
+    tools: Tools | None = None,
 ) -> tuple[list[int], int]:
     """The ids of a prompt and an answer, with the token that ends it, and where the answer begins.
 
-    The prompt's are those of :func:`prompt_ids`, the whole those of :func:`encode`.
+    An answer with tool calls is a message. The prompt's ids are those of :func:`prompt_ids`, the whole those of
+    :func:`encode`.
     """
-    turn = Message(role="assistant", content=answer)
-    before, ids = writer(tokenizer).turn([*prompt, turn], stop_ids, notes)
+    turn = Message(role="assistant", content=answer) if isinstance(answer, str) else answer
+    before, ids = writer(tokenizer).turn([*prompt, turn], stop_ids, notes, tools)
     return [*before, *ids], len(before)
 
 
@@ -150,10 +157,12 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> st
     return writer(tokenizer).answer_text(answer)
 
 
-def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, tools: Tools | None = None
+) -> list[int]:
     """The ids of a whole conversation just as its template writes it, for models that someone else trained on that."""
     known = writer(tokenizer)
-    return known.ids(known.render(messages, False))
+    return known.ids(known.template(known.hide(messages), False, known.hide(tools)))
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> int | None:
@@ -164,14 +173,15 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> i
     """
     known = writer(tokenizer)
     last, inner = (known.ids(text) for text in (known.style.tail, known.style.inner))
-    every = last[: _common_prefix(last, inner)]
+    every = last[: turns.common_prefix(last, inner)]
     special = {token.id for token in known.apart.special.values()}
     candidates = [token for token in every if token in special][::-1] or [token for token in last if token in special]
-    return next((token for token in [*every, *candidates] if token in stop_ids), (candidates or [None])[0])
+    return next((token for token in [*every, *candidates] if token in stop_ids), candidates[0] if candidates else None)
 
 
 _WRITER = "alignkit_writer"
-SPLIT = "are split into one row a turn, since the chat template rewrites earlier turns"
+ANSWERS = "answers"  # the number of turns that were encoded, in notes
+SPLIT = "rows are split into one row a turn, since the chat template rewrites earlier turns"
 
 
 class Writer:
@@ -193,13 +203,15 @@ class Writer:
                 if token.special
             }
         )
-        self.style = turns.probe(self.render)
+        self.style = turns.probe(self.renderer())
 
-    def render(self, messages: Conversation, add_generation_prompt: bool) -> str:
-        """What the chat template writes, with the special tokens in the messages' own text set apart."""
-        return self.template(
-            self.apart(messages) if self.special_tokens == "text" else messages, add_generation_prompt
-        )
+    def hide(self, value: T) -> T:
+        """Messages or tools with the special tokens of their own texts set apart, unless those are to be tokens."""
+        return cast(T, self.apart.hide(value)) if self.special_tokens == "text" else value
+
+    def renderer(self, tools: Tools | None = None) -> turns.Render:
+        """The chat template with these tools."""
+        return lambda messages, add_generation_prompt: self.template(messages, add_generation_prompt, tools)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text, to which the tokenizer adds nothing."""
@@ -210,18 +222,33 @@ class Writer:
     def _tokenize(self, text: str, **how: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"])
 
-    def prompt(self, messages: Conversation) -> list[int]:
+    def prompt(self, messages: Conversation, tools: Tools | None = None) -> list[int]:
         """The ids of a conversation up to where the assistant begins to answer."""
-        return self.ids(turns.prompt(self.render, self.style, messages))
+        return self.ids(self._before(self.hide(messages), self.hide(tools)))
+
+    def _before(self, messages: Conversation, tools: Tools | None) -> str:
+        before = turns.prompt(self.renderer(tools), self.style, messages)
+        for tool in tools or []:
+            name = str(tool.get("function", tool).get("name"))
+            if name not in before:
+                raise DataError(f"the chat template leaves out the tool '{name}'")
+        return before
 
     def turn(
-        self, messages: Conversation, stop_ids: Collection[int], notes: Counter[str] | None = None
+        self,
+        messages: Conversation,
+        stop_ids: Collection[int],
+        notes: Counter[str] | None = None,
+        tools: Tools | None = None,
     ) -> tuple[list[int], list[int]]:
         """The ids of the last turn of a conversation: its prompt, and its answer with the token that ends it."""
-        before = turns.prompt(self.render, self.style, messages[:-1])
-        answer = turns.answer(self.render, self.style, messages, before, Counter() if notes is None else notes)
+        notes = Counter() if notes is None else notes
+        notes[ANSWERS] += 1
+        messages, tools = self.hide(messages), self.hide(tools)
+        before = self._before(messages[:-1], tools)
+        answer = turns.answer(self.renderer(tools), self.style, messages, before, notes)
         prompt, whole = self.ids(before), self.ids(before + answer)
-        # sampling begins at the prompt's last token, and so does training where a tokenizer would merge it with the next
+        # sampling begins after the prompt's last token, and so does training where a tokenizer would merge it
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(answer)
         if self.special_tokens == "tokens":
             self._refuse_an_early_end(str(messages[-1]["content"]), stop_ids)
@@ -270,7 +297,3 @@ def writer(tokenizer: PreTrainedTokenizerBase) -> Writer:
         known = Writer(tokenizer, known.template.today, known.special_tokens)
     setattr(tokenizer, _WRITER, known)
     return known
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,19 +1,84 @@
-"""From rankings to token ids: what every stage that learns from ranked answers does first."""
+"""From rows to token ids, with what goes for every stage: bad rows, rows that are too long, and what is reported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignkit.branches import Branches
-from alignkit.chat_template import encode_answer
+from alignkit.chat_template import ANSWERS, encode_answer
 from alignkit.errors import DataError
 from alignkit.rows import Conversation, Ranking
 
 if TYPE_CHECKING:
     from alignkit.data import Located
     from alignkit.run import Run
+
+T = TypeVar("T")
+
+
+def encode_each(
+    run: Run, rows: Sequence[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
+) -> list[tuple[str, T]]:
+    """Each row through ``encode``, with where it stands. ``encode`` takes a row and the notes that it may count in.
+
+    A row that ``encode`` refuses is a bad row: it stops the run, or is skipped and counted where ``data.on_bad_row``
+    says so (or ``skip``, for rows that are not of the ``data`` table).
+
+    Raises:
+        DataError: a bad row, or nothing but bad rows.
+    """
+    skip = run.config.data.on_bad_row == "skip" if skip is None else skip
+    notes, found, bad = Counter[str](), list[tuple[str, T]](), list[str]()
+    for where, row in rows:
+        try:
+            found.append((where, encode(row, notes)))
+        except DataError as error:
+            bad.append(f"{where}: {error}")
+            if not skip:
+                raise DataError(bad[0]) from None
+    if bad and not found:
+        raise DataError(f"all {len(bad)} rows are bad, the first: {bad[0]}")
+    if bad:
+        run.skipped += len(bad)
+        run.say(f"{len(bad)} of {len(rows)} rows are bad and skipped, the first: {bad[0]}")
+    answers = notes.pop(ANSWERS, 0)
+    for what, count in notes.items():
+        run.say(f"{count} of {answers if what.startswith(ANSWERS) else len(rows)} {what}")
+    return found
+
+
+def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: int = 0, setting: str = "") -> None:
+    """Whether the model can read these token ids, followed by ``room`` more: each is given with where it stands.
+
+    Where positions are not learnt (rotary embeddings), a model can be run past those that it was trained for; that is
+    reported. ``setting`` is what the user can lower.
+
+    Raises:
+        DataError: a token has no row in the embeddings, or a sequence is longer than the positions that were learnt.
+    """
+    limits, longest = run.limits, (0, "")
+    for where, ids in sequences:
+        longest = max(longest, (len(ids) + room, where))
+        if limits.rows is not None and ids and max(ids) >= limits.rows:
+            token, tokens = max(ids), len(run.tokenizer)
+            raise DataError(
+                f"{where}: the token {run.tokenizer.convert_ids_to_tokens(token)!r} has the id {token}: the tokenizer "
+                f"has {tokens} tokens, but the embeddings of the model have {limits.rows} rows. Save the model after "
+                f"model.resize_token_embeddings({tokens}), or use the tokenizer that it came with"
+            )
+    if limits.positions is None or longest[0] <= limits.positions:
+        return
+    over = f"{longest[1]}: {longest[0]} tokens{f' with {setting}={room}' if room else ''} are more than the "
+    if limits.learnt:
+        raise DataError(f"{over}{limits.positions} positions of the model. Shorten the row{_or(setting)}")
+    run.say(f"{over}{limits.positions} positions that the model was trained for: expect worse answers")
+
+
+def _or(setting: str) -> str:
+    return f", or lower {setting}" if setting else ""
 
 
 @dataclass(frozen=True)
@@ -32,43 +97,79 @@ class Ranked:
 
 
 def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> list[Ranked]:
-    """Rankings as token ids. Ties alone make no pair, so such rankings are left out, and counted.
+    """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
 
     Raises:
         DataError: an answer and its prompt are longer than ``max_length`` and ``too_long`` is ``error``; nothing is
             left.
     """
+    return rank(run, encode_each(run, rows, ranking_encoder(run)), max_length, too_long)
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """A ranking with its prompt and its answers as token ids."""
+
+    row: Ranking
+    prompt: list[int]
+    answers: list[list[int]]  # each with the token that ends it
+
+
+def ranking_encoder(run: Run) -> Callable[[Any, Counter[str]], EncodedRanking]:
+    """For :func:`encode_each`."""
+
+    def encode(row: Ranking, notes: Counter[str]) -> EncodedRanking:
+        found = [
+            encode_answer(run.tokenizer, row.prompt, answer, run.stop_ids, notes, row.tools) for answer in row.answers
+        ]
+        start = found[0][1]  # the prompt is the same for all of them
+        return EncodedRanking(row, found[0][0][:start], [ids[start:] for ids, _ in found])
+
+    return encode
+
+
+def rank(run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str) -> list[Ranked]:
+    """As :func:`encode_rankings`, of rankings that are encoded already."""
     stage = run.config.stage.component.name
-    found, over, tied, longest, answers = [], 0, 0, (0, ""), 0
-    for where, row in rows:
-        assert isinstance(row, Ranking)
-        kept: list[tuple[list[int], int, int]] = []
-        for index, answer in enumerate(row.answers):
-            answers += 1
-            try:
-                ids, start = encode_answer(run.tokenizer, row.prompt, answer, run.stop_ids)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
-            if len(ids) > max_length:
-                over += 1
-                longest = max(longest, (len(ids), where))
-            else:
-                kept.append((ids, start, index))
-        ranks = [row.ranks[index] for *_, index in kept]
+    found, over, tied, same, longest, answers = [], 0, 0, 0, (0, ""), 0
+    for where, encoded in rows:
+        row, lengths = encoded.row, [len(encoded.prompt) + len(answer) for answer in encoded.answers]
+        answers += len(lengths)
+        over += sum(length > max_length for length in lengths)
+        longest = max(longest, (max(lengths), where))
+        fitting = [index for index, length in enumerate(lengths) if length <= max_length]
+        kept = _without_contradictions(encoded, fitting)
+        same += len(fitting) - len(kept)
+        ranks = [row.ranks[index] for index in kept]
         if len(set(ranks)) < 2:
             tied += len(kept) == len(row.answers)
             continue
-        trunk = min(start for _, start, _ in kept)
-        branches = Branches(kept[0][0][:trunk], [ids[trunk:] for ids, *_ in kept])
-        margins = [row.margins[index] for *_, index in kept] if row.margins else None
-        found.append(Ranked(row.prompt, branches, ranks, margins))
+        branches = Branches(encoded.prompt, [encoded.answers[index] for index in kept])
+        margins = [row.margins[index] for index in kept] if row.margins else None
+        found.append((where, Ranked(row.prompt, branches, ranks, margins)))
     if over:
         said = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
         if too_long == "error":
             raise DataError(f"{said}. Raise {stage}.max_length, or set {stage}.too_long=skip to leave them out")
         run.say(f"{said}: left out")
+    if same:
+        run.say(
+            f"{same} of {answers} answers are left out: they are the same tokens as another answer to their prompt, "
+            "which has another rank"
+        )
     if tied:
         run.say(f"{tied} of {len(rows)} rankings are all ties: left out")
     if not found:
         raise DataError("no ranking is left to train on")
-    return found
+    check_fit(
+        run, ((where, ranked.branches.prompt + answer) for where, ranked in found for answer in ranked.branches.answers)
+    )
+    return [ranked for _, ranked in found]
+
+
+def _without_contradictions(encoded: EncodedRanking, indices: list[int]) -> list[int]:
+    """Those of the answers that no other answer of the same tokens is ranked above or below."""
+    ranks: dict[tuple[int, ...], set[float]] = {}
+    for index in indices:
+        ranks.setdefault(tuple(encoded.answers[index]), set()).add(encoded.row.ranks[index])
+    return [index for index in indices if len(ranks[tuple(encoded.answers[index])]) == 1]

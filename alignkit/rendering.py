@@ -18,9 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from alignkit.errors import AlignkitError, DataError, one_line
-from alignkit.rows import Conversation
-
-REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which messages hold a thought
+from alignkit.rows import Conversation, Tools
 
 
 class ChatTemplate:
@@ -43,29 +41,22 @@ class ChatTemplate:
         except TemplateError as error:
             raise AlignkitError(f"the chat template is not valid Jinja: {one_line(error)}") from error
 
-    def __call__(self, messages: Conversation, add_generation_prompt: bool) -> str:
-        """The conversation as text.
+    def __call__(self, messages: Conversation, add_generation_prompt: bool, tools: Tools | None = None) -> str:
+        """The conversation as text, with the tools that the model may call.
 
         Raises:
             DataError: the template refuses it.
         """
         try:
             return self._template.render(
-                messages=[_message(message) for message in messages],
-                tools=None,
+                messages=[{key: value for key, value in one.items() if key != "weight"} for one in messages],
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.named_tokens,
             )
         except Exception as error:  # templates raise jinja2's errors, and whatever their expressions run into
             raise DataError(f"the chat template refuses this conversation: {one_line(error)}") from error
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without empty fields, its thought under each of the names that templates read."""
-    given = {key: value for key, value in message.items() if value is not None}
-    thought = next((given[name] for name in REASONING if name in given), None)
-    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
 
 
 class _Generation(Extension):

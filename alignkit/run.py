@@ -64,6 +64,7 @@ class Run:
         if "policy" in self.parents:
             self.base = base.under(self.records["policy"], self.parents["policy"], say)
         self.dtype = device.run_dtype(plan.config.train)
+        self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
         self.roles: Any = None  # the `alignkit.trunk.Roles` of a stage that has several roles
         self.loss_state: list[LossState] = []  # of a loss that has one
@@ -97,6 +98,11 @@ class Run:
         if "policy" in self.records:
             return list(self.records["policy"]["stop_ids"])
         return base.stop_ids(self.base, self.tokenizer)
+
+    @functools.cached_property
+    def limits(self) -> base.Limits:
+        """How many tokens and positions the base has."""
+        return base.limits(self.base)
 
     def model(self, role: str, start: str = "policy") -> nn.Module:
         """The model of a role, made trainable by the tuner and started from the run that is the parent ``start``.

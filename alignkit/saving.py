@@ -95,7 +95,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
             "format": source.format,
             "train_rows": len(run.train_rows),
             "eval_rows": len(run.eval_rows),
-            "skipped_rows": len(source.skipped),
+            "skipped_rows": run.skipped,
         },
         "metrics": metrics,
         "steps": steps,

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkit import branches, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer, load_tokenizer
-from alignkit.rows import Conversation
+from alignkit.rows import Conversation, Message, Tools
 
 
 class Scorer:
@@ -24,9 +24,9 @@ class Scorer:
         self.model = branches.with_scores(roles.open_run(folder, record))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def encode(self, prompt: Conversation, answer: str) -> Branches:
+    def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
         """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""
-        ids, start = encode_answer(self.tokenizer, prompt, answer, self.stop_ids)
+        ids, start = encode_answer(self.tokenizer, prompt, answer, self.stop_ids, tools=tools)
         return Branches(ids[:start], [ids[start:]])
 
     def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
-
-from alignkit.rows import Conversation
+from typing import Any
 
 FIRST = 0xF0000  # the first of the private-use characters
 MARKUP = ("<think>", "</think>")  # what an assistant writes itself; tokens even where they are special
@@ -36,22 +34,14 @@ class SetApart:
         self._any = _one_of(self.special)
         self._literal = _one_of(self.literal)
 
-    def __call__(self, messages: Conversation) -> Conversation:
-        """The conversation with special tokens in its texts set apart; the same object where there are none."""
-        hidden = [{key: self._hide(value) if key != "role" else value for key, value in m.items()} for m in messages]
-        return cast(Conversation, hidden) if hidden != messages else messages
-
-    def hide(self, text: str) -> str:
-        """A text with its special tokens set apart."""
-        return self._literal.sub(lambda found: chr(FIRST + self.literal.index(found[0])), text)
-
-    def _hide(self, value: Any) -> Any:
+    def hide(self, value: Any) -> Any:
+        """Messages, tools or a text with the special tokens in every text set apart, but not in the roles."""
         if isinstance(value, str):
-            return self.hide(value)
+            return self._literal.sub(lambda found: chr(FIRST + self.literal.index(found[0])), value)
         if isinstance(value, list):
-            return [self._hide(one) for one in value]
+            return [self.hide(one) for one in value]
         if isinstance(value, dict):
-            return {key: self._hide(one) for key, one in value.items()}
+            return {key: one if key == "role" else self.hide(one) for key, one in value.items()}
         return value
 
     def back(self, text: str) -> str:

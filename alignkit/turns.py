@@ -13,12 +13,11 @@ generation prompt, and its answer is what follows. Three kinds of templates need
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from alignkit.errors import DataError
 from alignkit.rows import Conversation, Message
@@ -29,9 +28,9 @@ MARK = "\uf8ff"  # stands for an answer in a probe; private use, so that no temp
 THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z")  # that a generation prompt opens
 THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
-EMPTY_THOUGHT = "get an empty thought, since the chat template opens a thought in its generation prompt"
-CLOSED_THOUGHT = "hold a thought after the empty one with which the chat template's generation prompt ends"
-WRITTEN_OUT = "are written out as they stand, since the chat template leaves out part of them (as a rule the thought)"
+EMPTY_THOUGHT = "answers get an empty thought, since the chat template opens a thought in its generation prompt"
+CLOSED_THOUGHT = "answers hold a thought after the empty one with which the chat template's generation prompt ends"
+WRITTEN_OUT = "answers are written out in full, since the chat template leaves out part of them (often the thought)"
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def _probe(render: Render, asked: Conversation, parts: bool) -> Style | None:
     except DataError:  # a template for single turns
         inner = ""
     opened = THOUGHT.search(prompt)
-    shared = len(os.path.commonprefix([prompt, whole]))
-    lead, _, tail = whole[shared:].partition(MARK)
+    lead, _, tail = whole[common_prefix(prompt, whole) :].partition(MARK)
     style = Style(opened[0] if opened else "", lead, tail, inner, parts)
     if opened and style.closing not in lead:
         style = replace(style, lead=f"\n{style.closing}\n\n{lead}")
@@ -94,7 +92,7 @@ def prompt(render: Render, style: Style, messages: Conversation) -> str:
 
 
 def answer(render: Render, style: Style, messages: Conversation, before: str, notes: Counter[str]) -> str:
-    """What follows ``before``, the prompt of the last turn of ``messages``: the answer and what the template ends it with.
+    """What follows ``before``, the prompt of the last turn of ``messages``: the answer and what ends it.
 
     What becomes of an answer that the template cannot write as it stands is counted in ``notes``.
 
@@ -116,10 +114,9 @@ def answer(render: Render, style: Style, messages: Conversation, before: str, no
     else:
         text = content + _after(content, written, style)
         notes[WRITTEN_OUT if whole.startswith(before) else CLOSED_THOUGHT] += 1
-    for call in cast(dict[str, Any], messages[-1]).get("tool_calls") or []:
-        name = str(call.get("function", call).get("name"))
-        if name not in text:
-            raise DataError(f"the chat template leaves out the call of the tool '{name}'")
+    for call in messages[-1].get("tool_calls") or []:
+        if call["function"]["name"] not in text:
+            raise DataError(f"the chat template leaves out the call of the tool '{call['function']['name']}'")
     return text
 
 
@@ -130,7 +127,7 @@ def _written(whole: str, before: str, style: Style) -> str:
     unopened = before.removesuffix(style.opening)
     if whole.startswith(unopened):
         return whole[len(unopened) :].removeprefix(style.opening.strip())
-    return whole[len(os.path.commonprefix([before, whole])) :]
+    return whole[common_prefix(before, whole) :]
 
 
 def _after(content: str, written: str, style: Style) -> str:
@@ -138,6 +135,11 @@ def _after(content: str, written: str, style: Style) -> str:
     last = THOUGHT_END.split(content)[-1].strip()
     _, found, after = written.rpartition(last) if last else ("", "", "")
     return after if found else style.tail
+
+
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items two sequences have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _squeezed(text: str) -> str:

@@ -16,7 +16,7 @@ from alignkit.config import DataConfig
 from alignkit.data import Located, read
 from alignkit.errors import DataError
 from alignkit.registry import Registry
-from alignkit.rows import Demonstration, Ranking
+from alignkit.rows import Demonstration, Ranking, Tools
 
 WINDOW = 256  # rows in memory at a time
 
@@ -47,7 +47,11 @@ def score(
         every = itertools.chain([first], rows)
         while window := list(itertools.islice(every, WINDOW)):
             written = [_answers(row) for row in window]
-            encoded = [scorer.encode(prompt, answer) for prompt, answers in written for answer in answers]
+            encoded = [
+                scorer.encode(prompt, answer, tools)
+                for (prompt, answers), tools in zip(written, map(_tools, window), strict=True)
+                for answer in answers
+            ]
             scores = iter(scorer.scores(encoded, batch))
             for (prompt, answers), (_, row) in zip(written, window, strict=True):
                 mine = [round(next(scores), 6) for _ in answers]
@@ -62,6 +66,11 @@ def score(
     if output and unfinished:
         stream.close()
         unfinished.replace(output)
+
+
+def _tools(located: Located) -> Tools | None:
+    assert isinstance(located.row, Ranking | Demonstration)
+    return located.row.tools
 
 
 def _answers(located: Located) -> tuple[Any, list[str]]:

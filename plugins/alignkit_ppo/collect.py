@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import Answers, DataError, Prompt, Ranking, Sampling
+from alignkit import Answers, DataError, Sampling
 from alignkit.chat_template import prompt_ids
+from alignkit.encoding import check_fit, encode_each
 from alignkit.sampling import text
 from alignkit.trunk import Logps, Roles, Sequences
 from alignkit_ppo import advantages as adv
@@ -58,14 +59,16 @@ def encode(run: Run, rows: Sequence[Any], config: PPOConfig) -> list[Prompted]:
     Raises:
         DataError: one is too long.
     """
-    found: dict[str, Prompted] = {}
-    for where, row in rows:
-        assert isinstance(row, Prompt | Ranking)
-        ids = prompt_ids(run.tokenizer, row.prompt)
-        if len(ids) > config.max_prompt_length:
-            raise DataError(f"{where}: the prompt has {len(ids)} tokens, over ppo.max_prompt_length")
-        found.setdefault(row.key, Prompted(row.prompt, ids))
-    return list(found.values())
+    encoded = encode_each(
+        run, rows, lambda row, _: Prompted(row.prompt, prompt_ids(run.tokenizer, row.prompt, row.tools))
+    )
+    for where, prompted in encoded:
+        if len(prompted.ids) > config.max_prompt_length:
+            raise DataError(f"{where}: the prompt has {len(prompted.ids)} tokens, over ppo.max_prompt_length")
+    check_fit(
+        run, ((where, prompted.ids) for where, prompted in encoded), config.response_length, "ppo.response_length"
+    )
+    return list({tuple(prompted.ids): prompted for _, prompted in reversed(encoded)}.values())[::-1]
 
 
 def pass_after_pass(size: int, first: int, number: int, seed: int) -> list[int]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alignkit import AlignkitError, ConfigError, DataError, Demonstration, Text, data
+from alignkit import AlignkitError, ConfigError, Demonstration, Text, data
 from alignkit.chat_template import IGNORE, encode
+from alignkit.encoding import check_fit, encode_each
 from alignkit.trunk import Sequences
 from alignkit_ppo.collect import pass_after_pass
 
@@ -41,21 +42,21 @@ def examples(run: Run, config: PPOConfig) -> list[Example]:
     else:
         source = replace(run.config.data, path=config.ptx_data, format=None, eval_path=None)
         rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
+    if not all(isinstance(row, Text | Demonstration) for _, row in rows):
+        raise AlignkitError("ppo.ptx_coef: the policy was trained on no texts: say ppo.ptx_data")
+    encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
+    check_fit(run, ((where, ids[: config.ptx_length]) for where, of_row in encoded for ids, _ in of_row))
+    texts = {where for where, row in rows if isinstance(row, Text)}
     found, over = [], 0
-    for where, row in rows:
-        if not isinstance(row, Text | Demonstration):
-            raise AlignkitError("ppo.ptx_coef: the policy was trained on no texts: say ppo.ptx_data")
-        try:
-            ids, labels = encode(run.tokenizer, row, run.stop_ids)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        if isinstance(row, Demonstration) and len(ids) > config.ptx_length:
-            over += 1
-            continue
-        for start in range(0, len(ids) - 1, config.ptx_length):
-            found.append(_example(ids[start:][: config.ptx_length], labels[start:][: config.ptx_length]))
+    for where, of_row in encoded:
+        for ids, labels in of_row:
+            if where not in texts and len(ids) > config.ptx_length:
+                over += 1
+                continue
+            for start in range(0, len(ids) - 1, config.ptx_length):
+                found.append(_example(ids[start:][: config.ptx_length], labels[start:][: config.ptx_length]))
     if over:
-        run.say(f"{over} of {len(rows)} demonstrations are over ppo.ptx_length={config.ptx_length}: left out")
+        run.say(f"{over} demonstrations are over ppo.ptx_length={config.ptx_length}: left out")
     found = [example for example in found if any(example.learnt)]
     if not found:
         raise ConfigError("ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data")

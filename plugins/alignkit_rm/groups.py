@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignkit import Ranking
 from alignkit.data import Located
-from alignkit.encoding import Ranked, encode_rankings
+from alignkit.encoding import EncodedRanking, Ranked, encode_each, rank, ranking_encoder
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -24,7 +25,7 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
     merged: list[Ranking] = []
     pairs: dict[str, list[Ranking]] = defaultdict(list)
     for row in rows:
-        if len(row.answers) > 2 or row.margins is not None or row.ranks[0] == row.ranks[1]:
+        if _stands_alone(row):
             merged.append(row)
         else:
             if row.key not in pairs:
@@ -32,9 +33,13 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
             pairs[row.key].append(row)
     result = []
     for row in merged:
-        alone = len(row.answers) > 2 or row.margins is not None or row.ranks[0] == row.ranks[1]
-        result += [row] if alone else _rankings_of(pairs[row.key])
+        result += [row] if _stands_alone(row) else _rankings_of(pairs[row.key])
     return result
+
+
+def _stands_alone(row: Ranking) -> bool:
+    """Whether it is no pair that others may be put together with."""
+    return len(row.answers) > 2 or row.margins is not None or len(set(row.ranks)) == 1 or len(set(row.answers)) == 1
 
 
 def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
@@ -60,7 +65,7 @@ def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
     for known in sets:
         depths = _depths(known)
         assert depths is not None
-        rankings.append(Ranking(pairs[0].prompt, list(depths), [float(depth) for depth in depths.values()]))
+        rankings.append(replace(pairs[0], answers=list(depths), ranks=[float(depth) for depth in depths.values()]))
     return rankings
 
 
@@ -96,8 +101,28 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
 
 
 def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
-    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.encoding.encode_rankings`."""
-    where = {id(row): place for place, row in rows}
-    rankings = merge_pairs(row for _, row in rows if isinstance(row, Ranking))
-    located = [Located(where.get(id(ranking), "pairs of one prompt"), ranking) for ranking in rankings]
-    return encode_rankings(run, located, max_length, too_long)
+    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.encoding.encode_rankings`.
+
+    Which prompts and answers are the same is told by their tokens: a template may trim what differs in two texts.
+    """
+    encoded = encode_each(run, rows, ranking_encoder(run))
+    first: dict[tuple[int, ...], Ranking] = {}  # row with these prompt tokens
+    texts: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}  # of the first answer with these tokens
+    tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # of a prompt's key and an answer's text
+    where: dict[int, str] = {}
+    rankings = []
+    for place, one in encoded:
+        prompt = tuple(one.prompt)
+        same = first.setdefault(prompt, one.row)
+        answers = []
+        for ids, text in zip(one.answers, one.row.answers, strict=True):
+            answers.append(texts.setdefault((prompt, tuple(ids)), text))
+            tokens[same.key, answers[-1]] = (one.prompt, ids)
+        rankings.append(replace(one.row, prompt=same.prompt, tools=same.tools, answers=answers))
+        where[id(rankings[-1])] = place
+    merged = []
+    for ranking in merge_pairs(rankings):
+        both = [tokens[ranking.key, text] for text in ranking.answers]
+        again = EncodedRanking(ranking, both[0][0], [answer for _, answer in both])
+        merged.append((where.get(id(ranking), "pairs of one prompt"), again))
+    return rank(run, merged, max_length, too_long)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import AlignkitError, Demonstration, RankedScores, branches, roles
+from alignkit import AlignkitError, DataError, Demonstration, RankedScores, branches, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer
 from alignkit.encoding import Ranked
@@ -255,8 +255,11 @@ def demonstrations(run: Run, config: RMConfig) -> list[Branches]:
     found = []
     for _, row in run.parent_rows("policy"):
         if isinstance(row, Demonstration) and row.messages[-1]["role"] == "assistant":
-            prompt, answer = row.messages[:-1], row.messages[-1]["content"]
-            ids, start = encode_answer(run.tokenizer, prompt, answer, run.stop_ids)
+            prompt, answer = row.messages[:-1], row.messages[-1]
+            try:
+                ids, start = encode_answer(run.tokenizer, prompt, answer, run.stop_ids, tools=row.tools)
+            except DataError:  # a bad row, which the policy was not trained on either
+                continue
             if len(ids) <= config.max_length:
                 found.append(Branches(ids[:start], [ids[start:]]))
         if len(found) == config.normalise_on:

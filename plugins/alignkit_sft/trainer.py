@@ -10,8 +10,9 @@ import datasets
 import torch
 import trl
 
-from alignkit import AlignkitError, DataError, Demonstration, Text, TokenLogps, fused_head
+from alignkit import AlignkitError, DataError, TokenLogps, fused_head
 from alignkit.chat_template import IGNORE, encode
+from alignkit.encoding import check_fit, encode_each
 
 if TYPE_CHECKING:
     from alignkit.data import Located
@@ -46,38 +47,32 @@ def build(run: Run) -> SFTTrainer:
 
 
 def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Dataset:
-    """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied.
+    """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied; some are several (see :func:`encode`).
 
     Raises:
         DataError: a row is longer than ``max_length`` and ``too_long`` is ``error``, or none is left.
     """
-    ids, labels, too_long = [], [], []
-    for where, row in rows:
-        assert isinstance(row, Demonstration | Text)  # what the stage says that it trains on
-        try:
-            row_ids, row_labels = encode(run.tokenizer, row, run.stop_ids)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        if len(row_ids) > config.max_length:
-            too_long.append((len(row_ids), where))
-            if config.too_long == "skip":
-                continue
-            row_ids, row_labels = row_ids[: config.max_length], row_labels[: config.max_length]
-            if all(label == IGNORE for label in row_labels):
-                continue  # the prompt alone fills it
-        ids.append(row_ids)
-        labels.append(row_labels)
+    encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
+    sequences = [(where, *sequence) for where, of_row in encoded for sequence in of_row]
+    kept, too_long = [], []
+    for where, ids, labels in sequences:
+        if len(ids) > config.max_length:
+            too_long.append((len(ids), where))
+            if config.too_long == "skip" or all(label == IGNORE for label in labels[: config.max_length]):
+                continue  # also where the prompt alone fills it
+        kept.append((where, ids[: config.max_length], labels[: config.max_length]))
     if too_long:
         longest, where = max(too_long)
-        found = (
-            f"{len(too_long)} of {len(rows)} rows are over {config.max_length} tokens, the longest {longest} ({where})"
-        )
+        over = f"{len(too_long)} of {len(sequences)} rows are over {config.max_length} tokens"
+        found = f"{over}, the longest {longest} ({where})"
         if config.too_long == "error":
             raise DataError(f"{found}. Raise sft.max_length, or set sft.too_long to skip or cut")
-        run.say(f"{found}: {len(rows) - len(ids)} left out, {len(too_long) - len(rows) + len(ids)} cut")
-    if not ids:
+        left_out = len(sequences) - len(kept)
+        run.say(f"{found}: {left_out} left out, {len(too_long) - left_out} cut")
+    if not kept:
         raise DataError(f"no row fits into sft.max_length={config.max_length} tokens")
-    return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+    check_fit(run, ((where, ids) for where, ids, _ in kept))
+    return datasets.Dataset.from_dict({"input_ids": [ids for _, ids, _ in kept], "labels": [row[2] for row in kept]})
 
 
 class SFTTrainer(trl.SFTTrainer):

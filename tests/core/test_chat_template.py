@@ -39,14 +39,14 @@ def chatml(tokenizer_folder: Path, tmp_path: Path) -> Any:
 
 def test_the_answer_and_its_end_are_learnt_even_where_pad_is_eos(tokenizer: Any) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    ids, labels = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id])
+    [(ids, labels)] = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id])
 
     assert tokenizer.decode(ids) == "User: How?\nAssistant: Like this.<eos>"
     assert learnt(tokenizer, ids, labels) == " Like this.<eos>"
 
 
 def test_what_a_template_writes_after_the_end_of_a_turn_is_not_learnt(chatml: Any) -> None:
-    ids, labels = encode(chatml, Demonstration(turns("How?", "So.", "And?", "Thus.")), [chatml.eos_token_id])
+    [(ids, labels)] = encode(chatml, Demonstration(turns("How?", "So.", "And?", "Thus.")), [chatml.eos_token_id])
 
     assert chatml.decode(ids).endswith("Thus.<eos>")
     assert learnt(chatml, ids, labels) == "So.<eos>Thus.<eos>"
@@ -54,7 +54,7 @@ def test_what_a_template_writes_after_the_end_of_a_turn_is_not_learnt(chatml: An
 
 def test_a_template_without_an_end_gets_one(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-    ids, labels = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id])
+    [(ids, labels)] = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id])
 
     assert ids[-1] == labels[-1] == tokenizer.eos_token_id
     assert learnt(tokenizer, ids, labels).startswith("Like this.")
@@ -63,20 +63,20 @@ def test_a_template_without_an_end_gets_one(tokenizer: Any) -> None:
 def test_an_end_of_turn_token_of_the_model_counts_as_an_end(tokenizer: Any) -> None:
     full_stop = tokenizer.convert_tokens_to_ids(".")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}"
-    ids, _ = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id, full_stop])
+    [(ids, _)] = encode(tokenizer, Demonstration(turns("How?", "Like this.")), [tokenizer.eos_token_id, full_stop])
 
     assert ids[-1] == full_stop
 
 
 def test_the_prompt_is_what_training_saw(chatml: Any) -> None:
-    ids, _ = encode(chatml, Demonstration(turns("How?", "So.")), [chatml.eos_token_id])
+    [(ids, _)] = encode(chatml, Demonstration(turns("How?", "So.")), [chatml.eos_token_id])
     prompt = prompt_ids(chatml, turns("How?"))
 
     assert ids[: len(prompt)] == prompt
 
 
 def test_a_text_is_learnt_whole_and_ends(tokenizer: Any) -> None:
-    ids, labels = encode(tokenizer, Text("Once upon a time"), [tokenizer.eos_token_id])
+    [(ids, labels)] = encode(tokenizer, Text("Once upon a time"), [tokenizer.eos_token_id])
 
     assert tokenizer.decode(ids) == "Once upon a time<eos>"
     assert labels == [IGNORE, *ids[1:]]

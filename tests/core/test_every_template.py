@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Demonstration
+from alignkit import DataError, Demonstration
 from alignkit.chat_template import IGNORE, answer_text, encode, encode_answer, load_tokenizer, prompt_ids, turn_end
 
 TEMPLATES = sorted(Path(str(importlib.util.find_spec("trl").origin)).parent.glob("chat_templates/*.jinja"))  # type: ignore[union-attr]
@@ -43,8 +44,9 @@ CONVERSATIONS: dict[str, list[Any]] = {
 def tokenizer_with(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Any]:
     from transformers import AutoTokenizer
 
+    @functools.cache
     def make(template: Path) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, bos_token="<bos>")
         special = sorted(set(SPECIAL.findall(template.read_text(encoding="utf-8"))))
         tokenizer.add_special_tokens({"additional_special_tokens": special})
         tokenizer.add_tokens(ADDED)
@@ -65,11 +67,9 @@ def test_what_is_trained_is_what_is_sampled_and_scored(template: Path, tokenizer
     end = turn_end(tokenizer, [tokenizer.eos_token_id])
     stop_ids = [tokenizer.eos_token_id, *([end] if end is not None else [])]
     for name, conversation in CONVERSATIONS.items():
-        try:
-            rows = encode(tokenizer, Demonstration(conversation), stop_ids)
-        except Exception as error:
-            assert name == "system", f"{name}: {error}"
+        if name == "system" and "System role not supported" in template.read_text(encoding="utf-8"):
             continue
+        rows = encode(tokenizer, Demonstration(conversation), stop_ids)
         learnt = []
         for ids, labels in rows:
             start = 0
@@ -91,3 +91,48 @@ def test_what_is_trained_is_what_is_sampled_and_scored(template: Path, tokenizer
             sampled = answer_text(tokenizer, answer)
             assert squeezed(sampled).endswith(squeezed(content))
             assert encode_answer(tokenizer, prompt, sampled, stop_ids)[0] == whole, name
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather in a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "which"}}},
+        },
+    }
+]
+CALL = {"type": "function", "id": "call12345", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_tools_first_words_and_special_tokens_are_kept_or_refused(template: Path, tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with(template)
+    end = turn_end(tokenizer, [tokenizer.eos_token_id])
+    stop_ids = [tokenizer.eos_token_id, *([end] if end is not None else [])]
+    calls: list[Any] = [said("user", U1), {**said("assistant", ""), "tool_calls": [CALL]}]
+    calls += [{**said("tool", "sunny"), "name": "weather", "tool_call_id": "call12345"}, said("assistant", A2)]
+    try:
+        rows = encode(tokenizer, Demonstration(calls, TOOLS), stop_ids)
+    except DataError as error:
+        assert re.search("leaves out the (tool|call)|refuses this conversation", str(error))  # noqa: PT017
+    else:
+        learnt = [tokenizer.decode([label for label in labels if label != IGNORE]) for _, labels in rows]
+        assert "weather" in tokenizer.decode(rows[0][0])
+        assert "Rome" in learnt[0]
+        assert squeezed(A2) in squeezed(learnt[-1])
+
+    welcome = [said("assistant", "Welcome."), said("user", U1), said("assistant", A1)]
+    try:
+        rows = encode(tokenizer, Demonstration(welcome), stop_ids)  # type: ignore[arg-type]
+    except DataError as error:
+        assert "refuses this conversation" in str(error)  # noqa: PT017
+    else:
+        texts = "".join(tokenizer.decode([label for label in labels if label != IGNORE]) for _, labels in rows)
+        assert texts.count("Welcome.") == texts.count(A1) == 1
+
+    stop = tokenizer.convert_ids_to_tokens(stop_ids[-1])
+    ids, start = encode_answer(tokenizer, [said("user", f"Say {stop}!")], f"I say {stop} now.", stop_ids)  # type: ignore[list-item]
+    assert [token in stop_ids for token in ids[start:]] == [False] * (len(ids) - start - 1) + [True]
+    assert f"I say {stop} now." in tokenizer.decode(ids[start:-1])

@@ -10,6 +10,8 @@ from annotated_types import Gt
 from alignkit import Demonstration, Stage, TokenLogps, hookimpl, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import Trainer
 
     from alignkit.data import Located
@@ -28,15 +30,18 @@ def build(run: Run) -> Trainer:
     import transformers
 
     from alignkit.chat_template import IGNORE, encode
+    from alignkit.encoding import encode_each
 
     config: Config = run.config.stage.config
     loss_of_batch = run.loss()
 
-    def tokens(located: Located) -> dict[str, list[int]]:
-        row = located.row
-        assert isinstance(row, Demonstration)  # what the stage says that it trains on
-        ids, labels = encode(run.tokenizer, row, run.stop_ids)
-        return {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}
+    def tokens(rows: Sequence[Located]) -> list[dict[str, list[int]]]:
+        encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
+        return [
+            {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}
+            for _, sequences in encoded
+            for ids, labels in sequences  # several where the chat template rewrites earlier turns
+        ]
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         targets = labels[:, 1:]  # [B, T]
@@ -49,8 +54,8 @@ def build(run: Run) -> Trainer:
     return transformers.Trainer(
         model=run.model("policy"),
         args=args,
-        train_dataset=[tokens(row) for row in run.train_rows],
-        eval_dataset=[tokens(row) for row in run.eval_rows] or None,
+        train_dataset=tokens(run.train_rows),
+        eval_dataset=tokens(run.eval_rows) or None,
         data_collator=transformers.DataCollatorForSeq2Seq(run.tokenizer),
         processing_class=run.tokenizer,
         compute_loss_func=loss,

@@ -15,9 +15,12 @@ import trl
 
 from alignkit import ConfigError, DataError, fused_head
 from alignkit.chat_template import IGNORE, encode_answer
+from alignkit.encoding import encode_each
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from alignkit.data import Located
     from alignkit.run import Run
 
@@ -59,12 +62,20 @@ def tokenize(run: Run, rows: list[Located], config: KtoConfig, args: Any) -> dat
         DataError: a row is longer than ``max_length``.
     """
     found: list[dict[str, Any]] = []
-    for where, row in rows:
-        for judged in judgements(row):  # type: ignore[arg-type]  # what the stage says that it trains on
-            ids, start = encode_answer(run.tokenizer, judged.prompt, judged.answer, run.stop_ids)
-            if len(ids) > config.max_length:
-                raise DataError(f"{where}: {len(ids)} tokens, over kto.max_length={config.max_length}")
-            found.append({"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": judged.good})
+
+    def encoded(row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+        sequences = []
+        for judged in judgements(row):
+            ids, start = encode_answer(run.tokenizer, judged.prompt, judged.answer, run.stop_ids, notes)
+            sequences.append({"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": judged.good})
+        return sequences
+
+    for where, sequences in encode_each(run, rows, encoded):
+        for one in sequences:
+            tokens = len(one["prompt_ids"]) + len(one["completion_ids"])
+            if tokens > config.max_length:
+                raise DataError(f"{where}: {tokens} tokens, over kto.max_length={config.max_length}")
+        found += sequences
     good = sum(row["label"] for row in found)
     run.say(f"{good} good answers and {len(found) - good} bad ones in {len(rows)} rows")
     random.Random(args.seed).shuffle(found)
