@@ -109,6 +109,7 @@ class Optimizer(Component):
     kind: ClassVar[str] = "optimizer"
 
     build: Callable[[Any, TrainingArguments], tuple[OptimizerClass, dict[str, Any]]]
+    lr_scale: float = 1.0  # as a tuner's, for an optimizer that wants other rates than AdamW; the two multiply
 
 
 @dataclass(frozen=True, kw_only=True)

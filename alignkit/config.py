@@ -199,7 +199,8 @@ def resolve(
     for kind, default in defaults.items():
         merged.pop(kind, None)
         chosen[kind] = select(registry, kind, default, [as_table(table.get(kind), kind) for table in tables])
-    loss, tuner = chosen["loss"].component, chosen["tuner"].component
+    loss = chosen["loss"].component
+    lr_scale = chosen["tuner"].component.lr_scale * chosen["optimizer"].component.lr_scale
     if not layers.fits(loss, stage):
         fitting = ", ".join(c.name for c in registry.all("loss") if layers.fits(c, stage))
         raise ConfigError(
@@ -214,7 +215,7 @@ def resolve(
         chat_template=top.chat_template,
         stage=Selected(stage, typed(stage.config, merged, f"{stage_name}.")),
         data=data,
-        train=_train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale, train),
+        train=_train({**stage.train, **recipe.get("train", {})}, lr_scale, train),
         parents=parents,
         **chosen,
     )
@@ -232,7 +233,7 @@ def _stated(stage: Stage, said: Mapping[str, Any]) -> dict[str, Any]:
 def _train(defaults: dict[str, Any], lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
     """What the user said over the stage's defaults, key by key."""
     defaults = {"report_to": "none", "save_total_limit": 2, **defaults}
-    if "learning_rate" in defaults:  # LoRA wants about ten times the rate of full fine-tuning, whatever the stage
+    if "learning_rate" in defaults:  # it is that of full fine-tuning with AdamW
         defaults["learning_rate"] = float(f"{defaults['learning_rate'] * lr_scale:.6g}")
     if train.get("lr_scheduler_type", defaults.get("lr_scheduler_type")) != defaults.get("lr_scheduler_type"):
         defaults.pop("lr_scheduler_kwargs", None)  # they were for the stage's scheduler

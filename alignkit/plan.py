@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import base, data, layers, lineage, manifest, sources
+from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
 from alignkit.errors import ConfigError
@@ -214,12 +215,13 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     chosen = [config.stage, config.tuner, config.optimizer, config.loss]
     chosen += [getattr(config, kind) for kind in config.stage.component.uses]
     for component, settings in chosen:
-        for package in component.requires:
-            if importlib.util.find_spec(package) is None:
-                what = f"{component.kind} '{component.name}' needs {package}, which is not installed"
-                raise ConfigError(f"{what}: pip install {package}")
+        _check_requires(registry, component)
         if component.check:
             component.check(settings)
+    for parent in parents.values():  # a reward run may be of another tuner
+        tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
+        if registry.has("tuner", tuner):
+            _check_requires(registry, registry.get("tuner", tuner))
     if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
@@ -242,6 +244,17 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         return Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents)
     train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
     return Plan(registry, config, source, train_rows, eval_rows, None, parents)
+
+
+def _check_requires(registry: Registry, component: Component) -> None:
+    for package in component.requires:
+        try:
+            there = importlib.util.find_spec(package) is not None
+        except ModuleNotFoundError:  # a submodule of what is not installed
+            there = False
+        if not there:
+            what = f"{registry.who(component)} needs {package}, which is not installed"
+            raise ConfigError(f"{what}: pip install {package.partition('.')[0]}")
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import traceback
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 GROUP = "alignkit"  # of entry points; also the name of the distribution that brings the built-in ones
 
@@ -45,13 +49,29 @@ class Plugin:
     @property
     def built_for(self) -> str:
         """The versions of alignkit that its distribution asks for, such as ``">=0.1,<0.2"``; empty: any."""
+        return ",".join(str(each.specifier) for each in self._requires() if each.name == GROUP)
+
+    @property
+    def missing(self) -> list[str]:
+        """What its distribution requires and this environment lacks: ``"einops>=0.8, and 0.7 is installed"``."""
+        found = []
+        for each in self._requires():
+            try:
+                there = version(each.name)
+            except PackageNotFoundError:
+                found.append(f"{each}, which is not installed")
+                continue
+            if each.name != GROUP and not each.specifier.contains(there, prereleases=True):
+                found.append(f"{each}, and {there} is installed")
+        return found
+
+    def _requires(self) -> list[Requirement]:
+        """The requirements of its distribution that hold here, without those of extras."""
         from packaging.requirements import Requirement
 
-        requires = (self.entry_point.dist.requires if self.entry_point.dist else None) or []
-        asked = [Requirement(line) for line in requires]
-        return ",".join(
-            str(r.specifier) for r in asked if r.name == "alignkit" and (not r.marker or r.marker.evaluate())
-        )
+        lines = (self.entry_point.dist.requires if self.entry_point.dist else None) or []
+        every = map(Requirement, lines)
+        return [each for each in every if not each.marker or each.marker.evaluate({"extra": ""})]
 
 
 def installed() -> list[Plugin]:

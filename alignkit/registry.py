@@ -122,6 +122,11 @@ class Registry:
         away = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
         if not plugin.builtin:
             self._check_version(plugin)
+            if missing := plugin.missing:
+                raise PluginError(
+                    f"{plugin} needs {' and '.join(missing)}: reinstall {plugin.distribution}, or run without --plugin "
+                    f"{plugin.name}"
+                )
         try:
             module = plugin.entry_point.load()
         except (Exception, SystemExit) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -72,6 +73,25 @@ def nested(cls: type, field: str) -> type | None:
     """The dataclass that a field of a config dataclass holds, if it holds one."""
     hint = typing.get_type_hints(cls)[field]
     return next((each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)), None)  # type: ignore[return-value]
+
+
+def type_text(hint: Any) -> str:
+    """A type of a config field as a person reads it: ``"float > 0"``, ``"error | skip"``, ``"str | null"``."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+        limits = [(sign, getattr(mark, name, None)) for mark in inner[1:] for name, sign in signs.items()]
+        within = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
+        return f"{type_text(inner[0])} {within}".strip()
+    if origin is typing.Literal:
+        return " | ".join(map(str, inner))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(type_text, inner))
+    if hint is type(None):
+        return "null"
+    if inner:
+        return f"{type_text(origin)}[{', '.join(map(type_text, inner))}]"
+    return str(getattr(hint, "__name__", hint))
 
 
 def check_defaults(component: Component) -> None:

@@ -29,6 +29,8 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
 
     installed = venv.run("alignkit", "install", *(f"alignkit-{name}" for name in names), cwd=tmp_path)
     assert installed.returncode == 0, installed.stdout + installed.stderr
+    for wrong, told in (("fine-loss@nowhere", "no plugin 'fine-loss@nowhere' is installed"),):
+        assert told in venv.run("alignkit", "uninstall", wrong).stderr
     listed = " ".join(venv.run("alignkit", "plugins").stdout.split())
     for kind, name in zip(KINDS, names, strict=True):
         told = f"alignkit-{name} 0.1  {KINDS[kind][0]}"
@@ -40,7 +42,7 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
     assert len(tests) == len(KINDS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
-    removed = venv.run("alignkit", "uninstall", *names)
+    removed = venv.run("alignkit", "uninstall", *names[:-1], f"{names[-1]}@alignkit-{names[-1]}")
     assert set(removed.stdout.splitlines()) == {f"alignkit-{n} 0.1 is uninstalled, and with it: {n}" for n in names}
     assert venv.files() == before
     assert "fine-" not in venv.run("alignkit", "plugins").stdout

@@ -53,7 +53,7 @@ def test_one_plugin_is_described_with_its_settings(install: Install, capsys: Cap
     assert capsys.readouterr().out.splitlines() == [
         "focal  alignkit-focal 0.1  focal for a test",
         "loss focal: hard tokens count more",
-        "  gamma: 2.0  # how much more",
+        "  gamma: 2.0  # how much more (float > 0)",
         "run hooks: alignkit_run_end",
     ]
 
@@ -64,6 +64,24 @@ def test_a_component_is_described_by_its_own_name(capsys: Captured) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("loss ppo-dual-clip: ")
     assert not any(line.startswith("stage") for line in lines)
+
+
+def test_a_plugin_is_described_whole_and_an_inactive_plugins_component_is_found(
+    install: Install, capsys: Captured
+) -> None:
+    code = LOSS.replace("]\n", ", Loss(name='squared', summary='', batch=TokenLogps, build=print)]\n", 1)
+    install("focal", code)
+    install("simpo", "import nosuchlib")
+    assert main(["plugins", "focal"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("loss")] == [
+        "loss focal: hard tokens count more",
+        "loss squared: ",
+    ]
+
+    assert main(["plugins", "squared"]) == 0  # of which no active plugin knows
+    assert capsys.readouterr().out.splitlines()[:2] == ["focal  alignkit-focal 0.1  focal for a test", "loss squared: "]
+    assert main(["plugins", "square"]) == 2
+    assert "no plugin named 'square' is installed" in capsys.readouterr().err
 
 
 def test_the_table_of_a_third_partys_component_is_as_a_built_ins(install: Install, capsys: Captured) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from alignkit import training_args, yaml
 from alignkit.cli import common
 from alignkit.components import Component
 from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
-from alignkit.settings import check_defaults
+from alignkit.settings import check_defaults, nested, plain, type_text
 
 
 def config(
@@ -68,15 +69,22 @@ def _component(depth: int, table: dict[str, Any], component: Any) -> Iterator[st
     yield from _fields(depth, component.config, table)
 
 
-def _fields(depth: int, cls: type, table: dict[str, Any]) -> Iterator[str]:
+def _fields(depth: int, cls: type, table: dict[str, Any], types: bool = False) -> Iterator[str]:
     for field in dataclasses.fields(cls):
-        yield _line(depth, field.name, table[field.name], field.metadata.get("help", ""))
+        value, help = table[field.name], field.metadata.get("help", "")
+        inner = nested(cls, field.name)
+        if inner is not None and isinstance(value, dict):
+            yield "  " * depth + f"{field.name}:" + (f"  # {help}" if help else "")
+            yield from _fields(depth + 1, inner, value, types)
+        else:
+            type_ = f"{type_text(typing.get_type_hints(cls, include_extras=True)[field.name])}" if types else ""
+            yield _line(depth, field.name, value, " ".join(filter(None, [help, type_ and f"({type_})"])))
 
 
 def fields_with_help(component: Component) -> list[str]:
-    """A component's settings as lines of a config file: its defaults, each with its help."""
+    """A component's settings as lines of a config file: its defaults, each with its help and its type."""
     check_defaults(component)
-    return list(_fields(1, component.config, dataclasses.asdict(component.config())))
+    return list(_fields(1, component.config, plain(component.config()), types=True))
 
 
 def _line(depth: int, key: str, value: Any, help: str) -> str:

@@ -46,7 +46,7 @@ def _alignkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def uninstall(
-    names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, or the distributions that bring them."),
+    names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distributions."),
 ) -> None:
     """Remove the distributions that bring plugins, with pip. What they depend on stays."""
     meant = sorted({_provider(name) for name in names})
@@ -56,20 +56,23 @@ def uninstall(
 
 
 def _provider(name: str) -> tuple[str, str]:
-    """What a plugin's or a distribution's name means: ``("alignkit-kto 0.1", "kto")``.
+    """What ``kto``, ``kto@alignkit-kto`` or a distribution's name means: ``("alignkit-kto 0.1", "kto")``.
 
     Raises:
         PluginError: nothing that can be uninstalled.
     """
     found = installed()
-    meant = [p for p in found if p.is_from(name)] or [p for p in found if p.name == name]
+    plugin, _, distribution = name.partition("@")
+    meant = [p for p in found if p.is_from(name)]
+    meant = meant or [p for p in found if p.name == plugin and p.is_from(distribution or p.distribution)]
     if not meant:
         known = sorted({p.name for p in found if not p.builtin})
         there = f"Installed: {', '.join(known) or 'only the built-in'}"
         raise PluginError(f"no plugin '{name}' is installed.{did_you_mean(name, known)} {there}")
     distributions = list(dict.fromkeys(p.distribution for p in meant))
     if len(distributions) > 1:
-        raise PluginError(f"plugin '{name}' is given by {' and '.join(distributions)}: say which distribution")
+        which = " or ".join(f"alignkit uninstall {name}@{each}" for each in distributions)
+        raise PluginError(f"plugin '{name}' is given by {' and '.join(distributions)}: run {which}")
     if meant[0].builtin:
         raise PluginError(f"{name} comes with alignkit itself. To remove all of it: pip uninstall alignkit")
     return meant[0].provider, ", ".join(p.name for p in found if p.distribution == distributions[0])

@@ -23,6 +23,7 @@ KINDS = {
     "optimizer": ("SGD with momentum", "train --plugin sft --plugin my-thing"),
     "data": ("A data format: question, best_answer", "train --plugin sft --plugin my-thing --data quiz.jsonl"),
     "reward": ("A reward for answers of a certain length", "train --plugin ppo --plugin my-thing"),
+    "hooks": ("Run hooks: a note on every finished run", "train --plugin sft --plugin my-thing"),
     "rollout": ("A rollout engine that samples one prompt at a time", "train --plugin ppo --plugin my-thing"),
 }
 Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # for the choices that typer shows

@@ -10,6 +10,7 @@ import typer
 
 from alignkit.checks import Checked, check, named
 from alignkit.components import Component
+from alignkit.errors import PluginError
 from alignkit.plugin import Plugin, bare, installed
 from alignkit.registry import DECLARATIONS, Registry
 
@@ -20,7 +21,7 @@ def plugins(
 ) -> None:
     """List installed plugins; say what one gives and its settings; check them, each imported in its own process.
 
-    alignkit plugins · alignkit plugins lora · alignkit plugins check · alignkit plugins check lora
+    alignkit plugins · alignkit plugins lora · alignkit plugins adamw_8bit · alignkit plugins check lora
     """
     words = words or []
     if words[:1] == ["check"]:
@@ -61,23 +62,34 @@ def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:
 
 
 def described(name: str) -> Iterator[str]:
-    """What a plugin, or an active plugin's component, gives, and every setting with its default and its help."""
+    """All that a plugin gives, or a component by its name: every setting with its default, help and type."""
     from alignkit.cli.config import fields_with_help
 
     registry = Registry()
-    registry.activate(name)
-    asked = [plugin for plugin in registry.active if plugin.name == bare(name)] or [
-        registry.provider(registry.get(kind, bare(name))) for kind in DECLARATIONS if registry.has(kind, bare(name))
-    ]
-    for plugin in asked:
+    try:
+        registry.activate(name)
+    except PluginError:
+        givers = _givers_of(name)
+        if not givers:
+            raise
+        registry.activate(*(f"{plugin.name}@{plugin.distribution}" for plugin in givers))
+    named = [plugin for plugin in registry.active if plugin.name == bare(name)]
+    components = [registry.get(kind, bare(name)) for kind in DECLARATIONS if registry.has(kind, bare(name))]
+    for plugin in named or dict.fromkeys(map(registry.provider, components)):
         yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
         given: list[Component] = registry.given_by(plugin)
-        for component in [c for c in given if c.name == bare(name)] or given:
+        for component in given if named else [c for c in given if c in components]:
             yield f"{component.kind} {component.name}: {component.summary}"
             yield from fields_with_help(component)
         runs = registry.run_hooks_of(plugin)
         if runs:
             yield f"run hooks: {', '.join(runs)}"
+
+
+def _givers_of(name: str) -> list[Plugin]:
+    """The plugins that are not active and give a component of that name; each is imported in a process of its own."""
+    idle = [plugin for plugin in installed() if not plugin.builtin]
+    return [result.plugin for result in check(idle) if bare(name) in [given for _, given in result.gives]]
 
 
 def show_checked(results: list[Checked], as_json: bool = False) -> None:

@@ -80,6 +80,23 @@ def test_the_default_learning_rate_follows_the_tuner_and_gives_way_to_the_user()
     assert config("train: {learning_rate: 1e-3}").train["learning_rate"] == 1e-3
 
 
+def test_the_default_learning_rate_follows_the_optimizer_too(install: Callable[..., None]) -> None:
+    install(
+        "lion",
+        """
+        from alignkit import Optimizer, hookimpl
+
+        @hookimpl
+        def alignkit_optimizer():
+            return [Optimizer(name="lion", summary="for a test", build=print, lr_scale=0.3)]
+        """,
+    )
+    for tuner, rate in (("full", 0.3 * 2e-5), ("lora", 0.3 * 2e-4)):
+        there = config("model: some/model", plugins=("sft", tuner, "lion")).train["learning_rate"]
+        assert there == pytest.approx(rate)
+    assert config("train: {learning_rate: 1e-3}", plugins=("sft", "lion")).train["learning_rate"] == 1e-3
+
+
 @pytest.mark.parametrize("written", ["3e-4", "0.0003", "3.0E-4", "'3e-4'"])
 def test_floats_are_floats(written: str) -> None:
     assert config(f"train: {{learning_rate: {written}}}").train["learning_rate"] == pytest.approx(3e-4)

@@ -233,6 +233,29 @@ def test_a_plugin_for_another_version_is_not_imported(install: Callable[..., Non
     assert "alignkit_lion_plugin" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("requires", "lacks"),
+    [
+        ("numpy>=99", r"needs numpy>=99, and [\d.]+ is installed: reinstall alignkit-lion"),
+        ("nosuchlib>=2", "needs nosuchlib>=2, which is not installed: reinstall alignkit-lion"),
+        ("nosuchlib; python_version < '3'", None),
+        ("nosuchlib; extra == 'test'", None),
+        ("numpy", None),
+    ],
+)
+def test_what_a_plugin_requires_is_looked_for_before_it_is_imported(
+    install: Callable[..., None], requires: str, lacks: str | None
+) -> None:
+    install("lion", OPTIMIZER.format(name="lion"), requires=requires)
+
+    if lacks is None:
+        Registry().activate("lion")
+        return
+    with pytest.raises(PluginError, match=lacks):
+        Registry().activate("lion")
+    assert "alignkit_lion_plugin" not in sys.modules
+
+
 def test_the_version_of_the_api_is_the_versions_first_two_numbers() -> None:
     assert __version__.startswith(f"{API_VERSION}.")
 
