@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -112,6 +115,29 @@ class MetricsFile(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # a pickle that nothing reads: the run folder's config.yaml says the same
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "training_args.bin").unlink(missing_ok=True)
+
+
+class Resumed(TrainerCallback):
+    """Lets a run that goes on from a checkpoint follow its own settings where the Trainer would take the checkpoint's.
+
+    Those are how often it logs, evaluates and saves, and the learning rate of the first step, where the schedule of a
+    run that was made longer has another.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step > state.max_steps:
+            raise ConfigError(
+                f"the run is at step {state.global_step}, and with these settings it ends at step {state.max_steps}"
+            )
+        state.compute_steps(args, state.max_steps)
+        schedule = kwargs["lr_scheduler"]
+        if isinstance(schedule, LambdaLR):
+            rates = [b * f(schedule.last_epoch) for b, f in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            schedule._last_lr = rates  # what the Trainer logs
+            for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 class Interrupt(TrainerCallback):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alignkit.rows import Row
 
@@ -26,11 +26,24 @@ if TYPE_CHECKING:
     OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it."""
+Resume = Literal["same", "may_change", "may_grow"]
+
+
+def option(default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] = "same") -> Any:
+    """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it.
+
+    ``resume`` says whether ``--resume`` accepts another value, or is a function of the config that says so:
+
+    - ``"same"``: no. The setting decides what is trained.
+    - ``"may_change"``: yes. It decides nothing of what is trained: an address, a time-out, how much is in memory. A
+      finished run that differs only in such settings is the same run.
+    - ``"may_grow"``: a larger value, or none where none means no limit. It decides when training stops, and a finished
+      run can be trained on with it.
+    """
+    metadata = {"help": help, "resume": resume}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

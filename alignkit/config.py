@@ -48,7 +48,7 @@ class TopLevel:
     """The keys of a config file that are not tables of a component."""
 
     model: str = option("bundled:smollm2-135m", "base of every stage: a hub id, a folder, or bundled:smollm2-135m")
-    output: str = option("runs", "run folders are made in it: runs/sft, runs/rm, ...")
+    output: str = option("runs", "run folders are made in it: runs/sft, runs/rm, ...", resume="may_change")
     plugins: list[str] = option([], "plugins to activate and pick; --plugin adds to these")
     chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's own, else the plain template")
 

@@ -16,6 +16,7 @@ order in which the plugins were named (``alignkit_load_model`` from the last to 
       alignkit_callbacks                   before the trainer is built
         ... training ...
     alignkit_run_end                       the run folder is complete
+    alignkit_run_failed                    in its place, where an error ended the run
 """
 
 from __future__ import annotations
@@ -276,4 +277,21 @@ def alignkit_run_end(run: Run, result: Result) -> None:
         @hookimpl
         def alignkit_run_end(run, result):
             print("held-out loss:", result.metrics.get("eval_loss"), "in", result.folder)
+    """
+
+
+@hookspec
+def alignkit_run_failed(run: Run, error: Exception) -> None:
+    """Called when an error ends a run, at ``alignkit_run_start`` or later. Not called when the user stops it.
+
+    The error is shown as ever afterwards, and what this hook raises beside it. ``run.folder`` has the checkpoints with
+    which ``--resume`` goes on.
+
+    ::
+
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_run_failed(run, error):
+            print("run failed:", run.config.stage.component.name, error)
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, bundled, fingerprints, manifest
+from alignkit import base, bundled, fingerprints, identity, manifest
 from alignkit.config import RunConfig
 from alignkit.errors import ConfigError, did_you_mean
 
@@ -72,10 +72,11 @@ def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
     """
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
+    free = {change.path for change in identity.changes(record["config"], config) if change.resume == "may_change"}
     found = [
         f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
         for path in _leaves(config.stated)
-        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents
+        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents and path not in free
     ]
     if data is not None and record["data"]["fingerprint"] != data and record["data"]["source"] == config.data.path:
         found.append(f"{config.data.path} has changed since")

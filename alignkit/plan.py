@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, layers, lineage, manifest, sources
+from alignkit import base, data, identity, layers, lineage, manifest, sources
 from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
@@ -137,7 +137,7 @@ class _Planner:
 
     def plan(self, overwrite: bool) -> Pipeline:
         config, parents = self._with_parents(resolve(self.registry, self.file, self.cli))
-        if manifest.is_run(config.folder) and not overwrite and self._is_the_same(config):
+        if manifest.is_run(config.folder) and not overwrite and is_made_by(config):
             done = Parent(config.stage.component.name, config.folder, manifest.read(config.folder))
             return Pipeline([], [done])
         self.result.to_train.append(make(self.registry, config, parents))
@@ -196,13 +196,6 @@ class _Planner:
             self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None, config)
         return self.known[stage_name]
 
-    def _is_the_same(self, config: RunConfig) -> bool:
-        """Whether the finished run in the config's folder was made by this very config, from the same data."""
-        record = manifest.read(config.folder)
-        mine, theirs = ({k: v for k, v in c.items() if k != "output"} for c in (config.to_dict(), record["config"]))
-        run = Parent(record["stage"], config.folder, record)
-        return mine == theirs and not lineage.differences(run, config, data.fingerprint(config.data))
-
 
 def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | None = None) -> Plan:
     """Check everything about one run that can be checked without torch, and read the data.
@@ -257,22 +250,10 @@ def _check_requires(registry: Registry, component: Component) -> None:
             raise ConfigError(f"{what}: pip install {package.partition('.')[0]}")
 
 
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Whether a run may go to ``folder``.
-
-    Raises:
-        ConfigError: a finished run is there, or an unfinished one, and the user said neither.
-    """
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise ConfigError(f"{above} is a file: choose another --output")
-    if folder.exists() and not manifest.is_run(folder):
-        raise ConfigError(f"{folder} exists and is no run of alignkit. Choose another --output")
-    if overwrite:
-        return
-    if folder.exists():
-        raise ConfigError(
-            f"{folder}: a finished run is there. Choose another --output, or add --overwrite to replace it"
-        )
-    if manifest.unfinished(folder).exists() and not resume:
-        raise ConfigError(f"{folder}: an unfinished run is there. Add --resume to go on, or --overwrite to start again")
+def is_made_by(config: RunConfig) -> bool:
+    """Whether ``config`` makes the finished run that is in its folder: the same settings, from the same data."""
+    record = manifest.read(config.folder)
+    if any(change.resume != "may_change" for change in identity.changes(record["config"], config)):
+        return False
+    run = Parent(record["stage"], config.folder, record)
+    return not lineage.differences(run, config, data.fingerprint(config.data))

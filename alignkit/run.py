@@ -5,13 +5,16 @@ It reads top to bottom in :func:`execute`. Importing this module imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import inspect
 import itertools
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,15 +23,16 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, handover, manifest, rankings, roles
+from alignkit import base, data, device, fingerprints, handover, lock, manifest, rankings, roles
 from alignkit.batches import Answers, Sampling
-from alignkit.callbacks import Interrupt, MetricsFile, Progress
+from alignkit.callbacks import Interrupt, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
 from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
-from alignkit.plan import Plan, check_folder
-from alignkit.resume import last_checkpoint, prepare_folder
+from alignkit.plan import Plan, is_made_by
+from alignkit.randomness import evaluate_undisturbed
+from alignkit.resume import METRICS, check_folder, last_checkpoint, prepare_folder
 from alignkit.saving import final_metrics, save
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
@@ -235,7 +239,7 @@ class Run:
         """The run's own callbacks and those of plugins."""
         expected = "a list of TrainerCallback"
         theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
-        return [Progress(self), MetricsFile(self.folder / "metrics.jsonl"), Interrupt(self), *self.loss_state, *theirs]
+        return [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), *self.loss_state, *theirs]
 
 
 def _are_callbacks(given: Any) -> bool:
@@ -250,26 +254,65 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         AlignkitError: anything that the user can mend.
     """
     started = time.monotonic()
-    final = plan.config.folder
-    run = Run(plan, say)
-    if os.environ.get("RANK", "0") == "0":  # under accelerate, one process looks and writes
-        check_folder(final, resume, overwrite)
-        if resume and manifest.is_run(run.folder):  # killed between its last file and its renaming
-            metrics = manifest.read(run.folder)["metrics"]
-            manifest.finish(final)
-            return Result(final, metrics, time.monotonic() - started)
-        prepare_folder(run.folder, plan, run.surroundings(), resume)
+    run, final, grown = Run(plan, say), plan.config.folder, list[str]()
+    with contextlib.ExitStack() as stack:
+        if _is_first_process():  # it looks and writes for all
+            check_folder(plan.config, resume, overwrite)
+            stack.enter_context(lock.held(run.folder))
+            if resume and manifest.is_run(run.folder):  # killed between its last file and its renaming
+                manifest.finish(final)
+                if is_made_by(plan.config):
+                    return Result(final, manifest.read(final)["metrics"], time.monotonic() - started)
+            grown = prepare_folder(plan, run.surroundings(), resume, overwrite)
+        stack.enter_context(_failure_told(run))
+        metrics = _train(run, resume, grown, started)
+    gc.collect()  # a trainer is full of cycles, and the next stage needs the memory of its models
+    result = Result(final, metrics, time.monotonic() - started)
+    run.registry.call("alignkit_run_end", run=run, result=result)
+    return result
 
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _failure_told(run: Run) -> Iterator[None]:
+    """Tell plugins when a run fails, and leave no folder behind that has nothing to go on from."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, Interrupted):
+            try:
+                run.registry.call("alignkit_run_failed", run=run, error=error)
+            except AlignkitError as another:  # the first error is the one to show
+                run.say(str(another))
+        if _is_first_process() and last_checkpoint(run.folder) is None and not (run.folder / METRICS).exists():
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str, float]:
+    """Build the stage's trainer, train from the last checkpoint on, and save; the final metrics."""
+    stage = run.config.stage.component
     run.registry.call("alignkit_run_start", run=run)
-    stage, optimizer = plan.config.stage.component, plan.config.optimizer.component
     trainer = handover.trainer(run.registry.who(stage, "build"), stage.build(run))
-    handover.name_optimizer(run.registry.who(optimizer), trainer)
+    handover.name_optimizer(run.registry.who(run.config.optimizer.component), trainer)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
+    evaluate_undisturbed(trainer)
+    trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:
-        say(f"resuming from step {checkpoint.name.split('-')[1]}" if checkpoint else "nothing to resume: starting")
+        run.say(f"resuming from step {checkpoint.name.split('-')[1]}" if checkpoint else "nothing to resume: starting")
     if checkpoint:
         trainer.args.eval_on_start = False  # the first attempt did
+        trainer.add_callback(Resumed())
+        if grown and schedule_depends_on_length(trainer.args):
+            run.say(
+                f"learning rate: from here on the {trainer.args.lr_scheduler_type.value} schedule is that of the "
+                "longer run; the steps so far followed the shorter one's. The result is not that of one run of this "
+                "length"
+            )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -284,8 +327,12 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     metrics = final_metrics(trainer)
     save(run, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
-        manifest.finish(final)
+        manifest.finish(run.config.folder)
     trainer.accelerator.wait_for_everyone()
-    result = Result(final, metrics, time.monotonic() - started)
-    run.registry.call("alignkit_run_end", run=run, result=result)
-    return result
+    return metrics
+
+
+def schedule_depends_on_length(args: transformers.TrainingArguments) -> bool:
+    """Whether a step's learning rate depends on how many steps there are in all."""
+    constant = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau")
+    return args.lr_scheduler_type.value not in constant or 0 < args.warmup_steps < 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import base, card, fingerprints, manifest
 from alignkit.errors import PluginError
+from alignkit.resume import longer_since
 
 if TYPE_CHECKING:
     import transformers
@@ -99,6 +100,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
         },
         "metrics": metrics,
         "steps": steps,
+        "longer": longer_since(run.folder),  # at which steps it was trained on for longer than it was to be, and how
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.components import Resume
 from alignkit.errors import ConfigError, did_you_mean
 
 # keys that alignkit sets itself, and how to say what they would say
@@ -27,6 +28,16 @@ OURS = {
     "remove_unused_columns": "a stage knows its columns",
     "local_rank": "torchrun sets it",
 }
+
+# keys with which `--resume` may come again (see `alignkit.option`); the others decide what is trained
+MAY_GROW = ("max_steps", "num_train_epochs")
+MAY_CHANGE_STARTS = (
+    *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "push_to_hub", "hub_", "debug"),
+    *("dataloader_num_workers", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_"),
+    *("gradient_checkpointing", "torch_empty_cache_steps", "skip_memory_metrics", "ddp_timeout"),
+)
+# these too, unless the best evaluation decides which checkpoint is kept
+EVALUATION_STARTS = ("eval_", "per_device_eval_batch_size", "prediction_loss_only", "save_", "include_")
 
 _SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
 
@@ -88,6 +99,13 @@ def _help(node: ast.expr | None) -> str:
         if _literal(key) == "help":
             return " ".join(str(_literal(value) or "").split())
     return ""
+
+
+def on_resume(values: Mapping[str, Any]) -> dict[str, Resume]:
+    """The fields that a resume need not keep, by name; ``values`` is the ``train`` table."""
+    starts = MAY_CHANGE_STARTS if values.get("load_best_model_at_end") else MAY_CHANGE_STARTS + EVALUATION_STARTS
+    may_change: dict[str, Resume] = {name: "may_change" for name in fields() if name.startswith(starts)}
+    return may_change | dict.fromkeys(MAY_GROW, "may_grow")
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:

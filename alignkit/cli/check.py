@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import check_folder, pipeline
+from alignkit.plan import pipeline
+from alignkit.resume import check_folder
 
 
 def check(
@@ -23,5 +24,5 @@ def check(
     planned = pipeline(*asked)
     common.print_pipeline(planned)
     for plan in planned.to_train:
-        check_folder(plan.config.folder, resume=True, overwrite=False)
+        check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
     typer.echo(f"{'ok':>11}  {'train can start' if planned.to_train else 'nothing is left to train'}")

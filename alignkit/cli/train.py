@@ -8,7 +8,8 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import check_folder, pipeline
+from alignkit.plan import pipeline
+from alignkit.resume import check_folder
 
 
 def train(
@@ -18,7 +19,7 @@ def train(
     model: str = common.Model,
     data: str = common.Data,
     output: str = common.Output,
-    resume: bool = typer.Option(False, "--resume", help="Go on with an unfinished run."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with an unfinished run, or train a finished one on."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the asked-for run if it is there."),
     plan_only: bool = typer.Option(False, "--plan", help="Say what would be done, and stop."),
 ) -> None:
@@ -28,7 +29,7 @@ def train(
     planned = pipeline(*asked, overwrite=overwrite)
     if first:
         for plan in planned.to_train:
-            check_folder(plan.config.folder, resume or plan_only, overwrite)
+            check_folder(plan.config, resume, overwrite, plan_only)
         common.print_pipeline(planned)
         if not planned.to_train:
             typer.echo("\nnothing to train: this run is there, made by these settings. --overwrite trains it again")

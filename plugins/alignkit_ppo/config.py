@@ -12,7 +12,7 @@ from alignkit import ConfigError, option
 class PPOConfig:
     """What PPO has to set beside ``train``; the names are InstructGPT's and TRL's."""
 
-    iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training")
+    iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training", resume="may_grow")
     batch_size: Annotated[int, Gt(0)] = option(64, "answers an iteration, on all processes together")
     samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers to each prompt of a batch")
     minibatches: Annotated[int, Gt(0)] = option(4, "optimizer steps a pass over the batch, whatever the microbatch")
@@ -37,9 +37,15 @@ class PPOConfig:
     ptx_data: str | None = option(None, "its texts or demonstrations; null: what the policy's SFT run was trained on")
     ptx_batch_size: Annotated[int, Gt(0)] = option(8, "its texts an optimizer step, on all processes together")
     ptx_length: Annotated[int, Gt(1)] = option(256, "tokens; longer texts are cut into pieces")
-    max_kl: Annotated[float, Gt(0)] | None = option(None, "stop when the KL of an answer is above this")
-    eval_every: Annotated[int, Gt(0)] = option(5, "iterations between evaluations on held-out prompts")
-    save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints")
+    max_kl: Annotated[float, Gt(0)] | None = option(
+        None, "stop when the KL of an answer is above this", resume="may_grow"
+    )
+    eval_every: Annotated[int, Gt(0)] = option(
+        5,
+        "iterations between evaluations on held-out prompts",
+        resume=lambda config: "same" if config.keep == "best" else "may_change",
+    )
+    save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints", resume="may_change")
     keep: Literal["last", "best"] = option("last", "the policy to keep: the last, or that of the best held-out score")
 
 

@@ -18,7 +18,9 @@ class RMConfig:
     )
     shared_prompt: bool | None = option(None, "compute a prompt once for all its answers; null: where that is faster")
     forward_tokens: Annotated[int, Gt(0)] | None = option(
-        None, "most tokens in one forward; batches over it are split and the loss stays the same; null: no limit"
+        None,
+        "most tokens in one forward; batches over it are split and the loss stays the same; null: no limit",
+        resume="may_change",
     )
     normalise_on: Annotated[int, Gt(1)] = option(
         256, "demonstrations on which the score shall have mean 0, deviation 1"

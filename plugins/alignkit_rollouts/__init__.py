@@ -12,7 +12,9 @@ from alignkit import Rollout, hookimpl, option
 class GenerateConfig:
     """The ``rollout`` table of ``generate``."""
 
-    batch: Annotated[int, Gt(0)] | None = option(None, "answers sampled at a time, for the memory; null: all at once")
+    batch: Annotated[int, Gt(0)] | None = option(
+        None, "answers sampled at a time, for the memory; null: all at once", resume="may_change"
+    )
 
 
 def generate(config: GenerateConfig, tokenizer: Any, sampling: Any) -> Any:
