@@ -149,8 +149,11 @@ def _wrong(component: Component, registry: Registry) -> Iterator[str]:
         yield f"{who}: {error}"
         return
     names = [field.name for field in dataclasses.fields(component.config)]
-    if isinstance(component, Reward) and component.needs(component.config()) and "path" not in names:
-        yield f"{who}: it needs a run, so its config needs a field `path: str | None`"
+    if isinstance(component, Reward):
+        if component.needs(component.config()) and not {"path", "paths"} & set(names):
+            yield f"{who}: it needs a run, so its config needs a field `path: str | None`"
+        if component.parts and component.parts not in names:
+            yield f"{who}: its config has no field `{component.parts}`, which `parts` names"
 
 
 @contextlib.contextmanager

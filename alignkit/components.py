@@ -144,7 +144,10 @@ class Reward(Component):
     kind: ClassVar[str] = "reward"
 
     build: Callable[[Any, Run], Callable[[Answers], Sequence[float]]]  # its config, the run -> the function
-    needs: Callable[[Any], Mapping[str, str]] = lambda config: {}  # as a stage's; its config's `path` names the run
+    # its config -> {"reward": stage that makes it}; the config's `path` names the run, its `paths` a list of several
+    needs: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    parts: str | None = None  # the field of its config that holds other rewards: a table with a name, or a list of them
+    part_keys: tuple[str, ...] = ()  # the keys of such a table that are its own, such as a weight
 
 
 @dataclass(frozen=True, kw_only=True)

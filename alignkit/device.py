@@ -1,11 +1,20 @@
-"""Which number format a run computes in."""
+"""Which device a run computes on, and in which number format."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+
+def run_device(train: Mapping[str, Any]) -> torch.device:
+    """The accelerator of this process (CUDA, XPU, MPS, ...) where there is one and ``train.use_cpu`` is not set."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if train.get("use_cpu") or accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def run_dtype(train: Mapping[str, Any]) -> torch.dtype:

@@ -14,6 +14,7 @@ from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.plugin import bare
 from alignkit.registry import Registry
+from alignkit.reward_parts import stages_needed
 from alignkit.settings import as_table, merge, names, select
 
 OF_A_STAGE = ("loss", "reward", "rollout")  # kinds that a shared table gives to the stages that can use them alone
@@ -79,9 +80,7 @@ def to_train(registry: Registry, of: Sequence[Layer], asked: str) -> list[Stage]
     needs = dict(stage.needs)
     if "reward" in stage.uses:
         tables = [table for layer in of for table in (layer.table("reward"), layer.of(asked, "reward"))]
-        reward, config = select(registry, "reward", stage.uses["reward"], tables)
-        if getattr(config, "path", None) is None:
-            needs |= reward.needs(config)
+        needs |= stages_needed(registry, select(registry, "reward", stage.uses["reward"], tables))
     return [stage, *(each for need in needs.values() for each in to_train(registry, of, need))]
 
 

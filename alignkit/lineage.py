@@ -141,8 +141,42 @@ def shares_base(record: Mapping[str, Any], config: RunConfig, base: str | None) 
     ``record`` is its manifest; ``config`` and ``base`` are the other run's config and the fingerprint of its base. The
     tuner's settings must agree: they may decide the form of the base, and PEFT cannot mix all of them on one.
     """
-    same = record["config"]["tuner"] == config.to_dict()["tuner"]
+    return _sits_on(record, config.to_dict()["tuner"], base)
+
+
+def _sits_on(record: Mapping[str, Any], tuner: Mapping[str, Any], base: str | None) -> bool:
+    same = record["config"]["tuner"] == tuner
     return bool(record["weights"] == "adapter" and same and record["base"]["weights"] == base)
+
+
+def rewards_in(by_role: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the roles that are rewards: ``reward``, and ``reward_2``, ``reward_3``, ... where there are several."""
+    return {role: value for role, value in by_role.items() if role.partition("_")[0] == "reward"}
+
+
+def trunks_of_rewards(
+    records: Mapping[str, Mapping[str, Any] | None], config: RunConfig, base: str | None
+) -> dict[str, str]:
+    """On whose base each reward is put in memory: ``policy``, or the first reward on that base, which may be itself.
+
+    ``records`` are the manifests of the reward runs by role; None for a run that is yet to be trained, which will have
+    the policy's tuner and base. ``config`` and ``base`` are as in :func:`shares_base`.
+    """
+    trunks: dict[str, str] = {}
+    for role, record in records.items():
+        on_policy = record is None or shares_base(record, config, base)
+        if config.tuner.component.adapters and on_policy:
+            trunks[role] = "policy"
+        else:
+            others = [other for other, trunk in trunks.items() if other == trunk]
+            trunks[role] = next((other for other in others if _on_one_base(record, records[other])), role)
+    return trunks
+
+
+def _on_one_base(record: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    if record is None or other is None or other["weights"] != "adapter":
+        return False
+    return _sits_on(record, other["config"]["tuner"], other["base"]["weights"])
 
 
 def check_same_tokens(a: Parent, b: Parent) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, identity, layers, lineage, manifest, sources
+from alignkit import base, data, identity, layers, lineage, manifest, reward_parts, sources
 from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
@@ -159,19 +159,28 @@ class _Planner:
         for role, parent in parents.items():
             lineage.check(config, parent, f"{stage.name}.{role}")
         if config.reward is not None:
-            for role, need in config.reward.component.needs(config.reward.config).items():
-                said = config.reward.config.path
-                parents[role] = lineage.named("reward.path", said, role) if said else self._find(need, "reward.path")
-                with_path = dataclasses.replace(config.reward.config, path=str(parents[role].folder))
-                config = dataclasses.replace(config, reward=config.reward._replace(config=with_path))
-                if "policy" in parents:
-                    lineage.check_same_tokens(parents["policy"], parents[role])
-                else:
-                    lineage.check_same_tokens_as_base(config, parents[role])
+            config = self._with_reward_runs(config, parents)
         for parent in parents.values():
             if parent.manifest is not None and parent not in self.result.found:
                 self.result.found.append(parent)
         return config, parents
+
+    def _with_reward_runs(self, config: RunConfig, parents: dict[str, Parent]) -> RunConfig:
+        """The config with the folders of the runs that its reward needs; they join ``parents``, each once."""
+
+        def find(stage: str, role: str, named: str | None, key: str) -> str:
+            run = lineage.named(key, named, role) if named else self._find(stage, key)
+            if "policy" in parents:
+                lineage.check_same_tokens(parents["policy"], run)
+            else:
+                lineage.check_same_tokens_as_base(config, run)
+            if run.folder not in [parent.folder for parent in lineage.rewards_in(parents).values()]:
+                others = sum(other.partition("_")[0] == role for other in parents)
+                parents[f"{role}_{others + 1}" if others else role] = run
+            return str(run.folder)
+
+        assert config.reward is not None
+        return dataclasses.replace(config, reward=reward_parts.with_runs(self.registry, config.reward, find))
 
     def _find(self, stage_name: str, key: str) -> Parent:
         """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
@@ -206,7 +215,8 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     """
     parents = dict(parents or {})
     chosen = [config.stage, config.tuner, config.optimizer, config.loss]
-    chosen += [getattr(config, kind) for kind in config.stage.component.uses]
+    chosen += [getattr(config, kind) for kind in config.stage.component.uses if kind != "reward"]
+    chosen += reward_parts.with_parts(registry, config.reward) if config.reward else []
     for component, settings in chosen:
         _check_requires(registry, component)
         if component.check:

@@ -62,7 +62,8 @@ def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor],
     config.modules_to_save = [module for module in saved if any(f".{module}." in key for key in weights)] or None
     config.task_type, config.inference_mode = model.peft_config["default"].task_type, False
     before = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    model.add_adapter(name, config)  # it may freeze modules that other adapters train
+    # not a classifier's own `add_adapter`, which adds a head; it may freeze modules that other adapters train
+    peft.PeftModel.add_adapter(model, name, config)
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(trained if is_of(name, key) else before.get(key, False))

@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, handover, lock, manifest, rankings, roles
+from alignkit import base, data, device, fingerprints, handover, lock, manifest, rewards, roles
 from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer
@@ -67,6 +67,7 @@ class Run:
         self.base = base.locate(plan.config.model, say)
         if "policy" in self.parents:
             self.base = base.under(self.records["policy"], self.parents["policy"], say)
+        self.device = device.run_device(plan.config.train)
         self.dtype = device.run_dtype(plan.config.train)
         self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
@@ -212,14 +213,16 @@ class Run:
 
     def reward(self) -> Callable[[Answers], list[float]]:
         """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``."""
-        selected = self.config.reward
-        assert selected is not None
-        name, score = selected.component.name, selected.component.build(selected.config, self)
+        assert self.config.reward is not None
+        return rewards.build(self.config.reward, self)
 
-        def checked(answers: Answers) -> list[float]:
-            return rankings.checked(f"reward '{name}'", lambda: score(answers), answers.texts)
+    def reward_run(self, path: str | None) -> Callable[[Answers], list[float]]:
+        """The scores of the reward model in the run folder ``path``, which is one of ``self.roles``.
 
-        return checked
+        Raises:
+            ConfigError: ``needs`` of the reward did not name this run.
+        """
+        return rewards.of_role(self, path)
 
     def rollout(self, sampling: Sampling) -> Callable[[nn.Module, list[list[int]]], list[list[int]]]:
         """The engine that samples: of the policy and prompts as token ids, to answers."""

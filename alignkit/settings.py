@@ -26,8 +26,11 @@ class Selected(NamedTuple):
         return {"name": self.component.name, **plain(self.config)}
 
 
-def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]]) -> Selected:
-    """The component that the last table names, with its keys; keys of another that it replaces are left behind."""
+def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]], where: str = "") -> Selected:
+    """The component that the last table names, with its keys; keys of another that it replaces are left behind.
+
+    ``where`` is the key of the table in error messages, if that is not ``kind``.
+    """
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:
         if table.get("name", component.name) != component.name:
@@ -37,7 +40,7 @@ def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[st
             left = set(names(former.config)) - set(names(component.config))
             own = {key: value for key, value in own.items() if key not in left}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
-    return Selected(component, typed(component.config, own, f"{kind}."))
+    return Selected(component, typed(component.config, own, f"{where or kind}."))
 
 
 def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:

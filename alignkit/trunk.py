@@ -105,7 +105,7 @@ class Roles(nn.Module):
         member = self.members[role]
         hidden = states[_place(member)]
         rows = torch.arange(len(hidden), device=hidden.device)
-        if role == "reward":
+        if role in lineage.rewards_in(self.members):
             return _score(member.head, hidden[rows, sequences.start + sequences.length - 1])
         mask = sequences.mask
         row, column = mask.nonzero(as_tuple=True)
@@ -190,9 +190,9 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     """Roles of a stage that samples: policy and reference from the policy's run, value and reward from the reward's.
 
     Under PEFT all of them are adapters of the policy's base where they were trained on that base in the same form. A
-    reward that was not is loaded by itself; the value then starts from the policy, with a fresh head, as it does where
-    there is no reward model. ``value="head"`` is a scalar head on the policy's own hidden states. ``value=None`` is for
-    stages without a value function.
+    reward that was not is loaded by itself, several of one other base together; the value then starts from the policy,
+    with a fresh head, as it does where there is no reward model. ``value="head"`` is a scalar head on the policy's own
+    hidden states. ``value=None`` is for stages without a value function.
     """
     policy = roles.without_dropout(run.model("policy"))
     shared = hasattr(policy, "peft_config")
@@ -207,16 +207,8 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     else:
         members["reference"] = Member(policy, None)
     width = policy.config.hidden_size
-    if "reward" in run.records:
-        record, folder = run.records["reward"], run.parents["reward"]
-        if shared and lineage.shares_base(record, run.config, run.base_weights):
-            weight = roles.load_adapter(policy, folder, "role_reward", trained=False)
-            members["reward"] = Member(policy, "role_reward", _head(width, weight, trained=False))
-        else:
-            model: Any = roles.open_run(folder, record, run.dtype).requires_grad_(False)
-            inner = _inner(model)
-            members["reward"] = Member(model, "default" if model is not inner else None, inner.score)
-    reward = members.get("reward")
+    members |= _rewards(run, policy)
+    reward = members.get("reward")  # of several the first, from which the value starts
     if value == "head":
         members["value"] = Member(policy, members["policy"].adapter, _head(width, None, trained=True))
     elif value == "adapter" and not shared:
@@ -236,6 +228,22 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     roles.without_dropout(policy)
     run.roles = Roles(members, temperature)  # for a reward that is one of them
     return run.roles
+
+
+def _rewards(run: Run, policy: Any) -> dict[str, Member]:
+    """The rewards: adapters of the policy's base, or of one that another of them is on, or models by themselves."""
+    records, members = lineage.rewards_in(run.records), dict[str, Member]()
+    for role, trunk in lineage.trunks_of_rewards(records, run.config, run.base_weights).items():
+        if trunk == role:
+            model: Any = roles.open_run(run.parents[role], records[role], run.dtype).requires_grad_(False)
+            inner = _inner(model)
+            members[role] = Member(model, "default" if model is not inner else None, inner.score)
+        else:
+            model = policy if trunk == "policy" else members[trunk].model
+            weight = roles.load_adapter(model, run.parents[role], f"role_{role}", trained=False)
+            head = _head(model.config.hidden_size, weight, trained=False)
+            members[role] = Member(model, f"role_{role}", head)
+    return members
 
 
 def _head(width: int, weight: Tensor | None, trained: bool) -> nn.Linear:

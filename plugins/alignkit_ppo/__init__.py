@@ -32,15 +32,20 @@ def in_memory(plan: Any) -> str:
     tuner, value = plan.config.tuner.component, plan.config.stage.config.value
     roles = ["policy", "reference", *(["value"] if value == "adapter" else [])]
     head = "; the value is a head on the policy" if value == "head" else ""
-    reward = plan.parents.get("reward")
-    if not tuner.adapters:
-        return f"{', '.join([*roles, *(['reward'] if reward else [])])}: a model each{head}"
-    if reward is None:
-        return f"{', '.join(roles)} on one base{head}"
+    records = {role: run.manifest for role, run in lineage.rewards_in(plan.parents).items()}
     base = lineage.base_weights(plan.config, plan.parents.get("policy"))
-    if reward.manifest is None or lineage.shares_base(reward.manifest, plan.config, base):
-        return f"{', '.join([*roles, 'reward'])} on one base{head}"
-    return f"{', '.join(roles)} on one base, reward by itself{head}"
+    trunks = lineage.trunks_of_rewards(records, plan.config, base)
+    by_trunk: dict[str, list[str]] = {}
+    for role, trunk in trunks.items():
+        by_trunk.setdefault(trunk, []).append(role)
+    roles += by_trunk.pop("policy", [])
+    alone = [on[0] for on in by_trunk.values() if len(on) == 1]
+    together = [f"{', '.join(on)} on a base of their own" for on in by_trunk.values() if len(on) > 1]
+    if tuner.adapters:
+        models = [f"{', '.join(roles)} on one base", *(f"{role} by itself" for role in alone)]
+    else:
+        models = [f"{', '.join([*roles, *alone])}: a model each"]
+    return ", ".join([*models, *together]) + head
 
 
 @hookimpl

@@ -1,7 +1,10 @@
 """Rewards: a reward model of one's own, any classifier of the hub, a Python function."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from alignkit import ConfigError, Reward, hookimpl, option, rankings
 
@@ -30,11 +33,20 @@ class FunctionConfig:
 
 
 @dataclass(frozen=True)
+class EnsembleConfig:
+    """The ``reward`` table of ``ensemble``."""
+
+    paths: list[str] = option([], "run folders of stage rm, two or more")
+    by: Literal["mean", "min", "mean-std"] = option("mean", "how an answer's scores become one")
+    std_coef: Annotated[float, Ge(0)] = option(1.0, "how many standard deviations mean-std subtracts")
+
+
+@dataclass(frozen=True)
 class SumConfig:
     """The ``reward`` table of ``sum``."""
 
-    parts: list[dict[str, Any]] = option([], "rewards, each with its name, its weight and its own keys")
-    path: str | None = option(None, "the run folder of a reward-model among them; null: found, or trained first")
+    parts: list[dict[str, Any]] = option([], "rewards, each with its name, its weight (1 if unset) and its own keys")
+    path: str | None = option(None, "the run folder of each reward-model part that has no path of its own")
 
 
 def check_classifier(config: ClassifierConfig) -> None:
@@ -48,16 +60,20 @@ def check_function(config: FunctionConfig) -> None:
     rankings.function(config.call)
 
 
+def check_ensemble(config: EnsembleConfig) -> None:
+    if len(set(config.paths)) < 2 or len(set(config.paths)) < len(config.paths):
+        raise ConfigError("reward 'ensemble' needs reward.paths: two or more different run folders of stage rm")
+    if config.std_coef != 1.0 and config.by != "mean-std":
+        raise ConfigError("reward.std_coef does nothing without reward.by=mean-std")
+
+
 def check_sum(config: SumConfig) -> None:
     if not config.parts:
         raise ConfigError("reward 'sum' needs reward.parts: a list of tables with name and weight")
-    if not all("name" in part for part in config.parts):
-        raise ConfigError("reward.parts: a part has no name")
-
-
-def sum_needs(config: SumConfig) -> dict[str, str]:
-    """A reward model's run, where one is among the parts."""
-    return {"reward": "rm"} if any(part.get("name") == "reward-model" for part in config.parts) else {}
+    for number, part in enumerate(config.parts):
+        weight = part.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"reward.parts[{number}].weight must be a number, not {weight!r}")
 
 
 def weighted_sum(config: SumConfig, run: Any) -> Any:
@@ -66,10 +82,14 @@ def weighted_sum(config: SumConfig, run: Any) -> Any:
     return weighted_sum(config, run)
 
 
-def rm(config: ModelConfig, run: Any) -> Any:
-    from alignkit_rewards.build import rm
+def ensemble(config: EnsembleConfig, run: Any) -> Any:
+    from alignkit_rewards.build import ensemble
 
-    return rm(run)
+    return ensemble(config, run)
+
+
+def rm(config: ModelConfig, run: Any) -> Any:
+    return run.reward_run(config.path)
 
 
 def classifier(config: ClassifierConfig, run: Any) -> Any:
@@ -109,11 +129,20 @@ def alignkit_reward() -> list[Reward]:
             build=function,
         ),
         Reward(
+            name="ensemble",
+            summary="several reward models: their mean, their minimum, or the mean less the deviation",
+            config=EnsembleConfig,
+            check=check_ensemble,
+            build=ensemble,
+            needs=lambda config: {"reward": "rm"},
+        ),
+        Reward(
             name="sum",
             summary="several rewards, each with a weight",
             config=SumConfig,
             check=check_sum,
             build=weighted_sum,
-            needs=sum_needs,
+            parts="parts",
+            part_keys=("weight",),
         ),
     ]

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import functools
+import operator
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Answers, DataError, base, rankings
+from alignkit import Answers, DataError, base, rankings, rewards
 from alignkit.chat_template import pad_token
-from alignkit.config import select
 
 if TYPE_CHECKING:
-    from alignkit_rewards import ClassifierConfig, FunctionConfig, SumConfig
+    from alignkit.run import Run
+    from alignkit_rewards import ClassifierConfig, EnsembleConfig, FunctionConfig, SumConfig
 
 Scores = Callable[[Answers], Sequence[float]]
-
-
-def rm(run: Any) -> Scores:
-    """The role ``reward``: an adapter of the policy's trunk where it can be."""
-    import torch
-
-    from alignkit.trunk import Sequences
-
-    size = run.config.train.get("per_device_eval_batch_size", 8)
-    device = "cuda" if torch.cuda.is_available() and not run.config.train.get("use_cpu") else "cpu"
-
-    def score(answers: Answers) -> list[float]:
-        roles, found = run.roles.eval(), []
-        for start in range(0, len(answers.texts), size):
-            some = slice(start, start + size)
-            sequences = Sequences.of(
-                answers.prompt_ids[some], answers.answer_ids[some], run.tokenizer.pad_token_id, device
-            )
-            with torch.no_grad(), torch.autocast(device, run.dtype, enabled=run.dtype is not torch.float32):
-                found += roles(sequences, ("reward",))["reward"].tolist()
-        return found
-
-    return score
 
 
 def classifier(config: ClassifierConfig, run: Any) -> Scores:
@@ -47,7 +26,7 @@ def classifier(config: ClassifierConfig, run: Any) -> Scores:
 
     located = base.locate(str(config.model), run.say)
     model = AutoModelForSequenceClassification.from_pretrained(located, dtype=run.dtype).eval()
-    model.to("cuda" if torch.cuda.is_available() and not run.config.train.get("use_cpu") else "cpu")
+    model.to(run.device)
     tokenizer = AutoTokenizer.from_pretrained(located)
     if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
         tokenizer.pad_token = pad_token(tokenizer)
@@ -84,22 +63,34 @@ def function(config: FunctionConfig) -> Scores:
     return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
 
-def weighted_sum(config: SumConfig, run: Any) -> Scores:
-    """The parts' scores times their weights, added up; each part is checked under its own name."""
-    parts: list[tuple[str, float, Scores]] = []
-    for table in config.parts:
-        own = {key: value for key, value in table.items() if key != "weight"}
-        component, settings = select(run.registry, "reward", own["name"], [own])
-        if component.check:
-            component.check(settings)
-        name = " ".join([component.name, *([own["call"]] if "call" in own else [])])
-        parts.append((name, float(table.get("weight", 1.0)), component.build(settings, run)))
+def ensemble(config: EnsembleConfig, run: Run) -> Scores:
+    """The scores of several reward models, put together."""
+    members = [run.reward_run(path) for path in config.paths]
+    combine = functools.partial(COMBINE[config.by], config=config)
 
     def score(answers: Answers) -> list[float]:
-        total = [0.0] * len(answers.texts)
-        for name, weight, part in parts:
-            scores = rankings.checked(f"reward '{name}'", functools.partial(part, answers), answers.texts)
-            total = [so_far + weight * one for so_far, one in zip(total, scores, strict=True)]
-        return total
+        scores = [member(answers) for member in members]
+        return [combine(of_one) for of_one in zip(*scores, strict=True)]
+
+    return score
+
+
+# "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743): mean, worst case, and a bound that is
+# lower where the members disagree. The paper subtracts their variance; the deviation is in the unit of the scores.
+COMBINE: dict[str, Callable[..., float]] = {
+    "mean": lambda scores, config: statistics.fmean(scores),
+    "min": lambda scores, config: min(scores),
+    "mean-std": lambda scores, config: statistics.fmean(scores) - config.std_coef * statistics.pstdev(scores),
+}
+
+
+def weighted_sum(config: SumConfig, run: Run) -> Scores:
+    """The parts' scores times their weights, added up; each part is checked under its own name."""
+    weights = [float(table.get("weight", 1.0)) for table in config.parts]
+    parts = [rewards.built(run.registry, table, run, own=("weight",)) for table in config.parts]
+
+    def score(answers: Answers) -> list[float]:
+        scores = [part(answers) for part in parts]
+        return [sum(map(operator.mul, weights, of_one)) for of_one in zip(*scores, strict=True)]
 
     return score

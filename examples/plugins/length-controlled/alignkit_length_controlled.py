@@ -7,17 +7,15 @@ to be kept between them and a resumed run goes on exactly.
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from alignkit import Answers, ConfigError, Reward, hookimpl, option, rankings
-from alignkit.config import select
+from alignkit import Answers, Reward, hookimpl, option, rewards
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -51,25 +49,12 @@ def build(config: LengthConfig, run: Run) -> Callable[[Answers], list[float]]:
         ConfigError: ``of`` names no reward.
         PluginError: no active plugin gives that reward.
     """
-    if "name" not in config.of:
-        raise ConfigError("reward.of: which reward? Say reward.of.name=NAME")
-    component, settings = select(run.registry, "reward", config.of["name"], [config.of])
-    inner = component.build(settings, run)
+    inner = rewards.built(run.registry, config.of, run)
 
     def score(answers: Answers) -> list[float]:
-        scores = rankings.checked(f"reward '{component.name}'", functools.partial(inner, answers), answers.texts)
-        return without_length(scores, [len(ids) for ids in answers.answer_ids], config)
+        return without_length(inner(answers), [len(ids) for ids in answers.answer_ids], config)
 
     return score
-
-
-def needs(config: LengthConfig) -> dict[str, str]:
-    """A run of stage ``rm``, where a reward model is inside, by itself or in a sum."""
-
-    def holds_one(table: Mapping[str, Any]) -> bool:
-        return table.get("name") == "reward-model" or any(map(holds_one, table.get("parts", [])))
-
-    return {"reward": "rm"} if holds_one(config.of) else {}
 
 
 @hookimpl
@@ -80,6 +65,6 @@ def alignkit_reward() -> list[Reward]:
             summary="another reward with the effect of length taken off",
             config=LengthConfig,
             build=build,
-            needs=needs,
+            parts="of",
         )
     ]

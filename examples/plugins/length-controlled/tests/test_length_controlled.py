@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from alignkit_length_controlled import LengthConfig, build, needs, without_length
+from alignkit_length_controlled import LengthConfig, alignkit_reward, build, without_length
 
-from alignkit import Answers, ConfigError, PluginError
+from alignkit import Answers, ConfigError, PluginError, reward_parts
+from alignkit.config import Selected
 from alignkit.registry import Registry
 
 
@@ -34,12 +35,21 @@ def test_its_settings_act() -> None:
     assert without_length(scores, [7] * 4, LengthConfig(fewest=4)) == scores
 
 
-def test_a_reward_model_inside_is_looked_for() -> None:
-    parts = [{"name": "reward-model", "weight": 2}, {"name": "function", "call": "a:b"}]
+def test_reward_models_inside_are_found_by_alignkit() -> None:
+    """At any depth; a part that names no run takes the path of the reward that it is in."""
+    looked_for = []
+    parts = [{"name": "reward-model", "weight": 2, "path": "a"}, {"name": "reward-model"}]
+    of = {"name": "sum", "parts": parts}
 
-    assert needs(LengthConfig()) == {"reward": "rm"}
-    assert needs(LengthConfig(of={"name": "sum", "parts": parts})) == {"reward": "rm"}
-    assert needs(LengthConfig(of={"name": "function", "call": "a:b"})) == {}
+    def find(stage: str, role: str, named: str | None, key: str) -> str:
+        looked_for.append((stage, named, key))
+        return named or "found"
+
+    reward = Selected(alignkit_reward()[0], LengthConfig(of=of, path="b"))
+    found = reward_parts.with_runs(Registry(), reward, find).config
+
+    assert looked_for == [("rm", "a", "reward.of.parts[0].path"), ("rm", "b", "reward.of.parts[1].path")]
+    assert [part["path"] for part in found.of["parts"]] == ["a", "b"]
 
 
 def test_the_scores_are_those_of_the_reward_inside_without_length(
@@ -61,7 +71,7 @@ def test_the_scores_are_those_of_the_reward_inside_without_length(
 def test_a_reward_inside_has_to_be_there() -> None:
     run = SimpleNamespace(registry=Registry())
 
-    with pytest.raises(ConfigError, match="which reward"):
+    with pytest.raises(ConfigError, match="needs the name of a reward"):
         build(LengthConfig(of={"call": "a:b"}), run)
     with pytest.raises(PluginError, match="Did you mean 'reward-model'"):
         build(LengthConfig(of={"name": "reward-modle"}), run)

@@ -1,0 +1,65 @@
+"""Rewards as functions whose scores are checked. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alignkit import handover, lineage, rankings
+from alignkit.batches import Answers
+from alignkit.errors import ConfigError
+from alignkit.registry import Registry
+from alignkit.reward_parts import part
+from alignkit.settings import Selected
+
+if TYPE_CHECKING:
+    from alignkit.run import Run
+
+Scores = Callable[[Answers], list[float]]
+
+
+def build(reward: Selected, run: Run, which: str = "") -> Scores:
+    """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
+    component, config = reward
+    score = handover.function(run.registry.who(component, "build"), component.build(config, run))
+    name = f"reward '{component.name}{which}'"
+    return lambda answers: rankings.checked(name, lambda: score(answers), answers.texts)
+
+
+def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> Scores:
+    """:func:`build` of the reward that a table inside another's config names.
+
+    The arguments are those of :func:`alignkit.reward_parts.part`, which it raises as.
+    """
+    which = next((f" {table[name]}" for name in ("call", "path", "model") if table.get(name)), "")
+    return build(part(registry, table, own), run, which)
+
+
+def of_role(run: Run, path: str | None) -> Scores:
+    """The scores of a reward run in the folder ``path``, by the role that it has in ``run``; see ``Run.reward_run``.
+
+    Without ``path`` it is the only one.
+    """
+    import torch
+
+    from alignkit.trunk import Sequences
+
+    runs = lineage.rewards_in(run.parents)
+    roles = [role for role, folder in runs.items() if path in (None, str(folder))]
+    if len(roles) != 1:
+        known = ", ".join(map(str, runs.values())) or "none"
+        raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Runs that it named: {known}")
+    size = run.config.train.get("per_device_eval_batch_size", 8)
+
+    def score(answers: Answers) -> list[float]:
+        assert run.roles is not None
+        model, scores = run.roles.eval(), list[float]()
+        for start in range(0, len(answers.texts), size):
+            some = slice(start, start + size)
+            ids = answers.prompt_ids[some], answers.answer_ids[some]
+            sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
+            with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
+                scores += model(sequences, roles)[roles[0]].tolist()
+        return scores
+
+    return score

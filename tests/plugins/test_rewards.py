@@ -1,0 +1,244 @@
+"""Rewards: sums and ensembles of reward models, classifiers, and what is checked of them before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import Answers
+from alignkit.cli import main
+from alignkit.cli.common import read_arguments
+from alignkit.plan import pipeline
+from alignkit.testing import DEMONSTRATIONS
+
+PROMPTS = [f"p{n}" for n in range(8)]
+TEXTS = ["e e e", "b", "e c", "b b b b e", "c", "e", "b c e", "c c"]
+
+
+def write(file: str, rows: list[dict[str, Any]]) -> None:
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, an SFT run and two reward runs of each of lora and full."""
+    folder, here = tmp_path_factory.mktemp("rewards"), Path.cwd()
+    os.chdir(folder)
+    try:
+        shutil.copytree(tiny_model(), "base")
+        write("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+        write("demos.jsonl", DEMONSTRATIONS)
+        ranks = {"a": [0, 2, 1], "b": [2, 0, 1]}
+        for which, of in ranks.items():
+            rows = [{"prompt": f"p{n}", "responses": ["e e e", "b", "e c"], "ranks": of} for n in range(12)]
+            write(f"{which}.jsonl", rows)
+        for tuner in ("lora", "full"):
+            common = ["--plugin", tuner, "--model", "base", "train.use_cpu=true", "train.max_steps=8"]
+            common += ["train.learning_rate=0.003", "train.bf16=false", "data.eval_size=2"]
+            assert main(["train", "--plugin", "sft", "--data", "demos.jsonl", "--output", tuner, *common]) == 0
+            for which in ranks:
+                output = ["--output", f"{tuner}-{which}"]
+                given = ["--data", f"{which}.jsonl", f"rm.policy={tuner}/sft", *output]
+                assert main(["train", "--plugin", "rm", *given, *common]) == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder of the test's own, beside links to what is trained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    for each in trained.iterdir():
+        Path(each.name).symlink_to(each)
+    return tmp_path
+
+
+def run_of(tuner: str, *settings: str) -> Any:
+    """A PPO run that is ready to train, and its roles."""
+    from alignkit.run import Run
+    from alignkit.trunk import assemble
+
+    given = [f"ppo.policy={tuner}/sft", "train.bf16=false", "train.use_cpu=true", "data.eval_size=2", *settings]
+    run = Run(
+        pipeline(*read_arguments(["ppo", tuner], None, "base", "prompts.jsonl", "out", given)).to_train[-1], print
+    )
+    score = run.reward()
+    assemble(run, value="adapter", temperature=1.0).eval()
+    return run, score
+
+
+def answers_of(run: Any) -> Answers:
+    from alignkit.chat_template import encode_answer
+
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    encoded = [encode_answer(run.tokenizer, *both, run.stop_ids) for both in zip(prompts, TEXTS, strict=True)]
+    return Answers(prompts, TEXTS, [ids[:start] for ids, start in encoded], [ids[start:] for ids, start in encoded])
+
+
+def plain_scores(folder: str, answers: Answers) -> list[float]:
+    """The scores by plain Transformers and PEFT, an answer at a time."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    if Path(folder, "adapter_config.json").exists():
+        base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=1)
+        model = PeftModel.from_pretrained(base, folder).eval()
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        ids = [a + b for a, b in zip(answers.prompt_ids, answers.answer_ids, strict=True)]
+        return [model(torch.tensor([row])).logits.item() for row in ids]
+
+
+# --- sums and ensembles ----------------------------------------------------------------------------------------------
+
+HALF = "[{name: reward-model, path: %s/rm, weight: 0.5}, {name: reward-model, path: %s/rm, weight: 0.25}]"
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_sum_of_two_reward_models_scores_by_both(folder: Path, tuner: str) -> None:
+    run, score = run_of(tuner, "reward.name=sum", f"reward.parts={HALF % (f'{tuner}-a', f'{tuner}-b')}")
+    answers = answers_of(run)
+    a, b = (plain_scores(f"{tuner}-{which}/rm", answers) for which in "ab")
+
+    assert max(abs(x - y) for x, y in zip(a, b, strict=True)) > 0.5
+    assert score(answers) == pytest.approx([0.5 * x + 0.25 * y for x, y in zip(a, b, strict=True)], abs=1e-4)
+    assert run.config.reward.config.parts[1]["path"] == f"{tuner}-b/rm"
+    assert {str(run.parents[role]) for role in ("reward", "reward_2")} == {f"{tuner}-a/rm", f"{tuner}-b/rm"}
+    assert len([name for name in run.surroundings() if "reward" in name]) == 2  # --resume looks at both
+
+
+def combined(by: str, scores: tuple[float, ...]) -> float:
+    if by == "mean-std":
+        return statistics.fmean(scores) - 0.5 * statistics.pstdev(scores)
+    return min(scores) if by == "min" else statistics.fmean(scores)
+
+
+@pytest.mark.parametrize("by", ["mean", "min", "mean-std"])
+def test_an_ensemble_is_combined_as_asked(folder: Path, by: str) -> None:
+    more = ["reward.std_coef=0.5"] if by == "mean-std" else []
+    run, score = run_of("lora", "reward.name=ensemble", "reward.paths=[lora-a/rm, lora-b/rm]", f"reward.by={by}", *more)
+    answers = answers_of(run)
+    scores = zip(*(plain_scores(f"lora-{which}/rm", answers) for which in "ab"), strict=True)
+
+    assert score(answers) == pytest.approx([combined(by, each) for each in scores], abs=1e-4)
+
+
+def weights(model: Any) -> int:
+    return sum({p.data_ptr(): p.numel() for n, p in model.named_parameters() if "lora_" not in n}.values())
+
+
+@pytest.mark.parametrize(
+    ("policy", "rewards", "planned", "models"),
+    [
+        ("lora", "lora", "policy, reference, value, reward, reward_2 on one base", 1),
+        ("full", "lora", "policy, reference, value: a model each, reward, reward_2 on a base of their own", 4),
+        ("lora", "full", "policy, reference, value on one base, reward by itself, reward_2 by itself", 3),
+    ],
+)
+def test_reward_models_share_a_base_where_they_can(
+    folder: Path, policy: str, rewards: str, planned: str, models: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    paths = f"reward.paths=[{rewards}-a/rm, {rewards}-b/rm]"
+    run, score = run_of(policy, "reward.name=ensemble", paths, "reward.by=mean")
+    answers = answers_of(run)
+    a, b = (plain_scores(f"{rewards}-{which}/rm", answers) for which in "ab")
+
+    assert dict(run.plan.describe())["in memory"] == planned
+    assert len(run.roles.models) == models
+    one = weights(AutoModelForCausalLM.from_pretrained("base"))
+    assert weights(run.roles) < (models + 0.5) * one
+    assert score(answers) == pytest.approx([statistics.fmean(both) for both in zip(a, b, strict=True)], abs=1e-4)
+
+
+def test_a_part_without_a_path_takes_that_of_the_sum(folder: Path) -> None:
+    parts = "[{name: reward-model}, {name: sum, parts: [{name: reward-model, weight: 2}], weight: 3}]"
+    run, score = run_of("lora", "reward.name=sum", "reward.path=lora-b/rm", f"reward.parts={parts}")
+    answers = answers_of(run)
+
+    assert list(run.parents) == ["policy", "reward"]
+    assert score(answers) == pytest.approx([7 * x for x in plain_scores("lora-b/rm", answers)], abs=1e-3)
+
+
+def test_rewards_compute_on_the_device_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run says which it is, and not that there is CUDA: there is none here, whatever this says."""
+    run, score = run_of("lora", "reward.path=lora-a/rm")
+    answers = answers_of(run)
+    plain = plain_scores("lora-a/rm", answers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    assert score(answers) == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkit.device import run_device
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert run_device({}).type == "mps"
+    assert run_device({"use_cpu": True}).type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert run_device({}).type == "cpu"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *settings: str) -> str:
+    """What stops the plan, in which SFT and the reward model would be trained first."""
+    capsys.readouterr()
+    given = ["--model", "base", "--data", "prompts.jsonl", "--output", "new", *settings]
+    assert main(["train", "--plugin", "ppo", "--plan", *given]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("[{name: reward-modle}]", "Did you mean 'reward-model'"),
+        ("[{weight: 2}]", "reward.parts[0] needs the name of a reward"),
+        ("[{name: reward-model, pth: a}]", "unknown key reward.parts[0].pth. Did you mean 'path'"),
+        ("[{name: reward-model}, {name: classifier}]", "reward 'classifier' needs reward.model"),
+        ("[{name: function, call: 'os:nothing'}]", "os has no function nothing"),
+        ("[{name: reward-model, weight: much}]", "reward.parts[0].weight must be a number, not 'much'"),
+        ("[{name: reward-model, path: lora/sft}]", "reward.parts[0].path: lora/sft is a policy"),
+        ("[{name: sum, parts: [{name: needy}]}]", "reward 'needy' needs nowhere_to_be_found, which is not installed"),
+    ],
+)
+def test_the_parts_of_a_sum_are_checked_before_anything_is_trained(
+    folder: Path, parts: str, said: str, capsys: pytest.CaptureFixture[str], install: Callable[..., None]
+) -> None:
+    install(
+        "extra",
+        """
+        from alignkit import Reward, hookimpl
+
+        @hookimpl
+        def alignkit_reward():
+            return [Reward(name="needy", summary="", requires=("nowhere_to_be_found",), build=lambda config, run: None)]
+        """,
+    )
+    assert said in refused(capsys, "--plugin", "extra", "reward.name=sum", f"reward.parts={parts}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["reward.paths=[lora-a/rm]"], "needs reward.paths: two or more different run folders"),
+        (["reward.paths=[lora-a/rm, lora-a/rm]"], "needs reward.paths: two or more different run folders"),
+        (["reward.paths=[lora-a/rm, lora/sft]"], "reward.paths: lora/sft is a policy (stage sft), not a reward"),
+        (["reward.paths=[lora-a/rm, lora-b/rm]", "reward.std_coef=2"], "does nothing without reward.by=mean-std"),
+    ],
+)
+def test_an_ensemble_is_checked_before_anything_is_trained(
+    folder: Path, settings: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, "reward.name=ensemble", *settings)
