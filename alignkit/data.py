@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+from alignkit import handover
 from alignkit.components import DataFormat, NoConfig
 from alignkit.config import DataConfig, Selected, data_format
 from alignkit.errors import DataError, one_line
@@ -57,12 +58,12 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     """
     source = open_source(config, path)
     chosen, raw = _recognise(registry, config, path, source.rows)
-    rows: list[Located] = []
+    who, rows = registry.who(chosen.component), list[Located]()
     skipped: list[str] = []
     empty = 0
     for where, content in raw:
         try:
-            converted = _accepted(chosen, where, content, path, accepts)
+            converted = _accepted(chosen, who, where, content, path, accepts)
         except DataError as error:
             if config.on_bad_row == "error" or isinstance(error, WrongKindError):
                 raise
@@ -82,8 +83,9 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
     """The rows at ``path`` one after another, none of them kept in memory; raises as :func:`load` at a bad row."""
     chosen, raw = _recognise(registry, config, path, open_source(config, path).rows)
+    who = registry.who(chosen.component)
     for where, content in raw:
-        yield from _accepted(chosen, where, content, path, accepts)
+        yield from _accepted(chosen, who, where, content, path, accepts)
 
 
 class WrongKindError(DataError):
@@ -123,11 +125,11 @@ def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataErr
 
 
 def _accepted(
-    chosen: Selected, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
+    chosen: Selected, who: str, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
 ) -> list[Located]:
     if isinstance(content, DataError):
         raise content
-    rows = _convert(chosen, content, where)
+    rows = _convert(chosen, content, where, who)
     for row in rows:
         if not isinstance(row, accepts):
             wanted = " or ".join(_plural(t) for t in accepts)
@@ -136,21 +138,17 @@ def _accepted(
     return [Located(where, row) for row in rows]
 
 
-def _convert(chosen: Selected, row: RawRow, where: str) -> list[Row]:
+def _convert(chosen: Selected, row: RawRow, where: str, who: str) -> list[Row]:
     """The rows that a format makes of a raw one. Its settings are handed over where it has any."""
     component: DataFormat = chosen.component
     settings = () if component.config is NoConfig else (chosen.config,)
     try:
         converted = component.convert(row, *settings)
-        rows = converted if isinstance(converted, list) else [converted]
-        for each in rows:
-            if not isinstance(each, Row):
-                raise TypeError(f"it made a {type(each).__name__} of it, which is no row")
-        return rows
     except DataError as error:
         raise DataError(f"{where}: {error} (format '{component.name}' needs {component.summary})") from None
     except Exception as error:
-        raise DataError(f"{where}: format '{component.name}' failed on this row: {one_line(error)}") from error
+        raise DataError(f"{where}: {who} failed on this row: {one_line(error)}") from error
+    return handover.rows(f"{where}: {who}", converted)
 
 
 def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]]) -> DataFormat:
@@ -159,7 +157,7 @@ def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | D
     votes: Counter[tuple[str, ...]] = Counter()
     for where, row in first:
         if not isinstance(row, DataError):
-            scores = {name: _fits(f, row, where) for name, f in formats.items()}
+            scores = {name: _fits(registry.who(f, "fits"), f, row, where) for name, f in formats.items()}
             best = max(scores.values())
             votes[tuple(name for name in formats if scores[name] == best > 0)] += 1
     if not votes:  # nothing but bad rows, or none
@@ -176,11 +174,13 @@ def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | D
     raise DataError(f"{path}: no format fits rows with the fields {fields or '(none)'}. Known: {known}")
 
 
-def _fits(data_format: DataFormat, row: RawRow, where: str) -> int:
+def _fits(who: str, data_format: DataFormat, row: RawRow, where: str) -> int:
     try:
-        return data_format.fits(row)
+        fits = data_format.fits(row)
     except Exception as error:
-        raise DataError(f"{where}: format '{data_format.name}' failed to look at it: {one_line(error)}") from error
+        raise DataError(f"{where}: {who} failed on this row: {one_line(error)}") from error
+    handover.expect(f"{where}: {who}", fits, isinstance(fits, int), "how many fields of the row it reads")
+    return fits
 
 
 def _plural(row_type: type) -> str:

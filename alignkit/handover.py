@@ -8,19 +8,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from alignkit.batches import LossOutput, Sampling
 from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
 from alignkit.plugin import Plugin
+from alignkit.rows import Row
 
 
-def who(plugin: Plugin, component: Component, function: str = "") -> str:
-    """``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``; of a built-in one the component alone."""
+def who(plugin: Plugin, component: Component, function: str = "", which: str = "") -> str:
+    """``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``; of a built-in one the component alone.
+
+    ``which`` tells a component from others of its name.
+    """
     of = f"{function} of " if function else ""
-    named = f"{component.kind} '{component.name}'"
+    named = f"{component.kind} '{component.name}{which}'"
     return f"{of}{named}" if plugin.builtin else f"{plugin}: {of}its {named}"
 
 
@@ -48,6 +52,33 @@ def function(who: str, given: Any) -> Any:
     """What a ``build`` gave, which must be a function."""
     expect(who, given, callable(given), "a function")
     return given
+
+
+def in_words(who: str, given: Any) -> str:
+    """What a stage's ``extent`` or ``in_memory`` gave: a text."""
+    expect(who, given, isinstance(given, str), "a text")
+    return str(given)
+
+
+def needs(who: str, given: Any) -> Mapping[str, str]:
+    """What a reward's ``needs`` gave: the stages that make its roles."""
+    right = isinstance(given, Mapping) and all(isinstance(each, str) for each in (*given, *given.values()))
+    expect(who, given, right, "a dict of roles and stages, such as {'reward': 'rm'}, or {}")
+    return dict(given)
+
+
+def scores(who: str, given: Any) -> Any:
+    """What a reward gave: as many numbers as answers, which :func:`alignkit.rankings.checked` counts."""
+    right = hasattr(given, "__iter__") and not isinstance(given, str | Mapping)
+    expect(who, given, right, "a list with a score for each answer")
+    return given
+
+
+def rows(who: str, given: Any) -> list[Row]:
+    """What a format's ``convert`` gave: a row, or a list of rows, which may be empty."""
+    converted = given if isinstance(given, list) else [given]
+    expect(who, given, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
+    return converted
 
 
 def load_arguments(who: str, given: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, identity, layers, lineage, manifest, reward_parts, sources
+from alignkit import base, data, handover, identity, layers, lineage, manifest, reward_parts, sources
 from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
@@ -44,8 +44,8 @@ class Plan:
         steps = train.get("max_steps", -1)
         length = f"{steps} steps" if steps > 0 else _count(train.get("num_train_epochs", 3), "epoch")
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
-        in_words = config.stage.component.extent
-        extent = in_words(config.stage.config) if in_words else f"{length}, batches of {batch}"
+        extent = self._in_words("extent", config.stage.config) or f"{length}, batches of {batch}"
+        in_memory = self._in_words("in_memory", self)
         split = f"{len(self.eval_rows)} rows split off"
         return [
             ("stage", self._named("stage")),
@@ -53,7 +53,7 @@ class Plan:
             *(("plugin", line) for line in self._plugins()),
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
-            *([("in memory", in_memory(self))] if (in_memory := config.stage.component.in_memory) else []),
+            *([("in memory", in_memory)] if in_memory else []),
             ("loss", self._named("loss")),
             *((kind, self._named(kind)) for kind in config.stage.component.uses),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
@@ -69,6 +69,12 @@ class Plan:
             if not plugin.builtin:
                 gives = [f"{component.kind} {component.name}" for component in self.registry.given_by(plugin)]
                 yield f"{plugin.name} ({plugin.provider}): {', '.join([*gives, *self.registry.run_hooks_of(plugin)])}"
+
+    def _in_words(self, field: str, argument: Any) -> str:
+        """What the stage says of itself; empty where it says nothing."""
+        stage = self.config.stage.component
+        say = getattr(stage, field)
+        return handover.in_words(self.registry.who(stage, field), say(argument)) if say else ""
 
     def _named(self, kind: str) -> str:
         component = getattr(self.config, kind).component

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alignkit import data, manifest
 from alignkit.config import DataConfig
-from alignkit.errors import ConfigError, DataError, did_you_mean, one_line
+from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Demonstration, Prompt, Ranking, Row
 
@@ -116,7 +116,7 @@ def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[s
     """
     try:
         scores = [float(value) for value in scores_of()]
-    except DataError:
+    except (DataError, PluginError):
         raise
     except _FailedOnError as error:
         raise DataError(f"{name} failed on the answer {error.answer!r}: {one_line(error.why)}") from error

@@ -265,9 +265,9 @@ class Registry:
         """The stage of that name; raises as :meth:`get`."""
         return cast(Stage, self.get("stage", name))
 
-    def who(self, component: Component, function: str = "") -> str:
+    def who(self, component: Component, function: str = "", which: str = "") -> str:
         """A component, or one of its functions, with the plugin that gave it, for an error."""
-        return who(self.provider(component), component, function)
+        return who(self.provider(component), component, function, which)
 
     def provider(self, component: Component) -> Plugin:
         """The plugin that gave a component."""

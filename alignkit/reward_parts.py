@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+from alignkit import handover
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
 from alignkit.settings import Selected, select
@@ -46,7 +47,7 @@ def stages_needed(registry: Registry, reward: Selected) -> dict[str, str]:
     """Role -> stage of the runs that a reward and its parts need and do not name."""
     needs: dict[str, str] = {}
     if getattr(reward.config, "path", None) is None and not getattr(reward.config, "paths", None):
-        needs |= reward.component.needs(reward.config)
+        needs |= _needs(registry, reward)
         for table, where in _tables(reward, "reward"):
             needs |= stages_needed(registry, part(registry, table, reward.component.part_keys, where))
     return needs
@@ -72,13 +73,18 @@ def with_runs(
     if component.parts:
         held = getattr(config, component.parts)
         config = dataclasses.replace(config, **{component.parts: tables if isinstance(held, list) else tables[0]})
-    for role, stage in component.needs(config).items():
+    for role, stage in _needs(registry, Selected(component, config)).items():
         if several := getattr(config, "paths", None):
             folders = [find(stage, role, each, f"{key}.paths") for each in several]
             config = dataclasses.replace(config, paths=folders)
         else:
             config = dataclasses.replace(config, path=find(stage, role, path, f"{key}.path"))
     return Selected(component, config)
+
+
+def _needs(registry: Registry, reward: Selected) -> Mapping[str, str]:
+    component, config = reward
+    return handover.needs(registry.who(component, "needs"), component.needs(config))
 
 
 def _tables(reward: Selected, key: str) -> list[tuple[Mapping[str, Any], str]]:

@@ -22,8 +22,8 @@ def build(reward: Selected, run: Run, which: str = "") -> Scores:
     """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
     component, config = reward
     score = handover.function(run.registry.who(component, "build"), component.build(config, run))
-    name = f"reward '{component.name}{which}'"
-    return lambda answers: rankings.checked(name, lambda: score(answers), answers.texts)
+    who = run.registry.who(component, which=which)
+    return lambda answers: rankings.checked(who, lambda: handover.scores(who, score(answers)), answers.texts)
 
 
 def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> Scores:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from alignkit import LossOutput, PluginError, Sampling, TokenLogps, handover
+from alignkit.cli import main
 
 Install = Callable[..., None]
 RunStage = Callable[..., Path]
@@ -51,6 +52,13 @@ def alignkit_stage():
     from alignkit_sft.config import SFTConfig
     return [Stage(name="no-trainer", summary="for a test", build=lambda run: None, rows=(Demonstration,),
                   batch=TokenLogps, loss="nll", config=SFTConfig)]
+
+def silent(name, **more):
+    return Reward(name=name, summary="for a test", build=lambda *given: lambda answers: None, **more)
+
+@hookimpl
+def alignkit_reward():
+    return [silent("silent"), silent("no-needs", needs=lambda config: None)]
 
 @hookimpl
 def alignkit_rollout():
@@ -95,6 +103,17 @@ RETURN = "Is a `return` missing?"
             "ppo.policy=base rollout.name=texts reward.name=function reward.call=alignkit.bundled.guide:score "
             "ppo.batch_size=4 ppo.minibatches=1 ppo.response_length=8",
             "its rollout 'texts' gave ['So.'], expected a list of answers, each a list of token ids",
+        ),
+        (
+            "ppo",
+            "ppo.policy=base reward.name=silent ppo.batch_size=4 ppo.minibatches=1 ppo.response_length=8",
+            f"its reward 'silent' gave None, expected a list with a score for each answer. {RETURN}",
+        ),
+        (
+            "ppo",
+            "reward.name=no-needs",
+            f"needs of its reward 'no-needs' gave None, expected a dict of roles and stages, such as "
+            f"{{'reward': 'rm'}}, or {{}}. {RETURN}",
         ),
     ],
 )
@@ -158,6 +177,42 @@ def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for
     assert handover.engine("x", lambda *given: [[1], [2, 0], [3, 4, 5], [8]], sampling)(policy, prompts)
     with pytest.raises(PluginError, match=f"^engine 'x' {told}"):
         handover.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
+
+
+FORMAT = """
+from alignkit import DataFormat, fields_of, hookimpl
+
+@hookimpl
+def alignkit_data():
+    return [DataFormat(name="quiz", summary="question", fits={fits}, convert=lambda row: None)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("fits", "told"),
+    [
+        (
+            "fields_of('question')",
+            f"its format 'quiz' gave None, expected a row, such as a Demonstration, or a list. {RETURN}",
+        ),
+        (
+            "lambda row: None",
+            f"fits of its format 'quiz' gave None, expected how many fields of the row it reads. {RETURN}",
+        ),
+    ],
+)
+def test_a_format_without_return_is_no_bad_row(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], fits: str, told: str
+) -> None:
+    install("quiz", FORMAT.format(fits=fits))
+    (tmp_path / "rows.jsonl").write_text('{"question": "Why?"}\n' * 3)
+    words = ["check", "--plugin", "sft", "--plugin", "quiz", "--data", str(tmp_path / "rows.jsonl")]
+
+    assert main([*words, "data.on_bad_row=skip", *(["data.format=null"] if "lambda" in fits else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("alignkit: error: rows.jsonl line 1: ")
+    assert "plugin quiz (alignkit-quiz 0.1)" in error
+    assert told.removeprefix("fits of ") in error
 
 
 def test_what_finish_gives_joins_the_manifest_or_is_nothing() -> None:
