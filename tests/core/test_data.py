@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alignkit import ConfigError, Conversation, DataError, Demonstration, Prompt, Ranking, Row, Text
+from alignkit import ConfigError, Conversation, DataError, Demonstration, PluginError, Prompt, Ranking, Row, Text
 from alignkit.cli import main
 from alignkit.config import DataConfig, merge, parse_override, resolve
 from alignkit.data import Located, Rows, fingerprint, hold_out, load
@@ -321,9 +321,12 @@ def test_a_plugin_brings_a_kind_of_row(tmp_path: Path, install: Callable[..., No
 
     rows = load(registry, DataConfig(), str(write(tmp_path / "a.jsonl", '{"prompt": "a", "up": true}\n')), (Vote,)).rows
     assert [row for _, row in rows] == [Vote("a", True)]
-    for up, told in ((True, "holds votes .*wanted are texts"), (2, "it made a str of it, which is no row")):
+    for up, told in (
+        (True, "holds votes .*wanted are texts"),
+        (2, "plugin votes .* gave .a., expected a row"),
+    ):
         file = write(tmp_path / "b.jsonl", json.dumps({"prompt": "a", "up": up}))
-        with pytest.raises(DataError, match=told):
+        with pytest.raises((DataError, PluginError), match=told):
             load(registry, DataConfig(), str(file), (Text,))
 
 
