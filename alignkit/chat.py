@@ -49,18 +49,18 @@ def open_model(where: Where) -> Opened:
     import torch
 
     from alignkit import device, roles
-    from alignkit.chat_template import load_tokenizer
+    from alignkit.chat_template import load_tokenizer, tokenizer_of_run
 
     if where.manifest is not None:
         model: Any = roles.open_run(Path(where.name), where.manifest)
-        located, stops = where.name, where.manifest["stop_ids"]
+        tokenizer, stops = tokenizer_of_run(Path(where.name), where.manifest), where.manifest["stop_ids"]
     else:
         located = base.locate(where.name, print)
         model = base.load(located, {"dtype": device.run_dtype({})}).eval()
-        stops = None
-    tokenizer = load_tokenizer(located, None)
+        tokenizer = load_tokenizer(located, None)
+        stops = base.stop_ids(located, tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Opened(model, tokenizer, stops or base.stop_ids(located, tokenizer))
+    return Opened(model, tokenizer, stops)
 
 
 class Chat:
@@ -69,7 +69,10 @@ class Chat:
     def __init__(self, where: Where, max_new_tokens: int, temperature: float) -> None:
         from transformers import GenerationConfig
 
+        from alignkit.chat_template import writer
+
         self.model, self.tokenizer, stop_ids = open_model(where)
+        writer(self.tokenizer).special_tokens = "text"  # what is typed is text, whatever the run's data were
         self.generation = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
@@ -84,7 +87,7 @@ class Chat:
         import torch
         from transformers import TextStreamer
 
-        from alignkit.chat_template import prompt_ids
+        from alignkit.chat_template import answer_text, prompt_ids
 
         self.conversation.append(Message(role="user", content=text))
         ids = torch.tensor([prompt_ids(self.tokenizer, self.conversation)], device=self.model.device)
@@ -92,6 +95,6 @@ class Chat:
         output = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=self.generation, streamer=streamer
         )
-        answer = str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+        answer = answer_text(self.tokenizer, output[0, ids.shape[1] :].tolist())
         self.conversation.append(Message(role="assistant", content=answer))
         return answer

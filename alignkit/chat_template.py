@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -43,11 +43,11 @@ PLAIN = (
 
 
 def load_tokenizer(
-    base: str, template: str | None, today: str | None = None, special_tokens: str = "text"
+    base: str, template: str | None, day: str | None = None, special_tokens: str = "text"
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of ``base``, with a chat template (``template``'s file, its own, or the plain one) and a pad token.
 
-    The pad token is another than the end-of-sequence token wherever the tokenizer has a spare one. ``today`` is the day
+    The pad token is another than the end-of-sequence token wherever the tokenizer has a spare one. ``day`` is the one
     (``2026-11-25``) that templates get which ask for the date; None is the day of this call. ``special_tokens`` is
     :attr:`alignkit.config.DataConfig.special_tokens`.
 
@@ -79,8 +79,19 @@ def load_tokenizer(
         tokenizer.chat_template = tokenizer.chat_template["default"]
     if tokenizer.pad_token in (None, tokenizer.eos_token):
         tokenizer.pad_token = pad_token(tokenizer)
-    setattr(tokenizer, _WRITER, Writer(tokenizer, today, special_tokens))
+    setattr(tokenizer, _WRITER, Writer(tokenizer, day, special_tokens))
     return tokenizer
+
+
+def today() -> str:
+    """The date as chat templates get it: ``2026-11-25``."""
+    return datetime.date.today().isoformat()
+
+
+def tokenizer_of_run(folder: Path, record: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer in a finished run's folder, writing conversations as in that run: ``record`` is its manifest."""
+    data = record["config"]["stages"][record["stage"]]["data"]
+    return load_tokenizer(str(folder), None, record.get("today"), data.get("special_tokens", "text"))
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -190,11 +201,10 @@ class Writer:
     Set on the tokenizer by :func:`load_tokenizer`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: str | None, special_tokens: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None, special_tokens: str) -> None:
         self.tokenizer = tokenizer
-        today = today or datetime.date.today().isoformat()
         self.source = tokenizer.chat_template
-        self.template = ChatTemplate(self.source, tokenizer.special_tokens_map, today)
+        self.template = ChatTemplate(self.source, tokenizer.special_tokens_map, day or today())
         self.special_tokens = special_tokens
         self.apart = SetApart(
             {
@@ -294,6 +304,6 @@ def writer(tokenizer: PreTrainedTokenizerBase) -> Writer:
     if known is None:
         known = Writer(tokenizer, None, "text")
     elif known.source != tokenizer.chat_template or known.tokenizer is not tokenizer:
-        known = Writer(tokenizer, known.template.today, known.special_tokens)
+        known = Writer(tokenizer, known.template.day, known.special_tokens)
     setattr(tokenizer, _WRITER, known)
     return known

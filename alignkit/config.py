@@ -37,6 +37,9 @@ class DataConfig:
         None, "how rows are written: a name, or a table of name and settings; null: recognised by their fields"
     )
     on_bad_row: Literal["error", "skip"] = option("error", "error: stop at a bad row; skip: count and report them")
+    special_tokens: Literal["text", "tokens"] = option(
+        "text", "special tokens written out in a row, such as <|im_end|>: plain text, or the tokens themselves"
+    )
     eval_path: str | None = option(None, "a second source with the held-out rows; null: rows are split off")
     eval_split: str | None = option(None, "the split of eval_path, where it has splits; null: as split")
     eval_size: float | None = option(None, "rows to hold out: below 1 a share, else a count; null: 10 %, at most 200")

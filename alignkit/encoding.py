@@ -20,21 +20,24 @@ T = TypeVar("T")
 
 
 def encode_each(
-    run: Run, rows: Sequence[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
+    run: Run, rows: list[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
 ) -> list[tuple[str, T]]:
     """Each row through ``encode``, with where it stands. ``encode`` takes a row and the notes that it may count in.
 
-    A row that ``encode`` refuses is a bad row: it stops the run, or is skipped and counted where ``data.on_bad_row``
-    says so (or ``skip``, for rows that are not of the ``data`` table).
+    A row that ``encode`` refuses is a bad row: it stops the run, or is counted and taken out of ``rows`` where
+    ``data.on_bad_row`` says so (or ``skip``, for rows that are not of the ``data`` table).
 
     Raises:
         DataError: a bad row, or nothing but bad rows.
     """
+    of_run = skip is None
     skip = run.config.data.on_bad_row == "skip" if skip is None else skip
-    notes, found, bad = Counter[str](), list[tuple[str, T]](), list[str]()
-    for where, row in rows:
+    notes, found, good, bad = Counter[str](), list[tuple[str, T]](), list[Any](), list[str]()
+    for located in rows:
+        where, row = located
         try:
             found.append((where, encode(row, notes)))
+            good.append(located)
         except DataError as error:
             bad.append(f"{where}: {error}")
             if not skip:
@@ -42,8 +45,9 @@ def encode_each(
     if bad and not found:
         raise DataError(f"all {len(bad)} rows are bad, the first: {bad[0]}")
     if bad:
-        run.skipped += len(bad)
-        run.say(f"{len(bad)} of {len(rows)} rows are bad and skipped, the first: {bad[0]}")
+        rows[:] = good
+        run.skipped += len(bad) if of_run else 0
+        run.say(f"{len(bad)} of {len(bad) + len(rows)} rows are bad and skipped, the first: {bad[0]}")
     answers = notes.pop(ANSWERS, 0)
     for what, count in notes.items():
         run.say(f"{count} of {answers if what.startswith(ANSWERS) else len(rows)} {what}")
@@ -96,7 +100,7 @@ class Ranked:
         return [(i, j) for i in number for j in number if self.ranks[i] < self.ranks[j]]
 
 
-def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> list[Ranked]:
+def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
     """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
 
     Raises:

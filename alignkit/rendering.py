@@ -28,14 +28,14 @@ class ChatTemplate:
         AlignkitError: it is not valid Jinja.
     """
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str], today: str) -> None:
+    def __init__(self, source: str, named_tokens: Mapping[str, str], day: str) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = datetime.datetime.fromisoformat(today).strftime
-        self.today, self.named_tokens = today, dict(named_tokens)
+        environment.globals["strftime_now"] = datetime.datetime.fromisoformat(day).strftime
+        self.day, self.named_tokens = day, dict(named_tokens)
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:

@@ -17,6 +17,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
+DAY = "the day it began"  # in the surroundings
 
 
 def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bool = False) -> None:
@@ -128,6 +129,15 @@ def longer_since(folder: Path) -> list[dict[str, Any]]:
     """The steps at which a run was made longer than it was to be, and by which settings."""
     file = folder / LONGER
     return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+
+
+def began(config: RunConfig) -> str | None:
+    """The day on which the run began that a resume goes on with (``2026-11-25``); None where there is none."""
+    former = _former(config)
+    if former is None or not (former / SURROUNDINGS).exists():
+        return None
+    day: str | None = json.loads((former / SURROUNDINGS).read_text(encoding="utf-8")).get(DAY)
+    return day
 
 
 def last_checkpoint(folder: Path) -> Path | None:

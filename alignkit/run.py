@@ -26,13 +26,13 @@ from torch import nn
 from alignkit import base, data, device, fingerprints, handover, lock, manifest, rewards, roles
 from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress, Resumed
-from alignkit.chat_template import load_tokenizer
+from alignkit.chat_template import load_tokenizer, today
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
 from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
 from alignkit.plan import Plan, is_made_by
 from alignkit.randomness import evaluate_undisturbed
-from alignkit.resume import METRICS, check_folder, last_checkpoint, prepare_folder
+from alignkit.resume import DAY, METRICS, began, check_folder, last_checkpoint, prepare_folder
 from alignkit.saving import final_metrics, save
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
@@ -54,7 +54,7 @@ class Interrupted(AlignkitError):  # noqa: N818
 class Run:
     """What a stage may ask of its run. Stages never ask which tuner it is."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, say: Callable[[str], None], resume: bool = False) -> None:
         self.plan = plan
         self.config = plan.config
         self.registry = plan.registry
@@ -69,6 +69,7 @@ class Run:
             self.base = base.under(self.records["policy"], self.parents["policy"], say)
         self.device = device.run_device(plan.config.train)
         self.dtype = device.run_dtype(plan.config.train)
+        self.today = (began(plan.config) if resume else None) or self.records.get("policy", {}).get("today") or today()
         self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
         self.roles: Any = None  # the `alignkit.trunk.Roles` of a stage that has several roles
@@ -85,6 +86,7 @@ class Run:
             "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),
             "the number of processes": str(self.processes),
+            DAY: self.today,  # for chat templates that write the date
         }
 
     @property
@@ -95,7 +97,8 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The tokenizer of the policy it goes on from, or of the base, with a chat template and a pad token."""
-        return load_tokenizer(str(self.parents.get("policy", self.base)), self.config.chat_template)
+        folder, special_tokens = self.parents.get("policy", self.base), self.config.data.special_tokens
+        return load_tokenizer(str(folder), self.config.chat_template, self.today, special_tokens)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
@@ -257,7 +260,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         AlignkitError: anything that the user can mend.
     """
     started = time.monotonic()
-    run, final, grown = Run(plan, say), plan.config.folder, list[str]()
+    run, final, grown = Run(plan, say, resume), plan.config.folder, list[str]()
     with contextlib.ExitStack() as stack:
         if _is_first_process():  # it looks and writes for all
             check_folder(plan.config, resume, overwrite)

@@ -89,6 +89,7 @@ def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) ->
         },
         "fingerprints": fingerprints.of(run.folder),
         "stop_ids": run.stop_ids,
+        "today": run.today,  # what a chat template gets that asks for the date
         "parents": parents,
         "data": {
             "source": source.source,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit import branches, roles
 from alignkit.branches import Branches
-from alignkit.chat_template import encode_answer, load_tokenizer
+from alignkit.chat_template import encode_answer, tokenizer_of_run
 from alignkit.rows import Conversation, Message, Tools
 
 
@@ -19,7 +19,7 @@ class Scorer:
     """A reward model in memory: conversations and their answers in, one number each out."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
-        self.tokenizer = load_tokenizer(str(folder), None)
+        self.tokenizer = tokenizer_of_run(folder, record)
         self.stop_ids = record["stop_ids"]
         self.model = branches.with_scores(roles.open_run(folder, record))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -53,7 +53,7 @@ class Rollouts:
         return {"sequences": sequences, **{name: getattr(self, name)[rows, :width] for name in names}}
 
 
-def encode(run: Run, rows: Sequence[Any], config: PPOConfig) -> list[Prompted]:
+def encode(run: Run, rows: list[Any], config: PPOConfig) -> list[Prompted]:
     """Prompts as token ids, each once.
 
     Raises:

@@ -44,7 +44,12 @@ def examples(run: Run, config: PPOConfig) -> list[Example]:
         rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
     if not all(isinstance(row, Text | Demonstration) for _, row in rows):
         raise AlignkitError("ppo.ptx_coef: the policy was trained on no texts: say ppo.ptx_data")
-    encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
+    encoded = encode_each(
+        run,
+        rows,
+        lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes),
+        skip=config.ptx_data is None or run.config.data.on_bad_row == "skip",
+    )
     check_fit(run, ((where, ids[: config.ptx_length]) for where, of_row in encoded for ids, _ in of_row))
     texts = {where for where, row in rows if isinstance(row, Text)}
     found, over = [], 0
@@ -56,7 +61,8 @@ def examples(run: Run, config: PPOConfig) -> list[Example]:
             for start in range(0, len(ids) - 1, config.ptx_length):
                 found.append(_example(ids[start:][: config.ptx_length], labels[start:][: config.ptx_length]))
     if over:
-        run.say(f"{over} demonstrations are over ppo.ptx_length={config.ptx_length}: left out")
+        of = sum(len(of_row) for _, of_row in encoded)
+        run.say(f"{over} of {of} demonstrations are over ppo.ptx_length={config.ptx_length}: left out")
     found = [example for example in found if any(example.learnt)]
     if not found:
         raise ConfigError("ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data")

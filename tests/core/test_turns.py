@@ -250,7 +250,7 @@ def test_tools_and_their_calls_are_rendered_or_refused(with_template: Any) -> No
 
 def test_a_template_that_asks_for_the_date_gets_the_day_of_the_run(with_template: Any) -> None:
     dated = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
-    tokenizer = with_template(dated, today="2024-07-26")
+    tokenizer = with_template(dated, day="2024-07-26")
 
     assert tokenizer.decode(prompt_ids(tokenizer, ASKED)).startswith("26 Jul 2024\n")
 

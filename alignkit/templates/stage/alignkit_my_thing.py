@@ -10,8 +10,6 @@ from annotated_types import Gt
 from alignkit import Demonstration, Stage, TokenLogps, hookimpl, option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import Trainer
 
     from alignkit.data import Located
@@ -35,7 +33,7 @@ def build(run: Run) -> Trainer:
     config: Config = run.config.stage.config
     loss_of_batch = run.loss()
 
-    def tokens(rows: Sequence[Located]) -> list[dict[str, list[int]]]:
+    def tokens(rows: list[Located]) -> list[dict[str, list[int]]]:
         encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
         return [
             {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}

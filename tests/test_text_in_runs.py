@@ -1,0 +1,115 @@
+"""What becomes of conversations in whole runs: dates, special tokens, bad rows, and what the model cannot read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import manifest
+
+DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
+
+
+def rows(file: Path, *made: dict[str, Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return str(file)
+
+
+def test_a_run_keeps_its_day_when_resumed_and_hands_it_on(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dated.jinja").write_text(DATED, encoding="utf-8")
+    asked = ("--plugin", "full", f"chat_template={tmp_path / 'dated.jinja'}", "train.save_steps=1")
+
+    def killed(*arguments: Any) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alignkit.run.today", lambda: "2026-01-01")
+        patch.setattr("alignkit.run.save", killed)
+        with pytest.raises(AssertionError, match="killed"):
+            run_stage("sft", *asked)
+    monkeypatch.setattr("alignkit.run.today", lambda: "2026-01-02")
+    sft = run_stage("sft", *asked, "--resume")
+    dpo = run_stage("dpo", *asked, f"dpo.policy={sft}")
+
+    assert manifest.read(sft)["today"] == "2026-01-01"
+    assert manifest.read(dpo)["today"] == "2026-01-01"
+    from alignkit.chat_template import prompt_ids, tokenizer_of_run
+
+    tokenizer = tokenizer_of_run(sft, manifest.read(sft))
+    assert tokenizer.decode(prompt_ids(tokenizer, [{"role": "user", "content": "Hi"}])).startswith("01 Jan 2026 ")
+
+
+def test_a_token_without_an_embedding_is_reported_with_both_numbers(
+    run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model(), model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<tool_{n}>" for n in range(100)])
+    tokenizer.save_pretrained(model)
+    data = rows(tmp_path / "tools.jsonl", *({"prompt": f"Use {n}", "response": f"<tool_{80 + n}>"} for n in range(8)))
+
+    message = r"tools.jsonl line \d: the token '<tool_80>' .* 612 tokens, .* 576 rows"
+    with pytest.raises(AssertionError, match=message):
+        run_stage("sft", "--model", str(model), "--data", data, "data.eval_size=0")
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo"])
+def test_rows_longer_than_learnt_positions_are_an_error(
+    run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path, stage: str
+) -> None:
+    long, model = "many words here " * 200, str(tiny_model("gpt2"))
+    made = {"sft": {"prompt": "Say", "response": long}, "dpo": {"prompt": "Say", "chosen": long, "rejected": "No."}}
+    data = rows(tmp_path / "long.jsonl", *[made.get(stage, {"prompt": f"Say {n}"}) | {"n": n} for n in range(4)])
+    own = {
+        "sft": ["sft.max_length=4096"],
+        "dpo": ["dpo.policy=base", "dpo.max_length=4096"],
+        "ppo": ["ppo.policy=base", "reward.name=function", "reward.call=builtins:len", "ppo.response_length=510"],
+    }
+
+    with pytest.raises(AssertionError, match=r"long.jsonl line 4: \d+ tokens .*are more than the 512 positions"):
+        run_stage(stage, "--model", model, "--data", data, "data.eval_size=0", *own[stage])
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row(run_stage: Callable[..., Path], tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ m.role + ': ' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    good = [{"messages": turns} for _ in range(6)]
+    bad = {"messages": [{"role": "system", "content": "S"}, *turns]}
+    asked = ("--data", rows(tmp_path / "mixed.jsonl", *good, bad), f"chat_template={template}", "data.eval_size=0")
+
+    with pytest.raises(AssertionError, match=r"mixed.jsonl line 7: the chat template refuses .*no system turns"):
+        run_stage("sft", *asked)
+    record = manifest.read(run_stage("sft", *asked, "data.on_bad_row=skip", "--overwrite"))
+    assert (record["data"]["train_rows"], record["data"]["skipped_rows"]) == (6, 1)
+
+
+def test_pairs_that_a_template_makes_equal_are_left_out_and_counted(
+    run_stage: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "trims.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ':' + m.content | trim + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    good = [{"prompt": f"Q{n}", "chosen": "Yes.", "rejected": "No."} for n in range(6)]
+    data = rows(tmp_path / "pairs.jsonl", *good, {"prompt": "Q", "chosen": "Yes.", "rejected": "Yes. "})
+    asked = ("--data", data, f"chat_template={template}", "data.eval_size=0")
+
+    for stage, own in (("dpo", "dpo.policy=base"), ("rm", "rm.policy=base")):
+        run_stage(stage, *asked, own)
+        assert "2 of 14 answers are left out: they are the same tokens" in capsys.readouterr().out
