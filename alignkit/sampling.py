@@ -34,7 +34,7 @@ def sample(
         pad_token_id=pad,
         **warped,
     )
-    with torch.no_grad(), _nothing_but_what_is_asked(model):
+    with torch.no_grad(), nothing_but_what_is_asked(model):
         output = model.generate(ids, attention_mask=mask, generation_config=config)
     answers = [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
     return [answer for answer in answers for _ in range(how.samples // drawn)]
@@ -46,7 +46,7 @@ def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> 
 
 
 @contextlib.contextmanager
-def _nothing_but_what_is_asked(model: Any) -> Iterator[None]:
+def nothing_but_what_is_asked(model: Any) -> Iterator[None]:
     """Without the generation config that came with the model, from which ``generate`` takes what is not asked for.
 
     A repetition penalty, say, would make answers that the model's log-probabilities do not describe.
