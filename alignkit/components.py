@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.optim import Optimizer as TorchOptimizer
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from alignkit.batches import Answers, LossOutput, Sampling
+    from alignkit.batches import Answers, LossOutput
     from alignkit.plan import Plan
     from alignkit.run import Run
 
@@ -156,8 +156,9 @@ class Rollout(Component):
 
     kind: ClassVar[str] = "rollout"
 
-    # its config, the tokenizer, how to draw -> (the policy, prompt ids -> answer ids, `samples` to each prompt in turn)
-    build: Callable[[Any, PreTrainedTokenizerBase, Sampling], Callable[[nn.Module, list[list[int]]], list[list[int]]]]
+    # its config, the tokenizer, how to draw, and `run` where it takes one -> (the policy, prompt ids -> answer ids,
+    # `samples` to each prompt in turn)
+    build: Callable[..., Callable[[nn.Module, list[list[int]]], list[list[int]]]]
 
 
 KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Rollout)}

@@ -122,7 +122,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(
 
         @hookimpl
         def alignkit_model():
-            return [Tuner(name="needy", summary="", load=None, wrap=None, requires=("nosuchlib",))]
+            return [Tuner(name="needy", summary="", load=print, wrap=print, requires=("nosuchlib",))]
         """,
     )
     assert main(["check", "--plugin", "sft", "--plugin", "needy"]) == 2

@@ -65,7 +65,9 @@ def test_a_model_with_a_state_of_its_own_is_seen() -> None:
 
 def test_a_wrong_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt2", **GPT2)
-    monkeypatch.setattr(decoding.Decoder, "_inputs", lambda self, ids, mask: {"input_ids": ids, "past_key_values": self.cache})
+    monkeypatch.setattr(
+        decoding.Decoder, "_inputs", lambda self, ids, mask: {"input_ids": ids, "past_key_values": self.cache}
+    )
 
     assert not same_as_generate(model, PROMPTS[0], exact=True)
 
@@ -150,6 +152,6 @@ def test_it_is_an_engine_that_falls_back_with_a_line(
     run_stage("ppo", *small, "train.max_steps=1")
     assert "generate" not in capsys.readouterr().out.partition("\nppo\n")[2]
 
-    monkeypatch.setattr("alignkit.decode.same_as_generate", lambda *_: False)
+    monkeypatch.setattr("alignkit.decode.same_as_generate", lambda *_, **__: False)
     run_stage("ppo", *small, "train.max_steps=1", "--overwrite")
     assert "cannot decode this model" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Engines that sample answers: Transformers' batched generation, and its continuous batching."""
+"""Engines that sample answers: Transformers' batched generation, a loop of our own, and continuous batching."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from alignkit import Rollout, hookimpl, option
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The ``rollout`` table of ``generate``."""
+    """The ``rollout`` table of ``generate`` and ``decode``."""
 
     batch: Annotated[int, Gt(0)] | None = option(
         None, "answers sampled at a time, for the memory; null: all at once", resume="may_change"
@@ -23,6 +23,12 @@ def generate(config: GenerateConfig, tokenizer: Any, sampling: Any) -> Any:
     return generate(config, tokenizer, sampling)
 
 
+def decode(config: GenerateConfig, tokenizer: Any, sampling: Any, run: Any) -> Any:
+    from alignkit_rollouts.engines import decode
+
+    return decode(config, tokenizer, sampling, run)
+
+
 def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
     from alignkit_rollouts.engines import continuous
 
@@ -33,5 +39,11 @@ def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
 def alignkit_rollout() -> list[Rollout]:
     return [
         Rollout(name="generate", summary="padded batches of prompts", config=GenerateConfig, build=generate),
+        Rollout(
+            name="decode",
+            summary="a loop of its own: a prompt is computed once for its answers, ended answers leave the batch",
+            config=GenerateConfig,
+            build=decode,
+        ),
         Rollout(name="continuous", summary="continuous batching over a paged cache", build=continuous),
     ]
