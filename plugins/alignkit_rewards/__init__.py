@@ -20,8 +20,8 @@ class ModelConfig:
 class ClassifierConfig:
     """The ``reward`` table of ``classifier``."""
 
-    model: str | None = option(None, "a sequence-classification model: a hub id or a folder")
-    label: int = option(0, "the label whose logit is the score")
+    model: str | None = option(None, "a sequence-classification model or its PEFT adapter: a hub id or a folder")
+    label: int | str | None = option(None, "the label whose logit is the score, by name or index; null: the only one")
     batch: int = option(16, "answers at a time")
 
 
@@ -50,8 +50,9 @@ class SumConfig:
 
 
 def check_classifier(config: ClassifierConfig) -> None:
-    if config.model is None:
-        raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
+    from alignkit_rewards.classify import check
+
+    check(config)
 
 
 def check_function(config: FunctionConfig) -> None:
@@ -93,9 +94,9 @@ def rm(config: ModelConfig, run: Any) -> Any:
 
 
 def classifier(config: ClassifierConfig, run: Any) -> Any:
-    from alignkit_rewards.build import classifier
+    from alignkit_rewards.classify import build
 
-    return classifier(config, run)
+    return build(config, run)
 
 
 def function(config: FunctionConfig, run: Any) -> Any:

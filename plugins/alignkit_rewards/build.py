@@ -5,56 +5,16 @@ from __future__ import annotations
 import functools
 import operator
 import statistics
-import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignkit import Answers, DataError, base, rankings, rewards
-from alignkit.chat_template import pad_token
+from alignkit import Answers, rankings, rewards
 
 if TYPE_CHECKING:
     from alignkit.run import Run
-    from alignkit_rewards import ClassifierConfig, EnsembleConfig, FunctionConfig, SumConfig
+    from alignkit_rewards import EnsembleConfig, FunctionConfig, SumConfig
 
 Scores = Callable[[Answers], Sequence[float]]
-
-
-def classifier(config: ClassifierConfig, run: Any) -> Scores:
-    """Any sequence-classification model: the answers' text, in its own chat template and its own tokens."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    located = base.locate(str(config.model), run.say)
-    model = AutoModelForSequenceClassification.from_pretrained(located, dtype=run.dtype).eval()
-    model.to(run.device)
-    tokenizer = AutoTokenizer.from_pretrained(located)
-    if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
-        tokenizer.pad_token = pad_token(tokenizer)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
-
-    def text(prompt: Any, answer: str) -> str:
-        if tokenizer.chat_template is None:
-            return f"{rankings.prompt_text(prompt)}\n{answer}"
-        turns = [*prompt, {"role": "assistant", "content": answer}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-
-    def score(answers: Answers) -> list[float]:
-        texts = [text(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
-        found: list[float] = []
-        special = tokenizer.chat_template is None
-        for start in range(0, len(texts), config.batch):
-            part = texts[start : start + config.batch]
-            inputs = tokenizer(part, return_tensors="pt", padding=True, add_special_tokens=special)
-            for one, tokens in zip(part, inputs["attention_mask"].sum(1).tolist(), strict=True):
-                if tokens > longest:
-                    raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {tokens}: {one!r}")
-            with torch.no_grad():
-                found += model(**inputs.to(model.device)).logits[:, config.label].float().tolist()
-        return found
-
-    return score
 
 
 def function(config: FunctionConfig) -> Scores:

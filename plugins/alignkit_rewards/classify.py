@@ -1,0 +1,190 @@
+"""Any sequence-classification model as a reward: what its files say, its labels, and its scores."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Prompt, Ranking, base, rankings
+from alignkit.chat_template import pad_token
+from alignkit.errors import did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from alignkit.rewards import Scores
+    from alignkit.run import Run
+    from alignkit_rewards import ClassifierConfig
+
+HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # the last layers of Transformers' heads
+
+
+def check(config: ClassifierConfig) -> None:
+    """What the model's ``config.json`` says, where its files are on this machine; imports no torch.
+
+    Raises:
+        ConfigError: a language model without a head for scores; a label that it does not have, or none named.
+    """
+    if config.model is None:
+        raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
+    if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
+        raise ConfigError(f"reward.model: no folder {config.model}")
+    folder = base.folder_of(str(Path(config.model).expanduser()))
+    if folder is None or not (folder / "config.json").exists():
+        return  # on the hub, or an adapter: known when it is loaded
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    architectures = facts.get("architectures") or []
+    if architectures and all(name.endswith(("CausalLM", "LMHeadModel")) for name in architectures):
+        raise ConfigError(
+            f"reward.model: {config.model} is a language model ({architectures[0]}) without a trained head for scores. "
+            "Name a sequence-classification model, or train a reward model with --plugin rm"
+        )
+    names = facts.get("id2label") or {number: f"LABEL_{number}" for number in range(facts.get("num_labels", 2))}
+    label_of(config, [names[number] for number in sorted(names, key=int)])
+
+
+def label_of(config: ClassifierConfig, names: Sequence[str]) -> int:
+    """The index of the label whose logit is the score.
+
+    Raises:
+        ConfigError: there is no such label; none is named and there are several.
+    """
+    label, listed = config.label, ", ".join(f"{name} ({number})" for number, name in enumerate(names))
+    if label is None:
+        if len(names) > 1:
+            raise ConfigError(
+                f"{config.model} has {len(names)} labels: set reward.label to the one whose logit counts: {listed}"
+            )
+        return 0
+    if isinstance(label, str):
+        if label not in names:
+            raise ConfigError(f"{config.model} has no label {label}.{did_you_mean(label, names)} Labels: {listed}")
+        return list(names).index(label)
+    if not 0 <= label < len(names):
+        raise ConfigError(f"{config.model} has no label {label}. Labels: {listed}")
+    return label
+
+
+def load(name: str, run: Run) -> tuple[Any, str]:
+    """The model, every weight of it trained, in the number format of its files; and where its tokenizer is.
+
+    A PEFT adapter is put on its base, with the head that was saved with it.
+
+    Raises:
+        ConfigError: weights are missing, which Transformers would have filled with random numbers.
+        AlignkitError: it cannot be loaded.
+    """
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import find_adapter_config_file
+
+    located, saved = base.locate(name, run.say), dict[str, Any]()
+    try:
+        whole, more, adapter = located, dict[str, Any](), find_adapter_config_file(located) is not None
+        if adapter:
+            whole = str(PeftConfig.from_pretrained(located).base_model_name_or_path)
+            weights = load_peft_weights(located, device="cpu")
+            saved = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+            labels = next((len(saved[key]) for key in HEADS if key in saved), None)
+            more = {} if labels is None else {"num_labels": labels}
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            whole, dtype="auto", output_loading_info=True, **more
+        )
+        missing = sorted(set(report["missing_keys"]) - set(saved))
+        if missing:
+            raise ConfigError(
+                f"reward.model: {name} is no trained classifier, its files have no {', '.join(missing[:3])}"
+                f"{' and others' if len(missing) > 3 else ''}"
+            )
+        if adapter:
+            model = PeftModel.from_pretrained(model, located)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise AlignkitError(f"reward.model: {name} could not be loaded: {one_line(error)}") from error
+    head_in_fp32(model.get_base_model() if adapter else model)
+    return model.eval().to(run.device), whole if adapter and not _has_tokenizer(located) else located
+
+
+def _has_tokenizer(located: str) -> bool:
+    folder = base.folder_of(located)
+    return folder is None or (folder / "tokenizer_config.json").exists()
+
+
+def head_in_fp32(model: Any) -> None:
+    """Have what follows the trunk compute in fp32: in bf16 only 128 scores lie between 1 and 2."""
+    for name, module in model.named_children():
+        if name != model.base_model_prefix:
+            module.float().register_forward_pre_hook(
+                lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs)
+            )
+
+
+def build(config: ClassifierConfig, run: Run) -> Scores:
+    """The function of answers: each one's text, in the model's own chat template and its own tokens."""
+    import torch
+    from transformers import AutoTokenizer
+
+    model, tokenizer_at = load(str(config.model), run)
+    label = label_of(config, names := [model.config.id2label[i] for i in sorted(model.config.id2label)])
+    of_label = f"logit of label '{names[label]}' ({label})" if len(names) > 1 else "the logit"
+    run.say(f"score: {of_label} of {config.model}")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_at)
+    if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
+        tokenizer.pad_token = pad_token(tokenizer)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
+    special = tokenizer.chat_template is None
+
+    def text(prompt: Any, answer: str) -> str:
+        if tokenizer.chat_template is None:
+            return f"{rankings.prompt_text(prompt)}\n{answer}"
+        turns = [*prompt, {"role": "assistant", "content": answer}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+    def length(prompt: Any) -> int:
+        return len(tokenizer(text(prompt, ""), add_special_tokens=special)["input_ids"])
+
+    check_lengths(run, length, longest)
+
+    def score(answers: Answers) -> list[float]:
+        texts = [text(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
+        scores: list[float] = []
+        for start in range(0, len(texts), config.batch):
+            part = texts[start : start + config.batch]
+            inputs = tokenizer(part, return_tensors="pt", padding=True, add_special_tokens=special)
+            for one, tokens in zip(part, inputs["attention_mask"].sum(1).tolist(), strict=True):
+                if tokens > longest:
+                    raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {tokens}: {one!r}")
+            with torch.no_grad():
+                scores += model(**inputs.to(model.device)).logits[:, label].float().tolist()
+        return scores
+
+    return score
+
+
+def check_lengths(run: Run, length: Any, longest: int) -> None:
+    """Whether the model can read the longest prompt and an answer to it; ``length`` counts the tokens of a prompt.
+
+    Raises:
+        ConfigError: not even the prompt.
+    """
+    rows = [row for _, row in [*getattr(run, "train_rows", []), *getattr(run, "eval_rows", [])]]
+    prompts = [rankings.prompt_of(row) for row in rows if isinstance(row, Prompt | Ranking | Demonstration)]
+    prompts.sort(key=lambda prompt: sum(len(turn["content"] or "") for turn in prompt))
+    most = max(map(length, prompts[-16:]), default=0)  # the longest texts; tokens are counted of few
+    answer = getattr(run.config.stage.config, "response_length", 0) if prompts else 0
+    if most >= longest:
+        raise ConfigError(
+            f"reward 'classifier' reads {longest} tokens, and the longest prompt alone has {most}: leave out long "
+            "prompts, or name a model that reads more"
+        )
+    if most + answer > longest:
+        run.say(
+            f"warning: reward 'classifier' reads {longest} tokens; the longest prompt has {most} and answers up to "
+            f"{answer}. An answer that is too long for it is refused"
+        )
