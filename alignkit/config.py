@@ -188,8 +188,9 @@ def resolve(
     merged = {key: value for key, value in merge(*tables).items() if key not in unused}
 
     top = typed(TopLevel, {k: merged.pop(k) for k in names(TopLevel) if k in merged}, "")
+    chosen_format = _format(registry, tables)
     data = typed(DataConfig, as_table(merged.pop("data", None), "data"), "data.")
-    data = dataclasses.replace(data, path=data.path or stage.data, format=_format(registry, tables))
+    data = dataclasses.replace(data, path=data.path or stage.data, format=chosen_format)
     if "format" in as_table(said.get("data"), "data"):
         said["data"]["format"] = data.format
     train = training_args.check(as_table(merged.pop("train", None), "train"))
@@ -243,7 +244,7 @@ def _train(defaults: dict[str, Any], lr_scale: float, train: Mapping[str, Any]) 
     return {**defaults, **train}
 
 
-def data_format(registry: Registry, written: str | Mapping[str, Any] | None) -> Selected | None:
+def named_format(registry: Registry, written: str | Mapping[str, Any] | None) -> Selected | None:
     """The format that ``data.format`` names, with its settings; None where rows are to be recognised by their fields.
 
     Raises:
@@ -265,7 +266,7 @@ def _format(registry: Registry, tables: Iterable[Mapping[str, Any]]) -> str | di
         later = as_table(as_table(table.get("data"), "data").get("format"), "data.format")
         another = {"name"} <= written.keys() & later.keys() and written["name"] != later["name"]
         written = merge({} if another else written, later)
-    chosen = data_format(registry, {} if written == {"name": None} else written)
+    chosen = named_format(registry, {} if written == {"name": None} else written)
     if chosen is None:
         return None
     named = chosen.to_dict()

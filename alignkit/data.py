@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 from alignkit import handover
 from alignkit.components import DataFormat, NoConfig
-from alignkit.config import DataConfig, Selected, data_format
+from alignkit.config import DataConfig, Selected, named_format
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry
 from alignkit.rows import Row
@@ -96,7 +96,7 @@ def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) 
     """The format of the rows, with its settings, and the rows."""
     raw = itertools.starmap(_cleaned, raw)
     first = list(itertools.islice(raw, 20))
-    chosen = data_format(registry, config.format)
+    chosen = named_format(registry, config.format)
     if chosen is None:
         recognised = _format(registry, path, first)
         chosen = Selected(recognised, recognised.config())
