@@ -83,11 +83,12 @@ def main() -> None:
 
     @seed(options.seed)
     @settings(thorough, max_examples=max(options.examples // 50, 1))
-    @given(st.sampled_from(sorted(numeric)), fuzzing.rows(), st.data())
-    def of_runs(stage: str, made: list[object], more: st.DataObject) -> None:
+    @given(st.sampled_from(sorted(numeric)), st.data())
+    def of_runs(stage: str, drawn: st.DataObject) -> None:
+        made = drawn.draw(fuzzing.rows_of_stage(stage))
         (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
         base = [] if stage == "sft" else [f"{stage}.policy=base"]
-        data = ["--data", "rows.jsonl", f"{stage}.data.on_bad_row=skip", *more.draw(fuzzing.numbers(numeric[stage]))]
+        data = ["--data", "rows.jsonl", f"{stage}.data.on_bad_row=skip", *drawn.draw(fuzzing.numbers(numeric[stage]))]
         run("runs", ["train", "--overwrite", "--plugin", stage, *common, *SMALL, *data, *base])
 
     started = time.perf_counter()

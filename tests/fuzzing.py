@@ -69,6 +69,19 @@ def rows(draw: st.DrawFn) -> list[Any]:
 
 
 @st.composite
+def rows_of_stage(draw: st.DrawFn, stage: str) -> list[Any]:
+    """Sixteen rows that a stage trains on, of which up to three have odd texts or mistakes."""
+    kinds = {"sft": ["demonstrations", "text"], "rm": ["rankings", "preferences"], "dpo": ["preferences", "rankings"]}
+    made: list[Any] = json.loads(json.dumps(DATA[draw(st.sampled_from(kinds[stage]))]))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(made) - 1))
+        key = draw(st.sampled_from(sorted(made[place])))
+        odd = draw(TEXT) if isinstance(made[place][key], str) else draw(mistaken(made[place][key]))
+        made[place] = {**made[place], key: odd}
+    return made
+
+
+@st.composite
 def mistaken(draw: st.DrawFn, value: Any) -> Any:
     """``value`` with something in it replaced, removed, or added."""
     if isinstance(value, dict) and value and draw(st.integers(0, 4)):

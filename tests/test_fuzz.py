@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fuzzing
 import pytest
@@ -53,16 +52,10 @@ NUMBERS = {stage: fuzzing.numeric_keys(stage) for stage in ("sft", "rm", "dpo")}
 
 
 @settings(SEEDED, max_examples=20)
-@given(
-    stage_and_numbers=st.sampled_from(sorted(NUMBERS)).flatmap(
-        lambda stage: st.tuples(st.just(stage), fuzzing.numbers(NUMBERS[stage]))
-    ),
-    made=fuzzing.rows(),
-)
-def test_runs_of_two_steps(
-    common: list[str], tmp_path: Path, stage_and_numbers: tuple[str, list[str]], made: list[Any]
-) -> None:
-    stage, overrides = stage_and_numbers
+@given(drawn=st.data(), stage=st.sampled_from(sorted(NUMBERS)))
+def test_runs_of_two_steps(common: list[str], tmp_path: Path, drawn: st.DataObject, stage: str) -> None:
+    overrides = drawn.draw(fuzzing.numbers(NUMBERS[stage]))
+    made = drawn.draw(fuzzing.rows_of_stage(stage))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     data = ["--data", "rows.jsonl", f"{stage}.data.on_bad_row=skip"]
     base = [] if stage == "sft" else [f"{stage}.policy=base"]
