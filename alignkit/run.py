@@ -32,6 +32,7 @@ from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
 from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
 from alignkit.plan import Plan, is_made_by
 from alignkit.randomness import evaluate_undisturbed
+from alignkit.rehearsal import rehearse
 from alignkit.resume import DAY, METRICS, began, check_folder, last_checkpoint, prepare_folder
 from alignkit.saving import final_metrics, save
 
@@ -306,6 +307,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     handover.name_optimizer(run.registry.who(run.config.optimizer.component), trainer)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
     evaluate_undisturbed(trainer)
+    rehearse(run, trainer)
     trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:

@@ -1,0 +1,55 @@
+"""What could fail when a run is saved fails before it trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def with_generation_config(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``with_generation_config(temperature=0.9)``: the tiny model with these settings in its generation config."""
+
+    def make(**settings: object) -> Path:
+        folder = tmp_path / "base"
+        shutil.copytree(tiny_model(), folder)
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, **settings}))
+        return folder
+
+    return make
+
+
+def test_a_temperature_without_do_sample_is_mended_and_the_run_can_be_saved(
+    train: Train, with_generation_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import GenerationConfig
+
+    base = with_generation_config(temperature=0.9, top_p=0.6, max_length=4096, transformers_version="4.31.0")
+    folder = train("--plugin", "full", "--model", str(base), "train.max_steps=1")
+
+    saved = GenerationConfig.from_pretrained(folder)
+    saved.validate(strict=True)
+    assert (saved.do_sample, saved.temperature, saved.top_p) == (True, 0.9, 0.6)
+    assert "has settings of sampling without do_sample: do_sample is set to true" in capsys.readouterr().out
+
+
+def test_what_cannot_be_saved_stops_the_run_before_its_first_step(
+    train: Train, with_generation_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = with_generation_config(num_beams=1, early_stopping=True)
+    settings = ("--plugin", "full", "--model", str(base), "train.max_steps=1")
+
+    with pytest.raises(AssertionError, match="is invalid and cannot be saved.*Correct its generation_config.json"):
+        train(*settings)
+    (base / "generation_config.json").unlink()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(AssertionError, match="has 0.0 GB free, and what is trained takes 0.0 GB: make room"):
+        train(*settings)
+    assert not list((tmp_path / "out").rglob("*"))
