@@ -81,7 +81,7 @@ class Stage(Component):
     uses: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # "reward", "rollout" -> the one it uses by default
-    finish: Callable[[Run, Trainer], dict[str, Any]] | None = None  # after training; what it gives joins the manifest
+    finish: Callable[[Run, Trainer], dict[str, Any] | None] | None = None  # after training; joins the manifest
     extent: Callable[[Any], str] | None = None  # its config -> how much it trains, in words; else epochs and batches
     in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"

@@ -223,5 +223,5 @@ def _wrong_fields(component: Component) -> Iterator[tuple[str, str]]:
             yield field.name, "a text"
         elif kind.startswith("tuple") and not isinstance(value, tuple | list):
             yield field.name, "a tuple (with a comma after a single item)"
-        elif kind.startswith("Mapping") and not isinstance(value, dict):
+        elif kind.startswith("Mapping") and not isinstance(value, Mapping):
             yield field.name, "a dict"
