@@ -107,7 +107,7 @@ def _look_at(plugin: Plugin) -> Checked:
             registry = Registry([*beside, plugin])
             registry.activate(plugin.name)
         except PluginError as error:
-            result.problems.append(str(error).removeprefix(f"{plugin} "))
+            result.problems.append(re.sub(rf"^{re.escape(str(plugin))}:? ", "", str(error)))
     if heavy:
         what, seconds = ", ".join(name for name, _, _ in heavy), sum(spent for _, _, spent in heavy)
         result.problems.append(

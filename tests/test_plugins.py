@@ -199,6 +199,10 @@ def alignkit_reward():
         ("import os; os._exit(7)", "its import ended the process with status 7"),
         (HOOK.replace("run_end", "run_and"), "has a wrong hook: alignkit_run_and. Did you mean 'alignkit_run_end'"),
         (HOOK.replace("()", "(rum)"), "has a wrong hook: PluginValidationError"),
+        (
+            HOOK + "@hookimpl\ndef alignkit_loss():\n    []",
+            "0.1  alignkit_loss gave None, expected a list of Loss. Is a",
+        ),
         (HOOK + "def alignkit_loss():\n    return []", "alignkit_loss lacks @alignkit.hookimpl"),
         (HOOK + "def alignkit_los():\n    return []", "alignkit_los is no hook. Did you mean 'alignkit_loss'?"),
         (component(name="adamw"), "optimizer 'adamw' is given by both optimizers (alignkit"),
