@@ -86,6 +86,9 @@ class Stage(Component):
     in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
+    refuses: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # a key of `train` that has no effect in it, or "key=value" -> what to set instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ class Optimizer(Component):
 
     kind: ClassVar[str] = "optimizer"
 
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as a stage's
     build: Callable[[Any, TrainingArguments], tuple[OptimizerClass, dict[str, Any]]]
     lr_scale: float = 1.0  # as a tuner's, for an optimizer that wants other rates than AdamW; the two multiply
 

@@ -74,6 +74,7 @@ class RunConfig:
     parents: dict[str, str | None]  # where each role that the stage needs comes from: a run folder, "base", or unsaid
     reward: Selected | None = None  # only of a stage that uses one
     rollout: Selected | None = None
+    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # shared `train` keys without effect here, and why
 
     @property
     def folder(self) -> Path:
@@ -182,6 +183,7 @@ def resolve(
             of_stage = merge({"data": like}, of_stage)
         tables += [layers.shared_tables(registry, all_layers, layer, stage, trained, there), of_stage]
     said = merge(*tables)
+    of_stage_alone = [key for table in tables[1::2] for key in as_table(table.get("train"), "train")]
     own_path = as_table(said.get("data"), "data").get("path")
     recipe = bundled.recipe(merge(inherited or {}, said).get("model") or TopLevel.model, stage_name, own_path)
     tables[:0] = [{key: value for key, value in recipe.items() if key != "train"}, inherited or {}]
@@ -203,14 +205,22 @@ def resolve(
     for kind, default in defaults.items():
         merged.pop(kind, None)
         chosen[kind] = select(registry, kind, default, [as_table(table.get(kind), kind) for table in tables])
-    loss = chosen["loss"].component
-    lr_scale = chosen["tuner"].component.lr_scale * chosen["optimizer"].component.lr_scale
+    loss, tuner, optimizer = (chosen[kind].component for kind in ("loss", "tuner", "optimizer"))
     if not layers.fits(loss, stage):
         fitting = ", ".join(c.name for c in registry.all("loss") if layers.fits(c, stage))
         raise ConfigError(
             f"loss '{loss.name}' takes {loss.batch.__name__}, but stage '{stage_name}' gives "
             f"{stage.batch.__name__}. Losses that fit: {fitting}"
         )
+    for_no_stage = [key for key in train if all(key in each.refuses for each in trained)]
+    train, unused_train = training_args.without_unused(
+        train, [*of_stage_alone, *for_no_stage], stage.refuses, f"stage '{stage_name}'"
+    )
+    train, more = training_args.without_unused(train, [], optimizer.refuses, f"optimizer '{optimizer.name}'")
+    if "train" in said:
+        said["train"] = {key: value for key, value in said["train"].items() if key in train}
+    train = _train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale * optimizer.lr_scale, train)
+    training_args.check_together(train)
     return RunConfig(
         stated=_stated(stage, said),
         model=top.model,
@@ -219,7 +229,8 @@ def resolve(
         chat_template=top.chat_template,
         stage=Selected(stage, typed(stage.config, merged, f"{stage_name}.")),
         data=data,
-        train=_train({**stage.train, **recipe.get("train", {})}, lr_scale, train),
+        train=train,
+        unused={**unused_train, **more},
         parents=parents,
         **chosen,
     )

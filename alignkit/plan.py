@@ -60,6 +60,7 @@ class Plan:
             ("data", self.source.describe()),
             ("held out", self.eval_source.describe() if self.eval_source else split),
             ("training", f"{len(self.train_rows)} rows, {extent}"),
+            *(("not used", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             ("run folder", str(config.folder)),
         ]
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import Resume
 from alignkit.errors import ConfigError, did_you_mean
 
-# keys that alignkit sets itself, and how to say what they would say
-OURS = {
+# keys that no stage takes, and what to do instead
+REFUSED = {
+    # alignkit sets them
     "output_dir": "say output",
     "optim": "say optimizer.name",
     "resume_from_checkpoint": "say --resume",
@@ -26,7 +30,76 @@ OURS = {
     "do_predict": "alignkit has no such step",
     "disable_tqdm": "alignkit draws its own progress bar",
     "remove_unused_columns": "a stage knows its columns",
+    "label_names": "a stage knows its columns",
+    "length_column_name": "alignkit measures lengths itself",
     "local_rank": "torchrun sets it",
+    # a plugin does it
+    "label_smoothing_factor": "the loss is a plugin's: name a loss that smooths",
+    "use_liger_kernel": "its kernels replace the loss, which is a plugin's",
+    "liger_kernel_config": "its kernels replace the loss, which is a plugin's",
+    "optim_args": "an optimizer's own settings are in the optimizer table",
+    "optim_target_modules": "an optimizer's own settings are in the optimizer table",
+    "prediction_loss_only": "a stage computes its own held-out metrics",
+    "eval_do_concat_batches": "a stage computes its own held-out metrics",
+    "eval_use_gather_object": "a stage computes its own held-out metrics",
+    "include_for_metrics": "a stage computes its own held-out metrics",
+    "batch_eval_metrics": "a stage computes its own held-out metrics",
+    "include_num_input_tokens_seen": "a stage that counts its tokens logs num_tokens",
+    # the result would be wrong
+    "use_cache": "a cache would let packed rows see each other",
+    "bf16_full_eval": "it would round the trained weights; evaluation runs in the run's number format",
+    "fp16_full_eval": "it would round the trained weights; evaluation runs in the run's number format",
+    "average_tokens_across_devices": "the loss always is a mean over all processes",
+    "auto_find_batch_size": "it would change the batch of a step: lower train.per_device_train_batch_size and raise "
+    "train.gradient_accumulation_steps",
+    "accelerator_config": "it would change how rows become batches",
+    "parallelism_config": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
+    "fsdp": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
+    "fsdp_config": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
+    "deepspeed": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
+    # --resume would not be exact
+    "save_only_model": "such checkpoints cannot be resumed: train.save_strategy=no writes none",
+    "ignore_data_skip": "a resumed run would train on the same rows again",
+    "dataloader_in_order": "batches in any order cannot be resumed",
+    "enable_jit_checkpoint": "Ctrl-C (SIGINT) writes a checkpoint and stops",
+    # a run writes files and uploads none
+    **dict.fromkeys(
+        (
+            *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
+            *("hub_strategy", "hub_always_push", "hub_revision"),
+        ),
+        "upload the run folder with hf upload",
+    ),
+}
+
+BOUNDS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor"),
+            *("save_total_limit", "ddp_timeout", "ddp_bucket_cap_mb"),
+        ),
+        (Ge(1),),
+    ),
+    **dict.fromkeys(
+        (
+            *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "eval_delay"),
+            "dataloader_num_workers",
+        ),
+        (Ge(0),),
+    ),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "neftune_noise_alpha"), (Gt(0),)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (Ge(0), Lt(1))),
+    **dict.fromkeys(("seed", "data_seed"), (Ge(0), Lt(2**32))),
+}
+
+# keys that act only where another one is set
+WITH = {
+    "activation_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
+    "dataloader_persistent_workers": ("dataloader_num_workers",),
+    "dataloader_prefetch_factor": ("dataloader_num_workers",),
+    "dataloader_multiprocessing_context": ("dataloader_num_workers",),
 }
 
 # keys with which `--resume` may come again (see `alignkit.option`); the others decide what is trained
@@ -55,31 +128,56 @@ class Field:
 @functools.cache
 def fields() -> dict[str, Field]:
     """The fields of the installed ``TrainingArguments`` that a user may set, by name, in their order."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise ConfigError("transformers is not installed: pip install transformers")
-    source = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    return {name: field for name, field in every_field().items() if name not in REFUSED}
+
+
+@functools.cache
+def every_field() -> dict[str, Field]:
+    """All fields of the installed ``TrainingArguments``."""
+    enums = _enums(_tree("trainer_utils.py"))
     body = next(
         node.body
-        for node in ast.parse(source).body
+        for node in _tree("training_args.py").body
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     )
     found = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
             arguments = {k.arg: k.value for k in node.value.keywords}
-            if "init" in arguments or node.target.id in OURS:
+            if "init" in arguments:
                 continue
             found[node.target.id] = Field(
                 name=node.target.id,
-                type=_type(ast.unparse(node.annotation)),
+                type=_type(ast.unparse(node.annotation), enums),
                 default=_literal(arguments.get("default")),
                 help=_help(arguments.get("metadata")),
             )
     return found
 
 
-def _type(annotation: str) -> Any:
+def _tree(file: str) -> ast.Module:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise ConfigError("transformers is not installed: pip install transformers")
+    return ast.parse(Path(spec.origin).with_name(file).read_text(encoding="utf-8"))
+
+
+def _enums(tree: ast.Module) -> dict[str, tuple[str, ...]]:
+    """The values of each enumeration of strings that a module defines."""
+    return {
+        node.name: tuple(
+            str(line.value.value)
+            for line in node.body
+            if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
+        )
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and ast.unparse(node.bases[0] if node.bases else node) == "ExplicitEnum"
+    }
+
+
+def _type(annotation: str, enums: Mapping[str, tuple[str, ...]]) -> Any:
+    if (enum := annotation.removesuffix(" | str")) in enums:
+        return Literal[enums[enum]]
     scope = {**_SIMPLE_TYPES, "Any": Any, "Literal": Literal, "__builtins__": {}}
     try:
         return eval(annotation, scope)
@@ -109,25 +207,79 @@ def on_resume(values: Mapping[str, Any]) -> dict[str, Resume]:
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``train`` table with every value of the type that ``TrainingArguments`` wants.
+    """The ``train`` table with every value of the type and in the range that ``TrainingArguments`` wants.
 
     Raises:
-        ConfigError: an unknown key, a key that alignkit sets itself, or a value of the wrong type.
+        ConfigError: an unknown key, a key that no stage takes, or a value of the wrong type or out of range.
     """
-    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
-
     checked = {}
     for name, value in values.items():
-        if name in OURS:
-            raise ConfigError(f"train.{name} is not for the train table: {OURS[name]}")
+        if name in REFUSED:
+            if value is None or value == getattr(every_field().get(name), "default", None):
+                continue  # it asks for nothing
+            raise ConfigError(f"train.{name} is not for the train table: {REFUSED[name]}")
         if name not in fields():
             raise ConfigError(
                 f"unknown key train.{name}.{did_you_mean(name, fields())} "
                 "The train table takes the fields of transformers.TrainingArguments"
             )
-        field = fields()[name]
-        try:
-            checked[name] = TypeAdapter(field.type).validate_python(value)
-        except ValidationError as error:
-            raise ConfigError(f"train.{name}: {error.errors()[0]['msg']} (got {value!r})") from None
+        checked[name] = _checked(name, value)
     return checked
+
+
+def _checked(name: str, value: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+
+    type_ = fields()[name].type
+    if value is not None and name in BOUNDS:
+        type_ = Annotated[(type_, *BOUNDS[name])]
+    try:
+        checked = TypeAdapter(type_).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"train.{name}: {error.errors()[0]['msg']} (got {value!r})") from None
+    if isinstance(checked, float) and not math.isfinite(checked):
+        raise ConfigError(f"train.{name}: must be a finite number (got {value!r})")
+    if name == "max_steps" and checked < 1 and checked != -1:
+        raise ConfigError(f"train.max_steps: must be 1 or more, or -1 for no limit (got {value!r})")
+    if name in ("logging_steps", "eval_steps", "save_steps") and checked and checked > 1 and checked % 1:
+        raise ConfigError(f"train.{name}: must be a number of steps, or a share of them below 1 (got {value!r})")
+    return checked
+
+
+def check_together(train: Mapping[str, Any]) -> None:
+    """Whether the values of a whole ``train`` table, its defaults included, go together.
+
+    Raises:
+        ConfigError: two contradict each other, or one does nothing without another.
+    """
+    if train.get("bf16") and train.get("fp16"):
+        raise ConfigError("train.bf16 and train.fp16 are both true: a run computes in one number format")
+    for name, others in WITH.items():
+        if train.get(name) and not any(train.get(other) for other in others):
+            raise ConfigError(f"train.{name} does nothing without train.{others[0]}")
+    if train.get("load_best_model_at_end") and train.get("eval_strategy") != train.get("save_strategy", "steps"):
+        raise ConfigError(
+            "train.load_best_model_at_end needs a checkpoint of every evaluation: set train.eval_strategy and "
+            "train.save_strategy to the same value"
+        )
+
+
+def without_unused(
+    train: dict[str, Any], own: Collection[str], refuses: Mapping[str, str], where: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A ``train`` table without what does nothing in a stage, and what was left out, with what to set instead.
+
+    ``refuses`` is as in :class:`alignkit.components.Stage`, ``own`` are the keys that were set for ``where`` alone.
+
+    Raises:
+        ConfigError: one of ``own`` would be left out.
+    """
+    unused = {}
+    for name, value in train.items():
+        exactly = f"{name}={str(value).lower()}"
+        key = next((key for key in (name, exactly) if key in refuses), None)
+        if key is not None and value not in (None, False):
+            if name in own:
+                raise ConfigError(f"train.{key} has no effect in {where}: {refuses[key]}")
+            unused[name] = refuses[key]
+    return {name: value for name, value in train.items() if name not in unused}, unused

@@ -50,6 +50,11 @@ def alignkit_stage() -> list[Stage]:
                 "save_steps": 0.5,
                 "logging_steps": 0.05,
             },
+            refuses={
+                "neftune_noise_alpha": "DPO compares exact log-probabilities with those of the reference",
+                "train_sampling_strategy=group_by_length": "a batch's pairs share prompts and answers in any order",
+                "train_sampling_strategy=batch_rebalance": "a batch's pairs share prompts and answers in any order",
+            },
         )
     ]
 

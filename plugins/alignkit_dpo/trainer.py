@@ -35,8 +35,6 @@ FORWARD = ("input_ids", "attention_mask", "position_ids", "labels")  # what the 
 def build(run: Run) -> DPOTrainer:
     """Tokenise the rankings, load the policy and its reference, and put all into a trainer."""
     config: DPOConfig = run.config.stage.config
-    if run.config.train.get("label_smoothing_factor"):
-        raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
     if config.precompute_ref_log_probs and run.processes > 1:
         raise AlignkitError("dpo.precompute_ref_log_probs: TRL keeps what it finds in a file of one process alone")
     rankings = encode_rankings(run, run.train_rows, config.max_length, config.too_long)

@@ -30,5 +30,6 @@ def alignkit_optimizer() -> list[Optimizer]:
             name="adafactor",
             summary="factored second moments: the least memory in 32 bits",
             build=builder("adafactor"),
+            refuses=dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "Adafactor has no such setting"),
         ),
     ]

@@ -4,7 +4,7 @@ from typing import Any
 
 from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl, lineage
 from alignkit_ppo import losses
-from alignkit_ppo.config import PPOConfig, check
+from alignkit_ppo.config import REFUSES, PPOConfig, check
 
 
 def build(run: Any) -> Any:
@@ -75,6 +75,7 @@ def alignkit_stage() -> list[Stage]:
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 16,
             },
+            refuses=REFUSES,
         )
     ]
 

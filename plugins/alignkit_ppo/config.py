@@ -49,6 +49,38 @@ class PPOConfig:
     keep: Literal["last", "best"] = option("last", "the policy to keep: the last, or that of the best held-out score")
 
 
+PROMPTS = "PPO reads its prompts by itself; ppo.batch_size says how many"
+LOGS = "PPO logs once an iteration"
+REFUSES = {  # keys of `train`
+    "num_train_epochs": "set ppo.iterations",
+    "gradient_accumulation_steps": "set ppo.minibatches and ppo.batch_size",
+    "logging_strategy": LOGS,
+    "logging_steps": LOGS,
+    "logging_first_step": LOGS,
+    "eval_strategy": "set ppo.eval_every, or data.eval_size=0",
+    "eval_steps": "set ppo.eval_every",
+    "eval_on_start": "PPO evaluates where there are held-out prompts: set data.eval_size",
+    "save_steps": "set ppo.save_every",
+    "save_strategy=epoch": "set ppo.save_every",
+    "save_strategy=best": "set ppo.keep=best",
+    "load_best_model_at_end": "set ppo.keep=best",
+    "metric_for_best_model": "ppo.keep=best goes by the held-out score",
+    "greater_is_better": "ppo.keep=best goes by the held-out score",
+    "eval_accumulation_steps": "set train.per_device_eval_batch_size",
+    "data_seed": "set train.seed",
+    "neftune_noise_alpha": "PPO compares exact log-probabilities",
+    "activation_checkpointing_kwargs": "PPO recomputes every layer with the adapter that computed it",
+    "gradient_checkpointing_kwargs": "PPO recomputes every layer with the adapter that computed it",
+    "train_sampling_strategy": PROMPTS,
+    "dataloader_drop_last": PROMPTS,
+    "dataloader_num_workers": PROMPTS,
+    "dataloader_pin_memory": PROMPTS,
+    "dataloader_persistent_workers": PROMPTS,
+    "dataloader_prefetch_factor": PROMPTS,
+    "dataloader_multiprocessing_context": PROMPTS,
+}
+
+
 def check(config: PPOConfig) -> None:
     """What can be told of the settings without a model.
 

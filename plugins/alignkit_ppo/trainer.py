@@ -25,24 +25,12 @@ if TYPE_CHECKING:
     from alignkit_ppo.config import PPOConfig
 
 
-INSTEAD = {
-    "num_train_epochs": "ppo.iterations",
-    "gradient_accumulation_steps": "ppo.minibatches",
-    "eval_steps": "ppo.eval_every",
-    "eval_on_start": "data.eval_size",
-    "save_steps": "ppo.save_every",
-}
-
-
 def build(run: Run) -> PPOTrainer:
     """Encode the prompts, put the roles on one trunk, and both into a trainer."""
     config: PPOConfig = run.config.stage.config
     micro, accumulated = microbatches(config, run.config.train["per_device_train_batch_size"], run.processes)
     if config.keep == "best" and not run.eval_rows:
         raise ConfigError("ppo.keep=best needs held-out prompts: data.eval_size")
-    for key, instead in INSTEAD.items():
-        if key in run.config.train:
-            run.say(f"train.{key} has no part in ppo: {instead} has")
     train, held_out = encode(run, run.train_rows, config), encode(run, run.eval_rows, config)
     texts = examples(run, config) if config.ptx_coef else []
     steps = config.epochs * config.minibatches  # optimizer steps an iteration

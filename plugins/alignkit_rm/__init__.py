@@ -50,6 +50,11 @@ def alignkit_stage() -> list[Stage]:
                 "save_steps": 0.5,
                 "logging_steps": 0.05,
             },
+            refuses={
+                "neftune_noise_alpha": "scores are compared, and each answer would have other noise",
+                "train_sampling_strategy=group_by_length": "rm.forward_tokens keeps padding low",
+                "train_sampling_strategy=batch_rebalance": "rm.forward_tokens keeps padding low",
+            },
         )
     ]
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 def build(run: Run) -> RewardTrainer:
     """Tokenise the rankings, load the trunk with its head, and put both into a trainer."""
     config: RMConfig = run.config.stage.config
-    if run.config.train.get("label_smoothing_factor"):
-        raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
     groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])

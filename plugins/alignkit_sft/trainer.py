@@ -10,7 +10,7 @@ import datasets
 import torch
 import trl
 
-from alignkit import AlignkitError, DataError, TokenLogps, fused_head
+from alignkit import DataError, TokenLogps, fused_head
 from alignkit.chat_template import IGNORE, encode
 from alignkit.encoding import check_fit, encode_each
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 def build(run: Run) -> SFTTrainer:
     """Tokenise the rows, load the policy, and put both into a trainer."""
     config: SFTConfig = run.config.stage.config
-    if run.config.train.get("label_smoothing_factor"):
-        raise AlignkitError("train.label_smoothing_factor has no effect on a loss plugin: name a loss that smooths")
     train_dataset = tokenize(run, run.train_rows, config)
     eval_dataset = tokenize(run, run.eval_rows, config) if run.eval_rows else None
     args = run.training_arguments(
@@ -112,7 +110,7 @@ class SFTTrainer(trl.SFTTrainer):
             loss=loss * tokens,
             **{f"metric/{name}": value * in_step for name, value in output.metrics.items()},
         )
-        if counted and self.args.average_tokens_across_devices:
+        if counted:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
         if self.aux_loss_enabled and model.training:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps

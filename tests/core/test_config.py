@@ -111,7 +111,7 @@ def test_every_field_of_training_arguments_is_reachable() -> None:
     from alignkit import training_args
 
     theirs = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    assert set(training_args.fields()) == theirs - set(training_args.OURS)
+    assert set(training_args.fields()) == theirs - set(training_args.REFUSED)
 
 
 def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
