@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit import base, manifest
+from alignkit import base, lineage, manifest
 from alignkit.errors import AlignkitError
 from alignkit.rows import Conversation, Message
 
@@ -24,13 +24,15 @@ def locate(name: str) -> Where:
     """A run folder, or whatever can be a base.
 
     Raises:
-        AlignkitError: neither.
+        AlignkitError: neither, or a run whose tuner is not installed.
     """
     folder = Path(name).expanduser()
     if manifest.is_run(folder):
         record = manifest.read(folder)
         if record["role"] != "policy":
             raise AlignkitError(f"{name} is a {record['role']}, which does not talk: alignkit score {name} FILE")
+        if record["weights"] == "adapter":
+            lineage.tuner(record)
         return Where(str(folder), record)
     base.check(name)
     return Where(name, None)

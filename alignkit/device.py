@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def run_device(train: Mapping[str, Any]) -> torch.device:
@@ -30,3 +33,16 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def one_gpu(args: transformers.TrainingArguments, say: Callable[[str], None]) -> None:
+    """Train on one GPU where no launcher has started a process for each: the Trainer would use ``DataParallel``.
+
+    That would multiply the batch by the number of GPUs, and most losses are not written for it.
+    """
+    if args.n_gpu > 1:
+        say(
+            f"training on one of {args.n_gpu} GPUs. To use all of them: torchrun --nproc_per_node {args.n_gpu} "
+            "-m alignkit train ..."
+        )
+        args._n_gpu = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from alignkit import base, bundled, fingerprints, identity, manifest
 from alignkit.config import RunConfig
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, PluginError, did_you_mean
+from alignkit.registry import Registry
+from alignkit.settings import Selected, select
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,26 @@ def check_same_tokens_as_base(config: RunConfig, run: Parent) -> None:
     theirs = {**theirs, "weights": None, **({"chat_template": written} if other else {})}
     if found := fingerprints.differences(mine, theirs):
         raise ConfigError(f"{config.model} and {run.folder} do not fit together: they differ in {', '.join(found)}")
+
+
+def tuner(record: Mapping[str, Any]) -> Selected:
+    """The tuner of a finished run, with its settings; ``record`` is the manifest.
+
+    Raises:
+        PluginError: it is not installed; names the distribution that was there when the run was trained.
+    """
+    registry, name = Registry(), record["tuner"]
+    for plugin in record["config"]["plugins"]:
+        with contextlib.suppress(PluginError):  # only the tuner matters here
+            registry.activate(plugin)
+    if not registry.has("tuner", name):
+        gone = {d: v for d, v in record["versions"].items() if not manifest.versions([d])}
+        if gone:
+            had = " and ".join(f"{distribution} {version}" for distribution, version in gone.items())
+            raise PluginError(
+                f"tuner '{name}' is not installed. The run was trained with {had}: pip install {' '.join(gone)}"
+            )
+    return select(registry, "tuner", name, [record["config"]["tuner"]])
 
 
 def _template(path: str) -> str:

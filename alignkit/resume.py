@@ -113,8 +113,9 @@ def _grown(former: Path, config: RunConfig) -> list[str]:
 def _copy(final: Path, folder: Path) -> None:
     """Put what going on from a finished run takes into ``folder``; the config, which makes it valid, comes last."""
     shutil.copytree(final / "checkpoints", folder / "checkpoints", copy_function=_link)
-    for name in (METRICS, CONFIG):
-        shutil.copy2(final / name, folder / name)
+    for file in (final / METRICS, final / CONFIG):
+        if file.exists():
+            shutil.copy2(file, folder)
 
 
 def _link(source: str, target: str) -> None:

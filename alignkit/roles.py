@@ -6,7 +6,6 @@ Transformers' model for sequence classification with one label. Importing this m
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from pathlib import Path
@@ -15,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit import base, device
-from alignkit.config import Selected, select
-from alignkit.errors import AlignkitError, PluginError
-from alignkit.registry import Registry
+from alignkit import base, device, lineage
+from alignkit.errors import AlignkitError
 
 WITH_HEAD = ("value", "reward")
 
@@ -162,15 +159,7 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     kwargs: dict[str, Any] = {"dtype": dtype or device.run_dtype({})}
     if record["weights"] == "model":
         return base.load(str(folder), kwargs, head).eval()
-    tuner, config = _tuner(record)
+    tuner, config = lineage.tuner(record)
     kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
     trunk = base.load(base.under(record, folder, print), kwargs, head)
     return peft.PeftModel.from_pretrained(trunk, str(folder)).eval()
-
-
-def _tuner(record: dict[str, Any]) -> Selected:
-    registry = Registry()
-    for plugin in record["config"]["plugins"]:
-        with contextlib.suppress(PluginError):  # only the tuner matters here; select tells if it is missing
-            registry.activate(plugin)
-    return select(registry, "tuner", record["tuner"], [record["config"]["tuner"]])

@@ -211,9 +211,11 @@ class Run:
         if not self.eval_rows:
             values |= {"eval_strategy": "no", "eval_on_start": False}
         try:
-            return cls(**{**values, "output_dir": str(self.folder / "checkpoints"), "disable_tqdm": True, **own})
+            args = cls(**{**values, "output_dir": str(self.folder / "checkpoints"), "disable_tqdm": True, **own})
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"train: {one_line(error)}") from error
+        device.one_gpu(args, self.say)
+        return args
 
     def reward(self) -> Callable[[Answers], list[float]]:
         """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``."""

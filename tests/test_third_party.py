@@ -269,3 +269,36 @@ def test_every_package_ships_its_types() -> None:
 
     assert len(packages) > 8
     assert [package.name for package in packages if not (package / "py.typed").exists()] == []
+
+
+def test_a_run_whose_tuner_is_not_installed_names_the_distribution_that_brought_it(
+    train: Callable[..., Path], install: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(
+        "small-lora",
+        """
+        import dataclasses
+        import alignkit_lora
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_model():
+            (lora,) = [tuner for tuner in alignkit_lora.alignkit_model() if tuner.name == "lora"]
+            return [dataclasses.replace(lora, name="small-lora")]
+        """,
+        distribution="alignkit-small",
+    )
+    folder = train("--plugin", "small-lora", "train.max_steps=1")
+    for file in (tmp_path / "site").glob("*.dist-info/*"):
+        file.unlink()
+    for info in (tmp_path / "site").glob("*.dist-info"):
+        info.rmdir()
+    capsys.readouterr()
+
+    for command in (
+        ["chat", str(folder), "--prompt", "Hi"],
+        ["sample", str(folder), "prompts.jsonl", "-o", "out.jsonl"],
+    ):
+        assert main(command) == 2
+        said = "tuner 'small-lora' is not installed. The run was trained with alignkit-small 0.1: pip install alignkit-"
+        assert said in capsys.readouterr().err, command

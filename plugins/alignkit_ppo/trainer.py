@@ -76,10 +76,14 @@ def microbatches(config: PPOConfig, wanted: int, processes: int) -> tuple[int, i
     """Answers in a forward with gradients, ``wanted`` where the batch allows it, and such forwards a step and process.
 
     Raises:
-        ConfigError: batch, minibatches, processes and microbatches do not divide.
+        ConfigError: batch, minibatches, processes and microbatches do not divide; a process would have no ptx text.
     """
     if config.batch_size % config.samples_per_prompt or config.batch_size // config.samples_per_prompt % processes:
         raise ConfigError("ppo.batch_size must be a multiple of ppo.samples_per_prompt times the number of processes")
+    if config.ptx_coef and config.ptx_batch_size < processes:
+        raise ConfigError(
+            f"ppo.ptx_batch_size={config.ptx_batch_size} is less than one text for each of the {processes} processes"
+        )
     minibatch, rest = divmod(config.batch_size, config.minibatches * processes)
     micro = min(wanted, minibatch)
     if rest or not minibatch or minibatch % micro:

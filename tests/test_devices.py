@@ -1,0 +1,58 @@
+"""Several GPUs, several processes: what would go wrong without a word, or hang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+
+def test_several_gpus_without_a_launcher_train_on_one_and_that_is_said(
+    train: Callable[..., Path],
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(
+        "look",
+        """
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_callbacks(run):
+            from transformers import TrainerCallback
+
+            class Look(TrainerCallback):
+                def on_train_begin(self, args, state, control, **kwargs):
+                    print("batch", args.train_batch_size, "on", args.n_gpu)
+
+            return [Look()]
+        """,
+    )
+    plain = transformers.TrainingArguments.__post_init__
+
+    def with_four_gpus(args: Any) -> None:
+        plain(args)
+        args._n_gpu = 4
+
+    monkeypatch.setattr(transformers.TrainingArguments, "__post_init__", with_four_gpus)
+    train("--plugin", "look", "train.max_steps=1", "train.per_device_train_batch_size=2")
+
+    said = capsys.readouterr().out
+    assert "training on one of 4 GPUs. To use all of them: torchrun --nproc_per_node 4 -m alignkit train" in said
+    assert "batch 2 on 1" in said
+
+
+def test_less_pretraining_text_than_processes_is_refused() -> None:
+    from alignkit import ConfigError
+    from alignkit_ppo.config import PPOConfig
+    from alignkit_ppo.trainer import microbatches
+
+    config = PPOConfig(batch_size=8, minibatches=1, ptx_coef=1.0, ptx_batch_size=1)
+    assert microbatches(config, 4, 1) == (4, 2)
+    with pytest.raises(ConfigError, match="ptx_batch_size=1 is less than one text for each of the 2 processes"):
+        microbatches(config, 4, 2)
+    assert microbatches(PPOConfig(batch_size=8, minibatches=1, ptx_batch_size=1), 4, 2) == (4, 1)
