@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit import bundled, manifest
+from alignkit import bundled, manifest, paths
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check(name: str) -> None:
     if name.startswith(bundled.PREFIX):
         bundled.model(name)
         return
-    folder = Path(name).expanduser() if name.startswith(("~/", "~\\")) else Path(name)
+    folder = paths.expand(name) if name.startswith(("~/", "~\\")) else Path(name)
     if folder.is_file():
         raise ConfigError(f"{name} is a file: a model is a folder with a config.json, or a hub id")
     if not folder.exists():
@@ -98,7 +98,7 @@ def locate(name: str, say: Callable[[str], None]) -> str:
     """What ``from_pretrained`` takes: a hub id or an absolute path. A bundled model is converted on first use."""
     if name.startswith(bundled.PREFIX):
         return str(bundled.convert(name, say))
-    folder = Path(name).expanduser()
+    folder = paths.expand(name)
     return os.path.abspath(folder) if folder.exists() else name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignkit import base, lineage, manifest
+from alignkit import base, lineage, manifest, paths
 from alignkit.errors import AlignkitError
 from alignkit.rows import Conversation, Message
 
@@ -26,7 +26,7 @@ def locate(name: str) -> Where:
     Raises:
         AlignkitError: neither, or a run whose tuner is not installed.
     """
-    folder = Path(name).expanduser()
+    folder = paths.expand(name)
     if manifest.is_run(folder):
         record = manifest.read(folder)
         if record["role"] != "policy":

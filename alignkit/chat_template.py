@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from alignkit import turns
+from alignkit import paths, turns
 from alignkit.errors import AlignkitError, DataError, one_line
 from alignkit.rendering import ChatTemplate
 from alignkit.rows import Conversation, Demonstration, Message, Text, Tools
@@ -64,7 +64,7 @@ def load_tokenizer(
         raise AlignkitError(f"the tokenizer of {base} has no end-of-sequence token, so no answer could ever end")
     if template is not None:
         try:
-            tokenizer.chat_template = Path(template).expanduser().read_text(encoding="utf-8")
+            tokenizer.chat_template = paths.expand(template).read_text(encoding="utf-8")
         except OSError as error:
             raise AlignkitError(f"chat_template {template} cannot be read: {error}") from None
     elif tokenizer.chat_template is None:

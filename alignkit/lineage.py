@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, bundled, fingerprints, identity, manifest
+from alignkit import base, bundled, fingerprints, identity, manifest, paths
 from alignkit.config import RunConfig
 from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.registry import Registry
@@ -38,7 +38,7 @@ def named(key: str, path: str, role: str) -> Parent:
     Raises:
         ConfigError: no run is there, or its model is for something else.
     """
-    folder = Path(path).expanduser()
+    folder = paths.expand(path)
     if not manifest.is_run(folder):
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         runs = [str(one) for one in inside if manifest.is_run(one)]
@@ -235,7 +235,7 @@ def tuner(record: Mapping[str, Any]) -> Selected:
 
 
 def _template(path: str) -> str:
-    return fingerprints.text(Path(path).expanduser().read_text(encoding="utf-8"))
+    return fingerprints.text(paths.expand(path).read_text(encoding="utf-8"))
 
 
 def _model_of(config: RunConfig) -> dict[str, Any] | None:

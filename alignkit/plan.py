@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, handover, identity, layers, lineage, manifest, reward_parts, sources
+from alignkit import base, data, handover, identity, layers, lineage, manifest, paths, reward_parts, sources
 from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
@@ -232,7 +232,7 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
         if registry.has("tuner", tuner):
             _check_requires(registry, registry.get("tuner", tuner))
-    if config.chat_template is not None and not Path(config.chat_template).expanduser().is_file():
+    if config.chat_template is not None and not paths.expand(config.chat_template).is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
     base.check_trainable(config.model, config.tuner.component)

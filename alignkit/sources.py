@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from alignkit import bundled
+from alignkit import bundled, paths
 from alignkit.config import DataConfig
 from alignkit.errors import DataError, did_you_mean, one_line
 
@@ -86,9 +86,9 @@ def _local(path: str) -> Path:
     if not path.strip():
         raise DataError("the path of the data is empty")
     try:
-        local = Path(path).expanduser()
+        local = paths.expand(path)
         local.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be looked into, an unknown ~user
+    except OSError as error:  # a name too long, a folder that may not be looked into
         raise DataError(f"{path} cannot be read: {_reason(error)}") from None
     return local
 

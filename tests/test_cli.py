@@ -162,3 +162,29 @@ def test_the_bundled_demonstrations_follow_their_guide() -> None:
         assert row["response"].endswith("!"), row
         assert not re.search(r"\n|^\s*[-*\d]+[.)]? |\*\*|https?:", row["response"]), row
     assert len({row["prompt"].lower() for row in rows}) == len(rows) == 389
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~no-such-user/x", "/dev/null"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check --plugin sft --data bundled:demonstrations --output {}",
+        "check --plugin sft --model {}",
+        "check --plugin sft --config {}",
+        "check --plugin sft --data {}",
+        "check --plugin rm rm.policy={}",
+        "check --plugin sft chat_template={}",
+        "score {} rows.jsonl",
+        "compare {} {}",
+        "chat {}",
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(
+    command: str, path: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main(command.replace("{}", path).split())
+    told = capsys.readouterr().err
+    assert status in (0, 2)
+    assert "unexpected" not in told
+    assert len(told.splitlines()) == (1 if status else 0)

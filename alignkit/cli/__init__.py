@@ -70,8 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         who, told = culprit(error), one_line(error)
-        message = f"{who}: {told}. " if who else f"{told}. This is unexpected; "
-        message += "--debug shows where it comes from"
+        if who:
+            message = f"{who}: {told}. --debug shows where it comes from"
+        elif isinstance(error, OSError) and error.strerror:  # a path that cannot be used, a full disk
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        else:
+            message = f"{told}. This is unexpected; --debug shows where it comes from"
     print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 

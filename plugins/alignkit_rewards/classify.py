@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Prompt, Ranking, base, rankings
+from alignkit import (
+    AlignkitError,
+    Answers,
+    ConfigError,
+    DataError,
+    Demonstration,
+    Prompt,
+    Ranking,
+    base,
+    paths,
+    rankings,
+)
 from alignkit.chat_template import pad_token
 from alignkit.errors import did_you_mean, one_line
 
@@ -28,9 +38,9 @@ def check(config: ClassifierConfig) -> None:
     """
     if config.model is None:
         raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
-    if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
+    if config.model.startswith((".", "/", "~")) and not paths.expand(config.model).is_dir():
         raise ConfigError(f"reward.model: no folder {config.model}")
-    folder = base.folder_of(str(Path(config.model).expanduser()))
+    folder = base.folder_of(str(paths.expand(config.model)))
     if folder is None or not (folder / "config.json").exists():
         return  # on the hub, or an adapter: known when it is loaded
     try:
