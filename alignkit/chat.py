@@ -48,8 +48,6 @@ class Opened(NamedTuple):
 
 def open_model(where: Where) -> Opened:
     """The model of a run, on the base in the form that it was trained on; or the model of that name."""
-    import torch
-
     from alignkit import device, roles
     from alignkit.chat_template import load_tokenizer, tokenizer_of_run
 
@@ -61,7 +59,7 @@ def open_model(where: Where) -> Opened:
         model = base.load(located, {"dtype": device.run_dtype({})}).eval()
         tokenizer = load_tokenizer(located, None)
         stops = base.stop_ids(located, tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device.run_device({}))
     return Opened(model, tokenizer, stops)
 
 

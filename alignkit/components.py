@@ -124,9 +124,9 @@ class Optimizer(Component):
 
     kind: ClassVar[str] = "optimizer"
 
-    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as a stage's
     build: Callable[[Any, TrainingArguments], tuple[OptimizerClass, dict[str, Any]]]
     lr_scale: float = 1.0  # as a tuner's, for an optimizer that wants other rates than AdamW; the two multiply
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # a key of `train` that has no effect -> why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,11 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     """
     if "bf16" in train or "fp16" in train:
         return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else torch.float32
-    if torch.cuda.is_available() and not train.get("use_cpu"):
+    kind = run_device(train).type
+    if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if kind == "xpu" or (kind == "cpu" and has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return torch.bfloat16
     return torch.float32
 

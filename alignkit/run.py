@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, handover, lock, manifest, rewards, roles
+from alignkit import base, data, device, fingerprints, handover, lock, manifest, rewards, roles, training_args
 from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer, today
@@ -206,7 +206,7 @@ class Run:
             if f.init and f.default is not dataclasses.MISSING and f.default != theirs[f.name].default
         }
         values |= {"bf16": self.dtype is torch.bfloat16, "fp16": self.dtype is torch.float16}
-        values |= {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": torch.cuda.is_available()}
+        values |= {"use_cpu": self.device.type == "cpu", "dataloader_pin_memory": self.device.type == "cuda"}
         values |= self.config.train
         if not self.eval_rows:
             values |= {"eval_strategy": "no", "eval_on_start": False}
@@ -307,6 +307,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     run.registry.call("alignkit_run_start", run=run)
     trainer = handover.trainer(run.registry.who(stage, "build"), stage.build(run))
     handover.name_optimizer(run.registry.who(run.config.optimizer.component), trainer)
+    training_args.check_batches(trainer.args, trainer.train_dataset)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
     evaluate_undisturbed(trainer)
     rehearse(run, trainer)

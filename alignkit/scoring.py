@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit import branches, roles
+from alignkit import branches, device, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer, tokenizer_of_run
 from alignkit.rows import Conversation, Message, Tools
@@ -22,7 +22,7 @@ class Scorer:
         self.tokenizer = tokenizer_of_run(folder, record)
         self.stop_ids = record["stop_ids"]
         self.model = branches.with_scores(roles.open_run(folder, record))
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device.run_device({}))
 
     def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
         """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""

@@ -12,12 +12,15 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import Resume
 from alignkit.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # keys that no stage takes, and what to do instead
 REFUSED = {
@@ -283,3 +286,17 @@ def without_unused(
                 raise ConfigError(f"train.{key} has no effect in {where}: {refuses[key]}")
             unused[name] = refuses[key]
     return {name: value for name, value in train.items() if name not in unused}, unused
+
+
+def check_batches(args: TrainingArguments, rows: Any) -> None:
+    """Whether the ``rows`` that a trainer was given make a batch.
+
+    Raises:
+        ConfigError: they do not, and ``train.dataloader_drop_last`` drops what there is.
+    """
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and hasattr(rows, "__len__") and len(rows) < batch:
+        raise ConfigError(
+            f"train.dataloader_drop_last leaves nothing to train on: {len(rows)} examples make no batch of {batch}. "
+            "Lower train.per_device_train_batch_size"
+        )

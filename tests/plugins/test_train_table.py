@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from alignkit import ConfigError, training_args
-from alignkit.config import parse_override, resolve
+from alignkit.config import merge, parse_override, resolve
 from alignkit.registry import Registry
 
 STAGES = ("sft", "rm", "dpo", "ppo")
@@ -64,15 +68,9 @@ def acts(stage: str) -> set[str]:
     return ACTS_EVERYWHERE | (ACTS_BUT_IN_PPO if stage != "ppo" else set()) | (ACTS_IN_SFT if stage == "sft" else set())
 
 
-def train_table(stage: str, *overrides: str, plugins: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The resolved table, from the stage's own keys."""
-    return resolve(Registry(), {}, merged(stage, *overrides, plugins=plugins)).train
-
-
-def merged(stage: str, *overrides: str, plugins: tuple[str, ...] = ()) -> dict[str, Any]:
-    from alignkit.config import merge
-
-    return merge({"plugins": [*plugins, stage]}, *map(parse_override, overrides))
+def train_table(stage: str, *overrides: str) -> dict[str, Any]:
+    """The resolved ``train`` table of a stage."""
+    return resolve(Registry(), {}, merge({"plugins": [stage]}, *map(parse_override, overrides))).train
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -151,3 +149,43 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
 def test_values_that_cannot_be_are_told_before_torch_is_imported(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_table("sft", *(f"train.{override}" for override in overrides))
+
+
+def test_dropping_the_only_batch_is_refused(run_stage: Callable[..., Path]) -> None:
+    """12 rows make no batch of 16. The Trainer takes no step then, and says nothing of it."""
+    settings = ["train.dataloader_drop_last=true", "train.per_device_train_batch_size=16"]
+    with pytest.raises(AssertionError, match=r"train.dataloader_drop_last leaves nothing to train on: 12 examples"):
+        run_stage("sft", *settings)
+
+
+def test_the_best_model_is_kept_where_it_is_asked_for(run_stage: Callable[..., Path]) -> None:
+    """By the metric that is named: of a loss that falls, the greatest is the first."""
+    settings = ["train.max_steps=2", "train.learning_rate=1e-3", "train.eval_steps=1", "train.save_steps=1"]
+    settings += ["train.load_best_model_at_end=true", "train.greater_is_better=true"]
+    folder = run_stage("sft", "--plugin", "lora", *settings)
+    kept, first, last = (
+        load_file(folder / name / "adapter_model.safetensors")
+        for name in (".", "checkpoints/checkpoint-1", "checkpoints/checkpoint-2")
+    )
+
+    assert all(torch.equal(kept[name], first[name]) for name in kept)
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+
+
+ACTING = ("neftune_noise_alpha=5", "data_seed=7", "train_sampling_strategy=sequential", "adam_beta2=0.5", "seed=7")
+
+
+def test_settings_that_act_change_what_is_trained(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["--plugin", "lora", "train.learning_rate=1e-3", "train.save_strategy=no", "train.eval_strategy=no"]
+
+    def trained(name: str, *more: str) -> dict[str, Any]:
+        folder = run_stage("sft", *settings, *more, "--output", name)
+        return load_file(folder / "adapter_model.safetensors")
+
+    plain = trained("plain")
+    for setting in ACTING:
+        other = trained(setting.partition("=")[0], f"train.{setting}")
+        assert any(not torch.equal(plain[name], other[name]) for name in plain), setting
