@@ -90,7 +90,8 @@ def prompts_of(said: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
             unknown.append(f"{run.folder}: {error}")
             continue
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
-        held_out |= {json.dumps(prompt): prompt for prompt in _prompts(eval_rows)}
+        without_tools = [located for located in eval_rows if not rankings.has_tools(located.row)]  # none is handed over
+        held_out |= {json.dumps(prompt): prompt for prompt in _prompts(without_tools)}
     if said is not None:
         prompts = rankings.prompts_of(said)[:limit]
         return Prompts(prompts, said, sum(json.dumps(prompt) in trained for prompt in prompts), unknown)

@@ -9,28 +9,42 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from alignkit import data, manifest
 from alignkit.config import DataConfig
 from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
-from alignkit.rows import Conversation, Demonstration, Prompt, Ranking, Row
+from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row
 
 Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
 
 
 def prompts_of(path: str) -> list[Conversation]:
-    """The prompts of rows that have some, each once, in their order."""
+    """The prompts of rows that have some, each once, in their order.
+
+    Raises:
+        DataError: from :mod:`alignkit.data`; a prompt has tools, without which an answer to it means nothing.
+    """
     rows = data.load(Registry(), DataConfig(), path, (Prompt, Ranking, Demonstration)).rows
+    if with_tools := next((at for at, row in rows if has_tools(row)), None):
+        raise DataError(
+            f"{with_tools}: a prompt with tools, and answers to those can be trained on but not sampled here"
+        )
     prompts = [prompt_of(row) for _, row in rows]
     return list({json.dumps(prompt): prompt for prompt in prompts}.values())
 
 
+def has_tools(row: Row) -> bool:
+    """Whether a row says which functions the model may call."""
+    return isinstance(row, Prompt | Ranking | Demonstration) and bool(row.tools)
+
+
 def prompt_of(row: Row) -> Conversation:
-    """What a row asks: of a demonstration, everything before its last answer."""
+    """What a row asks: of a demonstration, everything before its last answer, without the weights of its turns."""
     if isinstance(row, Demonstration):
         last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
-        return row.messages[:last]
+        return [cast(Message, {k: v for k, v in turn.items() if k != "weight"}) for turn in row.messages[:last]]
     assert isinstance(row, Prompt | Ranking)
     return row.prompt
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from alignkit import bundled, rankings
+from alignkit import Conversation, DataError, Demonstration, Message, bundled, rankings
 from alignkit.bundled import guide
 from alignkit.cli import main
 
@@ -198,3 +198,17 @@ def test_the_bundled_prompts_are_new() -> None:
     assert len(prompts) == len(set(prompts)) == 480
     assert not demonstrated & set(prompts)
     assert [row["prompt"] for row in read(bundled.data("bundled:rankings"))] == prompts[:260]
+
+
+def test_a_prompt_with_tools_is_not_asked_without_them(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    file.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b", "tools": tools}) + "\n")
+    with pytest.raises(DataError, match=r"prompts\.jsonl line 2: a prompt with tools"):
+        rankings.prompts_of(str(file))
+
+
+def test_a_prompt_is_the_same_whether_or_not_its_turns_had_weights() -> None:
+    turns: Conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    weighted = [turns[0], cast(Message, {**turns[1], "weight": 0}), *turns[2:]]
+    assert rankings.prompt_of(Demonstration(weighted)) == rankings.prompt_of(Demonstration(turns)) == turns[:3]
