@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from alignkit.logit_form import LogitForm
+
+PLAIN = LogitForm()  # the head's outputs are the logits
 LOGITS = 1 << 24  # numbers in memory at a time: 64 MiB in fp32
 
 
-def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d]."""
-    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
-    temperature = temperature / _scale(model.config)
+def token_logps(
+    model: Any, hidden: Tensor, targets: Tensor, temperature: float, form: LogitForm = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d].
+
+    ``form`` is how the model's logits follow from its head, as :func:`alignkit.logit_form.measure` gives it.
+    """
+    head = model.get_output_embeddings()
     size = max(1, LOGITS // head.weight.shape[0])
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
     if not chunks:
@@ -29,39 +36,26 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, temperature: float)
     for chunk in chunks:
         if simple:
             at = hidden[chunk], head.weight, head.bias, targets[chunk]
-            parts.append(_Frozen.apply(*at, temperature, cap))  # type: ignore[no-untyped-call]
+            parts.append(_Frozen.apply(*at, temperature, form))  # type: ignore[no-untyped-call]
         else:
-            parts.append(checkpoint(_some, head, hidden[chunk], targets[chunk], temperature, cap, use_reentrant=False))
+            parts.append(
+                checkpoint(_through, head, hidden[chunk], targets[chunk], temperature, form, use_reentrant=False)
+            )
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-SCALES = {  # what the head's output is multiplied by to give logits: a field of the config, and its power
-    "cohere": ("logit_scale", 1),
-    "cohere2": ("logit_scale", 1),
-    "falcon_h1": ("lm_head_multiplier", 1),
-    "granite": ("logits_scaling", -1),
-    "granitemoe": ("logits_scaling", -1),
-    "granitemoehybrid": ("logits_scaling", -1),
-    "granitemoeshared": ("logits_scaling", -1),
-    "hyperclovax": ("logits_scaling", 1),
-    "minicpm3": ("logits_scaling", -1),
-}
-
-
-def _scale(config: Any) -> float:
-    name, power = SCALES.get(getattr(config, "model_type", ""), ("", 1))
-    return float(getattr(config, name, None) or 1.0) ** power
-
-
-def _some(head: Any, hidden: Tensor, targets: Tensor, temperature: float, cap: float | None) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float()
-    logits = torch.tanh(logits / cap) * cap if cap else logits
-    logps = (logits / temperature).log_softmax(-1)
+def from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from a model's own logits [N, V]."""
+    logps = (logits.float() / temperature).log_softmax(-1)
     return logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
 
 
+def _through(head: Any, hidden: Tensor, targets: Tensor, temperature: float, form: LogitForm) -> tuple[Tensor, Tensor]:
+    return from_logits(form(head(hidden).float()), targets, temperature)
+
+
 class _Frozen(torch.autograd.Function):
-    """:func:`_some` for a head that is a matrix and is not trained. N positions, width d, vocabulary V."""
+    """:func:`_through` for a head that is a matrix and is not trained. N positions, width d, vocabulary V."""
 
     @staticmethod
     def forward(
@@ -71,10 +65,10 @@ class _Frozen(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        cap: float | None,
+        form: LogitForm,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        logps, slope = _log_softmax(hidden, weight, bias, temperature, cap)  # [N, V]
+        logps, slope = _log_softmax(hidden, weight, bias, temperature, form)  # [N, V]
         chosen = logps.gather(-1, targets[:, None]).squeeze(-1)
         p = logps.exp()
         entropy = -(p * logps).sum(-1)
@@ -82,7 +76,7 @@ class _Frozen(torch.autograd.Function):
             # d logp(target) / d logits = onehot - p, through the head and what is done to its logits
             p.neg_().scatter_add_(-1, targets[:, None], torch.ones_like(chosen)[:, None])
             ctx.save_for_backward((p.mul_(slope).to(weight.dtype) @ weight).float(), hidden, weight, bias, entropy)
-            ctx.how = temperature, cap
+            ctx.how = temperature, form
         return chosen, entropy
 
     @staticmethod
@@ -99,12 +93,11 @@ class _Frozen(torch.autograd.Function):
 
 
 def _log_softmax(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, cap: float | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, form: LogitForm
 ) -> tuple[Tensor, Any]:
     """Log-probabilities [N, V] in fp32, and the derivative of their logits by the head's own."""
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
-    slope: Any = 1 / temperature
-    if cap:
-        bent = torch.tanh(logits / cap)
-        logits, slope = bent * cap, (1 - bent**2) / temperature
+    logits = form(torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float())
+    slope: Any = form.scale / temperature
+    if form.cap:
+        slope = slope * (1 - (logits / form.cap) ** 2)
     return (logits / temperature).log_softmax(-1), slope

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from alignkit import lineage, roles
-from alignkit.token_logps import token_logps
+from alignkit import lineage, logit_form, roles
+from alignkit.logit_form import LogitForm
+from alignkit.token_logps import from_logits, token_logps
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -77,8 +78,12 @@ def _place(member: Member) -> tuple[int, str | None]:
 class Roles(nn.Module):
     """One module for all roles. Its parameters that require gradients are what is trained."""
 
-    def __init__(self, members: dict[str, Member], temperature: float = 1.0) -> None:
+    def __init__(
+        self, members: dict[str, Member], temperature: float = 1.0, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         super().__init__()
+        self.say = say
+        self._forms: dict[int, LogitForm | None] = {}  # of each model, once it is known
         self.members = members
         self.temperature = temperature
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
@@ -92,31 +97,53 @@ class Roles(nn.Module):
         is that of log-probabilities, where it is not that of sampling.
         """
         hidden: dict[Any, Tensor] = {}  # a head on the policy costs no forward of its own
-        for role in roles:
-            member = self.members[role]
-            if _place(member) not in hidden:
-                with self.using(role):
-                    hidden[_place(member)] = _trunk(member.model)(
-                        input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False
-                    ).last_hidden_state
-        return {role: self._one(role, hidden, sequences, temperature or self.temperature) for role in roles}
+        temperature = temperature or self.temperature
+        return {role: self._one(role, hidden, sequences, temperature) for role in roles}
 
     def _one(self, role: str, states: dict[Any, Tensor], sequences: Sequences, temperature: float) -> Any:
         member = self.members[role]
-        hidden = states[_place(member)]
-        rows = torch.arange(len(hidden), device=hidden.device)
-        if role in lineage.rewards_in(self.members):
-            return _score(member.head, hidden[rows, sequences.start + sequences.length - 1])
         mask = sequences.mask
         row, column = mask.nonzero(as_tuple=True)
-        before = hidden[row, sequences.start[row] + column - 1]
+        before = sequences.start[row] + column - 1  # the position that an answer's token is drawn at
         if member.head is not None:
-            return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, _score(member.head, before))
-        targets = sequences.input_ids[row, sequences.start[row] + column]
-        with self.using(role):  # the head may have an adapter too
-            logps, entropy = token_logps(_inner(member.model), before, targets, temperature)
-        zeros = torch.zeros(mask.shape, device=hidden.device)
+            hidden = self._hidden(role, states, sequences)
+            if role in lineage.rewards_in(self.members):
+                rows = torch.arange(len(hidden), device=hidden.device)
+                return _score(member.head, hidden[rows, sequences.start + sequences.length - 1])
+            values = _score(member.head, hidden[row, before])
+            return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, values)
+        targets, form = sequences.input_ids[row, before + 1], self._form(role)
+        if form is None:
+            with self.using(role) as model:
+                logits = model(**_inputs(sequences)).logits[row, before]
+            logps, entropy = from_logits(logits, targets, temperature)
+        else:
+            states_before = self._hidden(role, states, sequences)[row, before]
+            with self.using(role):  # the head may have an adapter too
+                logps, entropy = token_logps(_inner(member.model), states_before, targets, temperature, form)
+        zeros = torch.zeros(mask.shape, device=logps.device)
         return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
+
+    def _hidden(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Tensor:
+        """The last hidden states [B, T, d] of a role, from ``states`` if a role of the same place was there before."""
+        member = self.members[role]
+        if _place(member) not in states:
+            with self.using(role):
+                states[_place(member)] = logit_form.trunk_of(member.model)(**_inputs(sequences)).last_hidden_state
+        return states[_place(member)]
+
+    def _form(self, role: str) -> LogitForm | None:
+        """How the role's logits follow from its hidden states, measured before its model's first use."""
+        model = self.members[role].model
+        if id(model) not in self._forms:
+            with self.using(role):
+                self._forms[id(model)] = logit_form.measure(model)
+            if self._forms[id(model)] is None:
+                self.say(
+                    f"{type(_inner(model)).__name__} does more to its logits than a head, a scale and a cap: "
+                    "log-probabilities take its whole logits, which is slower and needs more memory"
+                )
+        return self._forms[id(model)]
 
     def describe(self) -> str:
         """What stands in memory: ``"policy, reference, reward, value on one base of 135M weights, 9.8M trained"``."""
@@ -220,13 +247,13 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     elif value == "adapter":
         theirs: Any = reward.head if reward and reward.model is policy else None
         roles.copy_adapter(policy, "role_reward" if theirs else "default", "role_value", trained=True)
-        trunk = {id(parameter) for parameter in _trunk(policy).parameters()}
+        trunk = {id(parameter) for parameter in logit_form.trunk_of(policy).parameters()}
         for name, parameter in policy.named_parameters():  # a value has no use for a language model's head
             if roles.is_of("role_value", name) and id(parameter) not in trunk:
                 parameter.requires_grad_(False)
         members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
     roles.without_dropout(policy)
-    run.roles = Roles(members, temperature)  # for a reward that is one of them
+    run.roles = Roles(members, temperature, run.say)  # for a reward that is one of them
     return run.roles
 
 
@@ -306,9 +333,8 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _trunk(model: Any) -> Any:
-    inner = _inner(model)
-    return getattr(inner, inner.base_model_prefix)
+def _inputs(sequences: Sequences) -> dict[str, Any]:
+    return {"input_ids": sequences.input_ids, "attention_mask": sequences.attention_mask, "use_cache": False}
 
 
 def _score(head: Any, hidden: Tensor) -> Tensor:

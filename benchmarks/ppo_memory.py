@@ -232,7 +232,7 @@ def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int
 
     def states(of: Any, adapter: str) -> torch.Tensor:
         with trunk.use_adapter(of, adapter):
-            body = trunk._trunk(of) if hasattr(of, "lm_head") or hasattr(of, "peft_config") else of
+            body = trunk.logit_form.trunk_of(of) if hasattr(of, "lm_head") or hasattr(of, "peft_config") else of
             return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     with Live(model, value, head) as live:

@@ -8,24 +8,25 @@ import pytest
 import torch
 
 from alignkit import token_logps
+from alignkit.logit_form import LogitForm
 
 
-@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (1.0, 5.0), (0.3, 0.8)])
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize(("by_logp", "by_entropy"), [(1, 1), (1, 0), (0, 1)])
 def test_values_and_gradients_are_those_of_all_logits_at_once(
-    cap: float | None, trained: bool, by_logp: int, by_entropy: int, monkeypatch: pytest.MonkeyPatch
+    scale: float, cap: float | None, trained: bool, by_logp: int, by_entropy: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_logps, "LOGITS", 3 * 50)  # chunks of three positions
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 50).double().requires_grad_(trained)
-    model = SimpleNamespace(get_output_embeddings=lambda: head, config=SimpleNamespace(final_logit_softcapping=cap))
+    model = SimpleNamespace(get_output_embeddings=lambda: head)
     targets, weights = torch.randint(0, 50, (7,)), torch.randn(2, 7, dtype=torch.double)
     ours, plain = (torch.randn(7, 8, dtype=torch.double).requires_grad_() for _ in range(2))
     plain.data.copy_(ours.data)
 
-    logps, entropy = token_logps.token_logps(model, ours, targets, temperature=0.7)
-    logits = head(plain)
+    logps, entropy = token_logps.token_logps(model, ours, targets, 0.7, LogitForm(scale, cap))
+    logits = head(plain) * scale
     expected = ((torch.tanh(logits / cap) * cap if cap else logits).float() / 0.7).log_softmax(-1)
     chosen, spread = expected.gather(1, targets[:, None])[:, 0], -(expected.exp() * expected).sum(-1)
     torch.testing.assert_close(logps, chosen)

@@ -56,7 +56,7 @@ def build(run: Run) -> DPOTrainer:
         roles.check_apart(policy)
     args.precompute_ref_log_probs = reference.precomputed or (whole and reference.kind == "none")  # TRL loads one else
     collator = Collator(run.tokenizer.pad_token_id, shared_prompt(run, policy, pairs, args.device))
-    return DPOTrainer(
+    trainer = DPOTrainer(
         run=run,
         loss=loss,
         reference=reference,
@@ -71,6 +71,8 @@ def build(run: Run) -> DPOTrainer:
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )
+    fused_head.agrees(trainer.model, run.say)
+    return trainer
 
 
 class DPOTrainer(trl.DPOTrainer):

@@ -32,7 +32,7 @@ def build(run: Run) -> SFTTrainer:
         eval_packing=False,
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
-    return SFTTrainer(
+    trainer = SFTTrainer(
         loss=loss,
         model=run.model("policy"),
         args=args,
@@ -42,6 +42,8 @@ def build(run: Run) -> SFTTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
+    fused_head.agrees(trainer.model, run.say)
+    return trainer
 
 
 def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Dataset:
