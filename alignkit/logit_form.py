@@ -100,7 +100,9 @@ def measure(model: Any) -> LogitForm | None:
 def _own_logits(inner: Any, head: Any, row: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The model's own logits, and what its head gave meanwhile, once per call."""
     try:
-        with scaled(head, 1.0) if head is not None else contextlib.nullcontext([]) as called:
+        if head is None:
+            return inner(**row, use_cache=False).logits, []
+        with scaled(head, 1.0) as called:
             return inner(**row, use_cache=False).logits, called
     except Exception as error:
         raise AlignkitError(

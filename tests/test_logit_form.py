@@ -42,7 +42,7 @@ def own_logps(model: Any, temperature: float = 1.0) -> torch.Tensor:
 
 def role_logps(model: Any, temperature: float = 1.0) -> torch.Tensor:
     """Of the answer's tokens, as PPO and ``compare`` compute them."""
-    roles = Roles({"policy": Member(model)}, temperature)
+    roles = Roles({"policy": Member(model, "default" if hasattr(model, "peft_config") else None)}, temperature)
     with torch.no_grad():
         logps: torch.Tensor = roles(Sequences.of([PROMPT], [ANSWER], 0, "cpu"), ("policy",))["policy"].logps[0]
     return logps
