@@ -146,7 +146,7 @@ LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biog
 def limits(located: str) -> Limits:
     """The limits of a located base; unknown where its config is not on this disk."""
     folder = folder_of(located)
-    if folder is None:
+    if folder is None or not (folder / "config.json").exists():
         return Limits(None, None, False)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = {**config, **config.get("text_config", {})}

@@ -13,11 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import base, data, handover, identity, layers, lineage, manifest, paths, reward_parts, sources
+from alignkit import (
+    base,
+    data,
+    handover,
+    identity,
+    layers,
+    lineage,
+    manifest,
+    paths,
+    preview,
+    reward_parts,
+    sources,
+)
 from alignkit.components import Component
 from alignkit.config import RunConfig, resolve
 from alignkit.data import Located, Rows
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, DataError
 from alignkit.lineage import Parent
 from alignkit.plugin import bare
 from alignkit.registry import Registry
@@ -251,9 +263,32 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         if config.data.eval_path == config.data.path and held_out.split == config.data.split:
             raise ConfigError(f"data.eval_path is the training data ({config.data.path}): name data.eval_split too")
         eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
-        return Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents)
+        return _without_bad_rows(Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents))
     train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
-    return Plan(registry, config, source, train_rows, eval_rows, None, parents)
+    return _without_bad_rows(Plan(registry, config, source, train_rows, eval_rows, None, parents))
+
+
+def _without_bad_rows(plan: Plan) -> Plan:
+    """The plan without the rows that the chat template refuses, where ``data.on_bad_row`` skips them.
+
+    They leave after the split, so that which rows are held out is a matter of the data and the seed alone.
+
+    Raises:
+        DataError: the template refuses a row, and bad rows are errors.
+    """
+    policy = plan.parents.get("policy")
+    folder = policy.folder if policy and policy.manifest else preview.folder_of(plan.config)
+    sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
+    bad = {name: preview.bad_rows(plan.config, folder, rows) for name, rows in sides.items()}
+    reasons = [reason for found in bad.values() for reason in found.values()]
+    if not reasons:
+        return plan
+    if plan.config.data.on_bad_row == "error":
+        raise DataError(reasons[0])
+    train_rows, eval_rows = ([row for row in rows if row.where not in bad[name]] for name, rows in sides.items())
+    skipped = [*plan.source.skipped, *reasons]
+    source = dataclasses.replace(plan.source, skipped=skipped)
+    return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
 
 
 def _check_requires(registry: Registry, component: Component) -> None:

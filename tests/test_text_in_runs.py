@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,13 @@ def test_rows_longer_than_learnt_positions_are_an_error(
         "ppo": ["ppo.policy=base", "reward.name=function", "reward.call=builtins:len", "ppo.response_length=510"],
     }
 
-    with pytest.raises(AssertionError, match=r"long.jsonl line 4: \d+ tokens .*are more than the 512 positions"):
+    with pytest.raises(AssertionError, match=r"long.jsonl line [14]: \d+ tokens .*are more than the 512 positions"):
         run_stage(stage, "--model", model, "--data", data, "data.eval_size=0", *own[stage])
 
 
-def test_a_row_that_the_template_refuses_is_a_bad_row(run_stage: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_row_that_the_template_refuses_is_a_bad_row(
+    run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     template = tmp_path / "strict.jinja"
     template.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
@@ -92,9 +96,35 @@ def test_a_row_that_the_template_refuses_is_a_bad_row(run_stage: Callable[..., P
     bad = {"messages": [{"role": "system", "content": "S"}, *turns]}
     asked = ("--data", rows(tmp_path / "mixed.jsonl", *good, bad), f"chat_template={template}", "data.eval_size=0")
 
-    with pytest.raises(AssertionError, match=r"mixed.jsonl line 7: the chat template refuses .*no system turns"):
+    says = "mixed.jsonl line 7: the chat template refuses this conversation: TemplateError: no system turns"
+    with pytest.raises(AssertionError, match=says):
         run_stage("sft", *asked)
-    record = manifest.read(run_stage("sft", *asked, "data.on_bad_row=skip", "--overwrite"))
+    record = manifest.read(run_stage("sft", *asked, "data.on_bad_row=skip"))
+    assert (record["data"]["train_rows"], record["data"]["skipped_rows"]) == (6, 1)
+    # `check` finds it too, in seconds
+    code = (
+        "import sys; from alignkit.cli import main; main(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "check", "--plugin", "sft", "--model", str(tiny_model()), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert says in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_rows_that_no_preview_could_see_are_skipped_and_counted_at_the_start_of_training(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.preview.ROWS", 0)  # as where the model is not on this disk yet
+    template = tmp_path / "strict.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' else m.content }}{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    made = [{"messages": turns} for _ in range(6)]
+    data = rows(tmp_path / "mixed.jsonl", *made, {"messages": [{"role": "system", "content": "S"}, *turns]})
+    asked = ("--data", data, f"chat_template={template}", "data.eval_size=0", "data.on_bad_row=skip")
+
+    record = manifest.read(run_stage("sft", *asked))
     assert (record["data"]["train_rows"], record["data"]["skipped_rows"]) == (6, 1)
 
 
