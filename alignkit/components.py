@@ -86,6 +86,7 @@ class Stage(Component):
     in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
+    resume: Mapping[str, Resume] = dataclasses.field(default_factory=dict)  # keys of `train`, as in `option`
     refuses: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # a key of `train` that has no effect in it, or "key=value" -> what to set instead

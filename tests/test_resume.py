@@ -197,6 +197,42 @@ def test_where_the_best_evaluation_is_kept_it_may_not_change(train: Train, crash
         train(*settings, "train.eval_steps=1", "--resume")
 
 
+LINEAR = ("--plugin", "crash", "--plugin", "full", "train.lr_scheduler_type=constant", "train.learning_rate=0.1")
+LINEAR += (
+    "train.adam_epsilon=1",
+    "train.bf16=false",
+)  # so large that a step is nearly linear in the gradient, and so is its rounding
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_run_out_of_memory_goes_on_with_smaller_forwards_and_the_same_steps(
+    stage: str,
+    run_stage: Callable[..., Path],
+    install: Callable[..., None],
+    crash_at: Callable[[int], None],
+    tmp_path: Path,
+) -> None:
+    install("remote", ADDRESS)
+    settings = (*LINEAR, "train.max_steps=3", "train.save_steps=1")
+    smaller = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
+    if stage == "ppo":
+        settings = (*LINEAR, *PPO, "ppo.minibatches=1", "ppo.iterations=3", "ppo.save_every=1", "train.learning_rate=1")
+        smaller = ["train.per_device_train_batch_size=2"]
+    larger = "train.per_device_train_batch_size=4"
+    crash_at(-1)
+    whole = run_stage(stage, *settings, larger, "--output", str(tmp_path / "whole"))
+    crash_at(2)
+    with pytest.raises(AssertionError, match="out of memory"):
+        run_stage(stage, *settings, larger)
+    crash_at(-1)
+    if stage == "sft":
+        with pytest.raises(AssertionError, match="sft.train.per_device_train_batch_size was 4, is 2"):
+            run_stage(stage, *settings, smaller[0], "--resume")
+
+    assert run_stage(stage, *settings, *smaller, "--resume").exists()
+    torch.testing.assert_close(weights(tmp_path / "runs" / stage), weights(whole), rtol=1e-4, atol=1e-6)
+
+
 # --- when a run fails, and two of them at once -----------------------------------------------------------------------
 
 

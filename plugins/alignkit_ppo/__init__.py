@@ -75,6 +75,7 @@ def alignkit_stage() -> list[Stage]:
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 16,
             },
+            resume={"per_device_train_batch_size": "may_change"},  # ppo.minibatches says what a step is of
             refuses=REFUSES,
         )
     ]
