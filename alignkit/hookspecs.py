@@ -106,6 +106,9 @@ def alignkit_model() -> list[Tuner]:  # type: ignore[empty-body]
 def alignkit_data() -> list[DataFormat]:  # type: ignore[empty-body]
     """Declare data formats. ``fits`` sees a file's first rows; ``convert`` sees every row, before anything loads.
 
+    ``convert`` gives a row, or a list of rows where one raw row means several. A format with a config gets it as the
+    second argument: ``convert(row, config)``.
+
     ::
 
         from alignkit import DataFormat, Demonstration, fields_of, hookimpl

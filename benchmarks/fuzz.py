@@ -52,7 +52,7 @@ def main() -> None:
     model = tiny_model.__wrapped__(tokenizer_folder.__wrapped__(folders), folders)()
     common = ["--model", str(model), "--output", str(root / "runs")]
     keys = fuzzing.known_keys()
-    faults: dict[str, list[str]] = {}
+    faults = set[str]()
     tried: collections.Counter[str] = collections.Counter()
     thorough = settings(
         max_examples=options.examples,
@@ -64,8 +64,10 @@ def main() -> None:
 
     def run(kind: str, arguments: list[str]) -> None:
         tried[kind] += 1
-        if wrong := fuzzing.fault(arguments):
-            faults.setdefault(re.sub(r"'[^']*'|\d+", "_", wrong), [wrong, *arguments])
+        wrong = fuzzing.fault(arguments)
+        if wrong and (kind_of_fault := re.sub(r"'[^']*'|\d+", "_", wrong)) not in faults:
+            faults.add(kind_of_fault)
+            print(f"\n{wrong.strip()[:500]}\n    {str(arguments)[:1000]}", flush=True)
 
     @seed(options.seed)
     @thorough
@@ -98,8 +100,6 @@ def main() -> None:
     for kind, commands in (("files", of_files), ("settings", of_settings), ("runs", of_runs)):
         if kind in options.kinds:
             commands()
-    for wrong, *arguments in faults.values():
-        print(f"\n{wrong.strip()[:500]}\n    {arguments!r}"[:1500])
     seconds = time.perf_counter() - started
     print(f"\n{dict(tried)} commands in {seconds:.0f} s, seed {options.seed}: {len(faults)} distinct faults")
     sys.exit(1 if faults else 0)

@@ -12,12 +12,14 @@ def convert(row: Mapping[str, Any]) -> Demonstration:
     """The context, where there is one, follows the instruction after an empty line.
 
     Raises:
-        DataError: the instruction or the response is no text, or empty.
+        DataError: the instruction or the response is no text, or empty; the context is no text.
     """
     for field in ("instruction", "response"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise DataError(f"'{field}' must be text")
     context = row.get("context")
+    if not isinstance(context, str | None):
+        raise DataError("'context' must be text")
     question = f"{row['instruction']}\n\n{context}" if context else row["instruction"]
     return Demonstration(
         [Message(role="user", content=question), Message(role="assistant", content=row["response"])],

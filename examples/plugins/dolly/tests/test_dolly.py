@@ -25,6 +25,11 @@ def test_a_bad_row_says_what_is_wrong(response: object) -> None:
         convert({**ROW, "response": response})
 
 
+def test_a_context_that_is_a_list_is_refused() -> None:
+    with pytest.raises(DataError, match="'context' must be text"):
+        convert({**ROW, "context": ["a", "b"]})
+
+
 def test_sft_recognises_the_rows(run_stage: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "dolly.jsonl"
     file.write_text("".join(json.dumps({**ROW, "instruction": f"Who wrote {n}?"}) + "\n" for n in range(8)))

@@ -41,6 +41,9 @@ def test_both_layouts_are_read() -> None:
     assert (chat.prompt, chat.answer, chat.good) == (turns[:-1], "No.", False)
     with pytest.raises(DataError, match="'label' must be true or false"):
         judgement({"prompt": "Why?", "completion": "Because.", "label": "yes"})
+    call = [{"function": {"name": "f", "arguments": {}}}]
+    with pytest.raises(DataError, match="only answers in text can be judged"):
+        judgement({"messages": [turns[0], {**turns[1], "tool_calls": call}], "label": True})
 
 
 def test_a_ranking_is_split_at_its_mean_rank() -> None:
