@@ -1,8 +1,10 @@
-"""What every run does beside training: show progress, write metrics, stop cleanly on Ctrl-C."""
+"""What every run does beside training: show progress, write metrics, stop on Ctrl-C or where nothing is learnt."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import threading
 import time
@@ -15,7 +17,8 @@ from rich.progress import Progress as Bar
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.errors import ConfigError
+from alignkit import manifest
+from alignkit.errors import AlignkitError, ConfigError
 
 if TYPE_CHECKING:
     from alignkit.run import Run
@@ -110,7 +113,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                file.write(json.dumps(manifest.finite({"step": state.global_step, **(logs or {})})) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # a pickle that nothing reads: the run folder's config.yaml says the same
@@ -165,3 +168,45 @@ class Interrupt(TrainerCallback):
         """Give Ctrl-C back, however training ended."""
         if hasattr(self, "former") and not self.asked:
             signal.signal(signal.SIGINT, self.former)
+
+
+PATIENCE = 10  # optimizer steps with gradients of zero before a run stops
+
+
+class Learning(TrainerCallback):
+    """Stops a run whose policy gets no gradient, and one whose held-out loss is not a number."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.learns = bool(os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+        self.zero = 0  # optimizer steps so far whose gradients were all zero
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self.learns or state.global_step < self.run.policy_learns_from:
+            return
+        roles: Any = self.run.roles
+        trained = roles.trained("policy") if roles else model.named_parameters()
+        gradients = [p.grad for _, p in trained if p.requires_grad and p.grad is not None]
+        if not gradients:
+            self._stop("no weight of the policy has a gradient")
+        # A batch of answers that all score alike teaches a policy nothing; other losses always do.
+        self.learns = bool(roles) or any(bool(gradient.any()) for gradient in gradients)
+        self.zero += not self.learns
+        if self.zero == PATIENCE:
+            self._stop(f"all gradients of the first {PATIENCE} steps are zero")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.zero and not self.learns and state.global_step >= state.max_steps:
+            self._stop("all gradients were zero")
+
+    def _stop(self, why: str) -> None:
+        tuner, stage = self.run.config.tuner.component, self.run.config.stage.component
+        raise AlignkitError(
+            f"{why}: nothing would be learnt. What {self.run.registry.who(tuner)} trains has no effect on the loss of "
+            f"{self.run.registry.who(stage)}"
+        )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        loss = (metrics or {}).get("eval_loss", 0.0)
+        if not math.isfinite(loss):
+            raise AlignkitError(f"the held-out loss at step {state.global_step} is {loss}. Nothing was finished")

@@ -84,6 +84,7 @@ class Stage(Component):
     finish: Callable[[Run, Trainer], dict[str, Any] | None] | None = None  # after training; joins the manifest
     extent: Callable[[Any], str] | None = None  # its config -> how much it trains, in words; else epochs and batches
     in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
+    trains: tuple[str, ...] = ("weights",)  # what a tuner may train here, see `Tuner.trains`
     watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
     resume: Mapping[str, Resume] = dataclasses.field(default_factory=dict)  # keys of `train`, as in `option`
@@ -101,6 +102,7 @@ class Tuner(Component):
     load: Callable[[Any, torch.dtype], dict[str, Any]]  # its config, the run's dtype -> arguments of `from_pretrained`
     wrap: Callable[[Any, PreTrainedModel, str], nn.Module]  # its config, the loaded model, its role -> what is trained
     adapters: bool = False  # what it trains sits on a base that stays as it is and may serve several roles
+    trains: Literal["weights", "inputs"] = "weights"  # in layers, or before the prompt (prompt and prefix tuning)
     lr_scale: float = 1.0  # a stage's default learning rate times this is the default under this tuner
 
 

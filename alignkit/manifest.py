@@ -7,6 +7,7 @@ that ending is a finished run, whole. No torch here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -58,7 +59,16 @@ def write_atomically(file: Path, content: str) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that it is there whole or not at all."""
-    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """``content`` with None for every NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def finish(folder: Path) -> None:

@@ -248,6 +248,12 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
     base.check_trainable(config.model, config.tuner.component)
+    tuner, stage = config.tuner.component, config.stage.component
+    if tuner.trains not in stage.trains:
+        raise ConfigError(
+            f"stage '{stage.name}' cannot use tuner '{tuner.name}', which trains {tuner.trains}: choose one that "
+            f"trains {' or '.join(stage.trains)}"
+        )
 
     stage = config.stage.component
     if config.data.path is None:

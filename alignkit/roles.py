@@ -85,6 +85,21 @@ def check_apart(model: Any) -> None:
         )
 
 
+def trains_inputs(model: Any) -> bool:
+    """Whether a model is PEFT's and has trained inputs (prompt or prefix tuning) in place of weights in its layers."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def check_weights_trained(model: Any) -> None:
+    """Whether a model computes all that was trained where its layers are called past PEFT's own forward.
+
+    Raises:
+        AlignkitError: it has trained inputs, which PEFT puts before the prompt.
+    """
+    if trains_inputs(model):
+        raise AlignkitError("a model of prompt or prefix tuning can be trained by sft and sampled from, no more")
+
+
 def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """``model`` started from the adapter in ``folder``: its adapter gets the same weights; without one they are merged.
 
@@ -95,6 +110,8 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
     from peft.utils import load_peft_weights
 
     if not isinstance(model, peft.PeftModel):
+        if peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+            raise AlignkitError(f"the trained inputs in {folder} cannot be merged into weights: use its own tuner")
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         model = _with_adapter(model, folder).merge_and_unload()
         for name, parameter in model.named_parameters():

@@ -23,9 +23,9 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, handover, lock, manifest, rewards, roles, training_args
+from alignkit import base, data, device, fingerprints, handover, learning, lock, manifest, rewards, roles, training_args
 from alignkit.batches import Answers, Sampling
-from alignkit.callbacks import Interrupt, MetricsFile, Progress, Resumed
+from alignkit.callbacks import Interrupt, Learning, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer, today
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
@@ -72,6 +72,7 @@ class Run:
         self.dtype = device.run_dtype(plan.config.train)
         self.today = (began(plan.config) if resume else None) or self.records.get("policy", {}).get("today") or today()
         self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
+        self.policy_learns_from = 0  # a stage may say the step before which it trains something else
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
         self.roles: Any = None  # the `alignkit.trunk.Roles` of a stage that has several roles
         self.loss_state: list[LossState] = []  # of a loss that has one
@@ -145,6 +146,10 @@ class Run:
             raise ConfigError(
                 f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
             ) from error
+        if roles.trains_inputs(model) and tuner.trains != "inputs":
+            raise PluginError(
+                f"{self.registry.who(tuner)} trains inputs and declares weights: its author must say trains='inputs'"
+            )
         if start in self.records and self.records[start]["weights"] == "adapter":
             model = roles.continue_adapter(model, self.parents[start])
         if role in roles.WITH_HEAD:
@@ -155,6 +160,10 @@ class Run:
                 )
             roles.head_in_fp32(model)
         self.registry.call("alignkit_model_ready", run=self, role=role, model=model)
+        learning.check_weights(model.named_parameters(), f"the model {under}")
+        self.say(f"{role}: {learning.describe(model)}")
+        if warning := learning.frozen_experts(model):
+            self.say(warning)
         return model
 
     def _is_model(self, role: str, under: str, given: Any) -> bool:
@@ -248,7 +257,8 @@ class Run:
         """The run's own callbacks and those of plugins."""
         expected = "a list of TrainerCallback"
         theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
-        return [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), *self.loss_state, *theirs]
+        own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), Learning(self)]
+        return [*own, *self.loss_state, *theirs]
 
 
 def _are_callbacks(given: Any) -> bool:
@@ -308,6 +318,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     trainer = handover.trainer(run.registry.who(stage, "build"), stage.build(run))
     handover.name_optimizer(run.registry.who(run.config.optimizer.component), trainer)
     training_args.check_batches(trainer.args, trainer.train_dataset)
+    learning.watch_loss(trainer, run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
     evaluate_undisturbed(trainer)
     rehearse(run, trainer)
@@ -336,6 +347,8 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     more = stage.finish(run, trainer) if stage.finish else {}
     more = handover.manifest_keys(run.registry.who(stage, "finish"), more)
     metrics = final_metrics(trainer)
+    trained = ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
+    learning.check_weights(trained, "the trained model. Nothing was finished")
     save(run, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)

@@ -82,6 +82,8 @@ class Roles(nn.Module):
         self, members: dict[str, Member], temperature: float = 1.0, say: Callable[[str], None] = lambda line: None
     ) -> None:
         super().__init__()
+        for member in members.values():
+            roles.check_weights_trained(member.model)
         self.say = say
         self._forms: dict[int, LogitForm | None] = {}  # of each model, once it is known
         self.members = members
@@ -318,15 +320,17 @@ def _recompute_alike(model: Any) -> tuple[Any, Any]:
 def _tuner_layers(model: Any) -> list[Any]:
     layers = getattr(model, "_alignkit_layers", None)
     if layers is None:
-        layers = []
-        if hasattr(model, "peft_config"):
-            from peft.tuners.tuners_utils import BaseTunerLayer
-            from peft.utils.other import AuxiliaryTrainingWrapper
-
-            kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-            layers = [module for module in model.modules() if isinstance(module, kinds)]
+        layers = [module for module in model.modules() if switched(module)] if hasattr(model, "peft_config") else []
         object.__setattr__(model, "_alignkit_layers", layers)
     return list(layers)
+
+
+def switched(module: nn.Module) -> bool:
+    """Whether a module is PEFT's and computes something else for each adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
 
 
 def _inner(model: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import option
+from alignkit import ConfigError, option
+from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ class LoraConfig:
     """The ``tuner`` table of ``lora``, by PEFT's names; ``qlora`` adds to it."""
 
     r: Annotated[int, Gt(0)] = option(16, "rank of the adapters")
-    lora_alpha: float = option(32, "the adapter's output is scaled by lora_alpha / r")
+    lora_alpha: Annotated[float, Gt(0)] = option(32, "the adapter's output is scaled by lora_alpha / r")
     lora_dropout: float = option(0.0, "dropout on the adapter's input")
     target_modules: str | list[str] = option("all-linear", "which layers get an adapter; names, or all-linear")
     use_dora: bool = option(False, "DoRA: train magnitudes beside directions (arXiv 2402.09353)")
@@ -36,9 +37,15 @@ def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
     """The model frozen, with a fresh adapter whose weights are fp32. At first it computes what the base computes.
 
     A model for sequence classification trains its head too, and the head is saved with the adapter.
+
+    Raises:
+        ConfigError: one of ``target_modules`` is in no layer's name.
     """
     import peft
 
+    if isinstance(config.target_modules, list):
+        layers = {name for name, module in model.named_modules() if hasattr(module, "weight")}
+        _check_targets(config.target_modules, layers, hasattr(model, "score"))
     return peft.get_peft_model(
         model,
         peft.LoraConfig(
@@ -52,3 +59,12 @@ def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
             use_rslora=config.use_rslora,
         ),
     )
+
+
+def _check_targets(targets: list[str], layers: set[str], head: bool) -> None:
+    for target in targets:
+        if head and target in ("lm_head", "embed_out"):  # a scalar head is in its place
+            continue
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            known = {layer.rpartition(".")[2] for layer in layers}
+            raise ConfigError(f"tuner.target_modules: no layer is named '{target}'.{did_you_mean(target, known)}")

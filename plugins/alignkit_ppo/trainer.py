@@ -36,6 +36,7 @@ def build(run: Run) -> PPOTrainer:
     steps = config.epochs * config.minibatches  # optimizer steps an iteration
     wanted = run.config.train.get("max_steps", -1)
     run.steps_between_checkpoints = steps
+    run.policy_learns_from = config.value_warmup * steps
     args = run.training_arguments(
         transformers.TrainingArguments,
         max_steps=wanted if wanted > 0 else config.iterations * steps,

@@ -22,6 +22,7 @@ def alignkit_stage() -> list[Stage]:
             summary="supervised fine-tuning on demonstrations",
             config=SFTConfig,
             build=build,
+            trains=("weights", "inputs"),
             rows=(Demonstration, Text),
             batch=TokenLogps,
             loss="nll",
