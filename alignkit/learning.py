@@ -32,7 +32,7 @@ def describe(model: Any) -> str:
 def _kinds(model: nn.Module) -> list[str]:
     """The names of the layers that are trained, without their place in the model: ``q_proj``, ``v_proj``."""
     adapted = {name for name, module in model.named_modules() if switched(module)}
-    found = {}
+    found: dict[str, None] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts = name.split(".")[:-1]

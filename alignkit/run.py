@@ -23,12 +23,25 @@ import torch
 import transformers
 from torch import nn
 
-from alignkit import base, data, device, fingerprints, handover, learning, lock, manifest, rewards, roles, training_args
+from alignkit import (
+    base,
+    data,
+    device,
+    fingerprints,
+    handover,
+    learning,
+    loading,
+    lock,
+    manifest,
+    rewards,
+    roles,
+    training_args,
+)
 from alignkit.batches import Answers, Sampling
 from alignkit.callbacks import Interrupt, Learning, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer, today
 from alignkit.config import DataConfig
-from alignkit.errors import AlignkitError, ConfigError, PluginError, one_line
+from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.loss_state import LossState, has_state, untouched_by_evaluation
 from alignkit.plan import Plan, is_made_by
 from alignkit.randomness import evaluate_undisturbed
@@ -120,18 +133,8 @@ class Run:
         A ``value`` or a ``reward`` has a scalar head. Fresh weights depend on ``train.seed`` alone.
         """
         tuner, config = self.config.tuner
-        arguments = handover.load_arguments(self.registry.who(tuner, "load"), tuner.load(config, self.dtype))
-        kwargs = {"dtype": self.dtype, **arguments}
         under = base.under(self.records[start], self.parents[start], self.say) if start in self.parents else self.base
-        right, expected = functools.partial(self._is_model, role, under), f"a model or None, for a {role} from {under}"
-        loaded = self.registry.call(
-            "alignkit_load_model", right, expected, run=self, role=role, name_or_path=under, kwargs=kwargs
-        )
-        if loaded is None:
-            loaded = base.load(under, kwargs, role in roles.WITH_HEAD)
-        base.without_repacking(loaded)
-        if getattr(loaded, "is_quantized", False) and not tuner.adapters:
-            raise base.refuse_quantised(self.config.model, loaded.quantization_method.value, tuner)
+        loaded: Any = loading.load(self, role, under)
         transformers.set_seed(self.config.train.get("seed", 42))
         has_head = start in self.records and self.records[start]["role"] in roles.WITH_HEAD
         if role in roles.WITH_HEAD:
@@ -146,31 +149,14 @@ class Run:
             raise ConfigError(
                 f"tuner '{tuner.name}' cannot be put on {self.config.model}: {one_line(error)}"
             ) from error
-        if roles.trains_inputs(model) and tuner.trains != "inputs":
-            raise PluginError(
-                f"{self.registry.who(tuner)} trains inputs and declares weights: its author must say trains='inputs'"
-            )
         if start in self.records and self.records[start]["weights"] == "adapter":
             model = roles.continue_adapter(model, self.parents[start])
+        loading.check_tuned(self, role, model)
         if role in roles.WITH_HEAD:
-            if not roles.saves_head(model):
-                raise PluginError(
-                    f"{self.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use "
-                    "another tuner, or tell its author: modules_to_save=['score']"
-                )
             roles.head_in_fp32(model)
         self.registry.call("alignkit_model_ready", run=self, role=role, model=model)
-        learning.check_weights(model.named_parameters(), f"the model {under}")
-        self.say(f"{role}: {learning.describe(model)}")
-        if warning := learning.frozen_experts(model):
-            self.say(warning)
+        loading.say_what_is_trained(self, role, model, under)
         return model
-
-    def _is_model(self, role: str, under: str, given: Any) -> bool:
-        """Whether ``alignkit_load_model`` gave nothing, or a model of what it was to load, with a head for its role."""
-        headless = role in roles.WITH_HEAD and not hasattr(given, "score")
-        other = under != self.base and getattr(given, "name_or_path", under) == self.base
-        return given is None or (isinstance(given, nn.Module) and not headless and not other)
 
     @functools.cached_property
     def base_weights(self) -> str | None:
@@ -347,8 +333,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     more = stage.finish(run, trainer) if stage.finish else {}
     more = handover.manifest_keys(run.registry.who(stage, "finish"), more)
     metrics = final_metrics(trainer)
-    trained = ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    learning.check_weights(trained, "the trained model. Nothing was finished")
+    learning.check_weights(trainer.model.named_parameters(), "the trained model. Nothing was finished")
     save(run, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)
