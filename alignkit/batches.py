@@ -6,7 +6,7 @@ Shapes: B sequences, T token positions, N scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,15 @@ class Answers:
     texts: list[str]  # without the token that ends an answer
     prompt_ids: list[list[int]]
     answer_ids: list[list[int]]  # with it, where the answer ended by itself
+
+    def take(self, which: Sequence[int]) -> Answers:
+        """Those answers alone."""
+        return Answers(
+            [self.prompts[i] for i in which],
+            [self.texts[i] for i in which],
+            [self.prompt_ids[i] for i in which],
+            [self.answer_ids[i] for i in which],
+        )
 
 
 @dataclass(frozen=True)

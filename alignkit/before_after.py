@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ def write(
     after: Sequence[str],
     **columns: Sequence[float],
 ) -> None:
-    """The table, a row a prompt; ``columns`` are figures of the answers after training, such as their scores."""
+    """The table, a row a prompt; ``columns`` are figures of the answers after training, such as their scores.
+
+    NaN is no figure, and null in the table.
+    """
     lines = []
     for number, (prompt, former, now) in enumerate(zip(prompts, before, after, strict=True)):
         row: dict[str, Any] = {"prompt": prompt[-1]["content"], "before": former, "after": now}
-        row |= {name: round(values[number], 4) for name, values in columns.items()}
+        figures = {name: values[number] for name, values in columns.items()}
+        row |= {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     manifest.write_atomically(folder / FILE, "".join(lines))
 

@@ -156,6 +156,19 @@ class Reward(Component):
     parts: str | None = None  # the field of its config that holds other rewards: a table with a name, or a list of them
     part_keys: tuple[str, ...] = ()  # the keys of such a table that are its own, such as a weight
 
+    def __post_init__(self) -> None:
+        if dataclasses.is_dataclass(self.config) and "on_error" not in self.config.__dataclass_fields__:
+            object.__setattr__(self, "config", _with_on_error(self.config))
+
+
+def _with_on_error(config: type) -> type:
+    """The config of a reward with the key that every reward has."""
+    help = "an answer that the reward refuses, by an error or NaN: stop the run, or skip the answer in the update"
+    field = ("on_error", Literal["stop", "skip"], option("stop", help, resume="may_change"))
+    frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    own = {"__module__": config.__module__, "__doc__": config.__doc__}
+    return dataclasses.make_dataclass(config.__name__, [field], bases=(config,), frozen=frozen, namespace=own)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Component):

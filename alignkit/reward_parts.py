@@ -27,6 +27,8 @@ def part(registry: Registry, table: Mapping[str, Any], own: Collection[str] = ()
     """
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise ConfigError(f"{key} needs the name of a reward: {{name: NAME, ...}}")
+    if "on_error" in table:
+        raise ConfigError(f"{key}.on_error: this is a setting of the whole reward, reward.on_error")
     settings = {name: value for name, value in table.items() if name not in own}
     return select(registry, "reward", table["name"], [settings], key)
 
@@ -69,7 +71,8 @@ def with_runs(
     for table, where in _tables(reward, key):
         inner = with_runs(registry, part(registry, table, component.part_keys, where), find, where, path)
         own = {name: table[name] for name in component.part_keys if name in table}
-        tables.append({**own, **inner.to_dict()})
+        settings = {name: value for name, value in inner.to_dict().items() if name != "on_error"}
+        tables.append({**own, **settings})
     if component.parts:
         held = getattr(config, component.parts)
         config = dataclasses.replace(config, **{component.parts: tables if isinstance(held, list) else tables[0]})

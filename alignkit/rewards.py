@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit import handover, lineage, rankings
 from alignkit.batches import Answers
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry
 from alignkit.reward_parts import part
 from alignkit.settings import Selected
@@ -33,6 +34,38 @@ def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collectio
     """
     which = next((f" {table[name]}" for name in ("call", "path", "model") if table.get(name)), "")
     return build(part(registry, table, own), run, which)
+
+
+def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
+    """``score`` that gives NaN for the answers that it refuses, as long as there are others; says the first refusal.
+
+    Where a batch fails, each answer is scored alone to find those that are refused. The rest are then scored together
+    again, since a reward may compare the answers of a batch.
+    """
+    said: list[str] = []
+
+    def refusal(answers: Answers) -> str:
+        try:
+            score(answers)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def scores(answers: Answers) -> list[float]:
+        try:
+            return score(answers)
+        except DataError:
+            numbers = range(len(answers.texts))
+            refused = {number: why for number in numbers if (why := refusal(answers.take([number])))}
+            if len(refused) in (0, len(numbers)):  # it is not about single answers
+                raise
+        if not said:
+            said.extend(refused.values())
+            say(f"warning: skipped an answer, and will skip others like it: {said[0]}")
+        rest = iter(score(answers.take([number for number in numbers if number not in refused])))
+        return [math.nan if number in refused else next(rest) for number in numbers]
+
+    return scores
 
 
 def of_role(run: Run, path: str | None) -> Scores:

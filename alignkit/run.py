@@ -213,9 +213,13 @@ class Run:
         return args
 
     def reward(self) -> Callable[[Answers], list[float]]:
-        """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``."""
+        """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``.
+
+        With ``reward.on_error=skip`` the score of an answer that the reward refuses is NaN.
+        """
         assert self.config.reward is not None
-        return rewards.build(self.config.reward, self)
+        score = rewards.build(self.config.reward, self)
+        return rewards.skipping(score, self.say) if self.config.reward.config.on_error == "skip" else score
 
     def reward_run(self, path: str | None) -> Callable[[Answers], list[float]]:
         """The scores of the reward model in the run folder ``path``, which is one of ``self.roles``.

@@ -43,6 +43,7 @@ class Rollouts:
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
+    kept: Tensor  # [B] bool, False where the reward refused the answer, which then has no part in the update
     figures: dict[str, float]  # for the log
 
     def take(self, rows: list[int], pad: int, device: Any) -> dict[str, Any]:
@@ -50,7 +51,8 @@ class Rollouts:
         sequences = Sequences.of([self.prompts[i] for i in rows], [self.answers[i] for i in rows], pad, device)
         width = sequences.mask.shape[1]
         names = ("old_logps", "old_values", "advantages", "returns")
-        return {"sequences": sequences, **{name: getattr(self, name)[rows, :width] for name in names}}
+        mask = sequences.mask & self.kept[rows, None]
+        return {"sequences": sequences, "mask": mask, **{name: getattr(self, name)[rows, :width] for name in names}}
 
 
 def encode(run: Run, rows: list[Any], config: PPOConfig) -> list[Prompted]:
@@ -100,6 +102,7 @@ class Collector:
         )
         self.engine = run.rollout(self.sampling)
         self.fp32 = run.dtype is torch.float32
+        self.skips = run.config.reward is not None and run.config.reward.config.on_error == "skip"
 
     def collect(self, iteration: int, kl_coef: float) -> Rollouts:
         """Answers to the next prompts, with all that the loss needs."""
@@ -109,32 +112,37 @@ class Collector:
         answers = self.sample(ids, self.seed(iteration, 2))  # 1
         sampled = time.monotonic()
         scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
+        kept = ~scores.isnan()
+        scores = scores.nan_to_num()
         penalised = scores - self.config.missing_eos_penalty * ~ended
         if iteration == 0 and not self.config.whiten_rewards:
-            self.trainer.roles.start_value(self._mean(penalised))
+            self.trainer.roles.start_value(self._mean_of(penalised, kept))
         said = self.say(ids, answers, ("policy", "reference", "value"))  # 3
         policy, reference, values = said["policy"][0], said["reference"][0], said["value"][0]
-        mask = Sequences.of(ids, answers, self.pad, self.args.device).mask
+        tokens = Sequences.of(ids, answers, self.pad, self.args.device).mask
+        mask = tokens & kept[:, None]
         if iteration == 0:
-            diagnosis.first_answers(policy - reference, mask, self.exact)
-        rewards = adv.rewards(penalised, policy, reference, mask, kl_coef)  # 4
+            diagnosis.first_answers(policy - reference, tokens, self.exact)
+        rewards = adv.rewards(penalised, policy, reference, tokens, kl_coef)  # 4
         if self.config.whiten_rewards:
             rewards = adv.whiten(rewards, mask, self._moments(rewards, mask), shift=False)
-        advantages, returns = adv.gae(rewards, values, mask, self.config.gamma, self.config.lam)  # 5
+        advantages, returns = adv.gae(rewards, values, tokens, self.config.gamma, self.config.lam)  # 5
         advantages = adv.whiten(advantages, mask, self._moments(advantages, mask)).float()  # 6
         figures = {
-            "score": self._mean(scores),
+            "score": self._mean_of(scores, kept),
             "kl": self._mean((policy - reference).sum(1)),
             "kl_coef": kl_coef,
-            "length": self._mean(mask.sum(1).float()),
+            "length": self._mean(tokens.sum(1).float()),
             "eos_rate": self._mean(ended.float()),
-            "entropy": self._token_mean(said["policy"][1], mask),
+            "entropy": self._token_mean(said["policy"][1], tokens),
             "explained_variance": self._explained(values, returns, mask),
-            "sampled_tokens_per_second": self._total(mask.sum()) / max(sampled - began, 1e-9),
+            "sampled_tokens_per_second": self._total(tokens.sum()) / max(sampled - began, 1e-9),
             "seconds_sampling": sampled - began,
             "seconds_scoring": time.monotonic() - sampled,
         }
-        return Rollouts(ids, answers, policy, values, advantages, returns, figures)
+        if self.skips:
+            figures["reward_errors"] = self._total((~kept).sum())
+        return Rollouts(ids, answers, policy, values, advantages, returns, kept, figures)
 
     @property
     def exact(self) -> bool:
@@ -161,7 +169,7 @@ class Collector:
             return self.engine(policy, prompts)
 
     def score(self, prompts: list[Prompted], answers: list[list[int]]) -> Tensor:
-        """The reward's score of each answer, [B]."""
+        """The reward's score of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is skip."""
         texts = [text(self.tokenizer, answer) for answer in answers]
         scores = self.reward(Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers))
         clip = self.config.score_clip
@@ -200,6 +208,9 @@ class Collector:
 
     def _mean(self, values: Tensor) -> float:
         return float(self.accelerator.reduce(values.double().mean(), "mean"))
+
+    def _mean_of(self, values: Tensor, which: Tensor) -> float:
+        return self._total((values * which).sum()) / self._total(which.sum())
 
     def _token_mean(self, values: Tensor, mask: Tensor) -> float:
         return self._total((values * mask).sum()) / self._total(mask.sum())

@@ -157,8 +157,8 @@ class PPOTrainer(RolesTrainer):
         if self.state.global_step >= self.args.max_steps:
             return [], None
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        tokens = sum((batch["sequences"].length.sum() for batch in batches), torch.tensor(0, device=device))
-        return batches, self.accelerator.reduce(tokens)
+        tokens = sum((batch["mask"].sum() for batch in batches), torch.tensor(0, device=device))
+        return batches, self.accelerator.reduce(tokens).clamp(min=1)  # the reward may have refused all of them
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A microbatch's backward pass; before a step's first, that of the pretraining text (step 10)."""
@@ -189,7 +189,7 @@ class PPOTrainer(RolesTrainer):
             old_values=inputs["old_values"],
             returns=inputs["returns"],
             entropy=output["policy"].entropy,
-            mask=sequences.mask,
+            mask=inputs["mask"],
             num_tokens=num_items_in_batch,
         )
         if self.state.global_step == 0 and not self.microbatches:
@@ -197,8 +197,8 @@ class PPOTrainer(RolesTrainer):
         if self.iteration < self.config.value_warmup:
             batch = diagnosis.value_only(batch)
         found = self.loss(batch)
-        share = sequences.length.sum() / num_items_in_batch  # of the step; the metrics are shares of its means too
-        self.means.add({name: value / share for name, value in found.metrics.items()}, share)
+        share = batch.mask.sum() / num_items_in_batch  # of the step; the metrics are shares of its means too
+        self.means.add({name: value / share.clamp(min=1e-12) for name, value in found.metrics.items()}, share)
         return found.loss * self.accelerator.num_processes  # DDP averages gradients; the tokens are of every process
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -233,13 +233,16 @@ class PPOTrainer(RolesTrainer):
         scores = self.collector.score(self.held_out, answers)
         said = self.collector.say([p.ids for p in self.held_out], answers, ("policy", "reference"))
         self.after = [text(self.collector.tokenizer, answer) for answer in answers]
+        scored = scores[~scores.isnan()]
         metrics = {
-            "eval_score": float(scores.mean()),
-            **error_bars.named("eval_score_error", scores.cpu()),
+            "eval_score": float(scored.mean()),
+            **error_bars.named("eval_score_error", scored.cpu()),
             "eval_kl": float((said["policy"][0] - said["reference"][0]).sum(1).mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
         }
+        if self.collector.skips:
+            metrics["eval_reward_errors"] = len(scores) - len(scored)
         if not self.state.global_step:
             self.before = self.after
         elif self.is_world_process_zero():
