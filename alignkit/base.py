@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import bundled, manifest, paths
-from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
+from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,6 +140,19 @@ class Limits(NamedTuple):
     learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
 
 
+def check_length(model: Any, tokens: int, what: str, instead: str) -> None:
+    """Whether a model in memory can read so many tokens.
+
+    Raises:
+        DataError: its positions are learnt, and there are fewer. ``what`` is too long, ``instead`` what to do.
+    """
+    known = limits_of(model.config.to_dict())
+    if known.learnt and known.positions is not None and tokens > known.positions:
+        raise DataError(
+            f"{what}: {tokens} tokens are more than the {known.positions} positions of the model. {instead}"
+        )
+
+
 LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biogpt")  # model types
 
 
@@ -148,8 +161,12 @@ def limits(located: str) -> Limits:
     folder = folder_of(located)
     if folder is None or not (folder / "config.json").exists():
         return Limits(None, None, False)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = {**config, **config.get("text_config", {})}
+    return limits_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def limits_of(config: dict[str, Any]) -> Limits:
+    """The limits in the content of a ``config.json``."""
+    text = {**config, **(config.get("text_config") or {})}
     positions = text.get("n_positions", text.get("max_position_embeddings"))
     return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
 

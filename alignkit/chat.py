@@ -91,6 +91,8 @@ class Chat:
 
         self.conversation.append(Message(role="user", content=text))
         ids = torch.tensor([prompt_ids(self.tokenizer, self.conversation)], device=self.model.device)
+        room = self.generation.max_new_tokens
+        base.check_length(self.model, ids.shape[1] + room, "the conversation", "Start a new one")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=self.generation, streamer=streamer

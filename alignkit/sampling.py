@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from alignkit import base
 from alignkit.batches import Sampling
 from alignkit.chat_template import answer_text
 
@@ -22,6 +23,8 @@ def sample(
     """
     width = max(len(ids) for ids in prompts)
     pad = tokenizer.pad_token_id
+    said = f"a prompt of {width} tokens and up to {how.max_new_tokens} of its answer"
+    base.check_length(model, width + how.max_new_tokens, said, "Sample fewer new tokens, or shorten the prompt")
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     warped = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit import branches, device, roles
+from alignkit import base, branches, device, roles
 from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer, tokenizer_of_run
 from alignkit.rows import Conversation, Message, Tools
@@ -41,5 +41,6 @@ class Scorer:
 
     def _forward(self, answers: list[Branches]) -> Tensor:
         inputs = branches.separate(answers, self.tokenizer.pad_token_id)
+        base.check_length(self.model, inputs["input_ids"].shape[1], "a prompt with its answer", "Shorten it")
         with torch.no_grad():
             return branches.scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})

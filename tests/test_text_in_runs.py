@@ -143,3 +143,13 @@ def test_pairs_that_a_template_makes_equal_are_left_out_and_counted(
     for stage, own in (("dpo", "dpo.policy=base"), ("rm", "rm.policy=base")):
         run_stage(stage, *asked, own)
         assert "2 of 14 answers are left out: they are the same tokens" in capsys.readouterr().out
+
+
+def test_sampling_past_learnt_positions_is_an_error(tiny_model: Callable[..., Path]) -> None:
+    from alignkit import DataError, chat
+    from alignkit.batches import Sampling
+    from alignkit.sampling import sample
+
+    opened = chat.open_model(chat.locate(str(tiny_model("gpt2"))))
+    with pytest.raises(DataError, match="a prompt of 500 tokens .*: 520 tokens are more than the 512 positions"):
+        sample(opened.model, opened.tokenizer, [[1] * 500], Sampling(20, 1.0, (0,)))
