@@ -73,6 +73,7 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
                 raise ConfigError(f"changed since the run began: {', '.join(gone)}. Start again with --overwrite")
         if former == config.folder:
             _copy(former, folder)
+        (folder / manifest.FILE).unlink(missing_ok=True)  # of a run that was to be renamed
         last = last_checkpoint(folder)
         for checkpoint in folder.glob("checkpoints/checkpoint-*"):
             if not is_complete(checkpoint):

@@ -268,7 +268,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         if _is_first_process():  # it looks and writes for all
             check_folder(plan.config, resume, overwrite)
             stack.enter_context(lock.held(run.folder))
-            if resume and manifest.is_run(run.folder):  # killed between its last file and its renaming
+            if resume and run.processes == 1 and manifest.is_run(run.folder):  # killed just before its renaming
                 manifest.finish(final)
                 if is_made_by(plan.config):
                     return Result(final, manifest.read(final)["metrics"], time.monotonic() - started)

@@ -56,3 +56,17 @@ def test_less_pretraining_text_than_processes_is_refused() -> None:
     with pytest.raises(ConfigError, match="ptx_batch_size=1 is less than one text for each of the 2 processes"):
         microbatches(config, 4, 2)
     assert microbatches(PPOConfig(batch_size=8, minibatches=1, ptx_batch_size=1), 4, 2) == (4, 1)
+
+
+def test_a_run_that_was_killed_before_its_renaming_goes_on_in_every_process(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train("train.max_steps=1")
+    folder.rename(folder.with_name("sft.unfinished"))
+    surroundings = folder.with_name("sft.unfinished") / "checkpoints" / "surroundings.json"
+    surroundings.write_text(surroundings.read_text().replace('processes": "1"', 'processes": "2"'))
+    monkeypatch.setattr("alignkit.run.Run.processes", 2)
+
+    train("train.max_steps=1", "--resume")  # the others wait for the first one, which must not end before them
+    assert "resuming from step 1" in capsys.readouterr().out
+    assert (folder / "alignkit.json").exists()
