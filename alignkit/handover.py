@@ -18,14 +18,14 @@ from alignkit.plugin import Plugin
 from alignkit.rows import Row
 
 
-def who(plugin: Plugin, component: Component, function: str = "", which: str = "") -> str:
+def who(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
     """``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``; of a built-in one the component alone.
 
     ``which`` tells a component from others of its name.
     """
     of = f"{function} of " if function else ""
     named = f"{component.kind} '{component.name}{which}'"
-    return f"{of}{named}" if plugin.builtin else f"{plugin}: {of}its {named}"
+    return f"{of}{named}" if plugin is None or plugin.builtin else f"{plugin}: {of}its {named}"
 
 
 def expect(who: str, value: Any, right: bool, expected: str) -> None:
