@@ -210,3 +210,13 @@ class Learning(TrainerCallback):
         loss = (metrics or {}).get("eval_loss", 0.0)
         if not math.isfinite(loss):
             raise AlignkitError(f"the held-out loss at step {state.global_step} is {loss}. Nothing was finished")
+
+
+class BestMetric(TrainerCallback):
+    """Looks at the first evaluation for the metric by which the best checkpoint is chosen."""
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        name, metrics = args.metric_for_best_model, kwargs.get("metrics") or {}
+        if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
+            known = ", ".join(key.removeprefix("eval_") for key in metrics if key.startswith("eval_"))
+            raise ConfigError(f"train.metric_for_best_model: there is no held-out metric '{name}'. Metrics: {known}")

@@ -6,7 +6,6 @@ It reads top to bottom in :func:`execute`. Importing this module imports torch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import inspect
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import transformers
 from torch import nn
 
@@ -35,10 +33,11 @@ from alignkit import (
     manifest,
     rewards,
     roles,
+    trainer_arguments,
     training_args,
 )
 from alignkit.batches import Answers, Sampling
-from alignkit.callbacks import Interrupt, Learning, MetricsFile, Progress, Resumed
+from alignkit.callbacks import BestMetric, Interrupt, Learning, MetricsFile, Progress, Resumed
 from alignkit.chat_template import load_tokenizer, today
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, one_line
@@ -194,21 +193,10 @@ class Run:
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
-        theirs = {f.name: f for f in dataclasses.fields(cls)}
-        values = {
-            f.name: f.default
-            for f in dataclasses.fields(transformers.TrainingArguments)
-            if f.init and f.default is not dataclasses.MISSING and f.default != theirs[f.name].default
-        }
-        values |= {"bf16": self.dtype is torch.bfloat16, "fp16": self.dtype is torch.float16}
-        values |= {"use_cpu": self.device.type == "cpu", "dataloader_pin_memory": self.device.type == "cuda"}
-        values |= self.config.train
         if not self.eval_rows:
-            values |= {"eval_strategy": "no", "eval_on_start": False}
-        try:
-            args = cls(**{**values, "output_dir": str(self.folder / "checkpoints"), "disable_tqdm": True, **own})
-        except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"train: {one_line(error)}") from error
+            own = {"eval_strategy": "no", "eval_on_start": False} | own
+        folder = self.folder / "checkpoints"
+        args = trainer_arguments.build(cls, self.config.train, folder, self.device, self.dtype, **own)
         device.one_gpu(args, self.say)
         return args
 
@@ -247,7 +235,7 @@ class Run:
         """The run's own callbacks and those of plugins."""
         expected = "a list of TrainerCallback"
         theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
-        own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), Learning(self)]
+        own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), Learning(self), BestMetric()]
         return [*own, *self.loss_state, *theirs]
 
 

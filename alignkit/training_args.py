@@ -115,6 +115,18 @@ MAY_CHANGE_STARTS = (
 # these too, unless the best evaluation decides which checkpoint is kept
 EVALUATION_STARTS = ("eval_", "per_device_eval_batch_size", "prediction_loss_only", "save_", "include_")
 
+# where the annotation of a field says less than what it takes
+CHOICES: dict[str, Any] = {
+    "train_sampling_strategy": Literal["random", "sequential", "group_by_length", "batch_rebalance"],
+    "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
+}
+CHECKPOINTING = ("every_n_layers", "offload", "use_reentrant", "preserve_rng_state", "determinism_check", "selective")
+TRACKERS = {  # those that are a package of their name
+    **{name: (name,) for name in ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "neptune")},
+    **{name: (name,) for name in ("swanlab", "trackio", "wandb")},
+    "tensorboard": ("tensorboard", "tensorboardX"),
+}
+
 _SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
 
 
@@ -151,7 +163,7 @@ def every_field() -> dict[str, Field]:
                 continue
             found[node.target.id] = Field(
                 name=node.target.id,
-                type=_type(ast.unparse(node.annotation), enums),
+                type=CHOICES.get(node.target.id) or _type(ast.unparse(node.annotation), enums),
                 default=_literal(arguments.get("default")),
                 help=_help(arguments.get("metadata")),
             )
@@ -244,7 +256,12 @@ def _checked(name: str, value: Any) -> Any:
         raise ConfigError(f"train.{name}: must be a finite number (got {value!r})")
     if name == "max_steps" and checked < 1 and checked != -1:
         raise ConfigError(f"train.max_steps: must be 1 or more, or -1 for no limit (got {value!r})")
-    if name in ("logging_steps", "eval_steps", "save_steps") and checked and checked > 1 and checked % 1:
+    if (
+        name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps")
+        and checked
+        and checked > 1
+        and checked % 1
+    ):
         raise ConfigError(f"train.{name}: must be a number of steps, or a share of them below 1 (got {value!r})")
     return checked
 
@@ -260,11 +277,27 @@ def check_together(train: Mapping[str, Any]) -> None:
     for name, others in WITH.items():
         if train.get(name) and not any(train.get(other) for other in others):
             raise ConfigError(f"train.{name} does nothing without train.{others[0]}")
-    if train.get("load_best_model_at_end") and train.get("eval_strategy") != train.get("save_strategy", "steps"):
+    for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        for name in train[key] if isinstance(train.get(key), Mapping) else ():
+            if name not in CHECKPOINTING:
+                raise ConfigError(f"unknown key train.{key}.{name}. Known here: {', '.join(CHECKPOINTING)}")
+    trackers = train.get("report_to") or []
+    for tracker in [trackers] if isinstance(trackers, str) else trackers:
+        if tracker in TRACKERS and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
+            raise ConfigError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
+    if train.get("save_strategy") == "best" and not train.get("metric_for_best_model"):
+        raise ConfigError("train.save_strategy=best needs train.metric_for_best_model, such as loss")
+    if train.get("load_best_model_at_end") and train.get("eval_strategy", "no") not in _saved_with(train):
         raise ConfigError(
             "train.load_best_model_at_end needs a checkpoint of every evaluation: set train.eval_strategy and "
             "train.save_strategy to the same value"
         )
+
+
+def _saved_with(train: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ``eval_strategy`` of which every evaluation has a checkpoint."""
+    saved = train.get("save_strategy", "steps")
+    return ("steps", "epoch") if saved == "best" else () if saved == "no" else (saved,)
 
 
 def without_unused(

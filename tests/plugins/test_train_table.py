@@ -143,6 +143,13 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["bf16=true", "fp16=true"], "train.bf16 and train.fp16 are both true"),
         (["gradient_checkpointing_kwargs={use_reentrant: false}"], "does nothing without train.activation_checkpoint"),
         (["dataloader_persistent_workers=true"], "does nothing without train.dataloader_num_workers"),
+        (
+            ["activation_checkpointing=true", "activation_checkpointing_kwargs={every: 2}"],
+            "kwargs.every. Known here: every_n",
+        ),
+        (["train_sampling_strategy=sorted"], "train_sampling_strategy: Input should be 'random', 'sequential'"),
+        (["save_strategy=best"], "train.save_strategy=best needs train.metric_for_best_model"),
+        (["report_to=dvclive"], "train.report_to: dvclive is not installed: pip install dvclive"),
         (["load_best_model_at_end=true", "save_strategy=no"], "needs a checkpoint of every evaluation"),
     ],
 )
@@ -189,3 +196,23 @@ def test_settings_that_act_change_what_is_trained(
     for setting in ACTING:
         other = trained(setting.partition("=")[0], f"train.{setting}")
         assert any(not torch.equal(plain[name], other[name]) for name in plain), setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lr_scheduler_kwargs={warmth: 1}"], "train: TypeError: .* unexpected keyword argument 'warmth'"),
+        (["report_to=nosuch"], "train: ValueError: nosuch is not supported, only"),
+        (["torch_compile_backend=nosuch"], "train: ValueError: 'NOSUCH' is not a valid"),
+        (
+            ["load_best_model_at_end=true", "metric_for_best_model=f1"],
+            "no held-out metric 'f1'. Metrics: loss",
+        ),
+    ],
+)
+def test_what_only_the_libraries_know_is_told_before_the_first_step(
+    run_stage: Callable[..., Path], settings: list[str], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message) as error:
+        run_stage("sft", *(f"train.{setting}" for setting in settings))
+    assert "This is unexpected" not in str(error.value)

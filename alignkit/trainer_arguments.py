@@ -1,0 +1,63 @@
+"""``transformers.TrainingArguments`` from the ``train`` table, and what only the libraries can say of its values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from alignkit.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+    Args = TypeVar("Args", bound=TrainingArguments)
+
+
+def build(
+    cls: type[Args],
+    train: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    **own: Any,
+) -> Args:
+    """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s.
+
+    Raises:
+        ConfigError: a value that the libraries refuse.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = {f.name: f for f in dataclasses.fields(cls)}
+    values = {
+        f.name: f.default
+        for f in dataclasses.fields(TrainingArguments)
+        if f.init and f.default is not dataclasses.MISSING and f.default != defaults[f.name].default
+    }
+    values |= {"bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
+    values |= {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
+    try:
+        args = cls(**{**values, **train, "output_dir": str(folder), "disable_tqdm": True, **own})
+        _check(args)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"train: {one_line(error)}") from error
+    return args
+
+
+def _check(args: TrainingArguments) -> None:
+    """Make what the Trainer would make after the model is loaded, or after the first steps."""
+    import torch
+    from accelerate.utils import DynamoBackend  # type: ignore[import-untyped]
+    from transformers import get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    if args.torch_compile:
+        DynamoBackend(str(args.torch_compile_backend).upper())
+    get_reporting_integration_callbacks(args.report_to)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    kwargs = args.lr_scheduler_kwargs
+    get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, dict(kwargs) if isinstance(kwargs, dict) else None)
