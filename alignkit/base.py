@@ -182,11 +182,26 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
     try:
         if head:
             model = AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
+            _head_in_fp32(model, located)
         else:
             model = AutoModelForCausalLM.from_pretrained(located, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise AlignkitError(f"the model {located} could not be loaded: {one_line(error)}") from error
     return without_repacking(model)
+
+
+def _head_in_fp32(model: Any, located: str) -> None:
+    """Give a scalar head fp32 weights, those in the files unrounded: in bf16, answers that differ get equal scores."""
+    from safetensors import safe_open
+
+    if not hasattr(model, "score"):
+        return
+    model.score.float()
+    folder = folder_of(located)
+    for file in sorted(folder.glob("*.safetensors")) if folder else []:
+        with safe_open(file, "pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118
+                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))
 
 
 def without_repacking(model: PreTrainedModel) -> PreTrainedModel:

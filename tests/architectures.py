@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -83,7 +84,9 @@ def build(name: str, logits: float | None = None, **fields: Any) -> Any:
 def scorer(model: Any) -> Any:
     """A model for sequence classification with one label, of the architecture and the weights of a causal one."""
     torch.manual_seed(0)
-    classifier = AutoModelForSequenceClassification.from_config(model.config, num_labels=1).eval()
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    classifier = AutoModelForSequenceClassification.from_config(config).eval()
     trunk = getattr(model, model.base_model_prefix)
     getattr(classifier, classifier.base_model_prefix).load_state_dict(trunk.state_dict())
     return classifier

@@ -15,7 +15,7 @@ from alignkit.meters import Means
 from alignkit.roles_trainer import RolesTrainer
 from alignkit.sampling import text
 from alignkit.trunk import Sequences, assemble
-from alignkit_ppo import diagnosis
+from alignkit_ppo import diagnosis, ema
 from alignkit_ppo.advantages import next_kl_coef
 from alignkit_ppo.collect import Collector, Prompted, encode
 from alignkit_ppo.ptx import Pretraining, examples
@@ -107,7 +107,7 @@ class PPOTrainer(RolesTrainer):
         self.config: PPOConfig = run.config.stage.config
         self.loss, self.held_out, self.steps = loss, held_out, steps
         self.kl_coef = self.config.kl_coef
-        self.average = {n: p.detach().clone() for n, p in self.policy_weights()} if self.config.ema else {}
+        self.average = ema.start(self.policy_weights()) if self.config.ema else {}
         self.figures: dict[str, float] = {}  # of this iteration's rollouts, for the log
         self.means = Means(self.accelerator)  # of its optimizer steps
         self.microbatches = 0  # of this optimizer step that are done
@@ -214,9 +214,7 @@ class PPOTrainer(RolesTrainer):
     def optimizer_step_done(self) -> None:
         """Average the policy's weights, if they are to be (step 11)."""
         if self.config.ema:
-            with torch.no_grad():
-                for name, parameter in self.policy_weights():
-                    self.average[name].lerp_(parameter, 1 - self.config.ema)
+            ema.update(self.average, self.policy_weights(), self.config.ema)
 
     def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
         """What is trained of the policy."""

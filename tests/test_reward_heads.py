@@ -1,0 +1,63 @@
+"""A scalar head is opened in fp32, wherever it is opened, and what it scores is what plain Transformers scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import architectures
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignkit import base, branches, manifest, roles
+from alignkit.branches import Branches
+from alignkit.trunk import Member, Roles, Sequences
+
+
+def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model: Any = base.load(str(tiny_model("llama")), {"dtype": torch.bfloat16}, head=True)
+    torch.manual_seed(0)
+    model.score.weight.data.normal_()
+    model.save_pretrained(tmp_path)
+    opened: Any = roles.open_run(tmp_path, {"role": "reward", "weights": "model"}, torch.bfloat16)
+
+    assert opened.model.embed_tokens.weight.dtype is torch.bfloat16
+    assert torch.equal(opened.score.weight, model.score.weight)
+    answers = [Branches([1, 2], [[3, first]]) for first in range(256)]
+    inputs = branches.separate(answers, 0)
+    hidden = opened.model(**{n: t for n, t in inputs.items() if n != "ends"}).last_hidden_state[:, -1]
+    with torch.no_grad():
+        scores = branches.scores(branches.with_scores(opened), inputs)
+    assert len(hidden.unique(dim=0)) == 256
+    assert len(scores.unique()) == 256
+
+
+@pytest.mark.parametrize("tuner", [("full", "tuner.dtype=bfloat16"), ("lora",)])
+def test_a_reward_run_opens_with_the_head_that_it_saved(run_stage: Callable[..., Path], tuner: tuple[str, ...]) -> None:
+    folder = run_stage("rm", "--plugin", *tuner, "train.bf16=true")
+    saved = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items() if "score" in n}
+    opened: Any = roles.open_run(folder, manifest.read(folder), torch.bfloat16)
+    head = (opened.get_base_model() if hasattr(opened, "peft_config") else opened).score
+
+    (weight,) = saved.values()
+    assert weight.dtype is torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float())
+    assert torch.equal(head.weight, weight)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "falcon", "bloom", "gpt_neox", "gemma2", "qwen3", "mistral"])
+def test_scores_are_those_of_plain_transformers(name: str) -> None:
+    policy = architectures.build(name, pad_token_id=0, eos_token_id=1)
+    model = architectures.scorer(policy)
+    prompt, answer = [1, 2, 3], [4, 5, 6]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([prompt + answer])).logits[0, 0]
+        members = {"policy": Member(policy), "reward": Member(model, None, model.score)}
+        sequences = Sequences.of([prompt, [7]], [answer, [8]], 0, "cpu")
+        torch.testing.assert_close(Roles(members)(sequences, ("reward",))["reward"][0], expected)
+        inputs = branches.separate([Branches(prompt, [answer]), Branches([7], [[8]])], 0)
+        if name in ("falcon", "bloom"):  # they take no position_ids
+            inputs.pop("position_ids")
+        torch.testing.assert_close(branches.scores(branches.with_scores(model), inputs)[0], expected)
