@@ -13,6 +13,7 @@ import trl
 from alignkit import DataError, TokenLogps, fused_head
 from alignkit.chat_template import IGNORE, encode
 from alignkit.encoding import check_fit, encode_each
+from alignkit_sft import packing
 
 if TYPE_CHECKING:
     from alignkit.data import Located
@@ -43,6 +44,8 @@ def build(run: Run) -> SFTTrainer:
         optimizer_cls_and_kwargs=optimizer,
     )
     fused_head.agrees(trainer.model, run.say)
+    if config.packing:
+        packing.check(trainer)
     return trainer
 
 

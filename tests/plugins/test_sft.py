@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import architectures
 import datasets
 import pytest
 import torch
@@ -14,12 +15,13 @@ import trl
 from conftest import DEMONSTRATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignkit import DataError
+from alignkit import ConfigError, DataError
 from alignkit.chat_template import load_tokenizer
 from alignkit.config import merge, parse_override, resolve
 from alignkit.plan import make
 from alignkit.registry import Registry
 from alignkit.run import Run
+from alignkit_sft import packing
 
 
 @pytest.fixture
@@ -111,6 +113,25 @@ def test_a_packed_row_does_not_see_its_neighbours(trainer: Callable[..., Any]) -
     torch.testing.assert_close(
         packed.compute_loss(packed.model.eval(), one), padded.compute_loss(padded.model.eval(), apart)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_is_refused_where_rows_would_see_each_other(trainer: Callable[..., Any], dtype: torch.dtype) -> None:
+    ours = trainer("sft.packing=true")
+
+    def refused(name: str, **fields: Any) -> bool:
+        ours.model = architectures.build(name, **fields).to(dtype)
+        trl.trainer.add_fused_lm_head(ours.model, outputs=("log_probs", "is_top1"))
+        try:
+            packing.check(ours)
+        except ConfigError as error:
+            return str(error).startswith(f"sft.packing: {type(ours.model).__name__} does not keep")
+        return False
+
+    assert [name for name in ("llama", "qwen2", "gpt2", "gemma2", "gpt_neo") if refused(name)] == []
+    assert [name for name in ("opt", "bloom", "mamba", "mpt") if not refused(name)] == []
+    assert refused("falcon", alibi=False)
+    assert refused("falcon", alibi=True)
 
 
 def _inside(ids: list[int], bin_: dict[str, Any]) -> list[bool]:
