@@ -51,13 +51,13 @@ def model(name: str) -> Path:
     return folder
 
 
-def recipe(name: str, stage: str, data: str | None) -> dict[str, Any]:
+def recipe(name: str, stage: str, data: Any) -> dict[str, Any]:
     """A stage's defaults on a bundled model, in the shape of its table in a config file; nothing for other models.
 
     What it says of data is for the bundled data: it is left out where ``data`` is the path of a user's own.
     """
     table = dict(yaml.load(RECIPE).get(stage, {})) if name in MODELS else {}
-    if data is not None and not data.startswith(PREFIX):
+    if isinstance(data, str) and not data.startswith(PREFIX):
         table.pop("data", None)
     return table
 
