@@ -75,9 +75,10 @@ def plugins(source: Mapping[str, Any]) -> list[str]:
 
 
 def to_train(registry: Registry, of: Sequence[Layer], asked: str) -> list[Stage]:
-    """The stage that was asked for, and those that may have to be trained before it."""
+    """The stage that was asked for, and those before it that may have to be trained: whose runs are not named."""
     stage = registry.stage(asked)
-    needs = dict(stage.needs)
+    named = {role for layer in of for role, run in layer.stages.get(asked, {}).items() if run is not None}
+    needs = {role: need for role, need in stage.needs.items() if role not in named}
     if "reward" in stage.uses:
         tables = [table for layer in of for table in (layer.table("reward"), layer.of(asked, "reward"))]
         needs |= stages_needed(registry, select(registry, "reward", stage.uses["reward"], tables))

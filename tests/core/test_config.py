@@ -236,6 +236,8 @@ def test_a_shared_loss_goes_to_the_stages_that_it_fits_those_under_the_reward_to
         assert losses == {"sft": "nll", "rm": "plackett-luce", "ppo": "ppo-dual-clip" if plugins else "ppo-clip"}
     with pytest.raises(ConfigError, match="loss 'plackett-luce' takes RankedScores, but stage 'ppo' gives PolicyBatch"):
         of("ppo", "ppo", "loss.name=plackett-luce", "reward.path=runs/rm")  # no reward model is trained
+    with pytest.raises(ConfigError, match="loss 'nll' takes TokenLogps, but stage 'dpo' gives PreferenceLogps"):
+        of("dpo", "dpo", "loss.name=nll", "dpo.policy=runs/sft")  # no SFT is trained
 
 
 def test_a_reward_that_no_stage_uses_is_refused(install: Callable[..., None]) -> None:
