@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ import torch
 import transformers
 
 from alignkit import chat, roles
-from alignkit.batches import Sampling
+from alignkit.batches import Answers, Sampling
 from alignkit.chat_template import prompt_ids
-from alignkit.comparison import Answered, Judge
+from alignkit.comparison import Answered
+from alignkit.judges import Judge
 from alignkit.lineage import Parent
-from alignkit.rankings import checked, prompt_text
 from alignkit.rows import Conversation
 from alignkit.sampling import sample, text
 from alignkit.trunk import Member, Roles, Sequences, use_adapter
@@ -53,23 +52,17 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
             lengths=[len(ids) for ids in answers[number]],
             ended=[ids[-1] in stop_ids for ids in answers[number]],
             kl=[mine - theirs for mine, theirs in zip(own[number], first[number], strict=True)],
+            prompt_ids=[prompt_ids(tokenizer, prompt) for prompt in asked.prompts],
+            answer_ids=answers[number],
         )
         for number in range(len(runs))
     ]
 
 
-def score(judge: Judge, asked: Asked, texts: Sequence[list[str]]) -> list[list[float]]:
-    """The judge's score of each text of each run: what ``alignkit score`` gives for a reward run, or the function's."""
-    if judge.function is not None:
-        call, prompts = judge.function, [prompt_text(prompt) for prompt in asked.prompts]
-        return [checked(judge.name, functools.partial(call, prompts, these), these) for these in texts]
-    from alignkit.scoring import Scorer
-
-    assert judge.run is not None
-    assert judge.run.manifest is not None
-    scorer = Scorer(judge.run.folder, judge.run.manifest)
-    encoded = [[scorer.encode(*both) for both in zip(asked.prompts, these, strict=True)] for these in texts]
-    return [scorer.scores(these, asked.batch) for these in encoded]
+def score(judge: Judge, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
+    """The judge's score of each answer of each run."""
+    scores = judge.open(asked.batch, say)
+    return [scores(Answers(asked.prompts, of.texts, of.prompt_ids, of.answer_ids)) for of in answered]
 
 
 def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit import data, error_bars, lineage, manifest, rankings
+from alignkit import data, error_bars, judges, lineage, manifest, rankings
 from alignkit.config import DataConfig
 from alignkit.errors import AlignkitError, ConfigError, DataError
+from alignkit.judges import Judge
 from alignkit.lineage import Parent
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Text
-
-
-class Judge(NamedTuple):
-    """What scores the answers: a reward run or a function."""
-
-    name: str
-    run: Parent | None
-    function: rankings.Scorer | None
 
 
 def runs_of(paths: Sequence[str]) -> list[Parent]:
@@ -40,18 +33,12 @@ def runs_of(paths: Sequence[str]) -> list[Parent]:
     return runs
 
 
-def judge_of(said: str | None, runs: Sequence[Parent]) -> Judge:
-    """The reward run or the ``module:function`` that was named, else the newest reward run that is known here.
-
-    Known are those that the runs were trained against and those in the folders beside them.
+def newest_judge(runs: Sequence[Parent]) -> Judge:
+    """The newest reward run that is known here: that the runs were trained against, or in the folders beside them.
 
     Raises:
-        ConfigError: nothing is known, or nothing of that name is there.
+        ConfigError: none is known.
     """
-    if said is not None and ":" in said and not Path(said).exists():
-        return Judge(said, None, rankings.function(said))
-    if said is not None:
-        return Judge(said, lineage.named("--reward", said, "reward"), None)
     folders = [Path(run["folder"]) for record in map(_record, runs) for run in record["parents"].values()]
     folders += [beside for run in runs for beside in sorted(run.folder.absolute().parent.iterdir())]
     known = [(manifest.read(folder), folder) for folder in folders if _is_finished(folder)]
@@ -59,12 +46,12 @@ def judge_of(said: str | None, runs: Sequence[Parent]) -> Judge:
     if not rewards:
         raise ConfigError(
             "no reward model is known to these runs or beside them: name one with --reward RUN (of stage rm), or a "
-            "function of prompts and answers with --reward module:function"
+            "function of prompts and answers with --reward module:function, or a reward of a plugin with --reward NAME"
         )
     _, folder = max(rewards, key=lambda found: found[0])
     if folder.absolute().is_relative_to(Path.cwd()):
         folder = folder.absolute().relative_to(Path.cwd())
-    return Judge(str(folder), lineage.named("--reward", str(folder), "reward"), None)
+    return judges.of_run(lineage.named("--reward", str(folder), "reward"))
 
 
 class Prompts(NamedTuple):
@@ -146,6 +133,8 @@ class Answered:
     lengths: list[int]  # tokens
     ended: list[bool]
     kl: list[float]  # log-probability under the run itself less that under the first, an answer each
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    answer_ids: list[list[int]] = field(default_factory=list)
 
 
 def figures(run: Parent, answered: Answered, scores: Sequence[float], first: Sequence[float] | None) -> dict[str, Any]:

@@ -237,13 +237,13 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     chosen += [getattr(config, kind) for kind in config.stage.component.uses if kind != "reward"]
     chosen += reward_parts.with_parts(registry, config.reward) if config.reward else []
     for component, settings in chosen:
-        _check_requires(registry, component)
+        check_requires(registry, component)
         if component.check:
             component.check(settings)
     for parent in parents.values():  # a reward run may be of another tuner
         tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
         if registry.has("tuner", tuner):
-            _check_requires(registry, registry.get("tuner", tuner))
+            check_requires(registry, registry.get("tuner", tuner))
     if config.chat_template is not None and not paths.expand(config.chat_template).is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
@@ -297,7 +297,12 @@ def _without_bad_rows(plan: Plan) -> Plan:
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
 
 
-def _check_requires(registry: Registry, component: Component) -> None:
+def check_requires(registry: Registry, component: Component) -> None:
+    """Whether the packages that a component needs are installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
     for package in component.requires:
         try:
             there = importlib.util.find_spec(package) is not None

@@ -9,16 +9,20 @@ from typing import Any
 
 import typer
 
-from alignkit import comparison
+from alignkit import comparison, judges
 from alignkit.cli import common
 from alignkit.errors import ConfigError
 
 
 def compare(
-    runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders; the first is what others are compared with."),
-    reward: str = typer.Option(
-        None, "--reward", metavar="RUN_OR_FUNCTION", help="A reward run or module:function; else the newest known run."
+    runs: list[str] = typer.Argument(
+        metavar="RUN... [reward.KEY=VALUE]...",
+        help="Run folders; the first is what others are compared with. Then settings of the reward.",
     ),
+    reward: str = typer.Option(
+        None, "--reward", metavar="NAME", help="A reward run, module:function or a reward; else the newest known run."
+    ),
+    plugin: list[str] = common.Plugins,
     data: str = typer.Option(None, "--data", "-d", metavar="DATA", help="Rows with prompts; else what runs held out."),
     output: list[Path] = typer.Option(
         [], "--output", "-o", metavar="FILE", help="The table as .jsonl, or reward over KL as .png. Repeatable."
@@ -37,8 +41,11 @@ def compare(
             raise ConfigError(f"--output {file}: there is no folder {file.parent}")
         if file.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
             raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
-    found = comparison.runs_of(runs)
-    judge = comparison.judge_of(reward, found)
+    overrides = [word for word in runs if "=" in word and not Path(word).exists()]
+    if reward is None and (given := [*plugin, *overrides]):
+        raise ConfigError(f"compare: {given[0]} does nothing without --reward NAME, which says what scores the answers")
+    found = comparison.runs_of([word for word in runs if word not in overrides])
+    judge = judges.named("--reward", reward, plugin, overrides) if reward else comparison.newest_judge(found)
     asked = comparison.prompts_of(data, found, limit)
     typer.echo(f"{len(asked.prompts)} prompts, {asked.source}; scores by {judge.name}")
     if asked.trained_on:
@@ -51,7 +58,7 @@ def compare(
     to_ask = Asked(asked.prompts, max_new_tokens, batch, seed, temperature)
     with common.progress("answering", len(found) * len(asked.prompts)) as advance:
         answered = answer(found, to_ask, advance)
-    scores = score(judge, to_ask, [one.texts for one in answered])
+    scores = score(judge, to_ask, answered, typer.echo)
     rows = [
         comparison.figures(run, one, mine, scores[0] if number else None)
         for number, (run, one, mine) in enumerate(zip(found, answered, scores, strict=True))

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
 import typer
 
-from alignkit import manifest, rankings
+from alignkit import judges, manifest, rankings
+from alignkit.cli import common
 from alignkit.data import READERS
 from alignkit.errors import DataError
 
 
 def rank(
     file: Path = typer.Argument(help="Rows with prompt and responses, as `alignkit sample` writes them."),
+    overrides: list[str] = typer.Argument(None, metavar="[reward.KEY=VALUE]...", help="Settings of the reward."),
     by: str = typer.Option(
-        ..., "--by", metavar="MODULE:FUNCTION", help="prompts, answers -> scores; higher is better."
+        ..., "--by", metavar="NAME", help="What scores: module:function, a reward run or a reward. Higher is better."
     ),
+    plugin: list[str] = common.Plugins,
+    batch: int = typer.Option(16, min=1, help="Answers at a time, of a reward run."),
     output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="Where to write the rankings."),
 ) -> None:
-    """Rank sampled answers by a function: the rows again, with "ranks" (0 is best, equal is a tie)."""
+    """Rank sampled answers by their scores: the rows again, with "ranks" (0 is best, equal is a tie)."""
     if not file.is_file() or file.suffix not in READERS:
         raise DataError(f"no file {file} of {', '.join(READERS)}")
-    scorer = rankings.function(by)
+    judge = judges.named("--by", by, plugin, overrides or [])
+    if judge.loads:
+        common.quiet()
+    score = judge.open(batch, typer.echo)
     lines, tied = [], 0
     for where, row in READERS[file.suffix](file):
         if isinstance(row, DataError):
@@ -31,8 +37,7 @@ def rank(
         answers = row.get("responses")
         if not isinstance(answers, list) or not answers or not row.get("prompt"):
             raise DataError(f"{where}: needs prompt and responses")
-        prompts = [rankings.prompt_text(row["prompt"])] * len(answers)
-        ranks = rankings.ranks(rankings.checked(by, functools.partial(scorer, prompts, answers), answers))
+        ranks = rankings.ranks(score(judges.of_texts(row["prompt"], answers)))
         tied += len(set(ranks)) == 1
         lines.append(json.dumps({**row, "ranks": ranks}, ensure_ascii=False))
     manifest.write_atomically(output, "".join(line + "\n" for line in lines))
