@@ -202,6 +202,29 @@ def test_a_component_given_twice_by_one_distribution_is_for_its_author(install: 
             Registry().activate(*asked)
 
 
+def test_a_plugin_given_twice_by_one_distribution_is_for_its_author(install: Callable[..., None]) -> None:
+    install("lion", OPTIMIZER.format(name="lion"))
+    (lion,) = (plugin for plugin in installed() if plugin.name == "lion")
+
+    with pytest.raises(PluginError, match="'lion' is given twice by alignkit-lion 0.1: its entry points .* need names"):
+        Registry([lion, lion]).activate("lion")
+
+
+def test_what_is_uninstalled_is_named_as_what_is_picked(install: Callable[..., None]) -> None:
+    from alignkit.cli.install import _provider
+
+    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-a")
+    install("lion", OPTIMIZER.format(name="lion"), distribution="lion-b", version="0.2")
+
+    assert _provider("lion@lion_B") == _provider("lion-b") == ("lion-b 0.2", "lion")
+    with pytest.raises(
+        PluginError, match="given by lion-a and lion-b: run alignkit uninstall lion@lion-a or alignkit uninstall lion@l"
+    ):
+        _provider("lion")
+    with pytest.raises(PluginError, match="no plugin 'lion@lion-c' is installed"):
+        _provider("lion@lion-c")
+
+
 def test_a_distribution_that_gives_no_such_name_is_told_with_what_it_gives(install: Callable[..., None]) -> None:
     install("big", OPTIMIZER.format(name="lion"))
 
