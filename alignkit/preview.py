@@ -36,20 +36,22 @@ def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dic
     limits, settings = base.limits(str(folder)), config.stage.config
     positions = limits.positions if limits.learnt else None
     stage, longest, over = config.stage.component.name, getattr(settings, "max_length", None), list[tuple[int, str]]()
-    found: dict[str, str] = {}
+    found, total = dict[str, str](), 0
     for where, row in rows[:ROWS]:
         try:
             lengths = [len(ids) for ids in _sequences(tokenizer, row)]
         except DataError as error:
             found[where] = f"{where}: {error}"
             continue
+        total += len(lengths)
         if longest is not None and max(lengths, default=0) > longest:
-            over.append((max(lengths), where))
+            over += [(length, where) for length in lengths if length > longest]
         elif positions is not None and max(lengths, default=0) > positions:
             raise DataError(f"{where}: {max(lengths)} tokens are more than the {positions} positions of the model")
     if over and getattr(settings, "too_long", None) == "error":
+        what = "answers" if isinstance(rows[0].row, Ranking) else "rows"
         raise DataError(
-            f"{len(over)} of {min(len(rows), ROWS)} rows are over {longest} tokens, the longest {max(over)[0]} "
+            f"{len(over)} of {total} {what} are over {longest} tokens, the longest {max(over)[0]} "
             f"({max(over)[1]}). Raise {stage}.max_length, or set {stage}.too_long"
         )
     return {} if len(found) == min(len(rows), ROWS) else found  # all of them: the tokenizer itself will say why

@@ -44,8 +44,12 @@ def sample(
 
 
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:
-    """An answer's ids as text, without the token that ends it and what the chat template writes around it."""
-    return answer_text(tokenizer, answer)
+    """An answer's ids as text, without the token that ends it and what the chat template writes around it.
+
+    An answer of white space alone is empty, as data formats have it.
+    """
+    said = answer_text(tokenizer, answer)
+    return said if said.strip() else ""
 
 
 @contextlib.contextmanager

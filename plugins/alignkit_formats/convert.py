@@ -106,7 +106,7 @@ def ranking(row: RawRow) -> Ranking:
         raise DataError("'margins' must be a list as long as 'responses'")
     return Ranking(
         _prompt(row),
-        [responses[index] if _is_blank(responses[index]) else _answer(responses[index], "responses") for index in kept],
+        [responses[index] if responses[index] == "" else _answer(responses[index], "responses") for index in kept],
         [_number(ranks[index], "ranks") for index in kept],
         [_number(margins[index], "margins") for index in kept] if margins is not None else None,
         turns.tools(row),
@@ -206,11 +206,6 @@ def _ranked(turn: Message, field: str) -> str:
     if turn.get("weight") == 0:
         raise DataError(f"'{field}' has weight 0, and an answer that is compared is learnt")
     return turn["content"]
-
-
-def _is_blank(value: Any) -> bool:
-    """Whether it is a text of white space alone, which a policy that ends at once may have said."""
-    return isinstance(value, str) and not value.strip()
 
 
 def _pair(prompt: Conversation, chosen: str, rejected: str, row: RawRow) -> Ranking:
