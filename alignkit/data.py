@@ -9,7 +9,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
 from alignkit import handover
@@ -41,13 +41,15 @@ class Rows:
     fingerprint: str  # of the source's bytes
     empty: int = 0  # raw rows of which the format makes none
     left_out: list[str] = field(default_factory=list)  # files of the folder that are not read
+    settings: dict[str, Any] = field(default_factory=dict)  # of the format
 
     def describe(self) -> str:
         """``"490 rows from x.jsonl (format prompt-completion)"``."""
+        settings = "".join(f", {name}={value}" for name, value in self.settings.items())
         skipped = f", {len(self.skipped)} bad rows skipped" if self.skipped else ""
         empty = f", {self.empty} rows of the source give none" if self.empty else ""
         left_out = f"; not read: {_shortened(self.left_out)}" if self.left_out else ""
-        return f"{len(self.rows)} rows from {self.source} (format {self.format}{skipped}{empty}){left_out}"
+        return f"{len(self.rows)} rows from {self.source} (format {self.format}{settings}{skipped}{empty}){left_out}"
 
 
 def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Rows:
@@ -77,7 +79,8 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
             f"all {len(skipped)} are bad, the first: {skipped[0]}" if skipped else f"format '{name}' makes none of them"
         )
         raise DataError(f"{path} has no rows to train on: {why}")
-    return Rows(path, chosen.component.name, rows, skipped, source.fingerprint, empty, source.left_out)
+    settings = asdict(chosen.config)
+    return Rows(path, chosen.component.name, rows, skipped, source.fingerprint, empty, source.left_out, settings)
 
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:

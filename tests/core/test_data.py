@@ -354,7 +354,7 @@ def test_a_format_may_make_several_rows_of_one_and_has_settings(tree: Path) -> N
 
     rows = load(registry, DataConfig(format={"name": "tree", "max_depth": 3}), str(tree), (Ranking,))
     assert rows.rows == [("a.jsonl line 1", top), ("a.jsonl line 2", top), ("a.jsonl line 2", below)]
-    assert rows.describe().endswith("(format tree, 1 rows of the source give none)")
+    assert rows.describe().endswith("(format tree, max_depth=3, 1 rows of the source give none)")
     flat = load(registry, DataConfig(format={"name": "tree", "max_depth": 1}), str(tree), (Ranking,))
     assert [row for _, row in flat.rows] == [top, top]
     assert load(registry, DataConfig(), str(tree), (Ranking,)).rows == rows.rows  # recognised, with its defaults
@@ -400,6 +400,8 @@ def test_a_format_with_settings_trains_and_is_listed(
     assert record["config"]["stages"]["rm"]["data"]["format"] == {"name": "tree", "max_depth": 1}
     assert run_stage("rm", "rm.policy=base", *arguments) == run
     assert "nothing to train" in capsys.readouterr().out
+    assert main(["config", "--plugin", "rm", "--plugin", "tree", "data.format.max_depth=4"]) == 0
+    assert "format: {max_depth: 4, name: tree}" in capsys.readouterr().out
     assert main(["plugins", "tree"]) == 0
     assert "max_depth: 3  # turns of the user that are followed down the tree" in capsys.readouterr().out
 
