@@ -118,6 +118,42 @@ def test_a_sum_of_two_reward_models_scores_by_both(folder: Path, tuner: str) -> 
     assert len([name for name in run.surroundings() if "reward" in name]) == 2  # --resume looks at both
 
 
+def test_a_run_with_two_reward_models_is_recorded_and_known_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config that it recorded makes the same run."""
+    parts = HALF % ("lora-a", "lora-b")
+    given = [
+        "--plugin",
+        "lora",
+        "--model",
+        "base",
+        "--data",
+        "prompts.jsonl",
+        "ppo.policy=lora/sft",
+        "ppo.iterations=1",
+    ]
+    given += [
+        "ppo.batch_size=4",
+        "ppo.minibatches=1",
+        "ppo.response_length=4",
+        "data.eval_size=2",
+        "train.use_cpu=true",
+    ]
+    given += ["reward.name=sum", f"reward.parts={parts}"]
+    assert main(["train", "--plugin", "ppo", "--output", "out", *given]) == 0
+    manifest = json.loads(Path("out/ppo/alignkit.json").read_text())
+
+    assert {Path(manifest["parents"][role]["folder"]).parent.name for role in ("reward", "reward_2")} == {
+        "lora-a",
+        "lora-b",
+    }
+    for again in (["--output", "out", *given], ["--config", "out/ppo/config.yaml"]):
+        capsys.readouterr()
+        assert main(["train", "--plugin", "ppo", *again]) == 0
+        assert "nothing to train: this run is there" in capsys.readouterr().out
+
+
 def combined(by: str, scores: tuple[float, ...]) -> float:
     if by == "mean-std":
         return statistics.fmean(scores) - 0.5 * statistics.pstdev(scores)
