@@ -121,6 +121,19 @@ class SFTTrainer(trl.SFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """An evaluation's batch, without the rows that only fill the last one up so that each process has as many."""
+        state, size = self.accelerator.gradient_state, self.args.eval_batch_size
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            there = min(max(state.remainder - self.args.process_index * size, 0), size)
+            labels = inputs["labels"]
+            if "position_ids" in inputs:  # rows one after another, each from position 0
+                row = (inputs["position_ids"] == 0).cumsum(1) - 1
+            else:
+                row = torch.arange(len(labels), device=labels.device)[:, None]
+            inputs["labels"] = labels.masked_fill(row >= there, IGNORE)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
     def _count(self, mode: str, **sums: Any) -> None:
         for name, value in sums.items():
             self._sums[mode][name] += torch.as_tensor(value, device=self.args.device).detach().float()

@@ -71,22 +71,28 @@ COUNT = """
 """
 
 
+@pytest.mark.parametrize("stage", ["sft", "rm"])
 def test_two_processes_log_what_one_logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_stage: Callable[..., Path], tiny_model: Callable[..., Path],
-    tiny_data: Callable[[str], Path], install: Callable[..., None],
+    tiny_data: Callable[[str], Path], install: Callable[..., None], stage: str,
 ) -> None:  # fmt: skip
-    """The reward model's loss and what it measures; the policy's are in ``test_ppo.py``."""
+    """Five held-out rows do not fill two processes' batches of two. PPO's figures are in ``test_ppo.py``."""
     install("same", SAME)
     monkeypatch.chdir(tmp_path)
-    settings = ["--plugin", "same", "rm.policy=base", "loss.name=same-bradley-terry", "train.logging_steps=1"]
-    one = run_stage("rm", *settings, "train.per_device_train_batch_size=4", "train.bf16=false")
-    settings += ["--model", str(tiny_model()), "--data", str(tiny_data("rankings")), "--output", "two"]
-    settings += ["train.per_device_train_batch_size=2", "train.max_steps=2", "data.eval_size=4", "train.use_cpu=true"]
-    done = on_two_processes("train", "--plugin", "rm", *settings, "train.bf16=false")
+    settings = ["--plugin", "same", f"loss.name=same-{LOSSES[stage]}", "train.logging_steps=1", "data.eval_size=5"]
+    settings += ["train.bf16=false", "train.max_steps=2", *(["rm.policy=base"] if stage == "rm" else [])]
+    one = run_stage(stage, *settings, "train.per_device_train_batch_size=4")
+    data = tiny_data("rankings" if stage == "rm" else "demonstrations")
+    settings += ["--model", str(tiny_model()), "--data", str(data), "--output", "two", "train.use_cpu=true"]
+    settings += ["train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=2"]
+    done = on_two_processes("train", "--plugin", stage, *settings)
     assert done.returncode == 0, done.stderr
 
-    two = tmp_path / "two" / "rm"
-    assert json.loads((two / "alignkit.json").read_text())["processes"] == 2
+    two = tmp_path / "two" / stage
+    manifests = [json.loads((folder / "alignkit.json").read_text()) for folder in (one, two)]
+    assert manifests[1]["processes"] == 2
+    held_out = "eval_perplexity" if stage == "sft" else "eval_accuracy"
+    assert manifests[0]["metrics"][held_out] == pytest.approx(manifests[1]["metrics"][held_out], rel=1e-5)
     for a, b in zip(steps(one), steps(two), strict=True):
         assert b["same"] == pytest.approx(b["loss"], rel=1e-5)
         for name in ("loss", "same", "grad_norm", "learning_rate"):

@@ -27,7 +27,7 @@ ACTS_EVERYWHERE = {
     *("max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing", "gradient_checkpointing", "seed", "use_cpu"),
     *("full_determinism", "torch_compile", "torch_compile_backend", "torch_compile_mode", "save_strategy"),
     *("save_total_limit", "eval_delay", "report_to", "run_name", "restore_callback_states_from_checkpoint"),
-    *("logging_nan_inf_filter", "debug", "skip_memory_metrics", "torch_empty_cache_steps"),
+    *("debug", "skip_memory_metrics", "torch_empty_cache_steps"),
     *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
     *("ddp_backend", "ddp_timeout"),
 }
@@ -41,6 +41,7 @@ ACTS_BUT_IN_PPO = {
 }
 ACTS_IN_SFT = {"neftune_noise_alpha"}
 HARMLESS = {
+    "logging_nan_inf_filter": "a loss that is not a number stops the run",
     "log_level": "which messages libraries print",
     "log_level_replica": "which messages libraries print",
     "log_on_each_node": "which machine of several prints",
