@@ -30,7 +30,7 @@ def decode(config: GenerateConfig, tokenizer: Any, sampling: Any, run: Any) -> A
 
 
 def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
-    from alignkit_rollouts.engines import continuous
+    from alignkit_rollouts.paged import continuous
 
     return continuous(tokenizer, sampling)
 

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from alignkit.run import Run
     from alignkit_rollouts import GenerateConfig
 
-PAGE = 256  # tokens of a page of the continuous engine's cache
-BATCH_TOKENS = 2048  # most tokens of its forwards
-
 Engine = Callable[[Any, list[list[int]]], list[list[int]]]
 
 
@@ -63,35 +60,3 @@ def _batches(config: GenerateConfig, prompts: list[list[int]], sampling: Samplin
     size = max(1, (config.batch or len(prompts) * sampling.samples) // sampling.samples)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i])) if size < len(prompts) else range(len(prompts))
     return [list(order[start : start + size]) for start in range(0, len(prompts), size)]
-
-
-def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
-    """``model.generate_batch``: an answer that ended makes room for the next prompt at once.
-
-    Its cache has room for all answers at their longest; by itself it would take nine tenths of the free memory.
-    """
-    import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.temperature > 0,
-        eos_token_id=list(sampling.stop_ids),
-        pad_token_id=tokenizer.pad_token_id,
-        **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}),
-    )
-
-    def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
-        repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
-        blocks = sum(1 + (len(prompt) + sampling.max_new_tokens) // PAGE for prompt in repeated)
-        room = ContinuousBatchingConfig(
-            page_size=PAGE,
-            num_blocks=blocks + 1,
-            max_batch_tokens=max(len(repeated), min(BATCH_TOKENS, sum(map(len, repeated)))),
-            seed=int(torch.randint(2**31, ())),  # of torch's generator, as for `generate`
-        )
-        outputs = policy.generate_batch(repeated, config, room, progress_bar=False)
-        in_order = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[1]))
-        return [list(output.generated_tokens) for output in in_order]
-
-    return engine
