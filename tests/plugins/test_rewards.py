@@ -209,13 +209,14 @@ def test_a_part_without_a_path_takes_that_of_the_sum(folder: Path) -> None:
 
 
 def test_rewards_compute_on_the_device_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run says which it is, and not that there is CUDA: there is none here, whatever this says."""
-    run, score = run_of("lora", "reward.path=lora-a/rm")
+    """The run says which it is; that there is CUDA says nothing of it."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=True: None)
+    run, _ = run_of("lora", "reward.path=lora-a/rm", "train.use_cpu=false")
     answers = answers_of(run)
     plain = plain_scores("lora-a/rm", answers)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
-    assert score(answers) == pytest.approx(plain, abs=1e-4)
+    assert run.reward()(answers) == pytest.approx(plain, abs=1e-4)
 
 
 def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
