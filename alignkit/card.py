@@ -56,16 +56,19 @@ def _reward(manifest: dict[str, Any]) -> str:
 Score rows with `alignkit score FOLDER FILE`, or load it with plain Transformers:
 
 ```python
-{_LOAD_REWARD.format(pad=manifest["pad_token_id"])}```"""
+{_LOAD_REWARD.format(pad=manifest["pad_token_id"], stop_ids=manifest["stop_ids"])}```"""
 
 
-_LOAD_REWARD = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+_LOAD_REWARD = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER", num_labels=1, pad_token_id={pad})
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
-text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\\n")  # the score stands at the end token
-score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+ids = tokenizer.apply_chat_template(messages, return_dict=False)
+end = next(i for i, token in enumerate(ids) if i >= len(prompt) and token in {stop_ids})  # where the score stands
+score = model(torch.tensor([ids[: end + 1]])).logits
 """
 _LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer

@@ -153,3 +153,37 @@ def test_sampling_past_learnt_positions_is_an_error(tiny_model: Callable[..., Pa
     opened = chat.open_model(chat.locate(str(tiny_model("gpt2"))))
     with pytest.raises(DataError, match="a prompt of 500 tokens .*: 520 tokens are more than the 512 positions"):
         sample(opened.model, opened.tokenizer, [[1] * 500], Sampling(20, 1.0, (0,)))
+
+
+def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_writes_two_ends(
+    run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from alignkit.scoring import Scorer
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model(), model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + '\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
+        "{{ 'assistant\\n' if add_generation_prompt else eos_token }}"
+    )
+    tokenizer.save_pretrained(model)
+    folder = run_stage("rm", "--model", str(model), "--plugin", "full", "rm.policy=base")
+    record = manifest.read(folder)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert record["stop_ids"] == [tokenizer.eos_token_id, end]
+
+    scorer = Scorer(folder, record)
+    encoded = scorer.encode([{"role": "user", "content": "..."}], "...")
+    assert encoded.answers[0][-1] == end
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in card.split("```python\n")[1:] if "SequenceClassification" in block).split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(folder)), names)
+    assert names["ids"][: names["end"] + 1] == encoded.prompt + encoded.answers[0]
+    assert names["score"].item() == pytest.approx(scorer.scores([encoded], 1)[0], rel=0.05)  # bf16
