@@ -60,7 +60,7 @@ def commented(config: RunConfig, every: bool) -> Iterator[str]:
         yield _line(3, key, value, fields[key].help)
     if every:
         for name, field in fields.items():
-            if name not in config.train:
+            if name not in config.train and name not in stage.refuses:
                 yield "      # " + _line(0, name, field.default, field.help)
 
 
