@@ -30,7 +30,7 @@ def common(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     return ["--model", str(tiny_model()), "--output", str(tmp_path / "runs")]
 
 
-@settings(SEEDED, max_examples=100)
+@settings(SEEDED, max_examples=80)
 @given(stage=STAGES, made=st.lists(fuzzing.files(), min_size=1, max_size=2), whole=st.booleans(), skip=st.booleans())
 def test_rows_and_files(
     common: list[str], tmp_path: Path, stage: str, made: list[fuzzing.File], whole: bool, skip: bool
@@ -41,7 +41,7 @@ def test_rows_and_files(
     assert fuzzing.fault(["check", "--plugin", stage, "--data", data, f"{stage}.{mode}", *common]) is None
 
 
-@settings(SEEDED, max_examples=100)
+@settings(SEEDED, max_examples=150)
 @given(stage=STAGES, overrides=fuzzing.settings(KEYS), text=fuzzing.config_files(KEYS))
 def test_settings(common: list[str], tmp_path: Path, stage: str, overrides: list[str], text: str) -> None:
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
@@ -51,7 +51,7 @@ def test_settings(common: list[str], tmp_path: Path, stage: str, overrides: list
 NUMBERS = {stage: fuzzing.numeric_keys(stage) for stage in ("sft", "rm", "dpo")}
 
 
-@settings(SEEDED, max_examples=12)
+@settings(SEEDED, max_examples=10)
 @given(drawn=st.data(), stage=st.sampled_from(sorted(NUMBERS)))
 def test_runs_of_two_steps(common: list[str], tmp_path: Path, drawn: st.DataObject, stage: str) -> None:
     overrides = drawn.draw(fuzzing.numbers(NUMBERS[stage]))
