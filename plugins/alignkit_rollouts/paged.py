@@ -84,7 +84,7 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
         raise AlignkitError(
             f"rollout 'continuous' cannot compute in {wanted} with weights in {weights}: say rollout.name=generate"
         )
-    greedy = GenerationConfig(max_new_tokens=CHECKED, do_sample=False, pad_token_id=pad)
+    greedy = GenerationConfig(max_new_tokens=CHECKED, do_sample=False, eos_token_id=-1, pad_token_id=pad)
     with torch.no_grad():
         for prompt, answer in zip(prompts, answers_of(policy, prompts, greedy, seed=0), strict=True):
             ids = torch.tensor([prompt + answer], device=inner.device)
