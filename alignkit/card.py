@@ -63,6 +63,7 @@ _LOAD_REWARD = """import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER", num_labels=1, pad_token_id={pad})
+model.float()  # the head is fp32, and so is the score
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)

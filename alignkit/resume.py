@@ -69,7 +69,7 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
         grown = _grown(former, config)
         if (former / SURROUNDINGS).exists():
             before = json.loads((former / SURROUNDINGS).read_text(encoding="utf-8"))
-            if gone := [name for name, value in surroundings.items() if before.get(name) != value]:
+            if gone := [name for name, value in surroundings.items() if before.get(name, value) != value]:
                 raise ConfigError(f"changed since the run began: {', '.join(gone)}. Start again with --overwrite")
         if former == config.folder:
             _copy(former, folder)

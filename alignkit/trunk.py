@@ -235,7 +235,7 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
         members["reference"] = Member(policy, "role_reference")
     else:
         members["reference"] = Member(policy, None)
-    width = policy.config.hidden_size
+    width = _inner(policy).get_output_embeddings().weight.shape[1]  # some trunks project their last hidden states
     members |= _rewards(run, policy)
     reward = members.get("reward")  # of several the first, from which the value starts
     if value == "head":
@@ -270,8 +270,8 @@ def _rewards(run: Run, policy: Any) -> dict[str, Member]:
         else:
             model = policy if trunk == "policy" else members[trunk].model
             weight = roles.load_adapter(model, run.parents[role], f"role_{role}", trained=False)
-            head = _head(model.config.hidden_size, weight, trained=False)
-            members[role] = Member(model, f"role_{role}", head)
+            assert weight is not None  # a reward is saved with its head
+            members[role] = Member(model, f"role_{role}", _head(weight.shape[1], weight, trained=False))
     return members
 
 

@@ -13,13 +13,14 @@ from alignkit import (
     ConfigError,
     DataError,
     Demonstration,
+    Message,
     Prompt,
     Ranking,
     base,
     paths,
     rankings,
 )
-from alignkit.chat_template import pad_token
+from alignkit.chat_template import conversation_ids, pad_token
 from alignkit.errors import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -148,28 +149,22 @@ def build(config: ClassifierConfig, run: Run) -> Scores:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
-    special = tokenizer.chat_template is None
 
-    def text(prompt: Any, answer: str) -> str:
+    def encode(prompt: Any, answer: str) -> list[int]:
         if tokenizer.chat_template is None:
-            return f"{rankings.prompt_text(prompt)}\n{answer}"
-        turns = [*prompt, {"role": "assistant", "content": answer}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+            return list(tokenizer(f"{rankings.prompt_text(prompt)}\n{answer}")["input_ids"])
+        return conversation_ids(tokenizer, [*prompt, Message(role="assistant", content=answer)])
 
-    def length(prompt: Any) -> int:
-        return len(tokenizer(text(prompt, ""), add_special_tokens=special)["input_ids"])
-
-    check_lengths(run, length, longest)
+    check_lengths(run, lambda prompt: len(encode(prompt, "")), longest)
 
     def score(answers: Answers) -> list[float]:
-        texts = [text(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
+        encoded = [encode(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
+        for ids, text in zip(encoded, answers.texts, strict=True):
+            if len(ids) > longest:
+                raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {len(ids)}: {text!r}")
         scores: list[float] = []
-        for start in range(0, len(texts), config.batch):
-            part = texts[start : start + config.batch]
-            inputs = tokenizer(part, return_tensors="pt", padding=True, add_special_tokens=special)
-            for one, tokens in zip(part, inputs["attention_mask"].sum(1).tolist(), strict=True):
-                if tokens > longest:
-                    raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {tokens}: {one!r}")
+        for start in range(0, len(encoded), config.batch):
+            inputs = tokenizer.pad({"input_ids": encoded[start : start + config.batch]}, return_tensors="pt")
             with torch.no_grad():
                 scores += model(**inputs.to(model.device)).logits[:, label].float().tolist()
         return scores

@@ -397,6 +397,14 @@ def test_pretraining_text_is_that_of_the_sft_run_where_it_is_short_enough(
     assert "of 16 demonstrations are over ppo.ptx_length=40: left out" in capsys.readouterr().out
 
 
+def test_a_value_head_is_as_wide_as_the_states_that_a_trunk_gives(
+    run_stage: Callable[..., Path], tiny_model: Callable[..., Path], folder: Path
+) -> None:
+    """OPT-350m's trunk projects them to another width than its layers have, and so does the tiny one."""
+    given = [*GOLD, "ppo.iterations=1", "ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4"]
+    run_stage("ppo", *given, "--model", str(tiny_model("opt")), "ppo.value=head", "train.max_steps=1")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
