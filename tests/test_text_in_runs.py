@@ -186,4 +186,4 @@ def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_wri
     names: dict[str, Any] = {}
     exec(code.replace("FOLDER", str(folder)), names)
     assert names["ids"][: names["end"] + 1] == encoded.prompt + encoded.answers[0]
-    assert names["score"].item() == pytest.approx(scorer.scores([encoded], 1)[0], abs=1e-3)
+    assert names["score"].item() == pytest.approx(scorer.scores([encoded], 1)[0], rel=0.05)  # a trunk in bf16
