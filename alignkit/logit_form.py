@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from alignkit.errors import AlignkitError, one_line
 
@@ -132,14 +133,16 @@ def _in_config(config: Any, measured: float) -> float:
 def probing(inner: Any) -> Iterator[dict[str, Tensor]]:
     """A short row of tokens as a model's inputs; meanwhile there are no gradients, no dropout and no autocast.
 
-    Modes and random numbers are as before afterwards. What is measured does not depend on where it is asked for.
+    Modes and random numbers are as before afterwards. What is measured does not depend on where it is asked for: a
+    forward that accelerate has wrapped in autocast is unwrapped meanwhile.
     """
     import torch
 
     modes = {module: module.training for module in inner.modules()}
     ids = torch.arange(1, LENGTH + 1, device=inner.device)[None] % inner.get_input_embeddings().weight.shape[0]
     devices = [inner.device] if inner.device.type == "cuda" else []
-    with torch.no_grad(), torch.autocast(inner.device.type, enabled=False), torch.random.fork_rng(devices):
+    unwrapped = mock.patch.object(inner, "forward", getattr(inner, "_original_forward", inner.forward))
+    with unwrapped, torch.no_grad(), torch.autocast(inner.device.type, enabled=False), torch.random.fork_rng(devices):
         inner.eval()
         try:
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

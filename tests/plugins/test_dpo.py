@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import PreferenceLogps
+from alignkit import PreferenceLogps, fused_head
 from alignkit.branches import Branches
 from alignkit.cli import main
 from alignkit.encoding import Ranked
@@ -281,6 +281,14 @@ def test_the_reference_is_the_sft_run_whatever_it_is_made_of(
     assert metrics["eval_kl"] != 0
     assert record(dpo)["parents"]["policy"]["folder"] == str(sft)
     assert not (dpo / "ref").exists()
+
+
+def test_the_reference_takes_the_path_of_the_policy_under_autocast(build: Callable[..., Any]) -> None:
+    """accelerate wraps the frozen copy's forward in autocast: its fused head, measured in bf16, seemed to be wrong."""
+    trainer = build("--plugin", "full", "train.bf16=true")
+
+    assert fused_head.agrees(trainer.model)
+    assert fused_head.agrees(trainer.ref_model)
 
 
 def test_adapters_of_embeddings_are_in_the_reference(build: Callable[..., Any], train: Callable[..., Path]) -> None:
