@@ -8,19 +8,12 @@ answer is computed exactly as if it stood alone, while the prompt is computed on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Branches:
-    """A prompt and its answers, as token ids."""
-
-    prompt: list[int]
-    answers: list[list[int]]
+from alignkit.encoding import Branches
 
 
 def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from alignkit.branches import Branches
 from alignkit.chat_template import ANSWERS, encode_answer
 from alignkit.errors import DataError
 from alignkit.rows import Conversation, Ranking
@@ -83,6 +82,14 @@ def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: in
 
 def _or(setting: str) -> str:
     return f", or lower {setting}" if setting else ""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A prompt and its answers, as token ids."""
+
+    prompt: list[int]
+    answers: list[list[int]]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from alignkit import base, branches, device, roles
-from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer, tokenizer_of_run
+from alignkit.encoding import Branches
 from alignkit.rows import Conversation, Message, Tools
 
 

@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from alignkit import base, branches, bundled
-from alignkit.branches import Branches
+from alignkit.encoding import Branches
 
 SIDES = ("separate", "shared", "trl")
 Groups = list[dict[str, Any]]  # prompt, responses, ranks

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit import base, branches, manifest, roles
-from alignkit.branches import Branches
+from alignkit.encoding import Branches
 from alignkit.trunk import Member, Roles, Sequences
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignkit import branches
-from alignkit.branches import Branches
 from alignkit.chat_template import IGNORE
-from alignkit.encoding import Ranked
+from alignkit.encoding import Branches, Ranked
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import AlignkitError, branches
-from alignkit.branches import Branches
+from alignkit.encoding import Branches
 from alignkit_dpo.pairs import Collator, Pair
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ import transformers
 from torch import Tensor
 
 from alignkit import AlignkitError, DataError, Demonstration, RankedScores, branches, roles
-from alignkit.branches import Branches
 from alignkit.chat_template import encode_answer
-from alignkit.encoding import Ranked
+from alignkit.encoding import Branches, Ranked
 from alignkit.meters import Means
 from alignkit_rm import metrics
 from alignkit_rm.groups import encode_groups

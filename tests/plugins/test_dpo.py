@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit import PreferenceLogps, fused_head
-from alignkit.branches import Branches
 from alignkit.cli import main
-from alignkit.encoding import Ranked
+from alignkit.encoding import Branches, Ranked
 from alignkit_dpo import alignkit_loss, losses
 from alignkit_dpo.config import BetaConfig, RobustConfig, SimpoConfig
 from alignkit_dpo.pairs import Collator, pairs_of

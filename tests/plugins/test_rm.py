@@ -17,9 +17,8 @@ import pytest
 import torch
 
 from alignkit import NoConfig, RankedScores, Ranking, branches
-from alignkit.branches import Branches
 from alignkit.cli import main
-from alignkit.encoding import Ranked
+from alignkit.encoding import Branches, Ranked
 from alignkit_rm import losses, metrics
 from alignkit_rm.config import BradleyTerryConfig
 from alignkit_rm.groups import merge_pairs
