@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from alignkit.batches import Answers, LossOutput
-    from alignkit.plan import Plan
-    from alignkit.run import Run
+    from alignkit.runs.plan import Plan
+    from alignkit.training.run import Run
 
     OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
 

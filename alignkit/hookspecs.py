@@ -7,8 +7,9 @@ hooks with ``@alignkit.hookimpl``. Every example below is a complete plugin and 
 a list of components and must not import torch: whatever needs torch is imported inside a component's functions.
 Components are chosen by name, never by order; two active plugins that give the same name are an error.
 
-**Run hooks** come second. ``alignkit.run`` calls them at fixed points of a run and never inside a training step, in the
-order in which the plugins were named (``alignkit_load_model`` from the last to the first, so that the last wins)::
+**Run hooks** come second. ``alignkit.training.run`` calls them at fixed points of a run and never inside a training
+step, in the order in which the plugins were named (``alignkit_load_model`` from the last to the first, so that the last
+wins)::
 
     alignkit_run_start                     the data are read, nothing is loaded
       alignkit_load_model                  once a role
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
     from alignkit.components import DataFormat, Loss, Optimizer, Reward, Rollout, Stage, Tuner
-    from alignkit.run import Result, Run
+    from alignkit.training.run import Result, Run
 
 hookspec = pluggy.HookspecMarker("alignkit")
 _hookimpl = pluggy.HookimplMarker("alignkit")
@@ -191,7 +192,7 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
 
         def build(config, tokenizer, sampling):
             def one_by_one(policy, prompts):
-                from alignkit.sampling import sample
+                from alignkit.generation.sampling import sample
                 return [answer for ids in prompts for answer in sample(policy, tokenizer, [ids], sampling)]
             return one_by_one
 
@@ -201,7 +202,7 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
     """
 
 
-# --- run hooks: called by alignkit.run ------------------------------------------------------------------------------
+# --- run hooks: called by alignkit.training.run ----------------------------------------------------------------------
 
 
 @hookspec

@@ -185,10 +185,12 @@ def check_plugin() -> Callable[[str], None]:
     Raises:
         AssertionError: it is broken, or anything else is wrong with it; its text says what, a line each.
     """
-    from alignkit import checks
+    from alignkit.config import plugin_checks
 
     def check(name: str) -> None:
-        problems = [problem for checked in checks.check(checks.named(name)) for problem in checked.problems]
+        problems = [
+            problem for checked in plugin_checks.check(plugin_checks.named(name)) for problem in checked.problems
+        ]
         if problems:
             raise AssertionError("\n".join(problems))
 

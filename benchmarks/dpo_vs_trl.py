@@ -29,7 +29,9 @@ from typing import Any
 import torch
 import transformers
 
-from alignkit import base, bundled, device
+from alignkit import bundled
+from alignkit.models import device
+from alignkit.runs import base
 
 SIDES = ("separate", "shared", "trl")
 WARM_UP = 1  # steps that are not timed
@@ -61,7 +63,7 @@ def tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def asked(tokenizer: Any, prompt: str) -> list[int]:
-    from alignkit.chat_template import prompt_ids
+    from alignkit.data.chat_template import prompt_ids
 
     return prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
 
@@ -107,9 +109,9 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> None:
     from alignkit.config import resolve
-    from alignkit.plan import make
     from alignkit.registry import Registry
-    from alignkit.run import Run
+    from alignkit.runs.plan import make
+    from alignkit.training.run import Run
 
     data = Path(folder) / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -159,7 +161,7 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
 
 def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
-    from alignkit.chat_template import load_tokenizer
+    from alignkit.data.chat_template import load_tokenizer
 
     rows = rows_of(options, load_tokenizer(base.locate(options.model, print), None))
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignkit import base, hookimpl, roles, trunk
+from alignkit import hookimpl
+from alignkit.models import adapters, trunk
+from alignkit.runs import base
 from alignkit_lora import lora
 
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072}
@@ -173,14 +175,14 @@ def with_tensors(shape: str, tuner: str, options: argparse.Namespace) -> Parts:
             one = size([p for p in model.parameters() if p.requires_grad])
             weights = size([*model.parameters()]) - one
             if options.value == "adapter":
-                roles.copy_adapter(model, "default", "role_value", trained=True)
+                adapters.copy_adapter(model, "default", "role_value", trained=True)
             trained = [p for p in model.parameters() if p.requires_grad]
             adapters, unpacked = size(trained) + 2 * one + 3 * size([*head.parameters()]), 0
             if tuner == "qlora":
                 packed = linears(model)
                 weights += sum(nf4_bytes(m.weight.numel()) - size([m.weight]) for m in packed)
                 unpacked = max(size([m.weight]) for m in packed)  # one at a time
-    roles.without_dropout(model)
+    adapters.without_dropout(model)
     for module in (model, value, head):
         materialise(module)
     optimizer = state_bytes([p.numel() for p in trained], options.optimizer)
@@ -257,7 +259,7 @@ class RandomWeights:
 
     @hookimpl
     def alignkit_load_model(self, run: Any, role: str, kwargs: dict[str, Any]) -> Any:
-        head = role in roles.WITH_HEAD
+        head = role in adapters.WITH_HEAD
         auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
         dtype = getattr(torch, kwargs["dtype"]) if isinstance(kwargs["dtype"], str) else kwargs["dtype"]
         config = config_of(self.shape)
@@ -294,9 +296,9 @@ def quantised(layer: nn.Module) -> nn.Module:
 
 def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
     """Two iterations of alignkit's PPO on random weights; the most that was allocated on the GPU, in bytes."""
-    from alignkit.plan import pipeline
     from alignkit.registry import Plugin, Registry, installed
-    from alignkit.run import execute
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import execute
 
     cuda = torch.cuda.is_available()
     global random_weights

@@ -33,8 +33,10 @@ from typing import Any
 import torch
 import transformers
 
-from alignkit import base, bundled, device, hookimpl
-from alignkit.chat_template import load_tokenizer, prompt_ids
+from alignkit import bundled, hookimpl
+from alignkit.data.chat_template import load_tokenizer, prompt_ids
+from alignkit.models import device
+from alignkit.runs import base
 
 SIDES = ("alignkit", "trl")
 PARTS = ("sampling", "scoring", "training")
@@ -110,8 +112,8 @@ meter = Meter()
 
 def prepare(options: argparse.Namespace) -> None:
     """Prompts, a reward model, and the same for TRL: ids and a merged model."""
-    from alignkit import roles
-    from alignkit.manifest import read
+    from alignkit.models import adapters
+    from alignkit.runs.manifest import read
 
     rows = [json.loads(line) for line in bundled.data("bundled:prompts").read_text(encoding="utf-8").splitlines()]
     rows = (rows * options.batch_size)[: options.batch_size * options.iterations]
@@ -131,7 +133,7 @@ def prepare(options: argparse.Namespace) -> None:
         str(options.folder / "rankings.jsonl"),
     )
     run = options.folder / "rm"
-    merged: Any = roles.open_run(run, read(run), torch.float32)
+    merged: Any = adapters.open_run(run, read(run), torch.float32)
     merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
     merged.save_pretrained(options.folder / "reward")
 
@@ -144,9 +146,9 @@ def execute(
     options: argparse.Namespace, stage: str, table: dict[str, Any], train: dict[str, Any], data: str, **more: Any
 ) -> None:
     """One run of alignkit in this process."""
-    from alignkit.plan import pipeline
     from alignkit.registry import Plugin, Registry, installed
-    from alignkit.run import execute
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import execute
 
     registry = Registry([*installed(), Plugin("meter", "benchmarks", "0", EntryPoint("meter", "__main__:meter", "-"))])
     settings = {

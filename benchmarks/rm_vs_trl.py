@@ -31,8 +31,10 @@ from typing import Any
 import torch
 import transformers
 
-from alignkit import base, branches, bundled
-from alignkit.encoding import Branches
+from alignkit import bundled
+from alignkit.data.encoding import Branches
+from alignkit.models import branches
+from alignkit.runs import base
 
 SIDES = ("separate", "shared", "trl")
 Groups = list[dict[str, Any]]  # prompt, responses, ranks
@@ -76,9 +78,9 @@ class Timer(transformers.TrainerCallback):
 def ours(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, Any]:
     """Train by alignkit's own trainer; the trained model and the tokenizer."""
     from alignkit.config import resolve
-    from alignkit.plan import make
     from alignkit.registry import Registry
-    from alignkit.run import Run
+    from alignkit.runs.plan import make
+    from alignkit.training.run import Run
 
     data = Path(folder) / "rankings.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in train), encoding="utf-8")
@@ -105,7 +107,7 @@ def theirs(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any
     import peft
     import trl
 
-    from alignkit.chat_template import load_tokenizer
+    from alignkit.data.chat_template import load_tokenizer
 
     located = base.locate(options.model, print)
     tokenizer = load_tokenizer(located, None)
@@ -159,7 +161,7 @@ def arguments(options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 def encoded(tokenizer: Any, group: dict[str, Any]) -> Branches:
     """A ranking as ids, each answer with the token that ends it."""
-    from alignkit.chat_template import encode_answer
+    from alignkit.data.chat_template import encode_answer
 
     prompt = [{"role": "user", "content": group["prompt"]}]
     rows = [encode_answer(tokenizer, prompt, answer, [tokenizer.eos_token_id]) for answer in group["responses"]]

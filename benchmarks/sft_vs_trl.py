@@ -4,9 +4,9 @@
 
     python benchmarks/sft_vs_trl.py --tuner lora --runs 3 --steps 10
 
-The process of alignkit runs ``alignkit.run.execute``; TRL's is ``SFTTrainer`` as its documentation shows it, fed with
-conversational prompt-completion rows. Both train without evaluation, checkpoints and gradient checkpointing, and are
-watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the chat
+The process of alignkit runs ``alignkit.training.run.execute``; TRL's is ``SFTTrainer`` as its documentation shows it,
+fed with conversational prompt-completion rows. Both train without evaluation, checkpoints and gradient checkpointing,
+and are watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the chat
 template writes after an answer's end, so its rows are one token longer; rows per second do not depend on that.
 """
 
@@ -30,10 +30,11 @@ from unittest import mock
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from alignkit import base, hookimpl
+from alignkit import hookimpl
 from alignkit.config import resolve
-from alignkit.plan import Plan, make
 from alignkit.registry import Plugin, Registry, installed
+from alignkit.runs import base
+from alignkit.runs.plan import Plan, make
 
 WARM_UP = 2  # steps that are not timed
 
@@ -132,7 +133,7 @@ def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator  # of both
 
-    from alignkit.run import execute
+    from alignkit.training.run import execute
 
     collate = Collator.torch_call
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from alignkit import Conversation, DataError, Demonstration, Message, bundled, rankings
+from alignkit import Conversation, DataError, Demonstration, Message, bundled
 from alignkit.bundled import guide
 from alignkit.cli import main
+from alignkit.generation import rankings
 
 PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(7)]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import comparison, error_bars
 from alignkit.cli import main
-from alignkit.comparison import Answered
-from alignkit.lineage import Parent
+from alignkit.evaluation import comparison, error_bars
+from alignkit.evaluation.comparison import Answered
+from alignkit.runs.lineage import Parent
 
 RANKINGS = [{"prompt": f"p{n}", "responses": ["a", "bb", "c"], "ranks": [0, 1, 2]} for n in range(12)]
 
@@ -88,8 +88,8 @@ def test_runs_are_compared_whatever_they_are_made_of(
 
 def test_adapters_on_one_base_are_what_they_are_by_themselves(runs: Callable[..., tuple[str, str]]) -> None:
     """The adapter that is put onto the first run's model says what the run's own model says."""
-    from alignkit import manifest
-    from alignkit.answering import Asked, _logps, _open, _sharing_a_base
+    from alignkit.evaluation.answering import Asked, _logps, _open, _sharing_a_base
+    from alignkit.runs import manifest
 
     found = [Parent("", Path(folder), manifest.read(Path(folder))) for folder in runs("lora")]
     asked = Asked([[{"role": "user", "content": f"What is {n}?"}] for n in range(4)], 6, 2, 0)
@@ -143,11 +143,11 @@ def test_mistakes_are_told_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "alignkit.answering", raising=False)
+    monkeypatch.delitem(sys.modules, "alignkit.evaluation.answering", raising=False)
 
     assert main(["compare", *arguments]) == 2
     assert said in capsys.readouterr().err
-    assert "alignkit.answering" not in sys.modules
+    assert "alignkit.evaluation.answering" not in sys.modules
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from alignkit import Sampling
-from alignkit import decode as decoding
-from alignkit.decode import adapters_in, decode, draw, same_as_generate
-from alignkit.sampling import sample
+from alignkit.generation import decode as decoding
+from alignkit.generation.decode import adapters_in, decode, draw, same_as_generate
+from alignkit.generation.sampling import sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22], [30]]
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0)
@@ -152,6 +152,6 @@ def test_it_is_an_engine_that_falls_back_with_a_line(
     run_stage("ppo", *small, "train.max_steps=1")
     assert "generate" not in capsys.readouterr().out.partition("\nppo\n")[2]
 
-    monkeypatch.setattr("alignkit.decode.same_as_generate", lambda *_, **__: False)
+    monkeypatch.setattr("alignkit.generation.decode.same_as_generate", lambda *_, **__: False)
     run_stage("ppo", *small, "train.max_steps=1", "--overwrite")
     assert "cannot decode this model" in capsys.readouterr().out

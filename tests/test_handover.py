@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import LossOutput, PluginError, Sampling, TokenLogps, handover
+from alignkit import LossOutput, PluginError, Sampling, TokenLogps
 from alignkit.cli import main
+from alignkit.registry import handover
 
 Install = Callable[..., None]
 RunStage = Callable[..., Path]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from alignkit import manifest
 from alignkit.cli import main
+from alignkit.runs import manifest
 
 PLUGIN = """
     from alignkit import Loss, LossOutput, RankedScores, TokenLogps, Tuner, hookimpl

@@ -10,9 +10,10 @@ import pytest
 import torch
 import trl.trainer
 
-from alignkit import AlignkitError, fused_head, logit_form
-from alignkit.logit_form import LogitForm
-from alignkit.trunk import Member, Roles, Sequences
+from alignkit import AlignkitError
+from alignkit.models import fused_head, logit_form
+from alignkit.models.logit_form import LogitForm
+from alignkit.models.trunk import Member, Roles, Sequences
 
 PROMPT, ANSWER = [1, 2, 3, 4], [5, 9, 7, 8, 6, 3]
 IDS = torch.tensor([PROMPT + ANSWER])

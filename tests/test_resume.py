@@ -271,7 +271,7 @@ def test_a_plugin_is_told_that_a_run_failed_and_its_own_failure_does_not_hide_th
 
 
 def test_a_second_process_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(train: Train, tmp_path: Path) -> None:
-    from alignkit import lock
+    from alignkit.runs import lock
 
     folder = tmp_path / "out" / "sft.unfinished"
     code = f"from pathlib import Path; from alignkit import lock\nwith lock.held(Path({str(folder)!r})): print(input())"

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import base, branches, manifest, roles
-from alignkit.encoding import Branches
-from alignkit.trunk import Member, Roles, Sequences
+from alignkit.data.encoding import Branches
+from alignkit.models import adapters, branches
+from alignkit.models.trunk import Member, Roles, Sequences
+from alignkit.runs import base, manifest
 
 
 def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_pa
     torch.manual_seed(0)
     model.score.weight.data.normal_()
     model.save_pretrained(tmp_path)
-    opened: Any = roles.open_run(tmp_path, {"role": "reward", "weights": "model"}, torch.bfloat16)
+    opened: Any = adapters.open_run(tmp_path, {"role": "reward", "weights": "model"}, torch.bfloat16)
 
     assert opened.model.embed_tokens.weight.dtype is torch.bfloat16
     assert torch.equal(opened.score.weight, model.score.weight)
@@ -38,7 +39,7 @@ def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_pa
 def test_a_reward_run_opens_with_the_head_that_it_saved(run_stage: Callable[..., Path], tuner: tuple[str, ...]) -> None:
     folder = run_stage("rm", "--plugin", *tuner, "train.bf16=true")
     saved = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items() if "score" in n}
-    opened: Any = roles.open_run(folder, manifest.read(folder), torch.bfloat16)
+    opened: Any = adapters.open_run(folder, manifest.read(folder), torch.bfloat16)
     head = (opened.get_base_model() if hasattr(opened, "peft_config") else opened).score
 
     (weight,) = saved.values()

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import PluginError
-from alignkit.trunk import Roles, Sequences
+from alignkit.models.trunk import Roles, Sequences
 
 TUNERS = """
     from alignkit import Tuner, hookimpl
@@ -73,8 +73,8 @@ def runs(install: Callable[..., None], run_stage: Callable[..., Path], tiny_mode
 def trainer_of(tmp_path: Path, tiny_data: Callable[[str], Path]) -> Callable[..., Any]:
     """``trainer_of("ppo", runs)``: the trainer of a stage on these runs, not yet trained."""
     from alignkit.cli.common import read_arguments
-    from alignkit.plan import pipeline
-    from alignkit.run import Run
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import Run
 
     def make(stage: str, of: Any, *settings: str, plugins: tuple[str, ...] = ()) -> Any:
         plugins = (stage, of.plugin[1], *plugins)

@@ -44,10 +44,10 @@ class Policy:
 def build(run):
     import torch, transformers
     from alignkit import Answers
-    from alignkit.chat_template import prompt_ids
-    from alignkit.roles_trainer import RolesTrainer
-    from alignkit.sampling import text
-    from alignkit.trunk import Sequences, assemble
+    from alignkit.data.chat_template import prompt_ids
+    from alignkit.online.roles_trainer import RolesTrainer
+    from alignkit.generation.sampling import text
+    from alignkit.models.trunk import Sequences, assemble
 
     class Reinforce(RolesTrainer):
         def get_train_dataloader(self):
@@ -93,7 +93,7 @@ def build(run):
                      optimizer_cls_and_kwargs=run.optimizer(args))
 
 def engine(config, tokenizer, sampling, run):
-    from alignkit.sampling import sample
+    from alignkit.generation.sampling import sample
     def answers(policy, prompts):
         assert run.roles.members["policy"].model is policy
         return sample(policy, tokenizer, prompts, sampling)

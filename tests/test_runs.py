@@ -295,7 +295,7 @@ def test_resume_refuses_other_settings_and_other_data(command: Callable[..., lis
 
 
 def test_resume_drops_a_checkpoint_that_was_not_completely_written(train: Train, tmp_path: Path) -> None:
-    from alignkit.resume import last_checkpoint
+    from alignkit.runs.resume import last_checkpoint
 
     folder = train("train.max_steps=4", "train.save_steps=2", "train.save_total_limit=9")
     (folder / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text('{"log_history": [')

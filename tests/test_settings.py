@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 
 from alignkit import yaml
 from alignkit.cli import main
-from alignkit.settings import type_text
+from alignkit.config.settings import type_text
 
 LOSS = """
     from dataclasses import dataclass, field

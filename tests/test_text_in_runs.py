@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import manifest
+from alignkit.runs import manifest
 
 DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
 
@@ -31,17 +31,17 @@ def test_a_run_keeps_its_day_when_resumed_and_hands_it_on(
         raise KeyError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("alignkit.run.today", lambda: "2026-01-01")
-        patch.setattr("alignkit.run.save", killed)
+        patch.setattr("alignkit.training.run.today", lambda: "2026-01-01")
+        patch.setattr("alignkit.training.run.save", killed)
         with pytest.raises(AssertionError, match="killed"):
             run_stage("sft", *asked)
-    monkeypatch.setattr("alignkit.run.today", lambda: "2026-01-02")
+    monkeypatch.setattr("alignkit.training.run.today", lambda: "2026-01-02")
     sft = run_stage("sft", *asked, "--resume")
     dpo = run_stage("dpo", *asked, f"dpo.policy={sft}")
 
     assert manifest.read(sft)["today"] == "2026-01-01"
     assert manifest.read(dpo)["today"] == "2026-01-01"
-    from alignkit.chat_template import prompt_ids, tokenizer_of_run
+    from alignkit.data.chat_template import prompt_ids, tokenizer_of_run
 
     tokenizer = tokenizer_of_run(sft, manifest.read(sft))
     assert tokenizer.decode(prompt_ids(tokenizer, [{"role": "user", "content": "Hi"}])).startswith("01 Jan 2026 ")
@@ -114,7 +114,7 @@ def test_a_row_that_the_template_refuses_is_a_bad_row(
 def test_rows_that_no_preview_could_see_are_skipped_and_counted_at_the_start_of_training(
     run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.preview.ROWS", 0)  # as where the model is not on this disk yet
+    monkeypatch.setattr("alignkit.runs.preview.ROWS", 0)  # as where the model is not on this disk yet
     template = tmp_path / "strict.jinja"
     template.write_text(
         "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' else m.content }}{% endfor %}"
@@ -146,9 +146,10 @@ def test_pairs_that_a_template_makes_equal_are_left_out_and_counted(
 
 
 def test_sampling_past_learnt_positions_is_an_error(tiny_model: Callable[..., Path]) -> None:
-    from alignkit import DataError, chat
+    from alignkit import DataError
     from alignkit.batches import Sampling
-    from alignkit.sampling import sample
+    from alignkit.generation import chat
+    from alignkit.generation.sampling import sample
 
     opened = chat.open_model(chat.locate(str(tiny_model("gpt2"))))
     with pytest.raises(DataError, match="a prompt of 500 tokens .*: 520 tokens are more than the 512 positions"):
@@ -162,7 +163,7 @@ def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_wri
 
     from transformers import AutoTokenizer
 
-    from alignkit.scoring import Scorer
+    from alignkit.generation.scoring import Scorer
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model(), model)

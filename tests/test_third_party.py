@@ -214,7 +214,7 @@ TYPED = """
 from collections.abc import Sequence
 from typing import Any
 from alignkit import Loss, Optimizer, TokenLogps, hookimpl
-from alignkit.run import Run
+from alignkit.training.run import Run
 from transformers import TrainerCallback
 
 def nothing(*arguments: Any) -> Any: ...

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignkit import token_logps
-from alignkit.logit_form import LogitForm
+from alignkit.models import token_logps
+from alignkit.models.logit_form import LogitForm
 
 
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (1.0, 5.0), (0.3, 0.8)])

@@ -11,7 +11,7 @@ import typer
 
 from alignkit.cli import chat, check, compare, config, install, new, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
-from alignkit.plugin import culprit
+from alignkit.registry.plugin import culprit
 
 app = typer.Typer(
     name="alignkit",

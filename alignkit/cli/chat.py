@@ -14,11 +14,11 @@ def chat(
     temperature: float = typer.Option(0.0, help="0: always the likeliest token; above: sample."),
 ) -> None:
     """Talk to a model; answers appear as they are written. An empty line or Ctrl-D leaves."""
-    from alignkit.chat import locate
+    from alignkit.generation.chat import locate
 
     located = locate(model)  # a wrong name is told before torch is imported
     common.quiet()
-    from alignkit.chat import Chat
+    from alignkit.generation.chat import Chat
 
     talk = Chat(located, max_new_tokens, temperature)
     if prompt is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import pipeline
-from alignkit.resume import check_folder
+from alignkit.runs.plan import pipeline
+from alignkit.runs.resume import check_folder
 
 
 def check(

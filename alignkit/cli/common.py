@@ -14,8 +14,8 @@ import typer
 
 from alignkit import yaml
 from alignkit.config import asked_stage, merge, parse_override
-from alignkit.plan import Pipeline, Plan
 from alignkit.registry import Registry
+from alignkit.runs.plan import Pipeline, Plan
 
 Plugins = typer.Option(
     [],

@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from alignkit import comparison, judges
 from alignkit.cli import common
 from alignkit.errors import ConfigError
+from alignkit.evaluation import comparison, judges
 
 
 def compare(
@@ -53,7 +53,7 @@ def compare(
     for why in asked.unknown:
         typer.echo(f"what it was trained on is not known: {why}", err=True)
     common.quiet()
-    from alignkit.answering import Asked, answer, score
+    from alignkit.evaluation.answering import Asked, answer, score
 
     to_ask = Asked(asked.prompts, max_new_tokens, batch, seed, temperature)
     with common.progress("answering", len(found) * len(asked.prompts)) as advance:

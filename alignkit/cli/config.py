@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
-from alignkit import training_args, yaml
+from alignkit import yaml
 from alignkit.cli import common
 from alignkit.components import Component
-from alignkit.config import DataConfig, RunConfig, TopLevel, resolve
-from alignkit.settings import check_defaults, nested, plain, type_text
+from alignkit.config import DataConfig, RunConfig, TopLevel, resolve, training_args
+from alignkit.config.settings import check_defaults, nested, plain, type_text
 
 
 def config(

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.plugin import installed, same
+from alignkit.registry.plugin import installed, same
 
 
 def install(

@@ -10,8 +10,8 @@ import typer
 
 from alignkit import API_VERSION
 from alignkit.errors import ConfigError
-from alignkit.plugin import installed
 from alignkit.registry import Registry
+from alignkit.registry.plugin import installed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
-from alignkit.checks import Checked, check, named
 from alignkit.components import Component
+from alignkit.config.plugin_checks import Checked, check, named
 from alignkit.errors import PluginError
-from alignkit.plugin import Plugin, bare, installed
 from alignkit.registry import DECLARATIONS, Registry
+from alignkit.registry.plugin import Plugin, bare, installed
 
 
 def plugins(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import typer
 
-from alignkit import judges, manifest, rankings
 from alignkit.cli import common
 from alignkit.data import READERS
 from alignkit.errors import DataError
+from alignkit.evaluation import judges
+from alignkit.generation import rankings
+from alignkit.runs import manifest
 
 
 def rank(

@@ -24,8 +24,8 @@ def sample(
     seed: int = typer.Option(0, help="The same seed, the same answers."),
 ) -> None:
     """Write K answers a prompt, a row each: {"prompt": ..., "responses": [...]}, ready to be ranked."""
-    from alignkit.chat import locate
-    from alignkit.rankings import continued, prompts_of, short
+    from alignkit.generation.chat import locate
+    from alignkit.generation.rankings import continued, prompts_of, short
 
     where = locate(run)  # mistakes are told before torch is imported
     rows = prompts_of(prompts)
@@ -36,10 +36,10 @@ def sample(
     import transformers
 
     from alignkit.batches import Sampling
-    from alignkit.chat import open_model
-    from alignkit.chat_template import prompt_ids
-    from alignkit.sampling import sample as draw
-    from alignkit.sampling import text
+    from alignkit.data.chat_template import prompt_ids
+    from alignkit.generation.chat import open_model
+    from alignkit.generation.sampling import sample as draw
+    from alignkit.generation.sampling import text
 
     opened = open_model(where)
     how = Sampling(max_new_tokens, temperature, tuple(opened.stop_ids), top_p, samples=k)

@@ -10,13 +10,13 @@ from typing import Any
 
 import typer
 
-from alignkit import lineage
 from alignkit.cli import common
 from alignkit.config import DataConfig
 from alignkit.data import Located, read
 from alignkit.errors import DataError
 from alignkit.registry import Registry
 from alignkit.rows import Demonstration, Ranking, Tools
+from alignkit.runs import lineage
 
 WINDOW = 256  # rows in memory at a time
 
@@ -37,7 +37,7 @@ def score(
     if first is None:
         raise DataError(f"{file} has no rows to score")
     common.quiet()
-    from alignkit.scoring import Scorer
+    from alignkit.generation.scoring import Scorer
 
     assert parent.manifest is not None
     scorer = Scorer(parent.folder, parent.manifest)

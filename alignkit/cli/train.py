@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.plan import pipeline
-from alignkit.resume import check_folder
+from alignkit.runs.plan import pipeline
+from alignkit.runs.resume import check_folder
 
 
 def train(
@@ -37,8 +37,8 @@ def train(
         return
     common.quiet()
 
-    from alignkit import base
-    from alignkit.run import Interrupted, execute
+    from alignkit.runs import base
+    from alignkit.training.run import Interrupted, execute
 
     for plan in planned.to_train:
         if plan.config.stage.component.role == "reward":  # told before the stages ahead of it are trained

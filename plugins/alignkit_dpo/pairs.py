@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit import branches
-from alignkit.chat_template import IGNORE
-from alignkit.encoding import Branches, Ranked
+from alignkit.data.chat_template import IGNORE
+from alignkit.data.encoding import Branches, Ranked
+from alignkit.models import branches
 
 if TYPE_CHECKING:
     import torch

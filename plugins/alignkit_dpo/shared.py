@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, branches
-from alignkit.encoding import Branches
+from alignkit import AlignkitError
+from alignkit.data.encoding import Branches
+from alignkit.models import branches
 from alignkit_dpo.pairs import Collator, Pair
 
 if TYPE_CHECKING:
     import torch
 
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 def shared_prompt(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.device) -> torch.dtype | None:

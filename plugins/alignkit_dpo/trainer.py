@@ -16,17 +16,19 @@ import trl
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
-from alignkit import AlignkitError, PreferenceLogps, before_after, error_bars, fused_head, roles
+from alignkit import AlignkitError, PreferenceLogps
 from alignkit.batches import Sampling
-from alignkit.encoding import Ranked, encode_rankings
-from alignkit.sampling import sample, text
-from alignkit.trunk import use_adapter
+from alignkit.data.encoding import Ranked, encode_rankings
+from alignkit.evaluation import before_after, error_bars
+from alignkit.generation.sampling import sample, text
+from alignkit.models import adapters, fused_head
+from alignkit.models.trunk import use_adapter
 from alignkit_dpo.pairs import Collator, inputs, pairs_of
 from alignkit_dpo.reference import Reference, reference_of
 from alignkit_dpo.shared import shared_prompt
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_dpo.config import DPOConfig
 
 FORWARD = ("input_ids", "attention_mask", "position_ids", "labels")  # what the model takes of a batch
@@ -48,12 +50,12 @@ def build(run: Run) -> DPOTrainer:
         remove_unused_columns=False,
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
-    policy: Any = roles.without_dropout(run.model("policy"))
+    policy: Any = adapters.without_dropout(run.model("policy"))
     whole = not hasattr(policy, "peft_config")
     started = "policy" in run.records and run.records["policy"]["weights"] == "adapter"
     reference = reference_of(run.config, adapters=not whole, started=started)
     if reference.kind in ("adapter", "base"):
-        roles.check_apart(policy)
+        adapters.check_apart(policy)
     args.precompute_ref_log_probs = reference.precomputed or (whole and reference.kind == "none")  # TRL loads one else
     collator = Collator(run.tokenizer.pad_token_id, shared_prompt(run, policy, pairs, args.device))
     trainer = DPOTrainer(
@@ -107,8 +109,8 @@ class DPOTrainer(trl.DPOTrainer):
         if "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL's copy, which leaves adapters of embeddings out
         if reference.kind == "adapter":
-            roles.copy_adapter(model, "default", "ref", trained=False)
-            roles.without_dropout(model)
+            adapters.copy_adapter(model, "default", "ref", trained=False)
+            adapters.without_dropout(model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         """As it is: it holds token ids."""

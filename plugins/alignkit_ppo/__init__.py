@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl, lineage
+from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl
+from alignkit.runs import lineage
 from alignkit_ppo import losses
 from alignkit_ppo.config import REFUSES, PPOConfig, check
 

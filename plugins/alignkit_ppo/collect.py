@@ -12,16 +12,16 @@ import transformers
 from torch import Tensor
 
 from alignkit import Answers, DataError, Sampling
-from alignkit.chat_template import prompt_ids
-from alignkit.encoding import check_fit, encode_each
-from alignkit.sampling import text
-from alignkit.trunk import Logps, Roles, Sequences
+from alignkit.data.chat_template import prompt_ids
+from alignkit.data.encoding import check_fit, encode_each
+from alignkit.generation.sampling import text
+from alignkit.models.trunk import Logps, Roles, Sequences
 from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis
 
 if TYPE_CHECKING:
     from alignkit.rows import Conversation
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from alignkit import AlignkitError, ConfigError, Demonstration, Text, data
-from alignkit.chat_template import IGNORE, encode
-from alignkit.encoding import check_fit, encode_each
-from alignkit.trunk import Sequences
+from alignkit.data.chat_template import IGNORE, encode
+from alignkit.data.encoding import check_fit, encode_each
+from alignkit.models.trunk import Sequences
 from alignkit_ppo.collect import pass_after_pass
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
 
 

@@ -10,18 +10,19 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import ConfigError, PolicyBatch, before_after, error_bars
-from alignkit.meters import Means
-from alignkit.roles_trainer import RolesTrainer
-from alignkit.sampling import text
-from alignkit.trunk import Sequences, assemble
+from alignkit import ConfigError, PolicyBatch
+from alignkit.evaluation import before_after, error_bars
+from alignkit.generation.sampling import text
+from alignkit.models.trunk import Sequences, assemble
+from alignkit.online.roles_trainer import RolesTrainer
+from alignkit.training.meters import Means
 from alignkit_ppo import diagnosis, ema
 from alignkit_ppo.advantages import next_kl_coef
 from alignkit_ppo.collect import Collector, Prompted, encode
 from alignkit_ppo.ptx import Pretraining, examples
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from alignkit import ConfigError, Reward, hookimpl, option, rankings
+from alignkit import ConfigError, Reward, hookimpl, option
+from alignkit.generation import rankings
 
 
 @dataclass(frozen=True)

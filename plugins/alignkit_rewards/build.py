@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from alignkit import Answers, rankings, rewards
+from alignkit import Answers
+from alignkit.generation import rankings, rewards
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_rewards import EnsembleConfig, FunctionConfig, SumConfig
 
 Scores = Callable[[Answers], Sequence[float]]

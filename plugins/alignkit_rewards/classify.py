@@ -7,25 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit import (
-    AlignkitError,
-    Answers,
-    ConfigError,
-    DataError,
-    Demonstration,
-    Message,
-    Prompt,
-    Ranking,
-    base,
-    paths,
-    rankings,
-)
-from alignkit.chat_template import conversation_ids, pad_token
+from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Message, Prompt, Ranking, paths
+from alignkit.data.chat_template import conversation_ids, pad_token
 from alignkit.errors import did_you_mean, one_line
+from alignkit.generation import rankings
+from alignkit.runs import base
 
 if TYPE_CHECKING:
-    from alignkit.rewards import Scores
-    from alignkit.run import Run
+    from alignkit.generation.rewards import Scores
+    from alignkit.training.run import Run
     from alignkit_rewards import ClassifierConfig
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # the last layers of Transformers' heads

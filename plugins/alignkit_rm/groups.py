@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from alignkit import Ranking
 from alignkit.data import Located
-from alignkit.encoding import EncodedRanking, Ranked, encode_each, rank, ranking_encoder
+from alignkit.data.encoding import EncodedRanking, Ranked, encode_each, rank, ranking_encoder
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
@@ -101,7 +101,7 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
 
 
 def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
-    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.encoding.encode_rankings`.
+    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.data.encoding.encode_rankings`.
 
     Which prompts and answers are the same is told by their tokens: a template may trim what differs in two texts.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit import error_bars
+from alignkit.evaluation import error_bars
 
 Array = NDArray[Any]
 

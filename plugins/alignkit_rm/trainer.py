@@ -11,16 +11,17 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import AlignkitError, DataError, Demonstration, RankedScores, branches, roles
-from alignkit.chat_template import encode_answer
-from alignkit.encoding import Branches, Ranked
-from alignkit.meters import Means
+from alignkit import AlignkitError, DataError, Demonstration, RankedScores
+from alignkit.data.chat_template import encode_answer
+from alignkit.data.encoding import Branches, Ranked
+from alignkit.models import adapters, branches
+from alignkit.training.meters import Means
 from alignkit_rm import metrics
 from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_rm.config import RMConfig
 
 
@@ -31,7 +32,7 @@ def build(run: Run) -> RewardTrainer:
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
-    model = branches.with_scores(roles.without_dropout(run.model("reward")))
+    model = branches.with_scores(adapters.without_dropout(run.model("reward")))
     trainer = RewardTrainer(
         loss=loss,
         pad=run.tokenizer.pad_token_id,

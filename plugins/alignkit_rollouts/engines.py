@@ -10,7 +10,7 @@ from alignkit import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_rollouts import GenerateConfig
 
 Engine = Callable[[Any, list[list[int]]], list[list[int]]]
@@ -18,7 +18,7 @@ Engine = Callable[[Any, list[list[int]]], list[list[int]]]
 
 def generate(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
     """``model.generate`` on left-padded batches: fastest where answers are about equally long."""
-    from alignkit.sampling import sample
+    from alignkit.generation.sampling import sample
 
     def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
         size = max(1, (config.batch or len(prompts) * sampling.samples) // sampling.samples)
@@ -29,10 +29,10 @@ def generate(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, samplin
 
 
 def decode(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, run: Run) -> Engine:
-    """:func:`alignkit.decode.decode`, where it agrees with ``generate`` on the model at hand; else ``generate``."""
-    from alignkit.decode import adapters_in, same_as_generate
-    from alignkit.decode import decode as answers_of
-    from alignkit.sampling import sample
+    """A loop of our own where it agrees with ``generate`` on the model at hand, else ``generate``."""
+    from alignkit.generation.decode import adapters_in, same_as_generate
+    from alignkit.generation.decode import decode as answers_of
+    from alignkit.generation.sampling import sample
 
     agrees: list[bool] = []  # found out at the first call
 

@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, Sampling, logit_form
+from alignkit import AlignkitError, Sampling
+from alignkit.models import logit_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alignkit import ConfigError, fused_head, logit_form
+from alignkit import ConfigError
+from alignkit.models import fused_head, logit_form
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,14 +10,15 @@ import datasets
 import torch
 import trl
 
-from alignkit import DataError, TokenLogps, fused_head
-from alignkit.chat_template import IGNORE, encode
-from alignkit.encoding import check_fit, encode_each
+from alignkit import DataError, TokenLogps
+from alignkit.data.chat_template import IGNORE, encode
+from alignkit.data.encoding import check_fit, encode_each
+from alignkit.models import fused_head
 from alignkit_sft import packing
 
 if TYPE_CHECKING:
     from alignkit.data import Located
-    from alignkit.run import Run
+    from alignkit.training.run import Run
     from alignkit_sft.config import SFTConfig
 
 

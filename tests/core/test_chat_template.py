@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit import AlignkitError, DataError, Demonstration, Text
-from alignkit.chat_template import IGNORE, encode, load_tokenizer, prompt_ids
+from alignkit.data.chat_template import IGNORE, encode, load_tokenizer, prompt_ids
 from alignkit.rows import Message
 
 CHATML = (

@@ -110,7 +110,7 @@ def test_every_field_of_training_arguments_is_reachable() -> None:
 
     from transformers import TrainingArguments
 
-    from alignkit import training_args
+    from alignkit.config import training_args
 
     theirs = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     assert set(training_args.fields()) == theirs - set(training_args.REFUSED)
@@ -119,7 +119,7 @@ def test_every_field_of_training_arguments_is_reachable() -> None:
 def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
     from transformers import TrainingArguments
 
-    from alignkit import training_args
+    from alignkit.config import training_args
 
     theirs = {field.name: field for field in TrainingArguments.__dataclass_fields__.values()}
     for name, field in training_args.fields().items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignkit import DataError, Demonstration
-from alignkit.chat_template import IGNORE, answer_text, encode, encode_answer, load_tokenizer, prompt_ids, turn_end
+from alignkit.data.chat_template import IGNORE, answer_text, encode, encode_answer, load_tokenizer, prompt_ids, turn_end
 
 TEMPLATES = sorted(Path(str(importlib.util.find_spec("trl").origin)).parent.glob("chat_templates/*.jinja"))  # type: ignore[union-attr]
 SPECIAL = re.compile(

@@ -13,7 +13,7 @@ import pytest
 
 from alignkit import batches, components, rows
 from alignkit.cli.new import KINDS as TEMPLATES
-from alignkit.settings import plain, typed
+from alignkit.config.settings import plain, typed
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference.md").read_text()

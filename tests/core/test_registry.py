@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from alignkit import API_VERSION, AlignkitError, PluginError, __version__
-from alignkit.plugin import installed
 from alignkit.registry import Registry
+from alignkit.registry.plugin import installed
 
 OPTIMIZER = """
     from alignkit import Optimizer, hookimpl

@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 
 from alignkit import DataError, Demonstration, Text
-from alignkit.chat_template import (
-    IGNORE,
-    answer_text,
-    encode,
-    encode_answer,
-    load_tokenizer,
-    prompt_ids,
-    turn_end,
-)
+from alignkit.data.chat_template import IGNORE, answer_text, encode, encode_answer, load_tokenizer, prompt_ids, turn_end
 from alignkit.rows import Message
 
 CHATML = (
@@ -98,7 +90,7 @@ def test_an_answer_ends_at_the_first_of_two_end_tokens(with_template: Any) -> No
 def test_generation_stops_at_what_the_template_ends_a_turn_with(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from alignkit import base
+    from alignkit.runs import base
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = CHATML
@@ -256,7 +248,7 @@ def test_a_template_that_asks_for_the_date_gets_the_day_of_the_run(with_template
 
 
 def test_rendering_is_that_of_transformers(with_template: Any) -> None:
-    from alignkit.rendering import ChatTemplate
+    from alignkit.data.rendering import ChatTemplate
 
     template = (
         "{%- set ns = namespace(n=0) -%}\n{% for m in messages %}\n"

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from alignkit import AlignkitError, Sampling
-from alignkit.chat_template import load_tokenizer
-from alignkit.sampling import sample
+from alignkit.data.chat_template import load_tokenizer
+from alignkit.generation.sampling import sample
 from alignkit_rollouts.paged import continuous
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from alignkit import PreferenceLogps, fused_head
 from alignkit.cli import main
-from alignkit.encoding import Branches, Ranked
+from alignkit.data.encoding import Branches, Ranked
 from alignkit_dpo import alignkit_loss, losses
 from alignkit_dpo.config import BetaConfig, RobustConfig, SimpoConfig
 from alignkit_dpo.pairs import Collator, pairs_of
@@ -134,8 +134,8 @@ def train_dpo(arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: 
 def build(arguments: Callable[..., list[str]]) -> Callable[..., Any]:
     """``build("--plugin", "lora")``: the trainer of a DPO run, not yet trained."""
     from alignkit.cli.common import read_arguments
-    from alignkit.plan import pipeline
-    from alignkit.run import Run
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import Run
 
     def make(*more: str, **others: Any) -> Any:
         words, flags, overrides, plugins = arguments(*more, **others), dict[str, str](), list[str](), list[str]()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from alignkit import AlignkitError, PolicyBatch, Sampling
 from alignkit.cli import main
-from alignkit.trunk import Roles, Sequences
+from alignkit.models.trunk import Roles, Sequences
 from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis, losses
 
@@ -536,7 +536,7 @@ def test_a_classifier_without_a_pad_token_scores_batches(folder: Path, tiny_mode
 
 def test_a_run_that_had_only_to_be_finished_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after its last checkpoint: no step more, and the same weights."""
-    from alignkit import run as running
+    from alignkit.training import run as running
 
     def killed(*arguments: Any) -> None:
         raise GeneratorExit  # which nothing handles
@@ -650,8 +650,8 @@ def test_a_models_own_generation_config_does_not_bend_what_is_sampled(
     import peft
     from transformers import AutoModelForCausalLM
 
-    from alignkit.chat_template import load_tokenizer
-    from alignkit.sampling import sample
+    from alignkit.data.chat_template import load_tokenizer
+    from alignkit.generation.sampling import sample
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(tiny_model("llama")), None)
@@ -670,7 +670,7 @@ def test_engines_draw_what_the_training_forward_finds_likeliest(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from alignkit.chat_template import load_tokenizer
+    from alignkit.data.chat_template import load_tokenizer
     from alignkit.registry import Registry
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32).eval()
@@ -693,9 +693,9 @@ def test_engines_draw_what_the_training_forward_finds_likeliest(
 def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
     """A run and its roles, in fp32, as the stage makes them."""
     from alignkit.cli.common import read_arguments
-    from alignkit.plan import pipeline
-    from alignkit.run import Run
-    from alignkit.trunk import assemble
+    from alignkit.models.trunk import assemble
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import Run
 
     plugins = ["ppo", *(a for a in arguments if a in ("full", "lora", "qlora"))]
     settings = [a for a in arguments if "=" in a]
@@ -708,8 +708,9 @@ def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
 def test_the_reward_in_ppo_is_the_number_of_alignkit_score(
     below: Callable[[str], list[str]], tuner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit import device, manifest
-    from alignkit.scoring import Scorer
+    from alignkit.generation.scoring import Scorer
+    from alignkit.models import device
+    from alignkit.runs import manifest
 
     run, roles = roles_of(below(tuner))
     monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
@@ -758,7 +759,7 @@ def test_log_probabilities_are_those_of_the_model_at_the_temperature(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from alignkit.trunk import Member
+    from alignkit.models.trunk import Member
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), dtype=torch.float32, **logits).eval()
     assert all(getattr(model.config, name) == value for name, value in logits.items())

@@ -16,7 +16,7 @@ import torch
 from alignkit import Answers, ConfigError
 from alignkit.cli import main
 from alignkit.cli.common import read_arguments
-from alignkit.plan import pipeline
+from alignkit.runs.plan import pipeline
 from alignkit.testing import DEMONSTRATIONS
 
 PROMPTS = [f"p{n}" for n in range(8)]
@@ -65,8 +65,8 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def run_of(tuner: str, *settings: str) -> Any:
     """A PPO run that is ready to train, and its roles."""
-    from alignkit.run import Run
-    from alignkit.trunk import assemble
+    from alignkit.models.trunk import assemble
+    from alignkit.training.run import Run
 
     given = [f"ppo.policy={tuner}/sft", "train.bf16=false", "train.use_cpu=true", "data.eval_size=2", *settings]
     run = Run(
@@ -78,7 +78,7 @@ def run_of(tuner: str, *settings: str) -> Any:
 
 
 def answers_of(run: Any) -> Answers:
-    from alignkit.chat_template import encode_answer
+    from alignkit.data.chat_template import encode_answer
 
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     encoded = [encode_answer(run.tokenizer, *both, run.stop_ids) for both in zip(prompts, TEXTS, strict=True)]
@@ -220,7 +220,7 @@ def test_rewards_compute_on_the_device_of_the_run(folder: Path, monkeypatch: pyt
 
 
 def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignkit.device import run_device
+    from alignkit.models.device import run_device
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
     assert run_device({}).type == "mps"
@@ -521,7 +521,8 @@ def ranked(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[int] | s
 def test_rank_takes_reward_runs_and_rewards(
     folder: Path, capsys: pytest.CaptureFixture[str], install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit import device, rankings
+    from alignkit.generation import rankings
+    from alignkit.models import device
 
     install("odd", ODD)
     monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import NoConfig, RankedScores, Ranking, branches
+from alignkit import NoConfig, RankedScores, Ranking
 from alignkit.cli import main
-from alignkit.encoding import Branches, Ranked
+from alignkit.data.encoding import Branches, Ranked
+from alignkit.models import branches
 from alignkit_rm import losses, metrics
 from alignkit_rm.config import BradleyTerryConfig
 from alignkit_rm.groups import merge_pairs
@@ -334,7 +335,7 @@ def test_plain_transformers_and_alignkit_score_give_the_same_numbers(
     file, scored = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "response": a}) + "\n" for p, a in rows))
 
-    from alignkit import device
+    from alignkit.models import device
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "run_dtype", lambda train: torch.float32)

@@ -16,11 +16,11 @@ from conftest import DEMONSTRATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import ConfigError, DataError
-from alignkit.chat_template import load_tokenizer
 from alignkit.config import merge, parse_override, resolve
-from alignkit.plan import make
+from alignkit.data.chat_template import load_tokenizer
 from alignkit.registry import Registry
-from alignkit.run import Run
+from alignkit.runs.plan import make
+from alignkit.training.run import Run
 from alignkit_sft import packing
 
 

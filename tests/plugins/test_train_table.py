@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import ConfigError, training_args
-from alignkit.config import merge, parse_override, resolve
+from alignkit import ConfigError
+from alignkit.config import merge, parse_override, resolve, training_args
 from alignkit.registry import Registry
 
 STAGES = ("sft", "rm", "dpo", "ppo")

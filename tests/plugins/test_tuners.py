@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from alignkit import base
 from alignkit.cli import main
 from alignkit.config import resolve
 from alignkit.registry import Registry
+from alignkit.runs import base
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerCallback
 
-    from alignkit.run import Result, Run
+    from alignkit.training.run import Result, Run
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from annotated_types import Gt
 from alignkit import Answers, Reward, hookimpl, option
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 @dataclass(frozen=True)

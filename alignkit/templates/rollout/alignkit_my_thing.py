@@ -16,7 +16,7 @@ Engine = Callable[["nn.Module", list[list[int]]], list[list[int]]]
 
 def build(config: NoConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
     """The function: the policy and prompts as token ids -> answers as token ids, ``sampling.samples`` a prompt."""
-    from alignkit.sampling import sample
+    from alignkit.generation.sampling import sample
 
     def one_by_one(policy: nn.Module, prompts: list[list[int]]) -> list[list[int]]:
         return [answer for prompt in prompts for answer in sample(policy, tokenizer, [prompt], sampling)]

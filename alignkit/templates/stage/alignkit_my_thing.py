@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from alignkit.data import Located
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def build(run: Run) -> Trainer:
     """A trainer from the run's pieces. Which tuner, loss or optimizer they are made with is not its business."""
     import transformers
 
-    from alignkit.chat_template import IGNORE, encode
-    from alignkit.encoding import encode_each
+    from alignkit.data.chat_template import IGNORE, encode
+    from alignkit.data.encoding import encode_each
 
     config: Config = run.config.stage.config
     loss_of_batch = run.loss()

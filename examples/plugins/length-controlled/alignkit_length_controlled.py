@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from alignkit import Answers, Reward, hookimpl, option, rewards
+from alignkit import Answers, Reward, hookimpl, option
+from alignkit.generation import rewards
 
 if TYPE_CHECKING:
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 @dataclass(frozen=True)

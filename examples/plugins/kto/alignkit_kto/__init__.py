@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Trainer
 
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------

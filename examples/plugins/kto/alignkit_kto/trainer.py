@@ -13,16 +13,17 @@ import peft
 import torch
 import trl
 
-from alignkit import ConfigError, DataError, fused_head
-from alignkit.chat_template import IGNORE, encode_answer
-from alignkit.encoding import encode_each
+from alignkit import ConfigError, DataError
+from alignkit.data.chat_template import IGNORE, encode_answer
+from alignkit.data.encoding import encode_each
+from alignkit.models import fused_head
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from alignkit.data import Located
-    from alignkit.run import Run
+    from alignkit.training.run import Run
 
 
 def build(run: Run) -> KTOTrainer:

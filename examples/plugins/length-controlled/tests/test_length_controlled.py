@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from alignkit_length_controlled import LengthConfig, alignkit_reward, build, without_length
 
-from alignkit import Answers, ConfigError, PluginError, reward_parts
-from alignkit.config import Selected
+from alignkit import Answers, ConfigError, PluginError
+from alignkit.config import Selected, reward_parts
 from alignkit.registry import Registry
 
 

@@ -1,0 +1,186 @@
+"""From rows to token ids, with what goes for every stage: bad rows, rows that are too long, and what is reported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from alignkit.data.chat_template import ANSWERS, encode_answer
+from alignkit.errors import DataError
+from alignkit.rows import Conversation, Ranking
+
+if TYPE_CHECKING:
+    from alignkit.data.reading import Located
+    from alignkit.training.run import Run
+
+T = TypeVar("T")
+
+
+def encode_each(
+    run: Run, rows: list[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
+) -> list[tuple[str, T]]:
+    """Each row through ``encode``, with where it stands. ``encode`` takes a row and the notes that it may count in.
+
+    A row that ``encode`` refuses is a bad row: it stops the run, or is counted and taken out of ``rows`` where
+    ``data.on_bad_row`` says so (or ``skip``, for rows that are not of the ``data`` table).
+
+    Raises:
+        DataError: a bad row, or nothing but bad rows.
+    """
+    of_run = skip is None
+    skip = run.config.data.on_bad_row == "skip" if skip is None else skip
+    notes, found, good, bad = Counter[str](), list[tuple[str, T]](), list[Any](), list[str]()
+    for located in rows:
+        where, row = located
+        try:
+            found.append((where, encode(row, notes)))
+            good.append(located)
+        except DataError as error:
+            bad.append(f"{where}: {error}")
+            if not skip:
+                raise DataError(bad[0]) from None
+    if bad and not found:
+        raise DataError(f"all {len(bad)} rows are bad, the first: {bad[0]}")
+    if bad:
+        rows[:] = good
+        run.skipped += len(bad) if of_run else 0
+        run.say(f"{len(bad)} of {len(bad) + len(rows)} rows are bad and skipped, the first: {bad[0]}")
+    answers = notes.pop(ANSWERS, 0)
+    for what, count in notes.items():
+        run.say(f"{count} of {answers if what.startswith(ANSWERS) else len(rows)} {what}")
+    return found
+
+
+def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: int = 0, setting: str = "") -> None:
+    """Whether the model can read these token ids, followed by ``room`` more: each is given with where it stands.
+
+    Where positions are not learnt (rotary embeddings), a model can be run past those that it was trained for; that is
+    reported. ``setting`` is what the user can lower.
+
+    Raises:
+        DataError: a token has no row in the embeddings, or a sequence is longer than the positions that were learnt.
+    """
+    limits, longest = run.limits, (0, "")
+    for where, ids in sequences:
+        longest = max(longest, (len(ids) + room, where))
+        if limits.rows is not None and ids and max(ids) >= limits.rows:
+            token, tokens = max(ids), len(run.tokenizer)
+            raise DataError(
+                f"{where}: the token {run.tokenizer.convert_ids_to_tokens(token)!r} has the id {token}: the tokenizer "
+                f"has {tokens} tokens, but the embeddings of the model have {limits.rows} rows. Save the model after "
+                f"model.resize_token_embeddings({tokens}), or use the tokenizer that it came with"
+            )
+    if limits.positions is None or longest[0] <= limits.positions:
+        return
+    over = f"{longest[1]}: {longest[0]} tokens{f' with {setting}={room}' if room else ''} are more than the "
+    if limits.learnt:
+        raise DataError(f"{over}{limits.positions} positions of the model. Shorten the row{_or(setting)}")
+    run.say(f"{over}{limits.positions} positions that the model was trained for: expect worse answers")
+
+
+def _or(setting: str) -> str:
+    return f", or lower {setting}" if setting else ""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A prompt and its answers, as token ids."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A prompt with K >= 2 answers, not all of one rank, as token ids. Each answer holds the token that ends it."""
+
+    prompt: Conversation
+    branches: Branches
+    ranks: list[float]  # lower is better; equal is a tie
+    margins: list[float] | None = None  # how good each answer is on a scale, where the data say
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every pair of answers that is no tie, as indices, the better first."""
+        number = range(len(self.ranks))
+        return [(i, j) for i in number for j in number if self.ranks[i] < self.ranks[j]]
+
+
+def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
+    """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
+
+    Raises:
+        DataError: an answer and its prompt are longer than ``max_length`` and ``too_long`` is ``error``; nothing is
+            left.
+    """
+    return rank(run, encode_each(run, rows, ranking_encoder(run)), max_length, too_long)
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """A ranking with its prompt and its answers as token ids."""
+
+    row: Ranking
+    prompt: list[int]
+    answers: list[list[int]]  # each with the token that ends it
+
+
+def ranking_encoder(run: Run) -> Callable[[Any, Counter[str]], EncodedRanking]:
+    """For :func:`encode_each`."""
+
+    def encode(row: Ranking, notes: Counter[str]) -> EncodedRanking:
+        found = [
+            encode_answer(run.tokenizer, row.prompt, answer, run.stop_ids, notes, row.tools) for answer in row.answers
+        ]
+        start = found[0][1]  # the prompt is the same for all of them
+        return EncodedRanking(row, found[0][0][:start], [ids[start:] for ids, _ in found])
+
+    return encode
+
+
+def rank(run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str) -> list[Ranked]:
+    """As :func:`encode_rankings`, of rankings that are encoded already."""
+    stage = run.config.stage.component.name
+    found, over, tied, same, longest, answers = [], 0, 0, 0, (0, ""), 0
+    for where, encoded in rows:
+        row, lengths = encoded.row, [len(encoded.prompt) + len(answer) for answer in encoded.answers]
+        answers += len(lengths)
+        over += sum(length > max_length for length in lengths)
+        longest = max(longest, (max(lengths), where))
+        fitting = [index for index, length in enumerate(lengths) if length <= max_length]
+        kept = _without_contradictions(encoded, fitting)
+        same += len(fitting) - len(kept)
+        ranks = [row.ranks[index] for index in kept]
+        if len(set(ranks)) < 2:
+            tied += len(kept) == len(row.answers)
+            continue
+        branches = Branches(encoded.prompt, [encoded.answers[index] for index in kept])
+        margins = [row.margins[index] for index in kept] if row.margins else None
+        found.append((where, Ranked(row.prompt, branches, ranks, margins)))
+    if over:
+        said = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
+        if too_long == "error":
+            raise DataError(f"{said}. Raise {stage}.max_length, or set {stage}.too_long=skip to leave them out")
+        run.say(f"{said}: left out")
+    if same:
+        run.say(
+            f"{same} of {answers} answers are left out: they are the same tokens as another answer to their prompt, "
+            "which has another rank"
+        )
+    if tied:
+        run.say(f"{tied} of {len(rows)} rankings are all ties: left out")
+    if not found:
+        raise DataError("no ranking is left to train on")
+    check_fit(
+        run, ((where, ranked.branches.prompt + answer) for where, ranked in found for answer in ranked.branches.answers)
+    )
+    return [ranked for _, ranked in found]
+
+
+def _without_contradictions(encoded: EncodedRanking, indices: list[int]) -> list[int]:
+    """Those of the answers that no other answer of the same tokens is ranked above or below."""
+    ranks: dict[tuple[int, ...], set[float]] = {}
+    for index in indices:
+        ranks.setdefault(tuple(encoded.answers[index]), set()).add(encoded.row.ranks[index])
+    return [index for index in indices if len(ranks[tuple(encoded.answers[index])]) == 1]

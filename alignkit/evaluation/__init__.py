@@ -1,0 +1,4 @@
+"""Finished runs side by side: the same prompts, scores with error bars, answers before and after.
+
+Only ``answering`` imports torch at the top.
+"""

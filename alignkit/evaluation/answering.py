@@ -1,0 +1,121 @@
+"""Several runs answer the same prompts: those that share a base as adapters of it, one model in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from alignkit.batches import Answers, Sampling
+from alignkit.data.chat_template import prompt_ids
+from alignkit.evaluation.comparison import Answered
+from alignkit.evaluation.judges import Judge
+from alignkit.generation import chat
+from alignkit.generation.sampling import sample, text
+from alignkit.models.adapters import load_adapter
+from alignkit.models.trunk import Member, Roles, Sequences, use_adapter
+from alignkit.rows import Conversation
+from alignkit.runs.lineage import Parent
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every run is asked, and how it answers."""
+
+    prompts: list[Conversation]
+    max_new_tokens: int
+    batch: int  # prompts at a time
+    seed: int
+    temperature: float = 1.0  # of sampling and of log-probabilities
+
+
+def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
+    """Each run's answers, and their KL to the first run; ``advance`` hears of prompts answered."""
+    answers: dict[int, list[list[int]]] = {}
+    own: dict[int, list[float]] = {}
+    for group in reversed(_sharing_a_base(runs)):  # the first run comes last: it then reads what the others wrote
+        opened, adapters = _open([runs[number] for number in group])
+        for number, adapter in zip(group, adapters, strict=True):
+            answers[number] = list(_sample(opened, adapter, asked, advance))
+            own[number] = _logps(opened, adapter, asked, answers[number])
+        if group[0] == 0:
+            first = {number: _logps(opened, adapters[0], asked, ids) for number, ids in answers.items()}
+            tokenizer, stop_ids = opened.tokenizer, opened.stop_ids
+        del opened
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [
+        Answered(
+            texts=[text(tokenizer, ids) for ids in answers[number]],
+            lengths=[len(ids) for ids in answers[number]],
+            ended=[ids[-1] in stop_ids for ids in answers[number]],
+            kl=[mine - theirs for mine, theirs in zip(own[number], first[number], strict=True)],
+            prompt_ids=[prompt_ids(tokenizer, prompt) for prompt in asked.prompts],
+            answer_ids=answers[number],
+        )
+        for number in range(len(runs))
+    ]
+
+
+def score(judge: Judge, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
+    """The judge's score of each answer of each run."""
+    scores = judge.open(asked.batch, say)
+    return [scores(Answers(asked.prompts, of.texts, of.prompt_ids, of.answer_ids)) for of in answered]
+
+
+def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
+    """The runs' numbers, together where they are adapters of one base in the same form."""
+    groups: list[tuple[object, list[int]]] = []
+    for number, run in enumerate(runs):
+        record = run.manifest
+        assert record is not None
+        form: object = number
+        if record["weights"] == "adapter":
+            form = [record["base"]["located"], record["base"]["weights"], record["config"]["tuner"], record["dtype"]]
+        group = next((numbers for other, numbers in groups if other == form), None)
+        if group is None:
+            groups.append((form, [number]))
+        else:
+            group.append(number)
+    return [numbers for _, numbers in groups]
+
+
+def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
+    """A model that is all of these runs, and which of its adapters each of them is."""
+    records = [run.manifest for run in runs]
+    opened = chat.open_model(chat.Where(str(runs[0].folder), records[0]))
+    if not hasattr(opened.model, "peft_config"):
+        return opened, [None]
+    names = ["default", *(f"run_{number}" for number in range(1, len(runs)))]
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        load_adapter(opened.model, run.folder, name, trained=False)
+    opened.model.to(opened.model.device).eval()
+    return opened, list(names)
+
+
+def _sample(
+    opened: chat.Opened, adapter: str | None, asked: Asked, advance: Callable[[int], None]
+) -> Iterator[list[int]]:
+    how = Sampling(asked.max_new_tokens, temperature=asked.temperature, stop_ids=tuple(opened.stop_ids))
+    for start in range(0, len(asked.prompts), asked.batch):
+        part = asked.prompts[start : start + asked.batch]
+        transformers.set_seed(asked.seed + start)  # the same random numbers for every run
+        with use_adapter(opened.model, adapter):
+            yield from sample(opened.model, opened.tokenizer, [prompt_ids(opened.tokenizer, p) for p in part], how)
+        advance(len(part))
+
+
+@torch.no_grad()
+def _logps(opened: chat.Opened, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
+    """The log-probability of each answer."""
+    roles = Roles({"policy": Member(opened.model, adapter)}, asked.temperature)
+    pad, found = opened.tokenizer.pad_token_id, list[float]()
+    prompts = [prompt_ids(opened.tokenizer, prompt) for prompt in asked.prompts]
+    for start in range(0, len(prompts), asked.batch):
+        some = slice(start, start + asked.batch)
+        sequences = Sequences.of(prompts[some], answers[some], pad, opened.model.device)
+        found += roles(sequences, ("policy",))["policy"].logps.double().sum(1).tolist()
+    return found

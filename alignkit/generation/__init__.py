@@ -1,0 +1,4 @@
+"""Answers from a policy and scores for them: sampling, decoding, scoring, chat.
+
+Importing most of it imports torch.
+"""

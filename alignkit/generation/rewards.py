@@ -1,0 +1,99 @@
+"""Rewards as functions whose scores are checked. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alignkit.batches import Answers
+from alignkit.config.reward_parts import part
+from alignkit.config.settings import Selected
+from alignkit.errors import ConfigError, DataError
+from alignkit.generation import rankings
+from alignkit.registry import Registry, handover
+from alignkit.runs import lineage
+
+if TYPE_CHECKING:
+    from alignkit.training.run import Run
+
+Scores = Callable[[Answers], list[float]]
+
+
+def build(reward: Selected, run: Run, which: str = "") -> Scores:
+    """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
+    component, config = reward
+    score = handover.function(run.registry.who(component, "build"), component.build(config, run))
+    who = run.registry.who(component, which=which)
+    return lambda answers: rankings.checked(who, lambda: handover.scores(who, score(answers)), answers.texts)
+
+
+def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> Scores:
+    """:func:`build` of the reward that a table inside another's config names.
+
+    The arguments are those of :func:`alignkit.config.reward_parts.part`, which it raises as.
+    """
+    which = next((f" {table[name]}" for name in ("call", "path", "model") if table.get(name)), "")
+    return build(part(registry, table, own), run, which)
+
+
+def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
+    """``score`` that gives NaN for the answers that it refuses, as long as there are others; says the first refusal.
+
+    Where a batch fails, each answer is scored alone to find those that are refused. The rest are then scored together
+    again, since a reward may compare the answers of a batch.
+    """
+    said: list[str] = []
+
+    def refusal(answers: Answers) -> str:
+        try:
+            score(answers)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def scores(answers: Answers) -> list[float]:
+        try:
+            return score(answers)
+        except DataError:
+            numbers = range(len(answers.texts))
+            refused = {number: why for number in numbers if (why := refusal(answers.take([number])))}
+            if len(refused) in (0, len(numbers)):  # it is not about single answers
+                raise
+        if not said:
+            said.extend(refused.values())
+            say(f"warning: skipped an answer, and will skip others like it: {said[0]}")
+        rest = iter(score(answers.take([number for number in numbers if number not in refused])))
+        return [math.nan if number in refused else next(rest) for number in numbers]
+
+    return scores
+
+
+def of_role(run: Run, path: str | None) -> Scores:
+    """The scores of a reward run in the folder ``path``, by the role that it has in ``run``; see ``Run.reward_run``.
+
+    Without ``path`` it is the only one.
+    """
+    import torch
+
+    from alignkit.models.trunk import Sequences
+
+    runs = lineage.rewards_in(run.parents)
+    roles = [role for role, folder in runs.items() if path in (None, str(folder))]
+    if len(roles) != 1:
+        known = ", ".join(map(str, runs.values())) or "none"
+        raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Runs that it named: {known}")
+    size = run.config.train.get("per_device_eval_batch_size", 8)
+
+    def score(answers: Answers) -> list[float]:
+        assert run.roles is not None
+        model, scores = run.roles.eval(), list[float]()
+        for start in range(0, len(answers.texts), size):
+            some = slice(start, start + size)
+            ids = answers.prompt_ids[some], answers.answer_ids[some]
+            sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
+            with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
+                scores += model(sequences, roles)[roles[0]].tolist()
+        return scores
+
+    return score

@@ -1,0 +1,47 @@
+"""Score answers with the model of a finished reward run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.data.chat_template import encode_answer, tokenizer_of_run
+from alignkit.data.encoding import Branches
+from alignkit.models import adapters, branches, device
+from alignkit.rows import Conversation, Message, Tools
+from alignkit.runs import base
+
+
+class Scorer:
+    """A reward model in memory: conversations and their answers in, one number each out."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.tokenizer = tokenizer_of_run(folder, record)
+        self.stop_ids = record["stop_ids"]
+        self.model = branches.with_scores(adapters.open_run(folder, record))
+        self.model.to(device.run_device({}))
+
+    def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
+        """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""
+        ids, start = encode_answer(self.tokenizer, prompt, answer, self.stop_ids, tools=tools)
+        return Branches(ids[:start], [ids[start:]])
+
+    def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:
+        """The normalised score of each answer; ``batch`` at a time, those of one length together."""
+        order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].answers[0]))
+        found: dict[int, float] = {}
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            scored = self._forward([answers[i] for i in part])
+            found.update(zip(part, scored.tolist(), strict=True))
+        return [found[i] for i in range(len(answers))]
+
+    def _forward(self, answers: list[Branches]) -> Tensor:
+        inputs = branches.separate(answers, self.tokenizer.pad_token_id)
+        base.check_length(self.model, inputs["input_ids"].shape[1], "a prompt with its answer", "Shorten it")
+        with torch.no_grad():
+            return branches.scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})

@@ -1,0 +1,158 @@
+"""Prompts with several answers each, as input of a model: every answer by itself, or all branching off one prompt.
+
+In the second form a row holds the prompt once and its answers after it. A position sees its prompt and what came before
+it in its own answer (a tree attention mask), and positions count on from the prompt's end in every answer, so that each
+answer is computed exactly as if it stood alone, while the prompt is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.data.encoding import Branches
+
+
+def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
+    """One row an answer, padded at the end: ``input_ids``, ``attention_mask``, ``position_ids`` [N, T]; ``ends`` [N, 2]
+
+    ``ends`` says where each answer's last token is, as (row, column); answers are in the order of the groups.
+    """
+    rows = [[*group.prompt, *answer] for group in groups for answer in group.answers]
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = torch.arange(int(lengths.max()))
+    return {
+        "input_ids": _padded(rows, pad),
+        "attention_mask": (columns < lengths[:, None]).long(),
+        "position_ids": torch.minimum(columns.expand(len(rows), -1), lengths[:, None] - 1),
+        "ends": torch.stack([torch.arange(len(rows)), lengths - 1], dim=1),
+    }
+
+
+def tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """As :func:`separate`, but a group's prompt is there once, and a row holds as many groups as fit into its width.
+
+    ``attention_mask`` is additive, [R, 1, T, T] of ``dtype``.
+    """
+    places = pack(groups)
+    width, number = max(size(group) for group in groups), 1 + max(row for row, _ in places)
+    rows: list[list[int]] = [[pad] * width for _ in range(number)]
+    allowed = torch.eye(width, dtype=torch.bool).repeat(number, 1, 1)  # padding sees itself: no position sees nothing
+    positions = torch.zeros(number, width, dtype=torch.long)
+    ends = []
+    for group, (row, first) in zip(groups, places, strict=True):
+        start = first + len(group.prompt)
+        trunk = slice(first, start)
+        rows[row][trunk] = group.prompt
+        allowed[row, trunk, trunk] = _causal(len(group.prompt))
+        positions[row, trunk] = torch.arange(len(group.prompt))
+        for answer in group.answers:
+            branch = slice(start, start + len(answer))
+            rows[row][branch] = answer
+            allowed[row, branch, trunk] = True
+            allowed[row, branch, branch] = _causal(len(answer))
+            positions[row, branch] = len(group.prompt) + torch.arange(len(answer))
+            start = branch.stop
+            ends.append((row, start - 1))
+    return {
+        "input_ids": torch.tensor(rows),
+        "attention_mask": torch.zeros(1, dtype=dtype).masked_fill(~allowed[:, None], torch.finfo(dtype).min),
+        "position_ids": positions,
+        "ends": torch.tensor(ends),
+    }
+
+
+def size(group: Branches) -> int:
+    """Tokens of a group whose prompt is there once."""
+    return len(group.prompt) + sum(map(len, group.answers))
+
+
+def pack(groups: Sequence[Branches]) -> list[tuple[int, int]]:
+    """The row and the column at which each group begins, in rows as wide as the largest: first fit, largest first."""
+    room: list[int] = []
+    width = max(size(group) for group in groups)
+    places: dict[int, tuple[int, int]] = {}
+    for index in sorted(range(len(groups)), key=lambda index: -size(groups[index])):
+        needed = size(groups[index])
+        row = next((row for row, left in enumerate(room) if left >= needed), len(room))
+        if row == len(room):
+            room.append(width)
+        places[index] = (row, width - room[row])
+        room[row] -= needed
+    return [places[index] for index in range(len(groups))]
+
+
+def _causal(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def _padded(rows: list[list[int]], pad: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def saving(groups: Sequence[Branches], config: Any) -> float:
+    """How many times fewer operations :func:`tree` takes than :func:`separate`, counted from a model's config.
+
+    A token costs two operations a weight of the layers; a pair of positions costs four a width and layer, and the
+    tree's mask computes pairs that it then hides.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    per_token = 2 * layers * (4 * width * width + 3 * width * inner)
+    per_pair = 4 * layers * width
+    apart = together = 0
+    for group in groups:
+        trunk, lengths = len(group.prompt), [len(answer) for answer in group.answers]
+        apart += sum(per_token * (trunk + n) + per_pair * (trunk + n) ** 2 for n in lengths)
+        whole = trunk + sum(lengths)
+        together += per_token * whole + per_pair * whole**2
+    return apart / together
+
+
+def supports_tree(config: Any, longest: int) -> bool:
+    """Whether a model takes a mask of ours and counts positions by what it is told, over ``longest`` positions.
+
+    The attention must be PyTorch's or the eager one, positions must be rotary or learnt, and no layer may look back
+    less far than ``longest`` (sliding windows) or keep a state (linear attention).
+    """
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "rotary") == "alibi":
+        return False
+    if getattr(config, "model_type", None) in ("bloom", "mpt"):  # ALiBi that no field tells of
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    windowed = "sliding_attention" in kinds or (not hasattr(config, "layer_types"))
+    window = getattr(config, "sliding_window", None)
+    return not (windowed and window is not None and longest > window)
+
+
+def scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The scalar head at the end of every answer, [N] in fp32. ``inputs`` are of :func:`separate` or :func:`tree`.
+
+    ``model`` must have been prepared by :func:`with_scores`; it may be wrapped by PEFT and by accelerate.
+    """
+    output: Tensor = model(**inputs, use_cache=False)
+    return output
+
+
+def with_scores(model: Any) -> Any:
+    """Make a model for sequence classification answer with its head's scores at ``ends``, whoever wraps it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def forward(ends: Tensor, **inputs: Any) -> Tensor:
+        trunk = getattr(inner, inner.base_model_prefix)
+        hidden = trunk(**{key: value for key, value in inputs.items() if value is not None}).last_hidden_state
+        hidden = hidden[ends[:, 0], ends[:, 1]]
+        with torch.autocast(hidden.device.type, enabled=False):  # the difference of two scores is what counts
+            scored: Tensor = inner.score(hidden.to(inner.score.weight.dtype)).squeeze(-1).float()
+        return scored
+
+    inner.forward = forward
+    return model

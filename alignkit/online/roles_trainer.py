@@ -1,0 +1,84 @@
+"""Base of the trainers of stages that put several roles on one trunk: what is saved, and exact resume.
+
+A stage derives from :class:`RolesTrainer` and writes its own ``compute_loss``. Saving and loading are then done. What
+the stage keeps beside the trained weights it hands over in :meth:`RolesTrainer.checkpoint_tensors` and
+:meth:`RolesTrainer.checkpoint_state`, and gets back in :meth:`RolesTrainer.load_checkpoint`. Importing this module
+imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import transformers
+from torch import Tensor
+
+from alignkit.models.trunk import Roles
+
+if TYPE_CHECKING:
+    from alignkit.training.run import Run
+
+WEIGHTS = "trained.safetensors"  # in a checkpoint
+
+
+class RolesTrainer(transformers.Trainer):
+    """``transformers.Trainer`` for a model that is a :class:`alignkit.models.trunk.Roles`.
+
+    A checkpoint holds every weight that is trained, whatever role it belongs to. The run folder holds the policy alone,
+    as plain PEFT or Transformers opens it, and the tokenizer.
+    """
+
+    def __init__(self, *, run: Run, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+
+    @property
+    def roles(self) -> Roles:
+        """The module that is trained, unwrapped from DDP and the like."""
+        unwrapped: Roles = self.accelerator.unwrap_model(self.model)
+        return unwrapped
+
+    def checkpoint_tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Groups of named tensors to keep in a checkpoint beside the trained weights, such as an average of them."""
+        return {}
+
+    def checkpoint_state(self) -> Mapping[str, Any]:
+        """What else to keep in a checkpoint, as JSON."""
+        return {}
+
+    def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`checkpoint_tensors` and :meth:`checkpoint_state` gave; tensors are on the CPU."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint (``_internal_call``, as the Trainer calls it) or the finished policy."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _internal_call:
+            self.roles.save_policy(folder)
+            self.run.tokenizer.save_pretrained(folder)
+            return
+        tensors: dict[str, Tensor] = {n: p for n, p in self.roles.named_parameters() if p.requires_grad}
+        for group, named in self.checkpoint_tensors().items():
+            tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
+        saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(saved, folder / WEIGHTS)
+        (folder / self._state_file).write_text(json.dumps(self.checkpoint_state()), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        groups: dict[str, dict[str, Tensor]] = {"": {}}  # the trained weights have no group
+        for key, tensor in safetensors.torch.load_file(folder / WEIGHTS).items():
+            group, _, name = key.rpartition("/")
+            groups.setdefault(group, {})[name] = tensor
+        self.roles.put(groups.pop(""))
+        self.load_checkpoint(groups, json.loads((folder / self._state_file).read_text(encoding="utf-8")))
+
+    @property
+    def _state_file(self) -> str:
+        return f"{self.run.config.stage.component.name}.json"

@@ -1,0 +1,227 @@
+"""What plugins hand over, checked where it is handed over: an error names plugin, value, and what was expected.
+
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import numbers
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+from alignkit.batches import LossOutput, Sampling
+from alignkit.components import Component
+from alignkit.errors import AlignkitError, PluginError, one_line
+from alignkit.registry.plugin import Plugin
+from alignkit.rows import Row
+
+
+def who(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
+    """``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``; of a built-in one the component alone.
+
+    ``which`` tells a component from others of its name.
+    """
+    of = f"{function} of " if function else ""
+    named = f"{component.kind} '{component.name}{which}'"
+    return f"{of}{named}" if plugin is None or plugin.builtin else f"{plugin}: {of}its {named}"
+
+
+def expect(who: str, value: Any, right: bool, expected: str) -> None:
+    """Whether a value that ``who`` gave is right.
+
+    Raises:
+        PluginError: it is not.
+    """
+    if not right:
+        hint = ". Is a `return` missing?" if value is None else ""
+        raise PluginError(f"{who} gave {shown(value)}, expected {expected}{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error: itself where it is plain and short, else its type."""
+    if value is None or isinstance(value, str | int | float | list | tuple | dict | type):
+        text = " ".join(repr(value).split())
+        if len(text) <= 60:
+            return text
+    return f"a {type(value).__name__}"
+
+
+def function(who: str, given: Any) -> Any:
+    """What a ``build`` gave, which must be a function."""
+    expect(who, given, callable(given), "a function")
+    return given
+
+
+def in_words(who: str, given: Any) -> str:
+    """What a stage's ``extent`` or ``in_memory`` gave: a text."""
+    expect(who, given, isinstance(given, str), "a text")
+    return str(given)
+
+
+def needs(who: str, given: Any) -> Mapping[str, str]:
+    """What a reward's ``needs`` gave: the stages that make its roles."""
+    right = isinstance(given, Mapping) and all(isinstance(each, str) for each in (*given, *given.values()))
+    expect(who, given, right, "a dict of roles and stages, such as {'reward': 'rm'}, or {}")
+    return dict(given)
+
+
+def scores(who: str, given: Any) -> Any:
+    """What a reward gave: as many numbers as answers, which :func:`alignkit.generation.rankings.checked` counts."""
+    right = hasattr(given, "__iter__") and not isinstance(given, str | Mapping)
+    expect(who, given, right, "a list with a score for each answer")
+    return given
+
+
+def rows(who: str, given: Any) -> list[Row]:
+    """What a format's ``convert`` gave: a row, or a list of rows, which may be empty."""
+    converted = given if isinstance(given, list) else [given]
+    expect(who, given, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
+    return converted
+
+
+def load_arguments(who: str, given: Any) -> dict[str, Any]:
+    """What a tuner's ``load`` gave: arguments of ``from_pretrained``."""
+    expect(who, given, isinstance(given, dict), "a dict of arguments of from_pretrained")
+    return dict(given)
+
+
+def model(who: str, given: Any) -> Any:
+    """What a tuner's ``wrap`` gave: a module."""
+    from torch import nn
+
+    expect(who, given, isinstance(given, nn.Module), "a torch.nn.Module")
+    return given
+
+
+def loss(who: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
+    """A loss that looks at each of its results: a scalar with a gradient where the batch has one, and numbers."""
+    import torch
+
+    def checked(batch: Any) -> LossOutput:
+        output = function(batch)
+        if not isinstance(output, LossOutput):
+            expect(who, output, False, "LossOutput(loss, metrics)")
+        value = output.loss
+        if not (isinstance(value, torch.Tensor) and value.numel() == 1):
+            shape = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
+            raise PluginError(f"{who} gave a loss of {shape}, expected a scalar tensor")
+        if torch.is_grad_enabled() and not value.requires_grad and _has_gradients(batch):
+            raise PluginError(f"{who} gave a loss without a gradient, of a batch that has one: is it detached?")
+        for name, number in output.metrics.items():
+            if not (isinstance(number, numbers.Real) or (isinstance(number, torch.Tensor) and number.numel() == 1)):
+                raise PluginError(f"{who} gave the metric '{name}' as {shown(number)}, expected a number")
+        return output
+
+    return checked
+
+
+def _has_gradients(batch: Any) -> bool:
+    return any(getattr(value, "requires_grad", False) for value in vars(batch).values())
+
+
+def optimizer(who: str, given: Any) -> tuple[Any, dict[str, Any]]:
+    """What an optimizer's ``build`` gave: a class, or a factory, and a dict of arguments."""
+    from torch.optim import Optimizer
+
+    right = isinstance(given, tuple | list) and len(given) == 2 and callable(given[0]) and isinstance(given[1], dict)
+    right = right and (not isinstance(given[0], type) or issubclass(given[0], Optimizer))
+    expect(who, given, right, "two things: a class of torch.optim.Optimizer, or a factory, and a dict of its arguments")
+    return given[0], given[1]
+
+
+def name_optimizer(who: str, trainer: Any) -> None:
+    """Have the trainer's ``create_optimizer`` name the optimizer's plugin where it fails or gives something else."""
+    from torch.optim import Optimizer
+
+    create = trainer.create_optimizer
+
+    def named(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            created = create(*arguments, **keywords)
+        except AlignkitError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{who} could not be made: {one_line(error)}") from error
+        expect(who, created, isinstance(created, Optimizer), "a torch.optim.Optimizer")
+        return created
+
+    trainer.create_optimizer = named
+
+
+def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Callable[..., list[list[int]]]:
+    """A rollout engine that looks at its answers: as many as asked for, each of token ids and within its limits."""
+
+    def checked(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
+        answers = function(policy, prompts)
+        ids = isinstance(answers, list) and all(
+            isinstance(answer, list) and all(type(token) is int for token in answer) for answer in answers
+        )
+        expect(who, answers, ids, "a list of answers, each a list of token ids")
+        wanted, most = len(prompts) * sampling.samples, sampling.max_new_tokens
+        if len(answers) != wanted:
+            raise PluginError(f"{who} gave {len(answers)} answers, expected {wanted}: {sampling.samples} a prompt")
+        vocabulary = policy.get_input_embeddings().weight.shape[0]
+        for answer in answers:
+            if not 0 < len(answer) <= most:
+                raise PluginError(f"{who} gave an answer of {len(answer)} tokens, expected 1 to {most}")
+            if any(token in sampling.stop_ids for token in answer[:-1]):
+                raise PluginError(f"{who} gave an answer that goes on after the token that ends it")
+            if not 0 <= min(answer) <= max(answer) < vocabulary:
+                raise PluginError(f"{who} gave a token id outside the model's {vocabulary} tokens")
+        return cast(list[list[int]], answers)
+
+    return checked
+
+
+def trainer(who: str, given: Any) -> Any:
+    """What a stage's ``build`` gave: a trainer."""
+    import transformers
+
+    expect(who, given, isinstance(given, transformers.Trainer), "a transformers.Trainer")
+    return given
+
+
+def manifest_keys(who: str, given: Any) -> dict[str, Any]:
+    """What a stage's ``finish`` gave: what joins the manifest, or nothing."""
+    try:
+        json.dumps(given)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{who} gave what cannot be written as JSON: {error}") from error
+    expect(who, given, given is None or isinstance(given, dict), "a dict, or nothing")
+    return given or {}
+
+
+def declared_components(plugin: Plugin, hook: str, kind: type[Component], given: Any) -> Iterator[Component]:
+    """The components that a declaration hook gave, each looked at.
+
+    Raises:
+        PluginError: no list of components of that kind, or a field of another type than it must have.
+    """
+    right = isinstance(given, list | tuple) and all(isinstance(each, kind) for each in given)
+    expect(f"{plugin}: {hook}", given, right, f"a list of {kind.__name__}")
+    for component in given:
+        for name, expected in _wrong_fields(component):
+            value = shown(getattr(component, name))
+            of = f"{component.kind} '{component.name}'"
+            raise PluginError(f"{plugin}: the {name} of {of} is {value}, expected {expected}")
+        yield component
+
+
+def _wrong_fields(component: Component) -> Iterator[tuple[str, str]]:
+    """Fields of a component that cannot be used: (name, what was expected)."""
+    if not (isinstance(component.config, type) and dataclasses.is_dataclass(component.config)):
+        yield "config", "a dataclass"
+    for field in dataclasses.fields(component):
+        value, kind = getattr(component, field.name), str(field.type)
+        if value is None and kind.endswith("| None"):
+            continue
+        if kind.startswith("Callable") and not callable(value):
+            yield field.name, "a function"
+        elif kind.startswith("str") and not isinstance(value, str):
+            yield field.name, "a text"
+        elif kind.startswith("tuple") and not isinstance(value, tuple | list):
+            yield field.name, "a tuple (with a comma after a single item)"
+        elif kind.startswith("Mapping") and not isinstance(value, Mapping):
+            yield field.name, "a dict"

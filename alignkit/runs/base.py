@@ -1,0 +1,226 @@
+"""The base model that a config names: a hub id, a folder, or a bundled name. Nothing here imports torch at the top."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from alignkit import bundled, paths
+from alignkit.runs import manifest
+from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alignkit.components import Tuner
+
+
+def check(name: str) -> None:
+    """Whether ``name`` can be a base, as far as can be told without the network and without loading it.
+
+    Raises:
+        ConfigError: no such folder or bundled model; a folder without a decoder-only model; an adapter.
+    """
+    if name.startswith(bundled.PREFIX):
+        bundled.model(name)
+        return
+    folder = paths.expand(name) if name.startswith(("~/", "~\\")) else Path(name)
+    if folder.is_file():
+        raise ConfigError(f"{name} is a file: a model is a folder with a config.json, or a hub id")
+    if not folder.exists():
+        if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            raise ConfigError(f"no model folder {name}.{did_you_mean(folder.name, beside)}")
+        return  # a hub id
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{name} is an adapter, not a whole model: name its base with --model")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is not a model: it has no config.json{_run_inside(folder)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    architectures = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or not any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures):
+        raise ConfigError(
+            f"{name} is a {' '.join(architectures) or 'model of no known kind'}, not a decoder-only model"
+        )
+
+
+def check_head(name: str) -> None:
+    """Whether Transformers has this base with a scalar head, as a reward model is; imports torch.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    try:
+        kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
+    except (OSError, ValueError):  # loading it will say why
+        return
+    if kind not in KNOWN:
+        raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
+
+
+def check_trainable(name: str, tuner: Tuner) -> None:
+    """Whether a tuner can train this base, as far as can be told without the network and without loading it.
+
+    Raises:
+        ConfigError: the base is quantised, and the tuner trains its weights.
+    """
+    folder = folder_of(locate(name, lambda line: None)) if not name.startswith(bundled.PREFIX) else None
+    config = folder / "config.json" if folder else None
+    if tuner.adapters or config is None or not config.is_file():
+        return
+    if quantisation := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
+        raise refuse_quantised(name, quantisation.get("quant_method", "bitsandbytes"), tuner)
+
+
+def refuse_quantised(name: str, method: str, tuner: Tuner) -> ConfigError:
+    """The error of a quantised base under a tuner that trains its weights."""
+    return ConfigError(
+        f"{name} is quantised ({method}), and tuner '{tuner.name}' trains the weights themselves: add --plugin lora, "
+        "or name the model that it was quantised from"
+    )
+
+
+def _run_inside(folder: Path) -> str:
+    runs = [str(inside) for inside in sorted(folder.iterdir()) if inside.is_dir() and manifest.is_run(inside)]
+    return f". Runs in it: {', '.join(runs)}" if runs else ""
+
+
+def locate(name: str, say: Callable[[str], None]) -> str:
+    """What ``from_pretrained`` takes: a hub id or an absolute path. A bundled model is converted on first use."""
+    if name.startswith(bundled.PREFIX):
+        return str(bundled.convert(name, say))
+    folder = paths.expand(name)
+    return os.path.abspath(folder) if folder.exists() else name
+
+
+def folder_of(located: str) -> Path | None:
+    """The folder that holds the files of a located base: itself, or its snapshot in the hub's cache."""
+    if Path(located).is_dir():
+        return Path(located)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(located, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which generation stops.
+
+    They are the tokenizer's end of sequence, those of the generation config, and the one with which the chat template
+    ends a turn.
+    """
+    from transformers import GenerationConfig
+
+    from alignkit.data.chat_template import turn_end
+
+    try:
+        named = GenerationConfig.from_pretrained(located).eos_token_id
+    except OSError:  # a model without a generation config
+        named = None
+    also = named if isinstance(named, list) else [named]
+    known = [stop for stop in [tokenizer.eos_token_id, *also] if stop is not None]
+    end = turn_end(tokenizer, known)
+    return list(dict.fromkeys([*known, *([] if end is None else [end])]))
+
+
+class Limits(NamedTuple):
+    """What a model can read, as far as its config says."""
+
+    rows: int | None  # of its embeddings
+    positions: int | None  # longest sequence, in tokens
+    learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
+
+
+def check_length(model: Any, tokens: int, what: str, instead: str) -> None:
+    """Whether a model in memory can read so many tokens.
+
+    Raises:
+        DataError: its positions are learnt, and there are fewer. ``what`` is too long, ``instead`` what to do.
+    """
+    known = limits_of(model.config.to_dict())
+    if known.learnt and known.positions is not None and tokens > known.positions:
+        raise DataError(
+            f"{what}: {tokens} tokens are more than the {known.positions} positions of the model. {instead}"
+        )
+
+
+LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biogpt")  # model types
+
+
+def limits(located: str) -> Limits:
+    """The limits of a located base; unknown where its config is not on this disk."""
+    folder = folder_of(located)
+    if folder is None or not (folder / "config.json").exists():
+        return Limits(None, None, False)
+    return limits_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def limits_of(config: dict[str, Any]) -> Limits:
+    """The limits in the content of a ``config.json``."""
+    text = {**config, **(config.get("text_config") or {})}
+    positions = text.get("n_positions", text.get("max_position_embeddings"))
+    return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
+
+
+def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrainedModel:
+    """The causal language model, or with ``head`` its trunk with a scalar head in place of the unembedding.
+
+    That is ``AutoModelForCausalLM.from_pretrained`` or ``AutoModelForSequenceClassification.from_pretrained`` with one
+    label, their many errors as one line.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    try:
+        if head:
+            model = AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
+            _head_in_fp32(model, located)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(located, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise AlignkitError(f"the model {located} could not be loaded: {one_line(error)}") from error
+    return without_repacking(model)
+
+
+def _head_in_fp32(model: Any, located: str) -> None:
+    """Give a scalar head fp32 weights, those in the files unrounded: in bf16, answers that differ get equal scores."""
+    from safetensors import safe_open
+
+    if not hasattr(model, "score"):
+        return
+    model.score.float()
+    folder = folder_of(located)
+    for file in sorted(folder.glob("*.safetensors")) if folder else []:
+        with safe_open(file, "pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118
+                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))
+
+
+def without_repacking(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the layout of its 4-bit layers kept, where bitsandbytes would change it.
+
+    On a CPU with AVX512-BF16, the first forward without gradients repacks 4-bit weights for inference. Gradients are
+    silently wrong from then on, and sampling from a policy before training it does exactly that. The kernel of the
+    repacked weights is also less exact.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def under(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
+    """What the weights in a finished run's folder sit on: its adapter's base, or the folder itself."""
+    if record["weights"] == "model":
+        return os.path.abspath(folder)
+    name: str = record["base"]["name"]
+    return locate(name, say) if name.startswith(bundled.PREFIX) else str(record["base"]["located"])

@@ -1,0 +1,113 @@
+"""What a finished run leaves: its final metrics, the model, the manifest and the model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import PluginError
+from alignkit.runs import base, card, fingerprints, manifest
+from alignkit.runs.resume import longer_since
+
+if TYPE_CHECKING:
+    import transformers
+
+    from alignkit.training.run import Run
+
+
+def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
+    """The training loss, and the held-out metrics of the trained model and (as ``first_eval_...``) before training."""
+    if trainer.eval_dataset is not None:
+        evaluated = [log["step"] for log in trainer.state.log_history if any(name.startswith("eval_") for name in log)]
+        done = trainer.state.global_step in evaluated
+        if not done or trainer.args.load_best_model_at_end:
+            trainer.evaluate()
+    metrics: dict[str, float] = {}
+    for log in trainer.state.log_history:
+        found = {name: value for name, value in log.items() if name.startswith("eval_")}
+        metrics.update({f"first_{name}": value for name, value in found.items() if log["step"] == 0})
+        metrics.update(found)
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    if losses:  # the Trainer's own train_loss forgets what was before a resume
+        metrics["train_loss"] = sum(losses) / len(losses)
+    timing = ("_runtime", "_per_second")
+    return {name: value for name, value in metrics.items() if not name.endswith(timing)}
+
+
+def save(
+    run: Run, trainer: transformers.Trainer, metrics: dict[str, float], more: dict[str, Any], seconds: float
+) -> None:
+    """Write model, tokenizer, manifest and card into the unfinished run folder."""
+    trainer.save_model(str(run.folder))
+    if not trainer.is_world_process_zero():
+        return
+    if missing := manifest.lacks(run.folder):
+        stage = run.config.stage.component
+        raise PluginError(
+            f"the trainer of stage '{stage.name}' ({run.registry.provider(stage)}) saved no {missing}. Derive it from "
+            "alignkit.online.roles_trainer.RolesTrainer or save with save_pretrained; then --resume finishes this run"
+        )
+    if not (run.folder / "tokenizer_config.json").exists():
+        run.tokenizer.save_pretrained(str(run.folder))
+    (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
+    (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
+    record = {**describe(run, metrics, trainer.state.global_step, seconds), **more}
+    manifest.write_atomically(run.folder / "README.md", card.render(record))
+    manifest.write_json(run.folder / manifest.FILE, record)
+    if run.config.train.get("save_strategy") == "no":
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
+    """The manifest: what was trained, from what, with what."""
+    config, source = run.config, run.plan.source
+    base_folder = base.folder_of(run.base)
+    model_folder = base.folder_of(base.locate(config.model, run.say))
+    parents = {
+        role: {"folder": os.path.abspath(folder), "weights": fingerprints.weights(folder)}
+        for role, folder in run.parents.items()
+    }
+    if base_folder is not None and manifest.is_run(base_folder) and "policy" not in parents:
+        parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": fingerprints.weights(base_folder)}
+    components = [config.stage, config.tuner, config.optimizer, config.loss]
+    providers = [plugin.distribution for plugin in run.registry.active]
+    libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
+    return {
+        "manifest_version": manifest.VERSION,
+        "stage": config.stage.component.name,
+        "role": config.stage.component.role,
+        "tuner": config.tuner.component.name,
+        "loss": config.loss.component.name,
+        "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
+        "model": {"name": config.model, **(fingerprints.of(model_folder) if model_folder else {})},
+        "base": {  # what the adapter sits on: the model, or a parent that was trained whole
+            "name": config.model if run.base == base.locate(config.model, run.say) else run.base,
+            "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
+            "weights": fingerprints.weights(base_folder) if base_folder else None,
+        },
+        "fingerprints": fingerprints.of(run.folder),
+        "stop_ids": run.stop_ids,
+        "today": run.today,  # what a chat template gets that asks for the date
+        "parents": parents,
+        "data": {
+            "source": source.source,
+            "fingerprint": source.fingerprint,
+            "format": source.format,
+            "train_rows": len(run.train_rows),
+            "eval_rows": len(run.eval_rows),
+            "skipped_rows": run.skipped,
+        },
+        "metrics": metrics,
+        "steps": steps,
+        "longer": longer_since(run.folder),  # at which steps it was trained on for longer than it was to be, and how
+        "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "processes": run.processes,
+        "versions": manifest.versions(
+            ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]
+        ),
+        "config": config.to_dict(),
+    }
