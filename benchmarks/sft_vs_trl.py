@@ -6,8 +6,8 @@
 
 The process of alignkit runs ``alignkit.training.run.execute``; TRL's is ``SFTTrainer`` as its documentation shows it,
 fed with conversational prompt-completion rows. Both train without evaluation, checkpoints and gradient checkpointing,
-and are watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the chat
-template writes after an answer's end, so its rows are one token longer; rows per second do not depend on that.
+and are watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the
+chat template writes after an answer's end, so its rows are one token longer; rows per second do not depend on that.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Training, sampling and scoring agree by construction. A turn's ids are those of its prompt, which is where sampling
 begins, then those of its answer up to the first token at which sampling stops (:mod:`alignkit.data.turns` finds both in
 what the chat template writes). Turns share a row where each prompt continues the turn before it; where a template
-rewrites earlier turns they become a row each. Which tokens are learnt is a matter of lengths, never of token identity, so that a
-tokenizer whose pad token is its end-of-sequence token learns to end all the same.
+rewrites earlier turns they become a row each. Which tokens are learnt is a matter of lengths, never of token identity,
+so that a tokenizer whose pad token is its end-of-sequence token learns to end all the same.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_every_field_stands_there_with_its_type_and_default(cls: type) -> None:
 
 
 def test_every_member_of_a_run_stands_there_with_its_type() -> None:
-    tree = ast.parse((ROOT / "alignkit" / "run.py").read_text())
+    tree = ast.parse((ROOT / "alignkit" / "training" / "run.py").read_text())
     (run,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Run"]
     functions = {node.name: node for node in run.body if isinstance(node, ast.FunctionDef)}
     members = {name: ast.unparse(f.returns) for name, f in functions.items() if f.returns and name[0] != "_"}
