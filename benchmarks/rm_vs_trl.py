@@ -237,7 +237,7 @@ def main() -> None:
     if options.side:
         return child(options)
 
-    locate = "import sys; from alignkit import base; base.locate(sys.argv[1], print)"
+    locate = "import sys; from alignkit.runs import base; base.locate(sys.argv[1], print)"
     subprocess.run([sys.executable, "-c", locate, options.model], check=True)  # converted before anything is measured
     print("seconds are from the end of the first step to the end of the epoch")
     found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}

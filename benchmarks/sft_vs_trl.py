@@ -202,7 +202,7 @@ def main() -> None:
     if options.side:
         return child(options)
 
-    locate = "import sys; from alignkit import base; base.locate(sys.argv[1], print)"
+    locate = "import sys; from alignkit.runs import base; base.locate(sys.argv[1], print)"
     subprocess.run([sys.executable, "-c", locate, options.model], check=True)  # converted before anything is measured
     print(" " * 9 + "  tokens/s    rows/s  peak MiB     cores  tokens  targets   loss of each step")
     ratios: dict[str, list[float]] = {}

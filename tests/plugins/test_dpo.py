@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import PreferenceLogps, fused_head
+from alignkit import PreferenceLogps
 from alignkit.cli import main
 from alignkit.data.encoding import Branches, Ranked
+from alignkit.models import fused_head
 from alignkit_dpo import alignkit_loss, losses
 from alignkit_dpo.config import BetaConfig, RobustConfig, SimpoConfig
 from alignkit_dpo.pairs import Collator, pairs_of
