@@ -188,3 +188,42 @@ def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_wri
     exec(code.replace("FOLDER", str(folder)), names)
     assert names["ids"][: names["end"] + 1] == encoded.prompt + encoded.answers[0]
     assert names["score"].item() == pytest.approx(scorer.scores([encoded], 1)[0], rel=0.05)  # a trunk in bf16
+
+
+def test_check_reports_rows_that_a_template_refuses_though_it_refuses_all(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignkit.cli import main
+
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": [call]}]
+    data = rows(tmp_path / "calls.jsonl", *({"messages": turns} for _ in range(4)))
+    asked = ["check", "--plugin", "sft", "--model", str(tiny_model()), "--data", data, "data.eval_size=0"]
+
+    says = "calls.jsonl line 1: the chat template leaves out the call of the tool 'weather'"
+    assert main(asked) == 2
+    assert says in capsys.readouterr().err
+    assert main([*asked, "data.on_bad_row=skip"]) == 2
+    assert f"all 4 rows to train on are bad, the first: {says}" in capsys.readouterr().err
+
+
+def test_check_finds_the_prompts_of_ppo_that_are_too_long(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignkit.cli import main
+
+    long, answers = "many words here " * 60, {"responses": ["A", "B" * 3000], "ranks": [0, 1]}
+    common = ["check", "--plugin", "ppo", "sft.data.eval_size=0", "ppo.data.eval_size=0", "--output", str(tmp_path)]
+    sft = rows(tmp_path / "sft.jsonl", {"prompt": "Q", "response": "A"})
+    rm = rows(tmp_path / "rm.jsonl", {"prompt": "Q", "responses": ["A", "B"], "ranks": [0, 1]})
+    common += [f"sft.data.path={sft}", f"rm.data.path={rm}", "rm.data.eval_size=0", "rm.max_length=512"]
+    for beside in ({}, answers):
+        data = rows(tmp_path / "prompts.jsonl", {"prompt": "Q", **beside}, {"prompt": long, **beside})
+        asked = [*common, "--model", str(tiny_model("gpt2")), "--data", data]
+        assert main([*asked, "ppo.max_prompt_length=100"]) == 2
+        assert "prompts.jsonl line 2: the prompt has" in (said := capsys.readouterr().err)
+        assert "tokens, over ppo.max_prompt_length=100" in said
+        assert main([*asked, "ppo.response_length=512"]) == 2
+        assert "ppo.response_length=512 are more than the 512 positions" in capsys.readouterr().err
+        assert main([*asked, "ppo.max_prompt_length=512", "ppo.response_length=4"]) == 0, capsys.readouterr().err
+        capsys.readouterr()

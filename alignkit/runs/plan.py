@@ -284,6 +284,10 @@ def _without_bad_rows(plan: Plan) -> Plan:
     if plan.config.data.on_bad_row == "error":
         raise DataError(reasons[0])
     train_rows, eval_rows = ([row for row in rows if row.where not in bad[name]] for name, rows in sides.items())
+    for name, what, kept in (("train_rows", "train on", train_rows), ("eval_rows", "hold out", eval_rows)):
+        if sides[name] and not kept:
+            first = next(iter(bad[name].values()))
+            raise DataError(f"all {len(sides[name])} rows to {what} are bad, the first: {first}")
     skipped = [*plan.source.skipped, *reasons]
     source = dataclasses.replace(plan.source, skipped=skipped)
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)

@@ -20,7 +20,6 @@ from alignkit.errors import DataError
 from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
 
 ROWS = 2000  # that are tried; the others are checked when training starts
-NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dict[str, str]:
@@ -39,13 +38,17 @@ def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dic
     stage, longest, over = config.stage.component.name, getattr(settings, "max_length", None), list[tuple[int, str]]()
     found, total = dict[str, str](), 0
     for where, row in rows[:ROWS]:
+        if isinstance(row, Ranking) and Prompt in config.stage.component.rows:  # the stage samples its own answers
+            row = Prompt(row.prompt, row.tools)
         try:
             lengths = [len(ids) for ids in _sequences(tokenizer, row)]
         except DataError as error:
             found[where] = f"{where}: {error}"
             continue
         total += len(lengths)
-        if longest is not None and max(lengths, default=0) > longest:
+        if isinstance(row, Prompt):
+            _check_prompt(settings, lengths[0], where, stage, positions)
+        elif longest is not None and max(lengths, default=0) > longest:
             over += [(length, where) for length in lengths if length > longest]
         elif positions is not None and max(lengths, default=0) > positions:
             raise DataError(f"{where}: {max(lengths)} tokens are more than the {positions} positions of the model")
@@ -55,7 +58,19 @@ def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dic
             f"{len(over)} of {total} {what} are over {longest} tokens, the longest {max(over)[0]} "
             f"({max(over)[1]}). Raise {stage}.max_length, or set {stage}.too_long"
         )
-    return {} if len(found) == min(len(rows), ROWS) else found  # all of them: the tokenizer itself will say why
+    return found
+
+
+def _check_prompt(settings: Any, length: int, where: str, stage: str, positions: int | None) -> None:
+    """Whether a prompt is one that the stage takes, and leaves room for the answer that is sampled after it."""
+    longest, room = getattr(settings, "max_prompt_length", None), getattr(settings, "response_length", 0)
+    if longest is not None and length > longest:
+        raise DataError(f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}")
+    if positions is not None and length + room > positions:
+        raise DataError(
+            f"{where}: {length + room} tokens with {stage}.response_length={room} are more than the {positions} "
+            f"positions of the model. Shorten the row, or lower {stage}.response_length"
+        )
 
 
 def folder_of(config: RunConfig) -> Path | None:
@@ -80,10 +95,9 @@ class Tokenizer:
 
     def __init__(self, backend: Any, config: dict[str, Any], template: str | None) -> None:
         self.backend = backend
-        named = {name: config.get(name) for name in NAMED}
-        self.special_tokens_map = {
-            name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token
-        }
+        named = {name: token for name, token in config.items() if name.endswith("_token")}
+        named = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+        self.special_tokens_map = {name: token for name, token in named.items() if isinstance(token, str)}
         self.added_tokens_decoder = backend.get_added_tokens_decoder()
         self.eos_token_id = backend.token_to_id(self.special_tokens_map.get("eos_token", ""))
         bos = backend.token_to_id(self.special_tokens_map.get("bos_token", ""))
@@ -102,7 +116,7 @@ class Tokenizer:
         source = config.get("chat_template")
         for file in (own, *([Path(template).expanduser()] if template else [])):
             source = file.read_text(encoding="utf-8") if file.exists() else source
-        if not isinstance(source, str | None):  # several templates by name
+        if not isinstance(source, str | None) or not config.get("eos_token"):  # several templates by name
             return None
         return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), config, source)
 
