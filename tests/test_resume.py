@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -268,6 +269,62 @@ def test_a_plugin_is_told_that_a_run_failed_and_its_own_failure_does_not_hide_th
     with pytest.raises(AssertionError, match="failed in alignkit_run_start: RuntimeError: no connection. "):
         train("--plugin", "herald", "train.max_steps=1")  # no --resume is needed: nothing was left behind
     assert "failed in alignkit_run_failed: RuntimeError: no connection either" in capsys.readouterr().out
+
+
+def test_every_plugin_is_told_that_a_run_failed_though_one_of_them_raises(
+    train: Train, install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        install(
+            name,
+            f"""
+            from alignkit import hookimpl
+
+            @hookimpl
+            def alignkit_run_start(run):
+                raise ValueError("stop")
+
+            @hookimpl
+            def alignkit_run_failed(run, error):
+                raise RuntimeError("{name} was told")
+            """,
+        )
+    with pytest.raises(AssertionError, match="failed in alignkit_run_start: ValueError: stop"):
+        train("--plugin", "first", "--plugin", "second", "train.max_steps=1")
+    said = capsys.readouterr().out
+    assert "first was told" in said
+    assert "second was told" in said
+
+
+def test_a_model_folder_that_is_gone_after_the_plan_is_one_line(
+    train: Train, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import alignkit.training.run as module
+
+    model, execute = shutil.copytree(tiny_model(), tmp_path / "model"), module.execute
+
+    def without_its_model(*arguments: Any, **keywords: Any) -> Any:
+        shutil.rmtree(model)
+        return execute(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "execute", without_its_model)
+    with pytest.raises(AssertionError, match=f"error: no model folder {model}$"):
+        train("--model", str(model), "train.max_steps=1")
+
+
+def test_metrics_of_numpy_and_torch_are_written_as_plain_numbers(tmp_path: Path) -> None:
+    import numpy
+
+    from alignkit.runs.manifest import write_json
+
+    metrics = {
+        "a": numpy.float32(0.5),
+        "b": torch.tensor(3),
+        "c": numpy.array([1.0, numpy.nan]),
+        "d": numpy.float64("inf"),
+    }
+    write_json(tmp_path / "m.json", metrics)
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": 0.5, "b": 3, "c": [1.0, None], "d": None}
 
 
 def test_a_second_process_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(train: Train, tmp_path: Path) -> None:

@@ -204,24 +204,43 @@ class Registry:
         Raises:
             AlignkitError: a plugin raised, or gave something else; names it.
         """
-        caller = getattr(self._manager.hook, hook)
-        first_counts = caller.spec.opts["firstresult"]
-        implementations = caller.get_hookimpls()
+        first_counts = getattr(self._manager.hook, hook).spec.opts["firstresult"]
+        implementations = self._implementations(hook)
         results = []
         for implementation in reversed(implementations) if first_counts else implementations:
-            plugin = self._active[implementation.plugin_name]
-            try:
-                result = implementation.function(*(arguments[name] for name in implementation.argnames))
-            except AlignkitError as error:
-                raise type(error)(f"{plugin}, {hook}: {error}") from error
-            except (Exception, SystemExit) as error:
-                away = f"Run without --plugin {plugin.name}, or tell its author"
-                raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
-            expect(f"{plugin}: {hook}", result, right(result), expected)
+            result = self._call_one(implementation, hook, right, expected, arguments)
             if first_counts and result is not None:
                 return result
             results.append(result)
         return None if first_counts else results
+
+    def call_all(self, hook: str, **arguments: Any) -> list[AlignkitError]:
+        """As :meth:`call`, but every plugin is called, whatever another one raised: a list of the errors."""
+        errors = []
+        for implementation in self._implementations(hook):
+            try:
+                self._call_one(implementation, hook, lambda result: True, "", arguments)
+            except AlignkitError as error:
+                errors.append(error)
+        return errors
+
+    def _implementations(self, hook: str) -> list[Any]:
+        """Those of the active plugins, in the order in which they became active."""
+        return list(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def _call_one(
+        self, implementation: Any, hook: str, right: Callable[[Any], bool], expected: str, arguments: dict[str, Any]
+    ) -> Any:
+        plugin = self._active[implementation.plugin_name]
+        try:
+            result = implementation.function(*(arguments[name] for name in implementation.argnames))
+        except AlignkitError as error:
+            raise type(error)(f"{plugin}, {hook}: {error}") from error
+        except (Exception, SystemExit) as error:
+            away = f"Run without --plugin {plugin.name}, or tell its author"
+            raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
+        expect(f"{plugin}: {hook}", result, right(result), expected)
+        return result
 
     def has(self, kind: str, name: str) -> bool:
         """Whether an active plugin gives a component of that kind and name."""

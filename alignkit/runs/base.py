@@ -104,12 +104,20 @@ def locate(name: str, say: Callable[[str], None]) -> str:
 
 
 def folder_of(located: str) -> Path | None:
-    """The folder that holds the files of a located base: itself, or its snapshot in the hub's cache."""
+    """The folder that holds the files of a located base: itself, or its snapshot in the hub's cache.
+
+    Raises:
+        ConfigError: it is a path, and nothing is there.
+    """
     if Path(located).is_dir():
         return Path(located)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(located, "config.json")
+    try:
+        cached = try_to_load_from_cache(located, "config.json")
+    except HFValidationError:  # a path, and what was there when the run was planned is there no more
+        raise ConfigError(f"no model folder {located}") from None
     return Path(cached).parent if isinstance(cached, str) else None
 
 

@@ -63,11 +63,13 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def finite(content: Any) -> Any:
-    """``content`` with None for every NaN and infinity, which JSON does not have."""
+    """``content`` as JSON can hold it: None for every NaN and infinity, plain numbers for NumPy's and torch's."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
+    if hasattr(content, "tolist"):  # NumPy's and torch's scalars and arrays, in the metrics of a plugin
+        return finite(content.tolist())
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

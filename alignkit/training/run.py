@@ -271,10 +271,8 @@ def _failure_told(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, Interrupted):
-            try:
-                run.registry.call("alignkit_run_failed", run=run, error=error)
-            except AlignkitError as another:  # the first error is the one to show
-                run.say(str(another))
+            for another in run.registry.call_all("alignkit_run_failed", run=run, error=error):
+                run.say(str(another))  # the first error is the one to raise
         if _is_first_process() and last_checkpoint(run.folder) is None and not (run.folder / METRICS).exists():
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
