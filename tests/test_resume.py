@@ -331,7 +331,7 @@ def test_a_second_process_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock
     from alignkit.runs import lock
 
     folder = tmp_path / "out" / "sft.unfinished"
-    code = f"from pathlib import Path; from alignkit.runs import lock\nwith lock.held(Path({str(folder)!r})): print(input())"
+    code = f"import pathlib, alignkit.runs.lock as lock\nwith lock.held(pathlib.Path({str(folder)!r})): print(input())"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
     hidden = folder.with_name(".sft.unfinished.lock")
     while not (hidden.exists() and hidden.read_text()):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import bundled, paths
-from alignkit.runs import manifest
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean, one_line
+from alignkit.runs import manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

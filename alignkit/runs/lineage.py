@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, paths
-from alignkit.runs import base, fingerprints, manifest
-from alignkit.config import identity
-from alignkit.config import RunConfig
+from alignkit.config import RunConfig, identity
+from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.registry import Registry
-from alignkit.config.settings import Selected, select
+from alignkit.runs import base, fingerprints, manifest
 
 
 @dataclass(frozen=True)

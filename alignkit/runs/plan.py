@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import data, paths
-from alignkit.runs import base, lineage, manifest, preview
-from alignkit.registry import handover
-from alignkit.config import identity, layers, reward_parts
-from alignkit.data import sources
 from alignkit.components import Component
-from alignkit.config import RunConfig, resolve
-from alignkit.data import Located, Rows
+from alignkit.config import RunConfig, identity, layers, resolve, reward_parts
+from alignkit.data import Located, Rows, sources
 from alignkit.errors import ConfigError, DataError
-from alignkit.runs.lineage import Parent
+from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare
-from alignkit.registry import Registry
+from alignkit.runs import base, lineage, manifest, preview
+from alignkit.runs.lineage import Parent
 
 BASE = "base"  # in place of a run folder: start from the bare model
 

@@ -1,8 +1,8 @@
 """Tries the chat template on the rows before anything is loaded, so that ``check`` finds the rows that it refuses.
 
-This needs neither torch nor Transformers: the template is rendered by :mod:`alignkit.data.rendering`, and tokens are counted
-by the ``tokenizers`` library. Where the tokenizer's files are not on this disk, the rows are checked when training
-starts.
+This needs neither torch nor Transformers: the template is rendered by :mod:`alignkit.data.rendering`, and tokens are
+counted by the ``tokenizers`` library. Where the tokenizer's files are not on this disk, the rows are checked when
+training starts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from alignkit import bundled
-from alignkit.runs import base
-from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
 from alignkit.config import RunConfig
 from alignkit.data import Located
+from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
 from alignkit.errors import DataError
 from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
+from alignkit.runs import base
 
 ROWS = 2000  # that are tried; the others are checked when training starts
 

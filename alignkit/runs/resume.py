@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import yaml
-from alignkit.config import identity
-from alignkit.runs import manifest
-from alignkit.config import RunConfig
+from alignkit.config import RunConfig, identity
 from alignkit.errors import ConfigError
+from alignkit.runs import manifest
 from alignkit.runs.plan import Plan
 
 CONFIG = "config.yaml"
