@@ -61,8 +61,7 @@ def runs(install: Callable[..., None], run_stage: Callable[..., Path], tiny_mode
     def make(tuner: str, reward: bool = True) -> Any:
         plugin = ["--plugin", "tuners" if tuner in THIRD else tuner, f"tuner.name={tuner}"]
         common = ["train.bf16=false", "train.learning_rate=0.02", "train.max_steps=3", "data.eval_size=2"]
-        above = "full" if tuner == "lora-head" else tuner  # TRL trains no adapter on a head
-        sft = run_stage("sft", *(plugin if above == tuner else ["--plugin", above]), *common)
+        sft = run_stage("sft", *plugin, *common)
         rm = run_stage("rm", *plugin, *common, f"rm.policy={sft}") if reward else None
         return SimpleNamespace(tuner=tuner, plugin=plugin, sft=sft, rm=rm, base=tiny_model())
 
@@ -165,7 +164,7 @@ def test_every_role_in_ppo_is_the_model_of_its_folder(
     torch.testing.assert_close(logps_of(opened(tmp_path / "policy", made.base, False, tuner)), at_last.policy, **close)
 
 
-@pytest.mark.parametrize("tuner", ["full", "qlora", "saved-head", "saved-norm", "oft", "tokens"])
+@pytest.mark.parametrize("tuner", ["full", "qlora", "saved-head", "saved-norm", "lora-head", "oft", "tokens"])
 def test_the_reference_of_dpo_is_the_model_of_its_folder(runs: Any, trainer_of: Callable[..., Any], tuner: str) -> None:
     made = runs(tuner, reward=False)
     sft = opened(made.sft, made.base, False, tuner)

@@ -7,7 +7,8 @@ that leans on TRL's insides is in this module, so that a release of TRL changes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -31,6 +32,15 @@ def forward(model: Any, inputs: dict[str, Any]) -> Any:
     if not agrees(model):
         return _from_own_logits(model, inputs)
     return _fused(model, inputs)
+
+
+@contextlib.contextmanager
+def adapter_on_head() -> Iterator[None]:
+    """Build TRL's trainers with an adapter on the head too. They refuse one; here such a model uses its own logits."""
+    with contextlib.ExitStack() as stack:
+        for trainer in ("sft_trainer", "dpo_trainer"):
+            stack.enter_context(mock.patch(f"trl.trainer.{trainer}.BaseTunerLayer", ()))
+        yield
 
 
 def agrees(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:

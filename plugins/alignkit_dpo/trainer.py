@@ -102,7 +102,8 @@ class DPOTrainer(trl.DPOTrainer):
         self._held_out: list[dict[str, Tensor]] = []  # of each batch of an evaluation
         model = kwargs["model"]
         self._unrounded = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        super().__init__(**kwargs)
+        with fused_head.adapter_on_head():
+            super().__init__(**kwargs)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self._unround()
         self._unrounded.clear()

@@ -87,7 +87,8 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(self, *, loss: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        super().__init__(**kwargs)
+        with fused_head.adapter_on_head():
+            super().__init__(**kwargs)
         for name, p in model.named_parameters():
             if name in trained and p.dtype is not trained[name].dtype:
                 p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
