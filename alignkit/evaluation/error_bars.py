@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 
 def of_mean(values: ArrayLike, group: ArrayLike | None = None) -> float:
@@ -15,6 +15,8 @@ def of_mean(values: ArrayLike, group: ArrayLike | None = None) -> float:
     With ``group`` [N], values are independent between groups only, such as the pairs of one prompt (the error of a
     ratio estimator). Infinite where there is but one value or group.
     """
+    import numpy as np  # here: `--help` does without
+
     numbers: NDArray[Any] = np.asarray(values, dtype=float)
     index = np.arange(len(numbers)) if group is None else np.unique(np.asarray(group), return_inverse=True)[1]
     sums = np.bincount(index, weights=numbers - numbers.mean())

@@ -20,7 +20,7 @@ from alignkit.data import Located, Rows, sources
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare
-from alignkit.runs import base, lineage, manifest, preview
+from alignkit.runs import base, lineage, manifest
 from alignkit.runs.lineage import Parent
 
 BASE = "base"  # in place of a run folder: start from the bare model
@@ -271,6 +271,8 @@ def _without_bad_rows(plan: Plan) -> Plan:
     Raises:
         DataError: the template refuses a row, and bad rows are errors.
     """
+    from alignkit.runs import preview  # here: `--help` does without Jinja
+
     policy = plan.parents.get("policy")
     folder = policy.folder if policy and policy.manifest else preview.folder_of(plan.config)
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
