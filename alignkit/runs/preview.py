@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 from alignkit import bundled
 from alignkit.config import RunConfig
@@ -54,9 +54,10 @@ def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dic
             raise DataError(f"{where}: {max(lengths)} tokens are more than the {positions} positions of the model")
     if over and getattr(settings, "too_long", None) == "error":
         what = "answers" if isinstance(rows[0].row, Ranking) else "rows"
+        choices = [each for each in get_args(get_type_hints(type(settings))["too_long"]) if each != "error"]
         raise DataError(
             f"{len(over)} of {total} {what} are over {longest} tokens, the longest {max(over)[0]} "
-            f"({max(over)[1]}). Raise {stage}.max_length, or set {stage}.too_long"
+            f"({max(over)[1]}). Raise {stage}.max_length, or set {stage}.too_long={' or '.join(choices)}"
         )
     return found
 
