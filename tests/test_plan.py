@@ -82,6 +82,8 @@ def test_a_found_run_must_be_what_the_config_says(folder: Path, capsys: pytest.C
     said = refused(capsys, "sft.train.max_steps=2")
     assert "runs/sft is there but is not what these settings make: sft.train.max_steps was 1, is 2" in said
     assert "rm.policy=runs/sft" in said
+    assert "train it on with alignkit train --plugin sft --resume" in said
+    assert "--resume" not in refused(capsys, "sft.train.max_steps=2", "sft.train.learning_rate=1e-3")
 
     assert run("sft.train.max_steps=2", "rm.policy=runs/sft") == 0
 

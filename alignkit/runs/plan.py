@@ -201,11 +201,17 @@ class _Planner:
                 there = next((run for run in runs if run.folder == config.folder), None)
                 if there is None:
                     raise ConfigError(f"{config.folder} is there and is of another stage: choose another --output")
-                why = "; ".join(lineage.differences(there, config, fingerprint))
+                why = lineage.differences(there, config, fingerprint)
+                longer = {
+                    str(change)
+                    for change in identity.changes(manifest.read(there.folder)["config"], config)
+                    if change.grows
+                }
+                resume = f"train it on with alignkit train --plugin {stage_name} --resume, "
                 raise ConfigError(
-                    f"{config.folder} is there but is not what these settings make: {why}. Use it all the same with "
-                    f"{key}={config.folder}, train it anew with alignkit train --plugin {stage_name} --overwrite, or "
-                    "choose another --output"
+                    f"{config.folder} is there but is not what these settings make: {'; '.join(why)}. Use it all the "
+                    f"same with {key}={config.folder}, {resume if longer.issuperset(why) else ''}train it anew with "
+                    f"alignkit train --plugin {stage_name} --overwrite, or choose another --output"
                 )
             if not matching:
                 config, parents = self._with_parents(resolve(self.registry, self.file, self.cli, stage_name))
