@@ -19,12 +19,14 @@ def messages(row: RawRow) -> Demonstration:
 
     ``tools``, where they are there, are what the assistant may call.
     """
+    _refuse_unwanted(row)
     conversation = turns.conversation(_get(row, "messages"), "messages")
     return Demonstration(_ending_with_answer(conversation), turns.tools(row))
 
 
 def prompt_completion(row: RawRow) -> Demonstration:
     """``prompt`` and ``completion`` (or ``response``), each a text or messages. Only the completion is learnt."""
+    _refuse_unwanted(row)
     field = "completion" if row.get("completion") is not None else "response"
     context = [Message(**{**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in _prompt(row)]
     return Demonstration([*context, _answer_turn(_get(row, field), field)], turns.tools(row))
@@ -32,6 +34,7 @@ def prompt_completion(row: RawRow) -> Demonstration:
 
 def alpaca(row: RawRow) -> Demonstration:
     """Stanford Alpaca: ``instruction``, perhaps ``input``, ``output``; LLaMA-Factory's ``system`` too."""
+    _refuse_unwanted(row)
     instruction = turns.text(row.get("instruction"), "instruction")
     context = _optional(row, "input")
     user = turns.message("user", f"{instruction}\n\n{context}" if context else instruction, "instruction")
@@ -43,6 +46,7 @@ def sharegpt(row: RawRow) -> Demonstration | Ranking:
     conversation = turns.conversation(_get(row, "conversations"), "conversations", role="from", content="value")
     conversation = [*_system(row), *conversation]
     if row.get("chosen") is None and row.get("rejected") is None:
+        _refuse_unwanted(row)
         return Demonstration(_ending_with_answer(conversation), turns.tools(row))
     sides = {side: turns.conversation([_get(row, side)], side, "from", "value") for side in ("chosen", "rejected")}
     chosen, rejected = (_ranked(_one_answer(answer, side), side) for side, answer in sides.items())
@@ -141,6 +145,16 @@ def _optional(row: RawRow, field: str) -> str | None:
 def _system(row: RawRow) -> Conversation:
     system = _optional(row, "system")
     return [turns.message("system", system, "system")] if system else []
+
+
+def _refuse_unwanted(row: RawRow) -> None:
+    """Refuse a row of unpaired preferences (TRL's ``label``, LLaMA-Factory's ``kto_tag``) whose answer is a bad one."""
+    for field in ("label", "kto_tag"):
+        if str(row.get(field)).lower() == "false":
+            raise DataError(
+                f"'{field}' is false, which marks an answer that is not wanted: remove the row "
+                "(data.on_bad_row=skip does), or the field"
+            )
 
 
 def _number(value: Any, field: str) -> float:

@@ -186,6 +186,10 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"text": "Hi"}, "'messages' is missing"),
+    ("messages", {"messages": talk("Hi", "Go"), "label": False}, "'label' is false, which marks an answer that is not"),
+    ("prompt-completion", {"prompt": "Hi", "completion": "Go", "label": "False"}, "'label' is false"),
+    ("alpaca", {"instruction": "Hi", "output": "Go", "kto_tag": False}, "'kto_tag' is false"),
+    ("sharegpt", {"conversations": [HUMAN, GO], "kto_tag": False}, "'kto_tag' is false"),
     ("messages", {"messages": "Hi"}, "'messages' must be a list of {role, content}"),
     ("messages", {"messages": []}, "'messages' must be a list of {role, content}"),
     ("messages", {"messages": talk("Hi")}, "the last turn must be the assistant's"),
