@@ -72,6 +72,16 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Venv:
 
 
 @pytest.fixture
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every command compute in fp32, whatever the device does well."""
+    import torch
+
+    from alignkit.models import device
+
+    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+
+
+@pytest.fixture
 def train(run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """``train("--plugin", "lora", "train.max_steps=2")``: an SFT run of a tiny model in this process -> its folder."""
 

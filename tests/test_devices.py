@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 
@@ -44,6 +45,34 @@ def test_several_gpus_without_a_launcher_train_on_one_and_that_is_said(
     said = capsys.readouterr().out
     assert "training on one of 4 GPUs. To use all of them: torchrun --nproc_per_node 4 -m alignkit train" in said
     assert "batch 2 on 1" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "bf16", "expected"),
+    [
+        ({}, True, "bfloat16"),
+        ({}, False, "float16"),
+        ({"fp16": False}, True, "bfloat16"),
+        ({"fp16": False}, False, "float32"),
+        ({"bf16": False}, True, "float32"),
+        ({"bf16": False}, False, "float32"),
+        ({"bf16": True, "fp16": False}, False, "bfloat16"),
+        ({"fp16": True}, True, "float16"),
+    ],
+)
+def test_the_number_format_is_the_devices_unless_it_is_set(
+    train: dict[str, bool], bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.models import device
+
+    monkeypatch.setattr(device, "run_device", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert device.run_dtype(train) is getattr(torch, expected)
+
+
+def test_a_cpu_does_not_train_in_fp16(train: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match=r"train.fp16: a CPU has no loss scaling.*: remove it"):
+        train("train.fp16=true")
 
 
 def test_less_pretraining_text_than_processes_is_refused() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import architectures
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
 
+from alignkit.cli import main
 from alignkit.data.encoding import Branches
 from alignkit.models import adapters, branches
 from alignkit.models.trunk import Member, Roles, Sequences
@@ -46,6 +50,22 @@ def test_a_reward_run_opens_with_the_head_that_it_saved(run_stage: Callable[...,
     assert weight.dtype is torch.float32
     assert not torch.equal(weight, weight.bfloat16().float())
     assert torch.equal(head.weight, weight)
+
+
+def test_plain_transformers_scores_at_the_end_of_sequence_on_a_policy_that_was_trained_whole(
+    run_stage: Callable[..., Path], tmp_path: Path, fp32: None
+) -> None:
+    """Where the pad token is the end-of-sequence token, the folder's config names none to be skipped."""
+    sft = run_stage("sft", "--plugin", "full")
+    rm = run_stage("rm", "--plugin", "lora", f"rm.policy={sft}", "train.learning_rate=0.02")
+    asked, scored = tmp_path / "asked.jsonl", tmp_path / "scored.jsonl"
+    asked.write_text(json.dumps({"prompt": "Why?", "response": "No."}))
+    assert main(["score", str(rm), str(asked), "-o", str(scored)]) == 0
+    plain = peft.AutoPeftModelForSequenceClassification.from_pretrained(rm, num_labels=1).eval()
+    ids = AutoTokenizer.from_pretrained(rm)("User: Why?\nAssistant: No.<eos>", return_tensors="pt")
+
+    assert AutoConfig.from_pretrained(sft).pad_token_id is None
+    assert float(plain(**ids).logits) == pytest.approx(json.loads(scored.read_text())["score"], abs=2e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "falcon", "bloom", "gpt_neox", "gemma2", "qwen3", "mistral"])

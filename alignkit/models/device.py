@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from alignkit.errors import ConfigError
+
 if TYPE_CHECKING:
     import transformers
 
@@ -23,13 +25,22 @@ def run_device(train: Mapping[str, Any]) -> torch.device:
 def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     """What the ``train`` table says with ``bf16`` or ``fp16``; else the fastest that the device does well.
 
-    That is bf16 where the hardware multiplies it, fp16 on older GPUs, and fp32 elsewhere.
+    That is bf16 where the hardware multiplies it, fp16 on older GPUs unless ``fp16`` is false, and fp32 elsewhere.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
     """
-    if "bf16" in train or "fp16" in train:
-        return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else torch.float32
     kind = run_device(train).type
+    if train.get("fp16"):
+        if kind == "cpu":
+            raise ConfigError("train.fp16: a CPU has no loss scaling, so that small gradients are lost: remove it")
+        return torch.float16
+    if "bf16" in train:
+        return torch.bfloat16 if train["bf16"] else torch.float32
     if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if "fp16" in train else torch.float16
     has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if kind == "xpu" or (kind == "cpu" and has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return torch.bfloat16

@@ -40,6 +40,8 @@ def save(
     run: Run, trainer: transformers.Trainer, metrics: dict[str, float], more: dict[str, Any], seconds: float
 ) -> None:
     """Write model, tokenizer, manifest and card into the unfinished run folder."""
+    if config := getattr(trainer.model, "config", None):
+        config.pad_token_id = run.score_pad_token_id  # the Trainer set it to the tokenizer's
     trainer.save_model(str(run.folder))
     if not trainer.is_world_process_zero():
         return

@@ -232,7 +232,6 @@ def ranked(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
 def finish(run: Run, trainer: RewardTrainer) -> dict[str, Any]:
     """Normalise the score on the demonstrations, evaluate what is delivered, and say whether it is of use."""
     config: RMConfig = run.config.stage.config
-    trainer.model.config.pad_token_id = run.score_pad_token_id  # the Trainer set it to the tokenizer's
     over, name = demonstrations(run, config), "the demonstrations"
     if not over:
         over, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
