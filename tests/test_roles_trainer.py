@@ -45,7 +45,7 @@ def build(run):
     import torch, transformers
     from alignkit import Answers
     from alignkit.data.chat_template import prompt_ids
-    from alignkit.online.roles_trainer import RolesTrainer
+    from alignkit.online import RolesTrainer
     from alignkit.generation.sampling import text
     from alignkit.models.trunk import Sequences, assemble
 

@@ -2,3 +2,7 @@
 
 Importing a module of it imports torch.
 """
+
+from alignkit.online.roles_trainer import RolesTrainer
+
+__all__ = ["RolesTrainer"]

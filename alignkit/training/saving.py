@@ -49,7 +49,7 @@ def save(
         stage = run.config.stage.component
         raise PluginError(
             f"the trainer of stage '{stage.name}' ({run.registry.provider(stage)}) saved no {missing}. Derive it from "
-            "alignkit.online.roles_trainer.RolesTrainer or save with save_pretrained; then --resume finishes this run"
+            "alignkit.online.RolesTrainer or save with save_pretrained; then --resume finishes this run"
         )
     if not (run.folder / "tokenizer_config.json").exists():
         run.tokenizer.save_pretrained(str(run.folder))

@@ -14,7 +14,7 @@ from alignkit import ConfigError, PolicyBatch
 from alignkit.evaluation import before_after, error_bars
 from alignkit.generation.sampling import text
 from alignkit.models.trunk import Sequences, assemble
-from alignkit.online.roles_trainer import RolesTrainer
+from alignkit.online import RolesTrainer
 from alignkit.training.meters import Means
 from alignkit_ppo import diagnosis, ema
 from alignkit_ppo.advantages import next_kl_coef
