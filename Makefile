@@ -6,14 +6,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo/ppo
+JOBS ?= 2
 
 .PHONY: demo test check clean
 
 demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
 
+# One thread a process: threads of several processes on the same cores wait for each other.
 test: demo
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
