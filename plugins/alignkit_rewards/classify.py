@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Message, Prompt, Ranking, paths
-from alignkit.data.chat_template import conversation_ids, pad_token
+from alignkit.data.chat_template import conversation_ids, encode_answer, pad_token, tokenizer_of_run
 from alignkit.errors import did_you_mean, one_line
 from alignkit.generation import rankings
-from alignkit.runs import base
+from alignkit.runs import base, manifest
 
 if TYPE_CHECKING:
     from alignkit.generation.rewards import Scores
@@ -133,14 +134,21 @@ def build(config: ClassifierConfig, run: Run) -> Scores:
     label = label_of(config, names := [model.config.id2label[i] for i in sorted(model.config.id2label)])
     of_label = f"logit of label '{names[label]}' ({label})" if len(names) > 1 else "the logit"
     run.say(f"score: {of_label} of {config.model}")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_at)
+    folder = Path(base.locate(str(config.model), run.say))
+    record = manifest.read(folder) if manifest.is_run(folder) else None
+    tokenizer = tokenizer_of_run(folder, record) if record else AutoTokenizer.from_pretrained(tokenizer_at)
     if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
         tokenizer.pad_token = pad_token(tokenizer)
-    if model.config.pad_token_id is None:
+    batch = config.batch
+    if model.config.pad_token_id is None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        batch = 1  # without padding, it reads the very last token
+    elif model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
 
     def encode(prompt: Any, answer: str) -> list[int]:
+        if record:  # a run of stage rm: it was trained to score at the token that ends the answer
+            return encode_answer(tokenizer, prompt, answer, record["stop_ids"])[0]
         if tokenizer.chat_template is None:
             return list(tokenizer(f"{rankings.prompt_text(prompt)}\n{answer}")["input_ids"])
         return conversation_ids(tokenizer, [*prompt, Message(role="assistant", content=answer)])
@@ -153,8 +161,8 @@ def build(config: ClassifierConfig, run: Run) -> Scores:
             if len(ids) > longest:
                 raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {len(ids)}: {text!r}")
         scores: list[float] = []
-        for start in range(0, len(encoded), config.batch):
-            inputs = tokenizer.pad({"input_ids": encoded[start : start + config.batch]}, return_tensors="pt")
+        for start in range(0, len(encoded), batch):
+            inputs = tokenizer.pad({"input_ids": encoded[start : start + batch]}, return_tensors="pt")
             with torch.no_grad():
                 scores += model(**inputs.to(model.device)).logits[:, label].float().tolist()
         return scores

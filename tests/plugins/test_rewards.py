@@ -355,6 +355,30 @@ def test_a_classifier_without_its_heads_weights_is_refused(folder: Path) -> None
         run_of("lora", "reward.name=classifier", "reward.model=headless")
 
 
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_a_reward_run_as_a_classifier_scores_where_it_was_trained_to(folder: Path, tuner: str) -> None:
+    """At the token that ends the answer, not at what the template writes after it."""
+    run, score = run_of("lora", "reward.name=classifier", f"reward.model={tuner}-a/rm")
+    answers = answers_of(run)
+
+    assert score(answers) == pytest.approx(plain_scores(f"{tuner}-a/rm", answers), abs=1e-4)
+
+
+def test_a_classifier_reads_an_end_of_sequence_that_is_its_pad_token_too(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = classifier_at("judge", folder / "base", ["GOOD"])
+    tokenizer = AutoTokenizer.from_pretrained("judge")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content + eos_token }}{% endfor %}"
+    tokenizer.save_pretrained("judge")
+    run, score = run_of("lora", "reward.name=classifier", "reward.model=judge")
+    texts = [f"{prompt}<eos>{text}<eos>" for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
+    with torch.no_grad():
+        expected = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+
+    assert score(answers_of(run)) == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", None])
 def test_an_adapter_is_a_classifier_where_its_head_was_saved_with_it(folder: Path, task: str | None) -> None:
     """Without a task, PEFT saves the adapter alone."""
