@@ -163,7 +163,7 @@ class Reward(Component):
 
 def _with_on_error(config: type) -> type:
     """The config of a reward with the key that every reward has."""
-    help = "an answer that the reward refuses, by an error or NaN: stop the run, or skip the answer in the update"
+    help = "an answer for which the reward fails or is NaN: stop the run, or leave the answer out of the update"
     field = ("on_error", Literal["stop", "skip"], option("stop", help, resume="may_change"))
     frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
     own = {"__module__": config.__module__, "__doc__": config.__doc__}

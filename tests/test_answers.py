@@ -82,7 +82,7 @@ def test_rank_ranks_by_any_function(
     assert read(Path("r.jsonl")) == [
         {"prompt": "p", "responses": ["aaa", "b", "cc", "d"], "note": 1, "ranks": [2, 0, 1, 0]}
     ]
-    assert "1 rankings in r.jsonl" in capsys.readouterr().out
+    assert "wrote 1 rankings to r.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_run_with_such_settings_is_reproduced_and_goes_on(
     assert manifest["config"]["stages"]["sft"]["loss"] == SAID
 
     run_stage("sft", *asked)
-    assert "nothing to train: this run is there, made by these settings" in capsys.readouterr().out
+    assert "nothing to train: a finished run with these settings exists" in capsys.readouterr().out
     (folder / "alignkit.json").unlink()
     folder.rename(folder.with_name("sft.unfinished"))
     with pytest.raises(AssertionError, match="loss.schedule.start was 0.5, is 0.25"):

@@ -37,7 +37,7 @@ app.command("compare")(compare.compare)
 
 @app.callback()
 def _options(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, and every warning."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, and all warnings."),
 ) -> None:
     """RLHF on one GPU, every stage a plugin."""
 

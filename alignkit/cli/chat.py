@@ -8,12 +8,12 @@ from alignkit.cli import common
 
 
 def chat(
-    model: str = typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id."),
-    prompt: str = typer.Option(None, "--prompt", metavar="TEXT", help="Ask this one thing and leave."),
-    max_new_tokens: int = typer.Option(256, help="How long an answer may become."),
-    temperature: float = typer.Option(0.0, help="0: always the likeliest token; above: sample."),
+    model: str = typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder or a hub id."),
+    prompt: str = typer.Option(None, "--prompt", metavar="TEXT", help="Answer this prompt and exit."),
+    max_new_tokens: int = typer.Option(256, help="Maximum tokens of an answer."),
+    temperature: float = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding."),
 ) -> None:
-    """Talk to a model; answers appear as they are written. An empty line or Ctrl-D leaves."""
+    """Chat with a model. Answers are streamed. An empty line or Ctrl-D exits."""
     from alignkit.generation.chat import locate
 
     located = locate(model)  # a wrong name is told before torch is imported
@@ -24,7 +24,7 @@ def chat(
     if prompt is not None:
         talk.say(prompt)
         return
-    typer.echo(f"{model}. An empty line leaves.")
+    typer.echo(f"{model}. Enter an empty line to exit.")
     while True:
         try:
             said = input("\n> ").strip()

@@ -19,7 +19,7 @@ def check(
     data: str = common.Data,
     output: str = common.Output,
 ) -> None:
-    """Say what `train` would do, and what is wrong with it, without loading a model."""
+    """Check a command and print its plan, without loading a model."""
     asked = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*asked)
     common.print_pipeline(planned)

@@ -17,23 +17,32 @@ from alignkit.evaluation import comparison, judges
 def compare(
     runs: list[str] = typer.Argument(
         metavar="RUN... [reward.KEY=VALUE]...",
-        help="Run folders; the first is what others are compared with. Then settings of the reward.",
+        help="Run folders; the others are compared with the first. Then settings of the reward.",
     ),
     reward: str = typer.Option(
-        None, "--reward", metavar="NAME", help="A reward run, module:function or a reward; else the newest known run."
+        None,
+        "--reward",
+        metavar="NAME",
+        help="A reward run, module:function or a reward. Default: the newest known reward run.",
     ),
     plugin: list[str] = common.Plugins,
-    data: str = typer.Option(None, "--data", "-d", metavar="DATA", help="Rows with prompts; else what runs held out."),
-    output: list[Path] = typer.Option(
-        [], "--output", "-o", metavar="FILE", help="The table as .jsonl, or reward over KL as .png. Repeatable."
+    data: str = typer.Option(
+        None, "--data", "-d", metavar="DATA", help="Rows with prompts. Default: the held-out prompts of the runs."
     ),
-    limit: int = typer.Option(100, min=1, help="At most so many prompts."),
-    max_new_tokens: int = typer.Option(128, min=1, help="How long an answer may become."),
-    temperature: float = typer.Option(1.0, min=0.01, help="Of every run's answers, and of the KL between them."),
-    batch: int = typer.Option(16, min=1, help="Prompts at a time."),
-    seed: int = typer.Option(0, help="The same seed, the same answers."),
+    output: list[Path] = typer.Option(
+        [],
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the table (.jsonl) or a plot of score over KL (.png). Repeatable.",
+    ),
+    limit: int = typer.Option(100, min=1, help="Maximum number of prompts."),
+    max_new_tokens: int = typer.Option(128, min=1, help="Maximum tokens of an answer."),
+    temperature: float = typer.Option(1.0, min=0.01, help="Temperature of the answers and of their KL."),
+    batch: int = typer.Option(16, min=1, help="Prompts per batch."),
+    seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Have runs answer the same held-out prompts: score, win rate, KL, length, a row a run."""
+    """Compare runs on the same held-out prompts: score, win rate, KL and length."""
     for file in output:
         if file.suffix not in (".jsonl", ".png"):
             raise ConfigError(f"--output {file}: write the table as .jsonl or the points as .png")

@@ -24,9 +24,9 @@ def config(
     model: str = common.Model,
     data: str = common.Data,
     output: str = common.Output,
-    every: bool = typer.Option(False, "--all", help="With every field of TrainingArguments, as comments."),
+    every: bool = typer.Option(False, "--all", help="Add every field of TrainingArguments, as comments."),
 ) -> None:
-    """Write the whole config of a stage, with a comment on every key: a file to start from."""
+    """Print the whole config of a stage, with a comment on every key. Use it as a starting point."""
     asked = common.read_arguments(plugin, file, model, data, output, overrides)
     typer.echo("\n".join(commented(resolve(*asked), every)))
 
@@ -46,7 +46,12 @@ def commented(config: RunConfig, every: bool) -> Iterator[str]:
     yield f"  {stage.name}:  # {stage.summary}"
     yield from _fields(2, stage.config, table)
     for role, need in stage.needs.items():
-        yield _line(2, role, table[role], f"the run to go on from; null: found, or {need} is trained first; base: none")
+        yield _line(
+            2,
+            role,
+            table[role],
+            f"the run to start from; null: the newest matching {need} run, or train one first; base: the base model",
+        )
     yield "    loss:"
     yield from _component(3, table["loss"], config.loss.component)
     for kind in stage.uses:

@@ -17,10 +17,10 @@ from alignkit.registry.plugin import installed, same
 
 
 def install(
-    targets: list[str] = typer.Argument(metavar="NAME_OR_PATH...", help="Distributions' names, folders, wheels, URLs."),
-    editable: bool = typer.Option(False, "--editable", "-e", help="Use a folder as it is, so that changes count."),
+    targets: list[str] = typer.Argument(metavar="NAME_OR_PATH...", help="Distribution names, folders, wheels or URLs."),
+    editable: bool = typer.Option(False, "--editable", "-e", help="Install a folder in editable mode."),
 ) -> None:
-    """Install plugins with pip, import each in a process of its own to see that it works, and say what it brings."""
+    """Install plugins with pip, check each in a separate process, and list what it provides."""
     # pip would take a folder's bare name for a name in the index
     targets = [str(Path(target).absolute()) if Path(target).exists() else target for target in targets]
     with tempfile.TemporaryDirectory() as folder:
@@ -46,9 +46,9 @@ def _alignkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def uninstall(
-    names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distributions."),
+    names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distribution names."),
 ) -> None:
-    """Remove the distributions that bring plugins, with pip. What they depend on stays."""
+    """Uninstall the distributions of plugins with pip. Their dependencies stay installed."""
     meant = sorted({_provider(name) for name in names})
     _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in meant))
     for provider, given in meant:

@@ -30,10 +30,10 @@ Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # for
 
 
 def new(
-    name: str = typer.Argument(help="What --plugin will call it: small letters, digits, hyphens."),
-    kind: Kind = typer.Option(..., "--kind", "-k", help="What it declares."),
+    name: str = typer.Argument(help="The name for --plugin: lowercase letters, digits and hyphens."),
+    kind: Kind = typer.Option(..., "--kind", "-k", help="The kind of plugin."),
 ) -> None:
-    """Write a small plugin that is complete: a distribution with one module and one test, in ./alignkit-NAME."""
+    """Create a complete small plugin, with one module and one test, in ./alignkit-NAME."""
     name = name.removeprefix("alignkit-")
     folder = Path(f"alignkit-{name}")
     check_name(name)

@@ -16,10 +16,12 @@ from alignkit.registry.plugin import Plugin, bare, installed
 
 
 def plugins(
-    words: list[str] = typer.Argument(None, metavar="[check] [NAME]", help="One plugin; `check`: what is wrong."),
-    as_json: bool = typer.Option(False, "--json", help="For programs."),
+    words: list[str] = typer.Argument(
+        None, metavar="[check] [NAME]", help="Describe one plugin or component; `check`: find problems."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List installed plugins; say what one gives and its settings; check them, each imported in its own process.
+    """List the installed plugins, describe one with all its settings, or check them.
 
     alignkit plugins · alignkit plugins lora · alignkit plugins adamw_8bit · alignkit plugins check lora
     """
@@ -43,7 +45,7 @@ def show_installed(as_json: bool) -> None:
         return
     for entry, start in zip(listed, _columns(registry.installed), strict=True):
         gives = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
-        ask = f"`alignkit plugins {entry['name']}` says what it gives"
+        ask = f"`alignkit plugins {entry['name']}` describes it"
         typer.echo(f"{start}  {gives or entry['summary'] or ask}")
 
 

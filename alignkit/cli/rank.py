@@ -16,16 +16,16 @@ from alignkit.runs import manifest
 
 
 def rank(
-    file: Path = typer.Argument(help="Rows with prompt and responses, as `alignkit sample` writes them."),
+    file: Path = typer.Argument(help="Rows with prompt and responses, as written by `alignkit sample`."),
     overrides: list[str] = typer.Argument(None, metavar="[reward.KEY=VALUE]...", help="Settings of the reward."),
     by: str = typer.Option(
-        ..., "--by", metavar="NAME", help="What scores: module:function, a reward run or a reward. Higher is better."
+        ..., "--by", metavar="NAME", help="module:function, a reward run or a reward. Higher scores are better."
     ),
     plugin: list[str] = common.Plugins,
-    batch: int = typer.Option(16, min=1, help="Answers at a time, of a reward run."),
-    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="Where to write the rankings."),
+    batch: int = typer.Option(16, min=1, help="Answers per batch, for a reward run."),
+    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="The file for the rankings."),
 ) -> None:
-    """Rank sampled answers by their scores: the rows again, with "ranks" (0 is best, equal is a tie)."""
+    """Rank sampled answers by score: adds "ranks" to each row (0 is best, equal is a tie)."""
     if not file.is_file() or file.suffix not in READERS:
         raise DataError(f"no file {file} of {', '.join(READERS)}")
     judge = judges.named("--by", by, plugin, overrides or [])
@@ -43,4 +43,4 @@ def rank(
         tied += len(set(ranks)) == 1
         lines.append(json.dumps({**row, "ranks": ranks}, ensure_ascii=False))
     manifest.write_atomically(output, "".join(line + "\n" for line in lines))
-    typer.echo(f"{len(lines)} rankings in {output}" + (f"; in {tied} of them all answers are equal" if tied else ""))
+    typer.echo(f"wrote {len(lines)} rankings to {output}" + (f"; all answers tie in {tied} of them" if tied else ""))

@@ -11,19 +11,26 @@ from alignkit.cli import common
 
 
 def sample(
-    run: str = typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id."),
-    prompts: str = typer.Argument(help="Rows with prompts: a file, a folder, a hub id. Rankings and the like will do."),
-    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="Where to write; a part is continued."),
-    k: int = typer.Option(4, "-k", min=1, help="Answers a prompt."),
-    max_new_tokens: int = typer.Option(256, min=1, help="How long an answer may become."),
-    temperature: float = typer.Option(1.0, min=0.0, help="0: always the likeliest token."),
-    top_p: float = typer.Option(
-        1.0, min=0.0, max=1.0, help="Draw from the likeliest tokens with this much probability."
+    run: str = typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder or a hub id."),
+    prompts: str = typer.Argument(
+        help="Rows with prompts: a file, a folder or a hub id, in any data format with prompts."
     ),
-    batch: int = typer.Option(16, min=1, help="Prompts at a time."),
-    seed: int = typer.Option(0, help="The same seed, the same answers."),
+    output: Path = typer.Option(
+        ..., "--output", "-o", metavar="FILE", help="The output file; an incomplete one is continued."
+    ),
+    k: int = typer.Option(4, "-k", min=1, help="Answers per prompt."),
+    max_new_tokens: int = typer.Option(256, min=1, help="Maximum tokens of an answer."),
+    temperature: float = typer.Option(1.0, min=0.0, help="Sampling temperature; 0 is greedy decoding."),
+    top_p: float = typer.Option(
+        1.0,
+        min=0.0,
+        max=1.0,
+        help="Nucleus sampling: sample from the most likely tokens that add up to this probability.",
+    ),
+    batch: int = typer.Option(16, min=1, help="Prompts per batch."),
+    seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Write K answers a prompt, a row each: {"prompt": ..., "responses": [...]}, ready to be ranked."""
+    """Sample K answers per prompt. Each row is {"prompt": ..., "responses": [...]}, ready for ranking."""
     from alignkit.generation.chat import locate
     from alignkit.generation.rankings import continued, prompts_of, short
 
@@ -31,7 +38,7 @@ def sample(
     rows = prompts_of(prompts)
     done = continued(output, rows, k, batch)
     if done:
-        typer.echo(f"{output} has {done} of {len(rows)} rows already")
+        typer.echo(f"{output} already has {done} of {len(rows)} rows")
     common.quiet()
     import transformers
 
@@ -53,4 +60,4 @@ def sample(
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
             advance(len(part))
-    typer.echo(f"{len(rows)} prompts with {k} answers each are in {output}")
+    typer.echo(f"wrote {len(rows)} prompts with {k} answers each to {output}")

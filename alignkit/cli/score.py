@@ -23,14 +23,16 @@ WINDOW = 256  # rows in memory at a time
 
 def score(
     run: str = typer.Argument(metavar="RUN", help="The run folder of a reward model."),
-    file: str = typer.Argument(help="Rows with prompt and answer, or prompt and several: a file, a folder, a hub id."),
+    file: str = typer.Argument(help="Rows with a prompt and one or more answers: a file, a folder or a hub id."),
     output: Path = typer.Option(
-        None, "--output", "-o", metavar="FILE", help="Where to write; standard output if not said."
+        None, "--output", "-o", metavar="FILE", help="The output file. Default: standard output."
     ),
-    batch: int = typer.Option(16, min=1, help="Answers at a time."),
-    data_format: str = typer.Option(None, "--format", metavar="NAME", help="How the rows are written."),
+    batch: int = typer.Option(16, min=1, help="Answers per batch."),
+    data_format: str = typer.Option(
+        None, "--format", metavar="NAME", help="The data format of the rows. Default: detected."
+    ),
 ) -> None:
-    """Write a score an answer, a row each: {"prompt": ..., "response": ..., "score": ...}, or responses and scores."""
+    """Score answers with a reward model. Each row is {"prompt": ..., "response": ..., "score": ...}."""
     parent = lineage.named("score", run, "reward")
     rows = read(Registry(), DataConfig(format=data_format), file, (Demonstration, Ranking))
     first = next(rows, None)

@@ -19,11 +19,11 @@ def train(
     model: str = common.Model,
     data: str = common.Data,
     output: str = common.Output,
-    resume: bool = typer.Option(False, "--resume", help="Go on with an unfinished run, or train a finished one on."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the asked-for run if it is there."),
-    plan_only: bool = typer.Option(False, "--plan", help="Say what would be done, and stop."),
+    resume: bool = typer.Option(False, "--resume", help="Continue an unfinished run, or train a finished one further."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Train the requested run again and replace it."),
+    plan_only: bool = typer.Option(False, "--plan", help="Print the plan and exit."),
 ) -> None:
-    """Train a stage, and first what it needs: alignkit train --plugin rm --plugin qlora --data rankings.jsonl"""
+    """Train a stage, and first the stages that it needs: alignkit train --plugin rm --data rankings.jsonl"""
     first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process looks and speaks
     asked = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*asked, overwrite=overwrite)
@@ -32,7 +32,9 @@ def train(
             check_folder(plan.config, resume, overwrite, plan_only)
         common.print_pipeline(planned)
         if not planned.to_train:
-            typer.echo("\nnothing to train: this run is there, made by these settings. --overwrite trains it again")
+            typer.echo(
+                "\nnothing to train: a finished run with these settings exists. Use --overwrite to train it again"
+            )
     if plan_only or not planned.to_train:
         return
     common.quiet()

@@ -31,30 +31,38 @@ from alignkit.registry.plugin import bare
 class DataConfig:
     """The ``data`` table: which rows a stage trains on."""
 
-    path: str | None = option(None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's own")
-    name: str | None = option(None, "the subset of a hub data set")
-    split: str = option("train", "the split of a hub data set, or of a folder whose files are named train, test, ...")
-    format: str | dict[str, Any] | None = option(
-        None, "how rows are written: a name, or a table of name and settings; null: recognised by their fields"
+    path: str | None = option(
+        None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's default"
     )
-    on_bad_row: Literal["error", "skip"] = option("error", "error: stop at a bad row; skip: count and report them")
+    name: str | None = option(None, "the subset of a hub dataset")
+    split: str = option("train", "the split of a hub dataset, or of a folder with files named train, test, ...")
+    format: str | dict[str, Any] | None = option(
+        None, "the data format: a name, or a table of name and settings; null: detected from the fields of the rows"
+    )
+    on_bad_row: Literal["error", "skip"] = option(
+        "error", "error: stop at a bad row; skip: leave bad rows out and count them"
+    )
     special_tokens: Literal["text", "tokens"] = option(
         "text", "special tokens written out in a row, such as <|im_end|>: plain text, or the tokens themselves"
     )
-    eval_path: str | None = option(None, "a second source with the held-out rows; null: rows are split off")
-    eval_split: str | None = option(None, "the split of eval_path, where it has splits; null: as split")
-    eval_size: float | None = option(None, "rows to hold out: below 1 a share, else a count; null: 10 %, at most 200")
-    seed: int = option(0, "which rows are held out")
+    eval_path: str | None = option(None, "a source of held-out rows; null: hold out training rows")
+    eval_split: str | None = option(None, "the split of eval_path, if it has splits; null: the same as split")
+    eval_size: float | None = option(
+        None, "rows to hold out: a share if below 1, else a count; null: 10 %, at most 200"
+    )
+    seed: int = option(0, "seed of the choice of held-out rows")
 
 
 @dataclass(frozen=True)
 class TopLevel:
     """The keys of a config file that are not tables of a component."""
 
-    model: str = option("bundled:smollm2-135m", "base of every stage: a hub id, a folder, or bundled:smollm2-135m")
-    output: str = option("runs", "run folders are made in it: runs/sft, runs/rm, ...", resume="may_change")
-    plugins: list[str] = option([], "plugins to activate and pick; --plugin adds to these")
-    chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's own, else the plain template")
+    model: str = option(
+        "bundled:smollm2-135m", "the base model of every stage: a hub id, a folder, or bundled:smollm2-135m"
+    )
+    output: str = option("runs", "the folder for run folders: runs/sft, runs/rm, ...", resume="may_change")
+    plugins: list[str] = option([], "plugins to activate and use; --plugin adds to these")
+    chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's template, else a plain one")
 
 
 @dataclass(frozen=True)

@@ -61,20 +61,20 @@ def alignkit_stage() -> list[Stage]:
 
 OURS: tuple[tuple[str, str, type, Any], ...] = (
     ("sigmoid", "DPO: log-odds of the better answer under the implicit reward", config.BetaConfig, losses.sigmoid),
-    ("ipo", "IPO: the difference of the log-ratios is to be 1 / (2 beta)", config.BetaConfig, losses.ipo),
-    ("hinge", "SLiC: no loss where the better answer leads by 1 / beta", config.BetaConfig, losses.hinge),
-    ("robust", "DPO that allows for wrong labels", config.RobustConfig, losses.robust),
+    ("ipo", "IPO: squared distance of the log-ratio difference from 1 / (2 beta)", config.BetaConfig, losses.ipo),
+    ("hinge", "hinge loss (SLiC): zero once the better answer leads by 1 / beta", config.BetaConfig, losses.hinge),
+    ("robust", "DPO that allows for a share of wrong labels", config.RobustConfig, losses.robust),
 )
 TRLS: tuple[tuple[str, str, type], ...] = (
     ("sigmoid_norm", "DPO on log-ratios per token", config.BetaConfig),
     ("exo_pair", "EXO: reverse KL to the preferences", config.ExoConfig),
     ("nca_pair", "NCA: noise contrastive alignment", config.BetaConfig),
     ("bco_pair", "BCO: a classifier of good and bad answers", config.BetaConfig),
-    ("sppo_hard", "SPPO: self-play, with certain preferences", config.BetaConfig),
+    ("sppo_hard", "SPPO: self-play with hard preferences", config.BetaConfig),
     ("aot", "AOT: optimal transport between the pairs' log-ratios", config.AotConfig),
     ("aot_unpaired", "AOT between chosen and rejected answers", config.AotConfig),
-    ("apo_zero", "APO: better answers up, worse ones down", config.BetaConfig),
-    ("apo_down", "APO where even the better answers are worse than the policy's", config.BetaConfig),
+    ("apo_zero", "APO: raises the better answers and lowers the worse ones", config.BetaConfig),
+    ("apo_down", "APO for better answers that are worse than the policy's own", config.BetaConfig),
     ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig),
 )
 
@@ -89,7 +89,7 @@ def alignkit_loss() -> list[Loss]:
         ),
         Loss(
             name="sft",
-            summary="likelihood of the better answers alone (TRL's code)",
+            summary="log-likelihood of the better answers only (TRL's code)",
             batch=PreferenceLogps,
             config=NoConfig,
             build=trl_losses.named("sft"),
@@ -97,7 +97,7 @@ def alignkit_loss() -> list[Loss]:
         ),
         Loss(
             name="simpo",
-            summary="SimPO: mean log-probability of a token as the reward, no reference",
+            summary="SimPO: mean log-probability per token as the reward, no reference",
             batch=PreferenceLogps,
             config=config.SimpoConfig,
             build=losses.simpo,

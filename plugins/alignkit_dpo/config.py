@@ -14,56 +14,58 @@ Beta = Annotated[float, Gt(0)]
 class DPOConfig:
     """What DPO has to set beside ``train``."""
 
-    max_length: Annotated[int, Gt(0)] = option(2048, "tokens of prompt and answer together")
+    max_length: Annotated[int, Gt(0)] = option(2048, "maximum tokens of prompt and answer together")
     too_long: Literal["error", "skip"] = option(
-        "error", "an answer over max_length: stop, or leave it out of its ranking"
+        "error", "an answer longer than max_length: stop, or leave it out of its ranking"
     )
-    shared_prompt: bool | None = option(None, "compute a prompt once for all its answers; null: where that is faster")
+    shared_prompt: bool | None = option(
+        None, "compute a prompt once for all its answers; null: if that is supported and faster"
+    )
     precompute_ref_log_probs: bool = option(
-        False, "have the reference speak once before training, and keep no model for it"
+        False, "compute the reference log-probabilities once before training, then free the reference model"
     )
-    eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts that are answered at each evaluation; 0: none")
-    response_length: Annotated[int, Gt(0)] = option(128, "most tokens of these answers")
+    eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts to answer at each evaluation; 0: none")
+    response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of these answers")
 
 
 @dataclass(frozen=True)
 class BetaConfig:
     """The ``loss`` table of losses with nothing but a ``beta``."""
 
-    beta: Beta = option(0.1, "how dear it is to leave the reference")
+    beta: Beta = option(0.1, "strength of the penalty for moving away from the reference")
 
 
 @dataclass(frozen=True)
 class RobustConfig(BetaConfig):
     """The ``loss`` table of ``robust``."""
 
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.1, "the share of pairs that are labelled wrongly")
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.1, "assumed share of pairs with the wrong label")
 
 
 @dataclass(frozen=True)
 class ExoConfig(BetaConfig):
     """The ``loss`` table of ``exo_pair``."""
 
-    label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = option(1e-3, "the share of pairs that are labelled wrongly")
+    label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = option(1e-3, "assumed share of pairs with the wrong label")
 
 
 @dataclass(frozen=True)
 class AotConfig(BetaConfig):
     """The ``loss`` table of ``aot`` and ``aot_unpaired``."""
 
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.0, "the share of pairs that are labelled wrongly")
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = option(0.0, "assumed share of pairs with the wrong label")
 
 
 @dataclass(frozen=True)
 class DiscopopConfig(BetaConfig):
     """The ``loss`` table of ``discopop``."""
 
-    discopop_tau: Annotated[float, Gt(0)] = option(0.05, "temperature at which the two parts are mixed")
+    discopop_tau: Annotated[float, Gt(0)] = option(0.05, "temperature of the mixture of the two losses")
 
 
 @dataclass(frozen=True)
 class SimpoConfig:
     """The ``loss`` table of ``simpo``."""
 
-    beta: Beta = option(2.0, "scale of the mean log-probability of a token")
-    gamma: Annotated[float, Ge(0)] = option(1.0, "by how much the better answer's reward must be higher")
+    beta: Beta = option(2.0, "scale of the mean log-probability per token")
+    gamma: Annotated[float, Ge(0)] = option(1.0, "target margin between the rewards of the two answers")

@@ -21,7 +21,7 @@ def alignkit_data() -> list[DataFormat]:
         ),
         DataFormat(
             name="alpaca",
-            summary="instruction, output, and perhaps input",
+            summary="instruction, output, and optionally input",
             fits=fields_of("instruction", "output"),
             convert=convert.alpaca,
         ),

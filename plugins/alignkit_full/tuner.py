@@ -18,7 +18,7 @@ class FullConfig:
 
     dtype: Literal["float32", "bfloat16"] = option(
         "float32",
-        "of the trained weights; bfloat16 halves the memory, but drops updates below 1/256 of a weight",
+        "dtype of the trained weights; bfloat16 halves the memory, but loses updates below 1/256 of a weight",
     )
 
 

@@ -23,9 +23,9 @@ class LoraConfig:
     r: Annotated[int, Gt(0)] = option(16, "rank of the adapters")
     lora_alpha: Annotated[float, Gt(0)] = option(32, "the adapter's output is scaled by lora_alpha / r")
     lora_dropout: float = option(0.0, "dropout on the adapter's input")
-    target_modules: str | list[str] = option("all-linear", "which layers get an adapter; names, or all-linear")
-    use_dora: bool = option(False, "DoRA: train magnitudes beside directions (arXiv 2402.09353)")
-    use_rslora: bool = option(False, "rank-stabilised: scale by lora_alpha / sqrt(r) (arXiv 2312.03732)")
+    target_modules: str | list[str] = option("all-linear", "the layers that get an adapter: names, or all-linear")
+    use_dora: bool = option(False, "DoRA: train magnitude and direction separately (arXiv 2402.09353)")
+    use_rslora: bool = option(False, "rank-stabilised LoRA: scale by lora_alpha / sqrt(r) (arXiv 2312.03732)")
 
 
 def load(config: LoraConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from alignkit_optimizers.build import builder
 @hookimpl
 def alignkit_optimizer() -> list[Optimizer]:
     return [
-        Optimizer(name="adamw", summary="AdamW, fused where it can be", build=builder("adamw_torch_fused")),
+        Optimizer(name="adamw", summary="AdamW, fused if possible", build=builder("adamw_torch_fused")),
         Optimizer(
             name="adamw_8bit",
             summary="AdamW with 8-bit states: a quarter of the memory",
@@ -16,13 +16,13 @@ def alignkit_optimizer() -> list[Optimizer]:
         ),
         Optimizer(
             name="paged_adamw_8bit",
-            summary="8-bit states that move to the CPU when the GPU is full",
+            summary="AdamW with 8-bit states that are paged to CPU memory when the GPU is full",
             build=builder("paged_adamw_8bit", needs_cuda=True),
             requires=("bitsandbytes",),
         ),
         Optimizer(
             name="paged_adamw_32bit",
-            summary="32-bit states that move to the CPU when the GPU is full",
+            summary="AdamW with 32-bit states that are paged to CPU memory when the GPU is full",
             build=builder("paged_adamw_32bit", needs_cuda=True),
             requires=("bitsandbytes",),
         ),

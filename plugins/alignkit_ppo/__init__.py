@@ -87,14 +87,14 @@ def alignkit_loss() -> list[Loss]:
     return [
         Loss(
             name="ppo-clip",
-            summary="clipped surrogate objective and clipped value error",
+            summary="clipped surrogate objective and clipped value loss",
             batch=PolicyBatch,
             config=losses.ClipConfig,
             build=losses.ppo_clip,
         ),
         Loss(
             name="ppo-dual-clip",
-            summary="ppo-clip, bounded for bad tokens that became likely",
+            summary="ppo-clip with a bounded loss for negative advantages (dual-clip PPO)",
             batch=PolicyBatch,
             config=losses.DualClipConfig,
             build=losses.ppo_dual_clip,

@@ -13,32 +13,42 @@ class PPOConfig:
     """What PPO has to set beside ``train``; the names are InstructGPT's and TRL's."""
 
     iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training", resume="may_grow")
-    batch_size: Annotated[int, Gt(0)] = option(64, "answers an iteration, on all processes together")
-    samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers to each prompt of a batch")
-    minibatches: Annotated[int, Gt(0)] = option(4, "optimizer steps a pass over the batch, whatever the microbatch")
-    epochs: Annotated[int, Gt(0)] = option(1, "passes over the batch")
-    response_length: Annotated[int, Gt(0)] = option(128, "most tokens of an answer")
-    temperature: Annotated[float, Gt(0)] = option(1.0, "of sampling, and of every log-probability")
-    max_prompt_length: Annotated[int, Gt(0)] = option(512, "tokens; longer prompts stop the run")
-    kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: what a nat of KL to the reference costs")
-    kl_target: Annotated[float, Gt(0)] | None = option(None, "adapt kl_coef to keep the KL of an answer near this")
-    kl_horizon: Annotated[int, Gt(0)] = option(10000, "how slowly kl_coef adapts, in answers")
-    gamma: Annotated[float, Gt(0), Le(1)] = option(1.0, "discount a token")
-    lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalised advantage estimation")
-    whiten_rewards: bool = option(False, "divide rewards by their deviation; advantages always are whitened")
-    missing_eos_penalty: Annotated[float, Ge(0)] = option(1.0, "taken off the score of an answer that did not end")
-    score_clip: Annotated[float, Gt(0)] | None = option(None, "scores are clipped to plus and minus this")
-    value: Literal["adapter", "head"] = option("adapter", "the value function: as large as the policy, or a head on it")
-    value_warmup: Annotated[int, Ge(0)] = option(0, "iterations at first in which the value alone is trained")
-    ema: Annotated[float, Ge(0), Lt(1)] | None = option(
-        None, "decay of an average of the policy's weights, which is what is kept"
+    batch_size: Annotated[int, Gt(0)] = option(64, "answers per iteration, over all processes")
+    samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers per prompt of a batch")
+    minibatches: Annotated[int, Gt(0)] = option(
+        4, "optimizer steps per epoch, independent of train.per_device_train_batch_size"
     )
-    ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text, PPO-ptx; 0: none")
-    ptx_data: str | None = option(None, "its texts or demonstrations; null: what the policy's SFT run was trained on")
-    ptx_batch_size: Annotated[int, Gt(0)] = option(8, "its texts an optimizer step, on all processes together")
-    ptx_length: Annotated[int, Gt(1)] = option(256, "tokens; longer texts are cut into pieces")
+    epochs: Annotated[int, Gt(0)] = option(1, "passes over each batch")
+    response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of an answer")
+    temperature: Annotated[float, Gt(0)] = option(1.0, "sampling temperature; log-probabilities use it too")
+    max_prompt_length: Annotated[int, Gt(0)] = option(512, "maximum tokens of a prompt; longer ones stop the run")
+    kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: reward penalty per nat of KL to the reference")
+    kl_target: Annotated[float, Gt(0)] | None = option(
+        None, "adapt kl_coef to keep the KL per answer close to this; null: fixed"
+    )
+    kl_horizon: Annotated[int, Gt(0)] = option(
+        10000, "horizon of the adaptation of kl_coef, in answers; larger is slower"
+    )
+    gamma: Annotated[float, Gt(0), Le(1)] = option(1.0, "discount factor per token")
+    lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalised advantage estimation (GAE)")
+    whiten_rewards: bool = option(False, "divide rewards by their standard deviation; advantages are always whitened")
+    missing_eos_penalty: Annotated[float, Ge(0)] = option(
+        1.0, "subtracted from the score of an answer that did not end"
+    )
+    score_clip: Annotated[float, Gt(0)] | None = option(None, "clip scores to plus or minus this; null: no clipping")
+    value: Literal["adapter", "head"] = option(
+        "adapter", "the value function: an adapter (or model) of its own, or a head on the policy"
+    )
+    value_warmup: Annotated[int, Ge(0)] = option(0, "number of initial iterations that train only the value function")
+    ema: Annotated[float, Ge(0), Lt(1)] | None = option(
+        None, "decay of an average of the policy's weights, which the run then saves; null: none"
+    )
+    ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text (PPO-ptx); 0: off")
+    ptx_data: str | None = option(None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run")
+    ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
+    ptx_length: Annotated[int, Gt(1)] = option(256, "maximum tokens of a PPO-ptx text; longer texts are split")
     max_kl: Annotated[float, Gt(0)] | None = option(
-        None, "stop when the KL of an answer is above this", resume="may_grow"
+        None, "stop if the KL per answer exceeds this; null: never", resume="may_grow"
     )
     eval_every: Annotated[int, Gt(0)] = option(
         5,
@@ -46,7 +56,9 @@ class PPOConfig:
         resume=lambda config: "same" if config.keep == "best" else "may_change",
     )
     save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints", resume="may_change")
-    keep: Literal["last", "best"] = option("last", "the policy to keep: the last, or that of the best held-out score")
+    keep: Literal["last", "best"] = option(
+        "last", "the policy to save: the last one, or the one with the best held-out score"
+    )
 
 
 PROMPTS = "PPO reads its prompts by itself; ppo.batch_size says how many"

@@ -19,18 +19,20 @@ class ClipConfig:
     """The ``loss`` table of ``ppo-clip``."""
 
     cliprange: Annotated[float, Gt(0)] = option(
-        0.2, "a ratio of new to old probability counts from 1 - this to 1 + this"
+        0.2, "clip range of the probability ratio: 1 - cliprange to 1 + cliprange"
     )
-    value_cliprange: Annotated[float, Gt(0)] = option(0.2, "a value counts within this of the old one")
+    value_cliprange: Annotated[float, Gt(0)] = option(0.2, "clip range of a value around its old value")
     value_coef: Annotated[float, Ge(0)] = option(0.1, "weight of the value loss")
-    entropy_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the entropy, which is to stay high")
+    entropy_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the entropy bonus")
 
 
 @dataclass(frozen=True)
 class DualClipConfig(ClipConfig):
     """The ``loss`` table of ``ppo-dual-clip``."""
 
-    dual_clip: Annotated[float, Gt(1)] = option(3.0, "a bad token's loss is at most this many times its advantage")
+    dual_clip: Annotated[float, Gt(1)] = option(
+        3.0, "bounds the loss of a token with a negative advantage at this many times the advantage"
+    )
 
 
 def ppo_clip(config: ClipConfig) -> Callable[[PolicyBatch], LossOutput]:

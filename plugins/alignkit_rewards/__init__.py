@@ -14,32 +14,34 @@ from alignkit.generation import rankings
 class ModelConfig:
     """The ``reward`` table of ``reward-model``."""
 
-    path: str | None = option(None, "a run folder of stage rm; null: found, or trained first")
+    path: str | None = option(None, "a run folder of stage rm; null: the newest matching run, or train one first")
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """The ``reward`` table of ``classifier``."""
 
-    model: str | None = option(None, "a sequence-classification model or its PEFT adapter: a hub id or a folder")
-    label: int | str | None = option(None, "the label whose logit is the score, by name or index; null: the only one")
-    batch: int = option(16, "answers at a time")
+    model: str | None = option(None, "a sequence-classification model or a PEFT adapter of one: a hub id or a folder")
+    label: int | str | None = option(None, "the label whose logit is the score, by name or index; null: the only label")
+    batch: int = option(16, "answers per forward pass")
 
 
 @dataclass(frozen=True)
 class FunctionConfig:
     """The ``reward`` table of ``function``."""
 
-    call: str | None = option(None, "module:function, of two lists, prompts and answers, to a score each")
+    call: str | None = option(
+        None, "module:function; takes two lists, prompts and answers, and returns a score per answer"
+    )
 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
     """The ``reward`` table of ``ensemble``."""
 
-    paths: list[str] = option([], "run folders of stage rm, two or more")
-    by: Literal["mean", "min", "mean-std"] = option("mean", "how an answer's scores become one")
-    std_coef: Annotated[float, Ge(0)] = option(1.0, "how many standard deviations mean-std subtracts")
+    paths: list[str] = option([], "two or more run folders of stage rm")
+    by: Literal["mean", "min", "mean-std"] = option("mean", "how the scores of an answer are combined")
+    std_coef: Annotated[float, Ge(0)] = option(1.0, "the number of standard deviations that mean-std subtracts")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class SumConfig:
     """The ``reward`` table of ``sum``."""
 
     parts: list[dict[str, Any]] = option([], "rewards, each with its name, its weight (1 if unset) and its own keys")
-    path: str | None = option(None, "the run folder of each reward-model part that has no path of its own")
+    path: str | None = option(None, "the run folder of reward-model parts without a path of their own")
 
 
 def check_classifier(config: ClassifierConfig) -> None:
@@ -111,7 +113,7 @@ def alignkit_reward() -> list[Reward]:
     return [
         Reward(
             name="reward-model",
-            summary="a reward model that alignkit trained, on the policy's trunk where it can be",
+            summary="a reward model trained by alignkit, on the policy's base if possible",
             config=ModelConfig,
             build=rm,
             needs=lambda config: {"reward": "rm"},
@@ -132,7 +134,7 @@ def alignkit_reward() -> list[Reward]:
         ),
         Reward(
             name="ensemble",
-            summary="several reward models: their mean, their minimum, or the mean less the deviation",
+            summary="several reward models: mean, minimum, or mean minus standard deviation",
             config=EnsembleConfig,
             check=check_ensemble,
             build=ensemble,

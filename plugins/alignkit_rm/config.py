@@ -12,18 +12,20 @@ from alignkit import option
 class RMConfig:
     """What reward modelling has to set beside ``train``."""
 
-    max_length: Annotated[int, Gt(0)] = option(2048, "tokens of prompt and answer together")
+    max_length: Annotated[int, Gt(0)] = option(2048, "maximum tokens of prompt and answer together")
     too_long: Literal["error", "skip"] = option(
-        "error", "an answer over max_length: stop, or leave it out of its ranking"
+        "error", "an answer longer than max_length: stop, or leave it out of its ranking"
     )
-    shared_prompt: bool | None = option(None, "compute a prompt once for all its answers; null: where that is faster")
+    shared_prompt: bool | None = option(
+        None, "compute a prompt once for all its answers; null: if that is supported and faster"
+    )
     forward_tokens: Annotated[int, Gt(0)] | None = option(
         None,
-        "most tokens in one forward; batches over it are split and the loss stays the same; null: no limit",
+        "maximum tokens per forward pass; larger batches are split, with the same loss; null: no limit",
         resume="may_change",
     )
     normalise_on: Annotated[int, Gt(1)] = option(
-        256, "demonstrations on which the score shall have mean 0, deviation 1"
+        256, "number of demonstrations on which the score is normalised to mean 0, standard deviation 1"
     )
 
 
@@ -31,7 +33,7 @@ class RMConfig:
 class BradleyTerryConfig:
     """The ``loss`` table of ``bradley-terry``."""
 
-    margin: bool = option(True, "where the data give margins, a pair must differ by its margin (arXiv 2307.09288)")
+    margin: bool = option(True, "use the margins of the data, if they have any (arXiv 2307.09288)")
     centering: Annotated[float, Ge(0)] = option(
-        0.0, "times the mean square of a pair's summed scores is added, to keep scores near 0 (arXiv 2312.09244)"
+        0.0, "weight of the squared sum of a pair's scores, which keeps scores close to 0 (arXiv 2312.09244)"
     )

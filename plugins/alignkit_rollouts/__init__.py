@@ -13,7 +13,7 @@ class GenerateConfig:
     """The ``rollout`` table of ``generate`` and ``decode``."""
 
     batch: Annotated[int, Gt(0)] | None = option(
-        None, "answers sampled at a time, for the memory; null: all at once", resume="may_change"
+        None, "answers to sample at a time, to save memory; null: all at once", resume="may_change"
     )
 
 
@@ -38,12 +38,14 @@ def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
 @hookimpl
 def alignkit_rollout() -> list[Rollout]:
     return [
-        Rollout(name="generate", summary="padded batches of prompts", config=GenerateConfig, build=generate),
+        Rollout(
+            name="generate", summary="Transformers' generate, in padded batches", config=GenerateConfig, build=generate
+        ),
         Rollout(
             name="decode",
-            summary="a loop of its own: a prompt is computed once for its answers, ended answers leave the batch",
+            summary="a plain loop: computes a prompt once for its answers, drops finished answers",
             config=GenerateConfig,
             build=decode,
         ),
-        Rollout(name="continuous", summary="continuous batching over a paged cache", build=continuous),
+        Rollout(name="continuous", summary="Transformers' continuous batching with a paged cache", build=continuous),
     ]

@@ -12,6 +12,10 @@ from alignkit import option
 class SFTConfig:
     """What SFT has to set beside ``train``."""
 
-    max_length: Annotated[int, Gt(0)] = option(1024, "tokens of prompt and response together")
-    too_long: Literal["error", "skip", "cut"] = option("error", "rows over max_length: stop, skip them, or cut the end")
-    packing: bool = option(False, "fill each sequence up to max_length with several rows, which do not see each other")
+    max_length: Annotated[int, Gt(0)] = option(1024, "maximum tokens of prompt and response together")
+    too_long: Literal["error", "skip", "cut"] = option(
+        "error", "rows longer than max_length: stop, skip them, or truncate them"
+    )
+    packing: bool = option(
+        False, "pack several rows into each sequence of max_length; they do not attend to each other"
+    )

@@ -151,7 +151,7 @@ def test_a_run_with_two_reward_models_is_recorded_and_known_again(
     for again in (["--output", "out", *given], ["--config", "out/ppo/config.yaml"]):
         capsys.readouterr()
         assert main(["train", "--plugin", "ppo", *again]) == 0
-        assert "nothing to train: this run is there" in capsys.readouterr().out
+        assert "nothing to train: a finished run with these settings exists" in capsys.readouterr().out
 
 
 def combined(by: str, scores: tuple[float, ...]) -> float:

@@ -15,7 +15,7 @@ from alignkit import Loss, LossOutput, TokenLogps, hookimpl, option
 class Config:
     """The ``loss`` table."""
 
-    gamma: Annotated[float, Ge(0)] = option(2.0, "how much less an easy token counts; 0: all count the same")
+    gamma: Annotated[float, Ge(0)] = option(2.0, "how strongly easy tokens are down-weighted; 0: not at all")
 
 
 def build(config: Config) -> Callable[[TokenLogps], LossOutput]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Config:
     """The ``optimizer`` table."""
 
-    momentum: Annotated[float, Ge(0)] = option(0.9, "how much of the last step is in the next one")
-    nesterov: bool = option(False, "look ahead along the last step")
+    momentum: Annotated[float, Ge(0)] = option(0.9, "momentum factor")
+    nesterov: bool = option(False, "use Nesterov momentum")
 
 
 def build(config: Config, args: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Config:
     """The ``reward`` table."""
 
-    words: Annotated[int, Gt(0)] = option(40, "the length that scores best")
+    words: Annotated[int, Gt(0)] = option(40, "the length with the highest score, in words")
 
 
 def build(config: Config, run: Run) -> Callable[[Answers], list[float]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Config:
     """The ``my-thing`` table."""
 
-    max_length: Annotated[int, Gt(0)] = option(1024, "tokens of prompt and response together; the rest is cut off")
+    max_length: Annotated[int, Gt(0)] = option(1024, "maximum tokens of prompt and response; longer rows are truncated")
 
 
 def build(run: Run) -> Trainer:

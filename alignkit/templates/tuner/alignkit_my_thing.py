@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Config:
     """The ``tuner`` table."""
 
-    layers: Annotated[int, Gt(0)] = option(2, "how many layers are trained, counted from the last")
+    layers: Annotated[int, Gt(0)] = option(2, "number of layers to train, counted from the last")
 
 
 def load(config: Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def alignkit_data() -> list[DataFormat]:
     return [
         DataFormat(
             name="dolly",
-            summary="instruction, response, and perhaps context",
+            summary="instruction, response, and optionally context",
             fits=fields_of("instruction", "response"),
             convert=convert,
         )

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 class Ia3Config:
     """The ``tuner`` table of ``ia3``, by PEFT's names."""
 
-    target_modules: list[str] | None = option(None, "layers that are scaled; null: PEFT's for the architecture")
-    feedforward_modules: list[str] | None = option(None, "those whose input is scaled, not their output; null: PEFT's")
+    target_modules: list[str] | None = option(None, "layers to scale; null: PEFT's defaults for the architecture")
+    feedforward_modules: list[str] | None = option(
+        None, "layers that scale their input, not their output; null: PEFT's defaults"
+    )
 
 
 def load(config: Ia3Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 class LengthConfig:
     """The ``reward`` table of ``length-controlled``."""
 
-    of: dict[str, Any] = option({"name": "reward-model"}, "the reward whose scores they are: its name and keys")
-    path: str | None = option(None, "the run folder of a reward-model in it; null: found, or trained first")
-    strength: Annotated[float, Ge(0), Le(1)] = option(1.0, "the share of the effect that is taken off")
-    scale: Literal["linear", "log"] = option("log", "tokens as they are, or their logarithm: the hundredth counts less")
-    fewest: Annotated[int, Ge(3)] = option(16, "smaller batches are left as they are: few points tell no slope")
+    of: dict[str, Any] = option({"name": "reward-model"}, "the inner reward: its name and its own settings")
+    path: str | None = option(
+        None, "the run folder of an inner reward model; null: the newest matching run, or train one first"
+    )
+    strength: Annotated[float, Ge(0), Le(1)] = option(1.0, "the share of the length effect that is removed")
+    scale: Literal["linear", "log"] = option("log", "fit the scores to the length in tokens, or to its logarithm")
+    fewest: Annotated[int, Ge(3)] = option(16, "minimum batch size; smaller batches are not corrected")
 
 
 def without_length(scores: Sequence[float], lengths: Sequence[int], config: LengthConfig) -> list[float]:
@@ -63,7 +65,7 @@ def alignkit_reward() -> list[Reward]:
     return [
         Reward(
             name="length-controlled",
-            summary="another reward with the effect of length taken off",
+            summary="another reward with the effect of length removed",
             config=LengthConfig,
             build=build,
             parts="of",

@@ -82,7 +82,7 @@ class JudgedLogps:
 class KtoLossConfig:
     """The ``loss`` table of ``kto``."""
 
-    beta: Annotated[float, Gt(0)] = option(0.1, "how strongly the policy is held at the reference")
+    beta: Annotated[float, Gt(0)] = option(0.1, "strength of the penalty for moving away from the reference")
     good_weight: Annotated[float, Ge(0)] = option(1.0, "weight of good answers")
     bad_weight: Annotated[float, Ge(0)] = option(1.0, "weight of bad answers")
 
@@ -124,7 +124,7 @@ def alignkit_stage() -> list[Stage]:
     return [
         Stage(
             name="kto",
-            summary="preference tuning on answers that are good or bad, each by itself",
+            summary="KTO: preference tuning on single answers labelled good or bad",
             config=KtoConfig,
             build=build,
             rows=(Ranking, Judgement),
@@ -154,7 +154,7 @@ def alignkit_data() -> list[DataFormat]:
     return [
         DataFormat(
             name="judgements",
-            summary="label (true or false) beside prompt and completion, or beside messages",
+            summary="label (true or false) with prompt and completion, or with messages",
             fits=lambda row: max(fields_of("prompt", "completion", "label")(row), fields_of("messages", "label")(row)),
             convert=judgement,
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class MuonConfig:
     """The ``optimizer`` table of ``muon``; AdamW's settings are ``train.adam_beta1`` and so on."""
 
-    momentum: Annotated[float, Ge(0), Lt(1)] = option(0.95, "of the matrices' gradients")
+    momentum: Annotated[float, Ge(0), Lt(1)] = option(0.95, "momentum for the hidden matrices")
     ns_steps: Annotated[int, Gt(0), Lt(100)] = option(5, "Newton-Schulz steps that make an update orthogonal")
 
 
