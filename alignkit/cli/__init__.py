@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a pipe that lacks a character must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments  # taken anywhere, before or after the command
     if debug:
         os.environ["ALIGNKIT_DEBUG"] = "1"
