@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,12 +191,8 @@ def test_a_path_that_cannot_be_used_is_one_line(
     assert len(told.splitlines()) == (1 if status else 0)
 
 
-def test_a_terminal_that_lacks_a_character_does_not_end_a_command(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    (data := tmp_path / "é.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n' * 2)
-    command = [sys.executable, "-m", "alignkit", "check", "--plugin", "sft", "data.eval_size=0"]
-    command += ["--model", str(tiny_model()), "--data", str(data)]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
-    assert done.returncode == 0, done.stderr
-    assert b".jsonl (format prompt-completion)" in done.stdout
+def test_a_terminal_that_lacks_a_character_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), encoding="ascii"))
+    assert main(["--help"]) == 0
+    print("accuracy 0.5 ± 0.1", flush=True)  # as a run does
+    assert rb"accuracy 0.5 \xb1 0.1" in written.getvalue()
