@@ -66,7 +66,10 @@ def _check_prompt(settings: Any, length: int, where: str, stage: str, positions:
     """Whether a prompt is one that the stage takes, and leaves room for the answer that is sampled after it."""
     longest, room = getattr(settings, "max_prompt_length", None), getattr(settings, "response_length", 0)
     if longest is not None and length > longest:
-        raise DataError(f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}")
+        raise DataError(
+            f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}. Raise it, or remove the "
+            "row"
+        )
     if positions is not None and length + room > positions:
         raise DataError(
             f"{where}: {length + room} tokens with {stage}.response_length={room} are more than the {positions} "

@@ -66,7 +66,10 @@ def encode(run: Run, rows: list[Any], config: PPOConfig) -> list[Prompted]:
     )
     for where, prompted in encoded:
         if len(prompted.ids) > config.max_prompt_length:
-            raise DataError(f"{where}: the prompt has {len(prompted.ids)} tokens, over ppo.max_prompt_length")
+            raise DataError(
+                f"{where}: the prompt has {len(prompted.ids)} tokens, over ppo.max_prompt_length="
+                f"{config.max_prompt_length}. Raise it, or remove the row"
+            )
     check_fit(
         run, ((where, prompted.ids) for where, prompted in encoded), config.response_length, "ppo.response_length"
     )
