@@ -67,8 +67,8 @@ def _check_prompt(settings: Any, length: int, where: str, stage: str, positions:
     longest, room = getattr(settings, "max_prompt_length", None), getattr(settings, "response_length", 0)
     if longest is not None and length > longest:
         raise DataError(
-            f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}. Raise it, or remove the "
-            "row"
+            f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}. Raise it, or remove "
+            "the row"
         )
     if positions is not None and length + room > positions:
         raise DataError(
