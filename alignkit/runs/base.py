@@ -191,7 +191,8 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
     try:
         if head:
             model = AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)
-            _head_in_fp32(model, located)
+            if hasattr(model, "score"):
+                head_in_fp32(model, located)
         else:
             model = AutoModelForCausalLM.from_pretrained(located, **kwargs)
     except (OSError, ValueError, ImportError) as error:
@@ -199,18 +200,22 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
     return without_repacking(model)
 
 
-def _head_in_fp32(model: Any, located: str) -> None:
-    """Give a scalar head fp32 weights, those in the files unrounded: in bf16, answers that differ get equal scores."""
+def head_in_fp32(model: Any, located: str) -> None:
+    """Give what follows the trunk fp32 weights, those in the files unrounded.
+
+    In bf16, answers that differ get equal scores.
+    """
     from safetensors import safe_open
 
-    if not hasattr(model, "score"):
-        return
-    model.score.float()
+    trunk = f"{model.base_model_prefix}."
+    head = {name: parameter for name, parameter in model.named_parameters() if not name.startswith(trunk)}
+    for parameter in head.values():
+        parameter.data = parameter.data.float()
     folder = folder_of(located)
     for file in sorted(folder.glob("*.safetensors")) if folder else []:
         with safe_open(file, "pt") as tensors:
-            if "score.weight" in tensors.keys():  # noqa: SIM118
-                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))
+            for name in head.keys() & set(tensors.keys()):
+                head[name].data.copy_(tensors.get_tensor(name))
 
 
 def without_repacking(model: PreTrainedModel) -> PreTrainedModel:

@@ -62,8 +62,10 @@ Score rows with `alignkit score FOLDER FILE`, or load it with plain Transformers
 _LOAD_REWARD = """import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("FOLDER", num_labels=1, pad_token_id={pad})
-model.float()  # the head is fp32, and so is the score
+# the head is fp32, and so is the score
+model = AutoModelForSequenceClassification.from_pretrained(
+    "FOLDER", num_labels=1, pad_token_id={pad}, dtype="float32"
+)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)

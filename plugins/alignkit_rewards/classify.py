@@ -103,11 +103,11 @@ def load(name: str, run: Run) -> tuple[Any, str]:
                 f"reward.model: {name} is no trained classifier, its files have no {', '.join(missing[:3])}"
                 f"{' and others' if len(missing) > 3 else ''}"
             )
-        if adapter:
+        head_in_fp32(model, whole)
+        if adapter:  # its own head is fp32 as the one that it takes the place of
             model = PeftModel.from_pretrained(model, located)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise AlignkitError(f"reward.model: {name} could not be loaded: {one_line(error)}") from error
-    head_in_fp32(model.get_base_model() if adapter else model)
     return model.eval().to(run.device), whole if adapter and not _has_tokenizer(located) else located
 
 
@@ -116,11 +116,12 @@ def _has_tokenizer(located: str) -> bool:
     return folder is None or (folder / "tokenizer_config.json").exists()
 
 
-def head_in_fp32(model: Any) -> None:
+def head_in_fp32(model: Any, located: str) -> None:
     """Have what follows the trunk compute in fp32: in bf16 only 128 scores lie between 1 and 2."""
+    base.head_in_fp32(model, located)
     for name, module in model.named_children():
         if name != model.base_model_prefix:
-            module.float().register_forward_pre_hook(
+            module.register_forward_pre_hook(
                 lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs)
             )
 

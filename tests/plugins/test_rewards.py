@@ -8,6 +8,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from alignkit.cli import main
 from alignkit.cli.common import read_arguments
 from alignkit.runs.plan import pipeline
 from alignkit.testing import DEMONSTRATIONS
+from alignkit_rewards import classify
 
 PROMPTS = [f"p{n}" for n in range(8)]
 TEXTS = ["e e e", "b", "e c", "b b b b e", "c", "e", "b c e", "c c"]
@@ -408,6 +410,23 @@ def test_the_head_of_a_bf16_classifier_computes_in_fp32(folder: Path) -> None:
 
     assert scores == pytest.approx(logits(model, "half")[:, 0].tolist(), abs=1e-6)
     assert any(torch.tensor(one).bfloat16().item() != one for one in scores)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_head_saved_in_fp32_is_not_rounded_beside_a_bf16_trunk(folder: Path, adapter: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = classifier_at("half", folder / "base", ["GOOD"], dtype=torch.bfloat16)
+    if adapter:
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    head = next(p for name, p in model.named_parameters() if "score" in name and "original" not in name)
+    head.data = torch.randn(head.shape)
+    model.save_pretrained("judge" if adapter else "half")
+    run: Any = SimpleNamespace(say=print, device="cpu")
+    opened, _ = classify.load("judge" if adapter else "half", run)
+
+    assert opened.get_input_embeddings().weight.dtype is torch.bfloat16
+    assert any(torch.equal(p, head) for name, p in opened.named_parameters() if "score" in name)
 
 
 def test_prompts_that_a_classifier_cannot_read_are_named_before_the_start(
