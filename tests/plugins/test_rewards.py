@@ -415,8 +415,10 @@ def test_the_head_of_a_bf16_classifier_computes_in_fp32(folder: Path) -> None:
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_head_saved_in_fp32_is_not_rounded_beside_a_bf16_trunk(folder: Path, adapter: bool) -> None:
     from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
 
-    model = classifier_at("half", folder / "base", ["GOOD"], dtype=torch.bfloat16)
+    classifier_at("half", folder / "base", ["GOOD"], dtype=torch.bfloat16)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(Path("half").absolute(), dtype="auto")
     if adapter:
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
     head = next(p for name, p in model.named_parameters() if "score" in name and "original" not in name)
