@@ -52,7 +52,7 @@ def compare(
             raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
     overrides = [word for word in runs if "=" in word and not Path(word).exists()]
     if reward is None and (given := [*plugin, *overrides]):
-        raise ConfigError(f"compare: {given[0]} does nothing without --reward NAME, which says what scores the answers")
+        raise ConfigError(f"compare: {given[0]} has no effect without --reward NAME")
     found = comparison.runs_of([word for word in runs if word not in overrides])
     judge = judges.named("--reward", reward, plugin, overrides) if reward else comparison.newest_judge(found)
     asked = comparison.prompts_of(data, found, limit)
@@ -60,7 +60,7 @@ def compare(
     if asked.trained_on:
         typer.echo(f"{asked.trained_on} of them are prompts that one of these runs was trained on", err=True)
     for why in asked.unknown:
-        typer.echo(f"what it was trained on is not known: {why}", err=True)
+        typer.echo(f"its training data are unknown: {why}", err=True)
     common.quiet()
     from alignkit.evaluation.answering import Asked, answer, score
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 # keys that no stage takes, and what to do instead
 REFUSED = {
     # alignkit sets them
-    "output_dir": "say output",
-    "optim": "say optimizer.name",
-    "resume_from_checkpoint": "say --resume",
+    "output_dir": "set output",
+    "optim": "set optimizer.name",
+    "resume_from_checkpoint": "use --resume",
     "do_train": "alignkit train trains",
-    "do_eval": "say train.eval_strategy",
+    "do_eval": "set train.eval_strategy",
     "do_predict": "alignkit has no such step",
     "disable_tqdm": "alignkit draws its own progress bar",
     "remove_unused_columns": "a stage knows its columns",
@@ -270,13 +270,13 @@ def check_together(train: Mapping[str, Any]) -> None:
     """Whether the values of a whole ``train`` table, its defaults included, go together.
 
     Raises:
-        ConfigError: two contradict each other, or one does nothing without another.
+        ConfigError: two contradict each other, or one has no effect without another.
     """
     if train.get("bf16") and train.get("fp16"):
         raise ConfigError("train.bf16 and train.fp16 are both true: a run computes in one number format")
     for name, others in WITH.items():
         if train.get(name) and not any(train.get(other) for other in others):
-            raise ConfigError(f"train.{name} does nothing without train.{others[0]}")
+            raise ConfigError(f"train.{name} has no effect without train.{others[0]}")
     for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         for name in train[key] if isinstance(train.get(key), Mapping) else ():
             if name not in CHECKPOINTING:

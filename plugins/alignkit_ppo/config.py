@@ -106,6 +106,6 @@ def check(config: PPOConfig) -> None:
             f"ppo.batch_size={config.batch_size} cannot be split into ppo.minibatches={config.minibatches}"
         )
     if config.ptx_data is not None and not config.ptx_coef:
-        raise ConfigError("ppo.ptx_data does nothing without ppo.ptx_coef")
+        raise ConfigError("ppo.ptx_data has no effect without ppo.ptx_coef")
     if config.keep == "best" and config.ema is not None:
         raise ConfigError("ppo.keep=best keeps a policy that was evaluated and ppo.ema an average: choose one")

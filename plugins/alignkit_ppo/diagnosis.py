@@ -64,7 +64,9 @@ class Watch:
         never = self.ends and logs["eos_rate"] < 0.05
         self._warn("eos", never, "almost no answer ends: raise ppo.response_length or train SFT longer")
         grew = logs["length"] > 2 * first["length"] and logs["score"] > first["score"]
-        self._warn("length", grew, "answers are twice as long as at first and score higher: the reward may like length")
+        self._warn(
+            "length", grew, "answers are twice as long as at first and score higher: the reward may favour length"
+        )
 
     def _warn(self, what: str, bad: bool, why: str) -> None:
         if bad and what not in self.warned:

@@ -43,7 +43,7 @@ def examples(run: Run, config: PPOConfig) -> list[Example]:
         source = replace(run.config.data, path=config.ptx_data, format=None, eval_path=None)
         rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
     if not all(isinstance(row, Text | Demonstration) for _, row in rows):
-        raise AlignkitError("ppo.ptx_coef: the policy was trained on no texts: say ppo.ptx_data")
+        raise AlignkitError("ppo.ptx_coef: the policy was trained on no texts: set ppo.ptx_data")
     encoded = encode_each(
         run,
         rows,
@@ -65,7 +65,7 @@ def examples(run: Run, config: PPOConfig) -> list[Example]:
         run.say(f"{over} of {of} demonstrations are over ppo.ptx_length={config.ptx_length}: left out")
     found = [example for example in found if any(example.learnt)]
     if not found:
-        raise ConfigError("ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data")
+        raise ConfigError("ppo.ptx_coef: there is no text to learn from: set ppo.ptx_data")
     return found
 
 

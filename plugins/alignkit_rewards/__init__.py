@@ -68,7 +68,7 @@ def check_ensemble(config: EnsembleConfig) -> None:
     if len(set(config.paths)) < 2 or len(set(config.paths)) < len(config.paths):
         raise ConfigError("reward 'ensemble' needs reward.paths: two or more different run folders of stage rm")
     if config.std_coef != 1.0 and config.by != "mean-std":
-        raise ConfigError("reward.std_coef does nothing without reward.by=mean-std")
+        raise ConfigError("reward.std_coef has no effect without reward.by=mean-std")
 
 
 def check_sum(config: SumConfig) -> None:

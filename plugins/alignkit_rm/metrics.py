@@ -67,7 +67,7 @@ def verdict(metrics: dict[str, float]) -> str:
     """One line: whether this reward is usable for PPO, and why not."""
     accuracy, error = metrics["eval_accuracy"], metrics.get("eval_accuracy_error")
     if error is None:
-        return "whether it is usable for PPO is not known: one held-out prompt tells nothing of others"
+        return "usability for PPO is unknown: one held-out prompt is not enough"
     told = f"{accuracy:.1%} ± {error:.1%} of {metrics['eval_pairs']:.0f} held-out pairs are ordered rightly"
     if accuracy - 2 * error <= 0.5:
         return f"not usable for PPO: {told}, which is no better than chance"
@@ -77,7 +77,7 @@ def verdict(metrics: dict[str, float]) -> str:
     if abs(metrics["eval_length_correlation"]) > 0.7:
         cautions.append(f"the score follows length (correlation {metrics['eval_length_correlation']:.2f})")
     if metrics["eval_ece"] > 0.15:
-        cautions.append(f"differences say little about how sure it is (calibration error {metrics['eval_ece']:.2f})")
+        cautions.append(f"score differences are poorly calibrated (calibration error {metrics['eval_ece']:.2f})")
     return f"usable for PPO with care: {told}, but {'; '.join(cautions)}" if cautions else f"usable for PPO: {told}"
 
 

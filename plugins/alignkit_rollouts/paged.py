@@ -83,7 +83,7 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
     if torch.is_autocast_enabled(kind) and inner.dtype is not torch.get_autocast_dtype(kind):
         wanted, weights = (str(d).removeprefix("torch.") for d in (torch.get_autocast_dtype(kind), inner.dtype))
         raise AlignkitError(
-            f"rollout 'continuous' cannot compute in {wanted} with weights in {weights}: say rollout.name=generate"
+            f"rollout 'continuous' cannot compute in {wanted} with weights in {weights}: set rollout.name=generate"
         )
     greedy = GenerationConfig(max_new_tokens=CHECKED, do_sample=False, eos_token_id=-1, pad_token_id=pad)
     with torch.no_grad():

@@ -136,7 +136,7 @@ def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
         ("", ["sft.maxlength=3"], "unknown key sft.maxlength. Did you mean 'max_length'?"),
         ("", ["data.pth=x"], "unknown key data.pth. Did you mean 'path'?"),
         ("", ["train.lerning_rate=1"], "unknown key train.lerning_rate. Did you mean 'learning_rate'?"),
-        ("", ["train.optim=adamw"], "train.optim is not for the train table: say optimizer.name"),
+        ("", ["train.optim=adamw"], "train.optim is not for the train table: set optimizer.name"),
         ("", ["tuner.r=many"], "tuner.r: Input should be a valid integer"),
         ("", ["train.max_steps=many"], "train.max_steps: Input should be a valid integer"),
         ("", ["data.on_bad_row=maybe"], "data.on_bad_row: Input should be 'error' or 'skip'"),

@@ -408,8 +408,8 @@ def test_a_value_head_is_as_wide_as_the_states_that_a_trunk_gives(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data does nothing without ppo.ptx_coef"),
-        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: say ppo.ptx_data"),
+        (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data has no effect without ppo.ptx_coef"),
+        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: set ppo.ptx_data"),
         (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3"),
         (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
         (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),

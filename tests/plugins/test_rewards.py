@@ -274,7 +274,7 @@ def test_the_parts_of_a_sum_are_checked_before_anything_is_trained(
         (["reward.paths=[lora-a/rm]"], "needs reward.paths: two or more different run folders"),
         (["reward.paths=[lora-a/rm, lora-a/rm]"], "needs reward.paths: two or more different run folders"),
         (["reward.paths=[lora-a/rm, lora/sft]"], "reward.paths: lora/sft is a policy (stage sft), not a reward"),
-        (["reward.paths=[lora-a/rm, lora-b/rm]", "reward.std_coef=2"], "does nothing without reward.by=mean-std"),
+        (["reward.paths=[lora-a/rm, lora-b/rm]", "reward.std_coef=2"], "has no effect without reward.by=mean-std"),
     ],
 )
 def test_an_ensemble_is_checked_before_anything_is_trained(
@@ -621,4 +621,4 @@ def test_compare_takes_rewards_of_plugins(
     rows = [json.loads(line) for line in Path("table.jsonl").read_text().splitlines()]
     assert [row["score"] for row in rows] == pytest.approx([2 * row["length"] for row in rows])
     assert main([*given, "--plugin", "odd"]) == 2
-    assert "odd does nothing without --reward NAME" in capsys.readouterr().err
+    assert "odd has no effect without --reward NAME" in capsys.readouterr().err

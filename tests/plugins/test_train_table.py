@@ -142,8 +142,8 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["lr_scheduler_type=cosin"], "lr_scheduler_type: Input should be 'linear', 'cosine'"),
         (["eval_strategy=stpes"], "eval_strategy: Input should be 'no', 'steps' or 'epoch'"),
         (["bf16=true", "fp16=true"], "train.bf16 and train.fp16 are both true"),
-        (["gradient_checkpointing_kwargs={use_reentrant: false}"], "does nothing without train.activation_checkpoint"),
-        (["dataloader_persistent_workers=true"], "does nothing without train.dataloader_num_workers"),
+        (["gradient_checkpointing_kwargs={use_reentrant: false}"], "has no effect without train.activation_checkpoint"),
+        (["dataloader_persistent_workers=true"], "has no effect without train.dataloader_num_workers"),
         (
             ["activation_checkpointing=true", "activation_checkpointing_kwargs={every: 2}"],
             "kwargs.every. Known here: every_n",
