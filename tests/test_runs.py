@@ -268,8 +268,9 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on_from_there(
     )
     _wait_for(lambda: bool(_checkpoints(tmp_path / "cut")), process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    lines, errors = process.communicate()
     assert process.returncode == 130
+    assert "stopping after this step" in lines
     assert "The same command with --resume goes on" in errors
     subprocess.run(command("lora", str(tmp_path / "cut"), "--resume"), check=True, capture_output=True)
 

@@ -159,6 +159,7 @@ class Interrupt(TrainerCallback):
     def _ask(self, *_: Any) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self.former)
+        self.run.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.asked and state.global_step % self.run.steps_between_checkpoints == 0:
