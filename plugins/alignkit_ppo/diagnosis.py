@@ -26,21 +26,31 @@ def first_answers(log_ratio: Tensor, mask: Tensor, exact: bool) -> None:
         )
 
 
-def first_step(batch: PolicyBatch, model: Any, exact: bool) -> None:
+def first_step(batch: PolicyBatch, model: Any, exact: bool, again: Callable[[], Tensor]) -> str | None:
     """At the first step the policy is still the one that sampled; ``exact`` is whether it computes in fp32.
 
+    In 16 bits, log-probabilities change a little with the shape of the batch. ``again`` gives those of this very batch
+    [B, T], as they are computed when answers are scored: where they agree, the difference is rounding. Returns a line
+    about it, where there is something to say.
+
     Raises:
-        AlignkitError: it is not, which makes everything after it wrong; names the cause.
+        AlignkitError: the policy is another, which makes everything after it wrong; names the cause.
     """
     dropout = [name for name, m in model.named_modules() if type(m).__name__ == "Dropout" and m.p > 0]
     if dropout:
         raise AlignkitError(f"dropout is on in {dropout[0]}: log-probabilities would not be those of the sampling")
     off = float((batch.logps.detach() - batch.old_logps)[batch.mask].abs().mean())
-    if off > (1e-4 if exact else 0.03):
-        raise AlignkitError(
-            f"the policy's log-probabilities in training differ from those before it by {off:.2g} at the first step: "
-            "something makes its forward differ from call to call"
+    if off <= (1e-4 if exact else 0.03):
+        return None
+    if not exact and off <= 0.2 and float((batch.logps.detach() - again())[batch.mask].abs().mean()) <= 0.01:
+        return (
+            f"the policy's log-probabilities differ by {off:.2g} a token between batches of different shapes, by rounding "
+            "in 16 bits. train.bf16=false avoids it, and is slower"
         )
+    raise AlignkitError(
+        f"the policy's log-probabilities in training differ from those before it by {off:.2g} at the first step: "
+        "something makes its forward differ from call to call"
+    )
 
 
 def value_only(batch: PolicyBatch) -> PolicyBatch:

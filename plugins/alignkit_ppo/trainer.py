@@ -194,13 +194,22 @@ class PPOTrainer(RolesTrainer):
             num_tokens=num_items_in_batch,
         )
         if self.state.global_step == 0 and not self.microbatches:
-            diagnosis.first_step(batch, self.model, self.collector.exact)
+            self._check_first_step(batch, model, sequences)
         if self.iteration < self.config.value_warmup:
             batch = diagnosis.value_only(batch)
         found = self.loss(batch)
         share = batch.mask.sum() / num_items_in_batch  # of the step; the metrics are shares of its means too
         self.means.add({name: value / share.clamp(min=1e-12) for name, value in found.metrics.items()}, share)
         return found.loss * self.accelerator.num_processes  # DDP averages gradients; the tokens are of every process
+
+    def _check_first_step(self, batch: PolicyBatch, model: Any, sequences: Sequences) -> None:
+        @torch.no_grad()
+        def again() -> Tensor:
+            logps: Tensor = self.accelerator.unwrap_model(model)(sequences, ("policy",))["policy"].logps
+            return logps
+
+        if line := diagnosis.first_step(batch, self.model, self.collector.exact, again):
+            self.run.say(line)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the iteration's figures to what the Trainer logs."""

@@ -256,12 +256,25 @@ def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() 
     diagnosis.first_answers(torch.zeros(1, 3), ONES, exact=True)
     with pytest.raises(AlignkitError, match="the reference is not the model"):
         diagnosis.first_answers(torch.full((1, 3), 0.01), ONES, exact=True)
-    batch = policy_batch([1.0], [0.0], [0.0], [0.0])
-    diagnosis.first_step(batch, torch.nn.Linear(1, 1), exact=True)
+    model, batch = torch.nn.Linear(1, 1), policy_batch([1.0], [0.0], [0.0], [0.0])
+    assert diagnosis.first_step(batch, model, True, again=lambda: batch.logps) is None
     with pytest.raises(AlignkitError, match="dropout is on in 0"):
-        diagnosis.first_step(batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), exact=True)
+        diagnosis.first_step(batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, again=lambda: batch.logps)
+    other = policy_batch([1.1], [0.0], [0.0], [0.0])
     with pytest.raises(AlignkitError, match="differ from call to call"):
-        diagnosis.first_step(policy_batch([1.1], [0.0], [0.0], [0.0]), torch.nn.Linear(1, 1), exact=True)
+        diagnosis.first_step(other, model, True, again=lambda: other.logps)
+
+
+def test_in_16_bits_a_difference_between_shapes_is_rounding_and_one_between_calls_is_not() -> None:
+    model, batch = torch.nn.Linear(1, 1), policy_batch([1.05], [0.0], [0.0], [0.0])
+    line = diagnosis.first_step(batch, model, False, again=lambda: batch.logps)
+    assert line is not None
+    assert "differ by 0.049 a token between batches of different shapes" in line
+    with pytest.raises(AlignkitError, match="differ from call to call"):
+        diagnosis.first_step(batch, model, False, again=lambda: batch.old_logps)
+    far = policy_batch([1.5], [0.0], [0.0], [0.0])
+    with pytest.raises(AlignkitError, match="differ from call to call"):  # far too much for rounding
+        diagnosis.first_step(far, model, False, again=lambda: far.logps)
 
 
 def test_a_large_kl_coefficient_keeps_the_policy_where_it_was(folder: Path) -> None:
