@@ -44,8 +44,8 @@ def first_step(batch: PolicyBatch, model: Any, exact: bool, again: Callable[[], 
         return None
     if not exact and off <= 0.2 and float((batch.logps.detach() - again())[batch.mask].abs().mean()) <= 0.01:
         return (
-            f"the policy's log-probabilities differ by {off:.2g} a token between batches of different shapes, by rounding "
-            "in 16 bits. train.bf16=false avoids it, and is slower"
+            f"the policy's log-probabilities differ by {off:.2g} a token between batches of different shapes, by "
+            "rounding in 16 bits. train.bf16=false avoids it, and is slower"
         )
     raise AlignkitError(
         f"the policy's log-probabilities in training differ from those before it by {off:.2g} at the first step: "
