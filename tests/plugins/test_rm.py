@@ -579,7 +579,7 @@ def test_one_held_out_prompt_tells_nothing_and_is_written_as_json(train_rm: Call
 
     for text in [(folder / "alignkit.json").read_text(), *(folder / "metrics.jsonl").read_text().splitlines()]:
         json.loads(text, parse_constant=refuse)
-    assert record(folder)["verdict"].startswith("whether it is usable for PPO is not known")
+    assert record(folder)["verdict"].startswith("usability for PPO is unknown")
 
 
 def test_rows_of_one_prompt_are_one_prompt_in_the_error() -> None:
