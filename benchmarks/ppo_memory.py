@@ -169,7 +169,7 @@ def with_tensors(shape: str, tuner: str, options: argparse.Namespace) -> Parts:
                 value, trained = model, [*model.parameters()]
             else:
                 weights, trained = weights + size([*value.parameters()]), [*model.parameters(), *value.parameters()]
-            adapters, unpacked = 3 * size([*head.parameters()]), 0
+            in_adapters, unpacked = 3 * size([*head.parameters()]), 0
         else:
             model = value = lora.wrap(lora.LoraConfig(), model, "policy")
             one = size([p for p in model.parameters() if p.requires_grad])
@@ -177,7 +177,7 @@ def with_tensors(shape: str, tuner: str, options: argparse.Namespace) -> Parts:
             if options.value == "adapter":
                 adapters.copy_adapter(model, "default", "role_value", trained=True)
             trained = [p for p in model.parameters() if p.requires_grad]
-            adapters, unpacked = size(trained) + 2 * one + 3 * size([*head.parameters()]), 0
+            in_adapters, unpacked = size(trained) + 2 * one + 3 * size([*head.parameters()]), 0
             if tuner == "qlora":
                 packed = linears(model)
                 weights += sum(nf4_bytes(m.weight.numel()) - size([m.weight]) for m in packed)
@@ -188,7 +188,7 @@ def with_tensors(shape: str, tuner: str, options: argparse.Namespace) -> Parts:
     optimizer = state_bytes([p.numel() for p in trained], options.optimizer)
     return Parts(
         weights,
-        adapters,
+        in_adapters,
         optimizer,
         sample(model, options) + unpacked,
         train(model, value, head, options) + unpacked,
