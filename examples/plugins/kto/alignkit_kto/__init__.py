@@ -49,7 +49,7 @@ def judgement(row: Mapping[str, Any]) -> Judgement:
     if not isinstance(row["label"], bool):
         raise DataError(f"'label' must be true or false, not {row['label']!r}")
     read = convert.messages if row.get("messages") is not None else convert.prompt_completion
-    demonstration = read(row)
+    demonstration = read({key: value for key, value in row.items() if key != "label"})
     *prompt, answer = demonstration.messages
     if demonstration.tools or "tool_calls" in answer:
         raise DataError("tools and tool_calls: only answers in text can be judged")
