@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import manifest
+from alignkit.training.meters import last_logged
 
 if TYPE_CHECKING:
     from alignkit.training.run import Run
@@ -37,8 +38,7 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        seen = [log["num_tokens"] for log in state.log_history if "num_tokens" in log]
-        self.tokens = (seen[-1] if seen else 0.0, time.monotonic())
+        self.tokens = (last_logged(state, "num_tokens"), time.monotonic())
         if state.is_world_process_zero and self.console.is_terminal:
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
             self.bar = Bar(TextColumn(self.name), *columns, console=self.console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -14,6 +13,7 @@ from alignkit import DataError, TokenLogps
 from alignkit.data.chat_template import IGNORE, encode
 from alignkit.data.encoding import check_fit, encode_each
 from alignkit.models import fused_head
+from alignkit.training.meters import Means, last_logged
 from alignkit_sft import packing
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class SFTTrainer(trl.SFTTrainer):
                 p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
-        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self.means = {mode: Means(self.accelerator) for mode in ("train", "eval")}  # over tokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -105,18 +105,19 @@ class SFTTrainer(trl.SFTTrainer):
         outputs = fused_head.forward(model, inputs)
         tokens = outputs.label_mask.sum()
         counted = num_items_in_batch is not None and model.training
-        in_step = torch.as_tensor(num_items_in_batch) if counted else tokens
-        output = self.loss(TokenLogps(outputs.log_probs, outputs.label_mask, in_step.clamp(min=1)))
+        step_tokens = torch.as_tensor(num_items_in_batch) if counted else tokens
+        output = self.loss(TokenLogps(outputs.log_probs, outputs.label_mask, step_tokens.clamp(min=1)))
         loss = output.loss
-        self._count(
-            "train" if model.training else "eval",
-            tokens=tokens,
-            seen=inputs["input_ids"].numel() if "attention_mask" not in inputs else inputs["attention_mask"].sum(),
-            nll=-outputs.log_probs.sum(),
-            correct=outputs.is_top1.sum(),
-            loss=loss * tokens,
-            **{f"metric/{name}": value * in_step for name, value in output.metrics.items()},
-        )
+        metrics = {
+            "mean_token_accuracy": outputs.is_top1.sum() / tokens,
+            **{name: value * step_tokens / tokens for name, value in output.metrics.items()},  # each a share of a step's
+        }
+        if model.training:
+            self.means["train"].add(metrics, tokens)
+            self.means["train"].count(num_tokens=_input_tokens(inputs))
+        else:  # the Trainer's own loss is a mean over batches, which gives short answers more weight
+            metrics |= {"loss": loss, "perplexity": -outputs.log_probs.sum() / tokens}  # `log` takes its exponential
+            self.means["eval"].add(metrics, tokens)
         if counted:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
         if self.aux_loss_enabled and model.training:
@@ -136,26 +137,21 @@ class SFTTrainer(trl.SFTTrainer):
             inputs["labels"] = labels.masked_fill(row >= there, IGNORE)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
-    def _count(self, mode: str, **sums: Any) -> None:
-        for name, value in sums.items():
-            self._sums[mode][name] += torch.as_tensor(value, device=self.args.device).detach().float()
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add means over tokens, of all microbatches and ranks, to what the Trainer logs."""
-        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        sums = {name: self.accelerator.reduce(value).item() for name, value in self._sums[mode].items()}
-        self._sums[mode].clear()
-        prefix = "eval_" if mode == "eval" else ""
-        if tokens := sums.get("tokens"):
-            logs[f"{prefix}mean_token_accuracy"] = sums["correct"] / tokens
-            logs.update(
-                {prefix + n.removeprefix("metric/"): v / tokens for n, v in sums.items() if n.startswith("metric/")}
-            )
-            if mode == "eval":  # the Trainer's own is a mean over batches, which weighs short answers more
-                logs["eval_loss"] = sums["loss"] / tokens
-                logs["eval_perplexity"] = math.exp(min(sums["nll"] / tokens, 700))
-            else:
-                former = [log["num_tokens"] for log in self.state.log_history if "num_tokens" in log]
-                self._total_train_tokens = (former[-1] if former else 0) + int(sums["seen"])
-                logs["num_tokens"] = self._total_train_tokens
+        """Add means over the tokens of all microbatches and processes to what the Trainer logs."""
+        if any(key.startswith("eval_") for key in logs):
+            metrics = self.means["eval"].take()
+            if "perplexity" in metrics:
+                metrics["perplexity"] = math.exp(min(metrics["perplexity"], 700))
+            logs.update({f"eval_{name}": value for name, value in metrics.items()})
+        else:
+            metrics = self.means["train"].take()
+            if "num_tokens" in metrics:
+                metrics["num_tokens"] = int(metrics["num_tokens"] + last_logged(self.state, "num_tokens"))
+            logs.update(metrics)
         super().log(logs, start_time)
+
+
+def _input_tokens(inputs: dict[str, Any]) -> Any:
+    """The number of tokens of a microbatch, padding excluded."""
+    return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()

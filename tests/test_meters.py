@@ -1,0 +1,89 @@
+"""Metrics between two logs: exact weighted means and totals, and nothing in a step that waits for the device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alignkit.training.meters import Means, Rows, last_logged
+
+
+def test_a_mean_is_weighted_by_the_size_of_its_parts() -> None:
+    means = Means(Accelerator(cpu=True))
+    means.add({"nll": torch.tensor(2.0), "accuracy": 1}, weight=3)
+    means.add({"nll": torch.tensor([4.0], dtype=torch.bfloat16), "accuracy": 0.5}, weight=torch.tensor(1))
+    means.add({"once": 7})
+    means.count(tokens=torch.tensor(2**24), rows=1)  # where adding 1 to fp32 does nothing
+    means.count(tokens=1, rows=torch.tensor(2))
+
+    taken = means.take()
+    assert taken == {"nll": (2 * 3 + 4) / 4, "accuracy": (3 + 0.5) / 4, "once": 7, "tokens": 2**24 + 1, "rows": 3}
+    assert means.take() == {}
+
+
+def test_a_part_of_size_zero_does_not_count() -> None:
+    means = Means(Accelerator(cpu=True))
+    means.add({"nll": 2.0, "empty": torch.tensor(0.0) / 0}, weight=0)
+    means.add({"nll": 3.0}, weight=1)
+
+    assert means.take() == {"nll": 3.0}
+
+
+def test_a_metric_that_is_nan_stays_nan() -> None:
+    means = Means(Accelerator(cpu=True))
+    means.add({"loss": float("nan")}, weight=2)
+    means.add({"loss": 1.0}, weight=2)
+
+    assert means.take() == pytest.approx({"loss": float("nan")}, nan_ok=True)
+
+
+class Transfers(TorchDispatchMode):
+    """Counts the operations that make a GPU's host wait: reading a value, and copying one to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
+        copied = len({tensor.device for tensor in tensors}) > 1 and not (kwargs or {}).get("non_blocking")
+        if name in ("_local_scalar_dense", "nonzero") or (name in ("_to_copy", "copy_") and copied):
+            self.waits.append(name)
+        return result
+
+
+def test_adding_never_waits_for_the_device() -> None:
+    """The meta device has no values to read, as a GPU has none before its work is done."""
+    means = Means(SimpleNamespace(device=torch.device("meta")))
+    with Transfers() as transfers:
+        means.add({"nll": torch.ones((), device="meta"), "accuracy": 0.5}, torch.ones((), device="meta"))
+        means.add({"nll": 1.0}, 3)
+        means.count(tokens=5)
+        means.count(tokens=torch.ones((), device="meta", dtype=torch.long))
+
+    assert transfers.waits == []
+
+
+def test_the_rows_of_an_evaluation_are_all_kept() -> None:
+    rows = Rows(Accelerator(cpu=True))
+    rows.add({"accuracy": torch.tensor([1.0, 0.0]), "prompt": torch.tensor([0, 1])})
+    rows.add({"accuracy": torch.tensor([0.5]), "prompt": torch.tensor([1])})
+    taken = rows.take()
+
+    assert taken["accuracy"].tolist() == [1, 0, 0.5]
+    assert taken["prompt"].tolist() == [0, 1, 1]
+    assert rows.take() == {}
+
+
+def test_a_total_goes_on_from_the_last_log() -> None:
+    state = SimpleNamespace(log_history=[{"num_tokens": 5}, {"num_tokens": 9}, {"eval_loss": 1.0}])
+
+    assert last_logged(state, "num_tokens") == 9
+    assert last_logged(state, "other") == 0
