@@ -70,7 +70,9 @@ class Means:
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no 64 bits
         if not isinstance(value, torch.Tensor):
-            return torch.full((), float(value), device=device, dtype=dtype)  # copying it there would wait for the device
+            return torch.full(
+                (), float(value), device=device, dtype=dtype
+            )  # copying it there would wait for the device
         return value.detach().to(device, dtype, non_blocking=True).reshape(())
 
 

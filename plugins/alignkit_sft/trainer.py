@@ -110,7 +110,9 @@ class SFTTrainer(trl.SFTTrainer):
         loss = output.loss
         metrics = {
             "mean_token_accuracy": outputs.is_top1.sum() / tokens,
-            **{name: value * step_tokens / tokens for name, value in output.metrics.items()},  # each a share of a step's
+            **{
+                name: value * step_tokens / tokens for name, value in output.metrics.items()
+            },  # each a share of a step's
         }
         if model.training:
             self.means["train"].add(metrics, tokens)
