@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import bundled, yaml
-from alignkit.cli import main
+from alignkit.cli import COMMANDS, Commands, main
 from alignkit.config import resolve
 from alignkit.registry import Registry
 
@@ -43,6 +43,22 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == (2 if "nonsense" in arguments else 0), done.stderr
 
 
+def test_help_imports_no_command_and_none_of_what_commands_need() -> None:
+    code = "import sys; from alignkit.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.split()
+
+    assert "typer" in imported
+    assert [name for name in imported if name.startswith("alignkit.cli.")] == []
+    assert not {"pydantic", "yaml", "jinja2", "alignkit.config", "alignkit.registry", "alignkit.runs"} & set(imported)
+
+
+def test_the_list_of_commands_is_the_first_sentence_of_each() -> None:
+    for name, summary in COMMANDS.items():
+        command = Commands().get_command(None, name)
+
+        assert command.help.partition(".")[0] + "." == summary, name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,7 +66,8 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
         (["train", "--plugin", "sft", "--plugn", "x"], "No such option: --plugn"),
         (["check", "--plugin", "sft", "--data", "x.jsonl", "data.eval_path=x.jsonl"], "no file or folder x.jsonl."),
         (["check", "--plugin", "sft", "--model", "README.md"], "README.md is a file: a model is a folder"),
-        (["trian"], "No such command 'trian'"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'"),
+        (["check", "--plugn"], "No such option: --plugn (Possible options: --plugin). See alignkit check --help"),
         (["check", "--plugin", "sft", "--model", "./nowhere"], "no model folder ./nowhere."),
         (["check", "--plugin", "sft", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl."),
         (["check", "--plugin", "sft", "-c", "nowhere.yaml"], "no config file nowhere.yaml"),

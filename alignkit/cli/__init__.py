@@ -1,7 +1,11 @@
-"""The command line. Each command is a small file; whatever imports torch is imported inside it."""
+"""The command line. Each command is a module of this package, imported when the command runs.
+
+A command imports torch inside its function, after it has checked its arguments.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -9,31 +13,54 @@ import traceback
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from alignkit.cli import chat, check, compare, config, install, new, plugins, rank, sample, score, train
 from alignkit.errors import AlignkitError, one_line
-from alignkit.registry.plugin import culprit
+
+COMMANDS = {  # each with the first sentence of its function's docstring
+    "train": "Train a stage, after the stages that it needs.",
+    "check": "Check a training command and print its plan.",
+    "config": "Print the config of a stage, with a comment on every key.",
+    "plugins": "List, describe or check the installed plugins.",
+    "new": "Create a plugin from a template.",
+    "install": "Install plugins with pip and check them.",
+    "uninstall": "Uninstall plugins with pip.",
+    "chat": "Chat with a model.",
+    "sample": "Sample answers to prompts.",
+    "rank": "Rank sampled answers by score.",
+    "score": "Score answers with a reward model.",
+    "compare": "Compare runs on the same held-out prompts.",
+}
+MODULES = {"uninstall": "install"}  # of commands that have no module of their name
+
+
+class Commands(TyperGroup):
+    """Imports the module of a command when the command is used, so that ``alignkit --help`` imports none."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "commands": dict.fromkeys(COMMANDS)})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"alignkit.cli.{MODULES.get(cmd_name, cmd_name)}")
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 app = typer.Typer(
     name="alignkit",
-    help="RLHF on one GPU, every stage a plugin.",
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("check")(check.check)
-app.command("chat")(chat.chat)
-app.command("config")(config.config)
-app.command("plugins")(plugins.plugins)
-app.command("new")(new.new)
-app.command("install")(install.install)
-app.command("uninstall")(install.uninstall)
-app.command("sample")(sample.sample)
-app.command("rank")(rank.rank)
-app.command("score")(score.score)
-app.command("compare")(compare.compare)
 
 
 @app.callback()
@@ -43,25 +70,26 @@ def _options(
     """RLHF on one GPU, every stage a plugin."""
 
 
-UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries its own click
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer vendors click
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for an error (one line on stderr), 130 for Ctrl-C."""
+    """Run one command and return its exit status: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a pipe that lacks a character must not end a run
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot encode a character must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    debug = "--debug" in arguments  # taken anywhere, before or after the command
+    debug = "--debug" in arguments  # accepted before and after the command
     if debug:
         os.environ["ALIGNKIT_DEBUG"] = "1"
     arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="alignkit", standalone_mode=False) or 0)
     except UsageError as error:
-        command = "" if arguments[0].startswith("-") else f"{arguments[0]} "
-        message = f"{error.format_message()} See alignkit {command}--help"
+        command = f"{arguments[0]} " if arguments[0] in COMMANDS else ""
+        text = error.format_message()
+        message = f"{text}{'' if text.endswith(('.', '?')) else '.'} See alignkit {command}--help"
     except AlignkitError as error:
         if debug:
             traceback.print_exc()
@@ -72,13 +100,15 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        who, told = culprit(error), one_line(error)
-        if who:
-            message = f"{who}: {told}. --debug shows where it comes from"
-        elif isinstance(error, OSError) and error.strerror:  # a path that cannot be used, a full disk
+        from alignkit.registry.plugin import culprit
+
+        what = one_line(error)
+        if plugin := culprit(error):
+            message = f"{plugin}: {what}. Run again with --debug for the traceback"
+        elif isinstance(error, OSError) and error.strerror:  # an unusable path, a full disk
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
-            message = f"{told}. This is unexpected; --debug shows where it comes from"
+            message = f"{what}. This is unexpected. Run again with --debug for the traceback"
     print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 

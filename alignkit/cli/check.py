@@ -19,7 +19,7 @@ def check(
     data: str = common.Data,
     output: str = common.Output,
 ) -> None:
-    """Check a command and print its plan, without loading a model."""
+    """Check a training command and print its plan. Takes the arguments of train and loads no model."""
     asked = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*asked)
     common.print_pipeline(planned)

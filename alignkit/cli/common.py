@@ -22,16 +22,16 @@ Plugins = typer.Option(
     "--plugin",
     "-p",
     metavar="NAME",
-    help="Activate a plugin and use its components of that name; NAME@DISTRIBUTION if two provide it. Repeatable.",
+    help="Activate a plugin and use its components. NAME@DISTRIBUTION if two distributions provide it. Repeatable.",
 )
 ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML config file.")
 Model = typer.Option(None, "--model", "-m", metavar="MODEL", help="The base model: a hub id or a folder.")
 Data = typer.Option(None, "--data", "-d", metavar="DATA", help="The training data: a file, a folder or a hub id.")
-Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders (default: runs).")
+Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders. Default: runs.")
 Overrides = typer.Argument(
     None,
-    metavar="[KEY.PATH=VALUE]...",
-    help="Settings that override the config file; `alignkit plugins NAME` lists those of a plugin.",
+    metavar="KEY.PATH=VALUE",
+    help="Settings, which override the config file. `alignkit plugins NAME` lists those of a plugin.",
 )
 
 

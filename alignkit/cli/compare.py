@@ -16,8 +16,8 @@ from alignkit.evaluation import comparison, judges
 
 def compare(
     runs: list[str] = typer.Argument(
-        metavar="RUN... [reward.KEY=VALUE]...",
-        help="Run folders; the others are compared with the first. Then settings of the reward.",
+        metavar="RUN",
+        help="Run folders, compared with the first one. Then settings of the reward: reward.KEY=VALUE.",
     ),
     reward: str = typer.Option(
         None,
@@ -42,7 +42,7 @@ def compare(
     batch: int = typer.Option(16, min=1, help="Prompts per batch."),
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Compare runs on the same held-out prompts: score, win rate, KL and length."""
+    """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each."""
     for file in output:
         if file.suffix not in (".jsonl", ".png"):
             raise ConfigError(f"--output {file}: write the table as .jsonl or the points as .png")

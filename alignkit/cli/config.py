@@ -26,7 +26,7 @@ def config(
     output: str = common.Output,
     every: bool = typer.Option(False, "--all", help="Add every field of TrainingArguments, as comments."),
 ) -> None:
-    """Print the whole config of a stage, with a comment on every key. Use it as a starting point."""
+    """Print the config of a stage, with a comment on every key. The output is a valid config file."""
     asked = common.read_arguments(plugin, file, model, data, output, overrides)
     typer.echo("\n".join(commented(resolve(*asked), every)))
 

@@ -20,7 +20,7 @@ def install(
     targets: list[str] = typer.Argument(metavar="NAME_OR_PATH...", help="Distribution names, folders, wheels or URLs."),
     editable: bool = typer.Option(False, "--editable", "-e", help="Install a folder in editable mode."),
 ) -> None:
-    """Install plugins with pip, check each in a separate process, and list what it provides."""
+    """Install plugins with pip and check them. Lists the settings of every plugin that was installed."""
     # pip would take a folder's bare name for a name in the index
     targets = [str(Path(target).absolute()) if Path(target).exists() else target for target in targets]
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def _alignkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 def uninstall(
     names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distribution names."),
 ) -> None:
-    """Uninstall the distributions of plugins with pip. Their dependencies stay installed."""
+    """Uninstall plugins with pip. Their dependencies stay installed."""
     meant = sorted({_provider(name) for name in names})
     _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in meant))
     for provider, given in meant:

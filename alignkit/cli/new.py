@@ -33,7 +33,7 @@ def new(
     name: str = typer.Argument(help="The name for --plugin: lowercase letters, digits and hyphens."),
     kind: Kind = typer.Option(..., "--kind", "-k", help="The kind of plugin."),
 ) -> None:
-    """Create a complete small plugin, with one module and one test, in ./alignkit-NAME."""
+    """Create a plugin from a template. The folder ./alignkit-NAME holds one module and one test."""
     name = name.removeprefix("alignkit-")
     folder = Path(f"alignkit-{name}")
     check_name(name)

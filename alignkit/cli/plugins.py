@@ -17,13 +17,17 @@ from alignkit.registry.plugin import Plugin, bare, installed
 
 def plugins(
     words: list[str] = typer.Argument(
-        None, metavar="[check] [NAME]", help="Describe one plugin or component; `check`: find problems."
+        None, metavar="[check] NAME", help="A plugin or component to describe; after `check`, plugins to check."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List the installed plugins, describe one with all its settings, or check them.
+    """List, describe or check the installed plugins.
 
-    alignkit plugins · alignkit plugins lora · alignkit plugins adamw_8bit · alignkit plugins check lora
+    \b
+    alignkit plugins             list them
+    alignkit plugins lora        describe a plugin with all its settings
+    alignkit plugins adamw_8bit  describe a component
+    alignkit plugins check lora  check a plugin; without a name, all of them
     """
     words = words or []
     if words[:1] == ["check"]:

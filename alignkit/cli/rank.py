@@ -17,7 +17,7 @@ from alignkit.runs import manifest
 
 def rank(
     file: Path = typer.Argument(help="Rows with prompt and responses, as written by `alignkit sample`."),
-    overrides: list[str] = typer.Argument(None, metavar="[reward.KEY=VALUE]...", help="Settings of the reward."),
+    overrides: list[str] = typer.Argument(None, metavar="reward.KEY=VALUE", help="Settings of the reward."),
     by: str = typer.Option(
         ..., "--by", metavar="NAME", help="module:function, a reward run or a reward. Higher scores are better."
     ),
@@ -25,7 +25,7 @@ def rank(
     batch: int = typer.Option(16, min=1, help="Answers per batch, for a reward run."),
     output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="The file for the rankings."),
 ) -> None:
-    """Rank sampled answers by score: adds "ranks" to each row (0 is best, equal is a tie)."""
+    """Rank sampled answers by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie."""
     if not file.is_file() or file.suffix not in READERS:
         raise DataError(f"no file {file} of {', '.join(READERS)}")
     judge = judges.named("--by", by, plugin, overrides or [])

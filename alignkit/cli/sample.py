@@ -30,7 +30,7 @@ def sample(
     batch: int = typer.Option(16, min=1, help="Prompts per batch."),
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Sample K answers per prompt. Each row is {"prompt": ..., "responses": [...]}, ready for ranking."""
+    """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...]}."""
     from alignkit.generation.chat import locate
     from alignkit.generation.rankings import continued, prompts_of, short
 

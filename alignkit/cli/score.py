@@ -32,7 +32,7 @@ def score(
         None, "--format", metavar="NAME", help="The data format of the rows. Default: detected."
     ),
 ) -> None:
-    """Score answers with a reward model. Each row is {"prompt": ..., "response": ..., "score": ...}."""
+    """Score answers with a reward model. Writes one row each: {"prompt": ..., "response": ..., "score": ...}."""
     parent = lineage.named("score", run, "reward")
     rows = read(Registry(), DataConfig(format=data_format), file, (Demonstration, Ranking))
     first = next(rows, None)

@@ -23,7 +23,10 @@ def train(
     overwrite: bool = typer.Option(False, "--overwrite", help="Train the requested run again and replace it."),
     plan_only: bool = typer.Option(False, "--plan", help="Print the plan and exit."),
 ) -> None:
-    """Train a stage, and first the stages that it needs: alignkit train --plugin rm --data rankings.jsonl"""
+    """Train a stage, after the stages that it needs.
+
+    Example: alignkit train --plugin rm --data rankings.jsonl
+    """
     first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process looks and speaks
     asked = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*asked, overwrite=overwrite)

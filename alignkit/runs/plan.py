@@ -282,7 +282,10 @@ def _without_bad_rows(plan: Plan) -> Plan:
     policy = plan.parents.get("policy")
     folder = policy.folder if policy and policy.manifest else preview.folder_of(plan.config)
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
-    bad = {name: preview.bad_rows(plan.config, folder, rows) for name, rows in sides.items()}
+    tokenizer = preview.Tokenizer.read(folder, plan.config.chat_template) if folder else None
+    if folder is None or tokenizer is None:
+        return plan
+    bad = {name: preview.bad_rows(plan.config, folder, tokenizer, rows) for name, rows in sides.items()}
     reasons = [reason for found in bad.values() for reason in found.values()]
     if not reasons:
         return plan

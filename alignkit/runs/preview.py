@@ -22,17 +22,14 @@ from alignkit.runs import base
 ROWS = 2000  # that are tried; the others are checked when training starts
 
 
-def bad_rows(config: RunConfig, folder: Path | None, rows: list[Located]) -> dict[str, str]:
-    """Why rows are bad that the chat template refuses or the model cannot read, by where they stand.
+def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: list[Located]) -> dict[str, str]:
+    """The rows that the chat template refuses or the model cannot read: location -> reason.
 
-    ``folder`` is the model's, or that of the run that is gone on from; None where it is not known yet.
+    ``folder`` is that of the model, or of the run that this one starts from; ``tokenizer`` was read from it.
 
     Raises:
-        DataError: rows are over the stage's ``max_length``, and ``too_long`` does not say what becomes of them.
+        DataError: rows are longer than the stage's ``max_length``, and ``too_long`` is ``error``.
     """
-    tokenizer = None if folder is None else Tokenizer.read(folder, config.chat_template)
-    if folder is None or tokenizer is None:
-        return {}
     limits, settings = base.limits(str(folder)), config.stage.config
     positions = limits.positions if limits.learnt else None
     stage, longest, over = config.stage.component.name, getattr(settings, "max_length", None), list[tuple[int, str]]()
