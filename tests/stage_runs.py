@@ -11,7 +11,7 @@ import pytest
 
 from alignkit.cli import main
 
-RM_RANKINGS = [
+RANKINGS = [
     {
         "prompt": f"What is {n} and one?",
         "responses": ["Count on!", f"It is {n + 1}. Count on!", f"{n + 1}", "No idea. " * (n % 3 + 1)][: n % 3 + 2],
@@ -26,7 +26,7 @@ def train_rm(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
     """``train_rm("--plugin", "lora")``: a reward run of a tiny model in this process -> its folder."""
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
 
-    def run(*arguments: str, model: str = "llama", output: str = "out", rows: Any = RM_RANKINGS) -> Path:
+    def run(*arguments: str, model: str = "llama", output: str = "out", rows: Any = RANKINGS) -> Path:
         data = tmp_path / "rankings.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ["--plugin", "rm", "--model", str(tiny_model(model)), "--output", str(tmp_path / output)]
@@ -37,6 +37,59 @@ def train_rm(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
         return tmp_path / output / "rm"
 
     return run
+
+
+@pytest.fixture
+def dpo_command(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """``dpo_command("train.max_steps=1")``: the words of a small DPO run of a tiny model."""
+
+    def words(*more: str, model: str = "llama", output: str = "out", rows: Any = RANKINGS) -> list[str]:
+        data = tmp_path / "rankings.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["--plugin", "dpo", "--model", str(tiny_model(model)), "--output", str(tmp_path / output)]
+        given += ["--data", str(data), "train.per_device_train_batch_size=2", "train.use_cpu=true"]
+        given += ["data.eval_size=4", "dpo.response_length=4"]
+        base = [] if any("dpo.policy" in argument for argument in more) else ["dpo.policy=base"]
+        return [*given, *base, *more]
+
+    return words
+
+
+@pytest.fixture
+def train_dpo(dpo_command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``train_dpo("--plugin", "lora")``: a DPO run in this process -> its folder."""
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+
+    def run(*more: str, output: str = "out", **others: Any) -> Path:
+        assert main(["--debug", "train", *dpo_command(*more, output=output, **others)]) == 0
+        return tmp_path / output / "dpo"
+
+    return run
+
+
+@pytest.fixture
+def dpo_trainer(dpo_command: Callable[..., list[str]]) -> Callable[..., Any]:
+    """``dpo_trainer("--plugin", "lora")``: the trainer of a DPO run, not yet trained."""
+    from alignkit.cli.common import read_arguments
+    from alignkit.runs.plan import pipeline
+    from alignkit.training.run import Run
+
+    def make(*more: str, **others: Any) -> Any:
+        words, flags, overrides, plugins = dpo_command(*more, **others), dict[str, str](), list[str](), list[str]()
+        while words:
+            word = words.pop(0)
+            if word == "--plugin":
+                plugins.append(words.pop(0))
+            elif word.startswith("--"):
+                flags[word] = words.pop(0)
+            else:
+                overrides.append(word)
+        asked = read_arguments(plugins, None, flags["--model"], flags["--data"], flags["--output"], overrides)
+        run = Run(pipeline(*asked).to_train[-1], print)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return run.config.stage.component.build(run)
+
+    return make
 
 
 @pytest.fixture

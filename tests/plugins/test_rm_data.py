@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from run_folders import record
-from stage_runs import RM_RANKINGS
+from stage_runs import RANKINGS
 
 from alignkit_rm import metrics
 
@@ -21,7 +21,7 @@ def test_rankings_that_are_all_ties_are_left_out_and_counted(
     train_rm: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tied = {"prompt": "Tie?", "responses": ["a", "b"], "ranks": [1, 1]}
-    train_rm("train.max_steps=1", rows=[*RM_RANKINGS, tied, tied])
+    train_rm("train.max_steps=1", rows=[*RANKINGS, tied, tied])
 
     assert "rankings are all ties: left out" in capsys.readouterr().out
 
@@ -29,7 +29,7 @@ def test_rankings_that_are_all_ties_are_left_out_and_counted(
 def test_an_answer_too_long_is_an_error_or_left_out_as_told(
     train_rm: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [*RM_RANKINGS, {"prompt": "Long?", "responses": ["a", "b", "long " * 90], "ranks": [0, 1, 2]}]
+    rows = [*RANKINGS, {"prompt": "Long?", "responses": ["a", "b", "long " * 90], "ranks": [0, 1, 2]}]
     with pytest.raises(AssertionError):
         train_rm("rm.max_length=80", "train.max_steps=1", "data.eval_size=0", rows=rows)
     assert re.search(r"error: 1 of \d+ answers are over 80 tokens", capsys.readouterr().err)
