@@ -19,6 +19,8 @@ from typing import Any
 from alignkit import yaml
 from alignkit.errors import ConfigError, did_you_mean
 
+__all__ = ["DATA", "MODELS", "data", "model"]
+
 PREFIX = "bundled:"
 MODELS = ("bundled:smollm2-135m",)
 DATA = {

@@ -53,6 +53,8 @@ class Commands(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+__all__ = ["main", "run"]
+
 app = typer.Typer(
     name="alignkit",
     cls=Commands,

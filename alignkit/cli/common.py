@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import typer
 
 from alignkit import yaml
-from alignkit.config import asked_stage, merge, parse_override
+from alignkit.config.resolve import asked_stage, parse_override
+from alignkit.config.settings import merge
 from alignkit.registry import Registry
 from alignkit.runs.plan import Pipeline, Plan
 

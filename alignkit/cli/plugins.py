@@ -11,8 +11,9 @@ import typer
 from alignkit.components import Component
 from alignkit.config.plugin_checks import Checked, check, named
 from alignkit.errors import PluginError
-from alignkit.registry import DECLARATIONS, Registry
+from alignkit.registry import Registry
 from alignkit.registry.plugin import Plugin, bare, installed
+from alignkit.registry.registry import DECLARATIONS
 
 
 def plugins(

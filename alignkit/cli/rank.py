@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from alignkit.cli import common
-from alignkit.data import READERS
+from alignkit.data.sources import READERS
 from alignkit.errors import DataError
 from alignkit.evaluation import judges
 from alignkit.generation import rankings

@@ -12,7 +12,8 @@ import typer
 
 from alignkit.cli import common
 from alignkit.config import DataConfig
-from alignkit.data import Located, read
+from alignkit.data import Located
+from alignkit.data.reading import read
 from alignkit.errors import DataError
 from alignkit.registry import Registry
 from alignkit.rows import Demonstration, Ranking, Tools

@@ -3,26 +3,7 @@
 No torch here.
 """
 
-from alignkit.config.resolve import (
-    DataConfig,
-    RunConfig,
-    TopLevel,
-    asked_stage,
-    named_format,
-    parse_override,
-    resolve,
-)
-from alignkit.config.settings import Selected, merge, select
+from alignkit.config.resolve import DataConfig, RunConfig, resolve
+from alignkit.config.settings import Selected
 
-__all__ = [
-    "DataConfig",
-    "RunConfig",
-    "Selected",
-    "TopLevel",
-    "asked_stage",
-    "merge",
-    "named_format",
-    "parse_override",
-    "resolve",
-    "select",
-]
+__all__ = ["DataConfig", "RunConfig", "Selected", "resolve"]

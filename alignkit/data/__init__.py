@@ -3,6 +3,42 @@
 Nothing here imports torch at the top.
 """
 
-from alignkit.data.reading import READERS, Located, Rows, WrongKindError, fingerprint, hold_out, load, read
+from typing import TYPE_CHECKING
 
-__all__ = ["READERS", "Located", "Rows", "WrongKindError", "fingerprint", "hold_out", "load", "read"]
+from alignkit.lazy import lazy_imports
+
+__all__ = [
+    "IGNORE",
+    "Branches",
+    "EncodedRanking",
+    "Located",
+    "Ranked",
+    "Rows",
+    "check_fit",
+    "conversation_ids",
+    "encode",
+    "encode_answer",
+    "encode_each",
+    "encode_rankings",
+    "load",
+    "load_tokenizer",
+    "pad_token",
+    "prompt_ids",
+    "tokenizer_of_run",
+]
+
+if TYPE_CHECKING:
+    from alignkit.data.chat_template import (
+        IGNORE,
+        conversation_ids,
+        encode,
+        encode_answer,
+        load_tokenizer,
+        pad_token,
+        prompt_ids,
+        tokenizer_of_run,
+    )
+    from alignkit.data.encoding import Branches, EncodedRanking, Ranked, check_fit, encode_each, encode_rankings
+    from alignkit.data.reading import Located, Rows, load
+else:
+    __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
 from alignkit.components import DataFormat, NoConfig
-from alignkit.config import DataConfig, Selected, named_format
-from alignkit.data.sources import READERS, RawRow, RawRows, fingerprint, open_source
+from alignkit.config import DataConfig, Selected
+from alignkit.config.resolve import named_format
+from alignkit.data.sources import RawRow, RawRows, open_source
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, handover
 from alignkit.rows import Row
-
-__all__ = ["READERS", "Located", "Rows", "WrongKindError", "fingerprint", "hold_out", "load", "read"]
 
 
 class Located(NamedTuple):

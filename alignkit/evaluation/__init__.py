@@ -2,3 +2,5 @@
 
 Only ``answering`` imports torch at the top.
 """
+
+__all__: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from alignkit import data
 from alignkit.config import DataConfig
+from alignkit.data import reading
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluation import error_bars, judges
 from alignkit.evaluation.judges import Judge
@@ -102,7 +103,7 @@ def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located
     if source.fingerprint != record["data"]["fingerprint"]:
         raise DataError(f"{config.path} has changed since")
     if config.eval_path is None:
-        train_rows, eval_rows = data.hold_out(source.rows, config.eval_size, config.seed)
+        train_rows, eval_rows = reading.hold_out(source.rows, config.eval_size, config.seed)
         if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version could hold out a prompt with most rows
             raise DataError(
                 f"the split is now {len(eval_rows)} held-out rows, the run had {record['data']['eval_rows']}"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from alignkit.batches import Answers
-from alignkit.config import parse_override, reward_parts
+from alignkit.config import reward_parts
+from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge, select
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards

@@ -1,4 +1,16 @@
 """Answers from a policy and scores for them: sampling, decoding, scoring, chat.
 
-Importing most of it imports torch.
+Importing this package imports no torch; using its names does.
 """
+
+from typing import TYPE_CHECKING
+
+from alignkit.lazy import lazy_imports
+
+__all__ = ["Scores", "sample", "text"]
+
+if TYPE_CHECKING:
+    from alignkit.generation.rewards import Scores
+    from alignkit.generation.sampling import sample, text
+else:
+    __getattr__, __dir__ = lazy_imports(__name__, __file__)

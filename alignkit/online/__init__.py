@@ -1,8 +1,15 @@
 """What stages share that train on answers of their own policy.
 
-Importing a module of it imports torch.
+Importing this package imports no torch; using its names does.
 """
 
-from alignkit.online.roles_trainer import RolesTrainer
+from typing import TYPE_CHECKING
+
+from alignkit.lazy import lazy_imports
 
 __all__ = ["RolesTrainer"]
+
+if TYPE_CHECKING:
+    from alignkit.online.roles_trainer import RolesTrainer
+else:
+    __getattr__, __dir__ = lazy_imports(__name__, __file__)

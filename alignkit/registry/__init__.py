@@ -4,6 +4,6 @@ No torch here.
 """
 
 from alignkit.registry.plugin import Plugin, installed
-from alignkit.registry.registry import DECLARATIONS, Registry
+from alignkit.registry.registry import Registry
 
-__all__ = ["DECLARATIONS", "Plugin", "Registry", "installed"]
+__all__ = ["Plugin", "Registry", "installed"]

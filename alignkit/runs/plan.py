@@ -16,7 +16,7 @@ from typing import Any
 from alignkit import data, paths
 from alignkit.components import Component
 from alignkit.config import RunConfig, identity, layers, resolve, reward_parts
-from alignkit.data import Located, Rows, sources
+from alignkit.data import Located, Rows, reading, sources
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare
@@ -194,7 +194,7 @@ class _Planner:
         """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
         if stage_name not in self.known:
             config = resolve(self.registry, self.file, self.cli, stage_name, there=True)
-            fingerprint = data.fingerprint(config.data)
+            fingerprint = sources.fingerprint(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
             if not matching and manifest.is_run(config.folder):
@@ -265,7 +265,7 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
             raise ConfigError(f"data.eval_path is the training data ({config.data.path}): name data.eval_split too")
         eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
         return _without_bad_rows(Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents))
-    train_rows, eval_rows = data.hold_out(source.rows, config.data.eval_size, config.data.seed)
+    train_rows, eval_rows = reading.hold_out(source.rows, config.data.eval_size, config.data.seed)
     return _without_bad_rows(Plan(registry, config, source, train_rows, eval_rows, None, parents))
 
 
@@ -323,4 +323,4 @@ def is_made_by(config: RunConfig) -> bool:
     if any(change.resume != "may_change" for change in identity.changes(record["config"], config)):
         return False
     run = Parent(record["stage"], config.folder, record)
-    return not lineage.differences(run, config, data.fingerprint(config.data))
+    return not lineage.differences(run, config, sources.fingerprint(config.data))

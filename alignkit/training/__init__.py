@@ -1,4 +1,16 @@
 """One run of one stage: where hooks meet a run, and what every trainer has beside its own loss.
 
-Importing a module of it imports torch.
+Importing this package imports no torch; using its names does.
 """
+
+from typing import TYPE_CHECKING
+
+from alignkit.lazy import lazy_imports
+
+__all__ = ["Means", "execute"]
+
+if TYPE_CHECKING:
+    from alignkit.training.meters import Means
+    from alignkit.training.run import execute
+else:
+    __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from alignkit import ConfigError, yaml
-from alignkit.config import RunConfig, parse_override, resolve
+from alignkit.config import RunConfig, resolve
+from alignkit.config.resolve import parse_override
 from alignkit.registry import Registry
 
 
 def config(file: str = "", *cli: str, plugins: tuple[str, ...] = ("sft",)) -> RunConfig:
-    from alignkit.config import merge
+    from alignkit.config.settings import merge
 
     overrides = merge({"plugins": list(plugins)}, *(parse_override(text) for text in cli))
     return resolve(Registry(), yaml.loads(file, "run.yaml") or {}, overrides)
@@ -216,7 +217,7 @@ def test_a_name_that_is_said_outright_wins_over_what_a_plugin_picks_beside_it(in
 
 
 def of(stage: str, asked: str, *cli: str, plugins: tuple[str, ...] = ()) -> RunConfig:
-    from alignkit.config import merge
+    from alignkit.config.settings import merge
 
     overrides = merge({"plugins": [asked, *plugins]}, *(parse_override(text) for text in cli))
     return resolve(Registry(), {}, overrides, stage)

@@ -16,8 +16,12 @@ import pytest
 
 from alignkit import ConfigError, Conversation, DataError, Demonstration, PluginError, Prompt, Ranking, Row, Text
 from alignkit.cli import main
-from alignkit.config import DataConfig, merge, parse_override, resolve
-from alignkit.data import Located, Rows, fingerprint, hold_out, load
+from alignkit.config import DataConfig, resolve
+from alignkit.config.resolve import parse_override
+from alignkit.config.settings import merge
+from alignkit.data import Located, Rows, load
+from alignkit.data.reading import hold_out
+from alignkit.data.sources import fingerprint
 from alignkit.registry import Registry
 
 ANY = (Demonstration, Ranking, Prompt, Text)

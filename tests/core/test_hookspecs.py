@@ -15,7 +15,7 @@ import pytest
 
 from alignkit import hookspecs
 from alignkit.components import KINDS
-from alignkit.registry import DECLARATIONS
+from alignkit.registry.registry import DECLARATIONS
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
 DOCS = Path(__file__).parents[2] / "docs"

@@ -16,7 +16,9 @@ from conftest import DEMONSTRATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import ConfigError, DataError
-from alignkit.config import merge, parse_override, resolve
+from alignkit.config import resolve
+from alignkit.config.resolve import parse_override
+from alignkit.config.settings import merge
 from alignkit.data.chat_template import load_tokenizer
 from alignkit.registry import Registry
 from alignkit.runs.plan import make

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit import ConfigError
-from alignkit.config import merge, parse_override, resolve, training_args
+from alignkit.config import resolve, training_args
+from alignkit.config.resolve import parse_override
+from alignkit.config.settings import merge
 from alignkit.registry import Registry
 
 STAGES = ("sft", "rm", "dpo", "ppo")

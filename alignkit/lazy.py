@@ -1,0 +1,46 @@
+"""Public names that a package imports on first use, so that importing the package imports nothing heavy.
+
+A package writes its imports under ``if TYPE_CHECKING``, where type checkers and editors read them, and takes its
+``__getattr__`` and ``__dir__`` (PEP 562) from :func:`lazy_imports`, which reads the same lines::
+
+    __all__ = ["sample"]
+
+    if TYPE_CHECKING:
+        from alignkit.generation.sampling import sample
+    else:
+        __getattr__, __dir__ = lazy_imports(__name__, __file__)
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def lazy_imports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of the package whose ``__init__.py`` is ``file``."""
+
+    @functools.cache
+    def modules() -> dict[str, str]:
+        """The module of each name that is imported under ``if TYPE_CHECKING``."""
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        blocks = (node.body for node in tree.body if isinstance(node, ast.If))
+        imports = (node for block in blocks for node in block if isinstance(node, ast.ImportFrom))
+        return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+    def get(name: str) -> Any:
+        if name.startswith("_") or name not in modules():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(modules()[name]), name)
+        setattr(sys.modules[package], name, value)  # the next access no longer gets here
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules()})
+
+    return get, names
