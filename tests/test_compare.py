@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alignkit.cli import main
-from alignkit.evaluation import comparison, error_bars
+from alignkit.evaluation import comparison, standard_error
 from alignkit.evaluation.comparison import Answered
 from alignkit.runs.lineage import Parent
 
@@ -108,7 +108,7 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
 ) -> None:
     sft, dpo = runs("lora")
     assert compare(sft, dpo) == 2
-    assert "no reward model is known" in capsys.readouterr().err
+    assert "these runs were trained against no reward model" in capsys.readouterr().err
     common = ["--model", str(tiny_model()), "--output", "out", "--data", "rankings.jsonl", f"rm.policy={sft}"]
     assert main(["train", "--plugin", "rm", *common, "train.max_steps=1", "train.use_cpu=true"]) == 0
     prompts = write(Path("prompts.jsonl"), [{"prompt": f"p{n}"} for n in range(12)])
@@ -177,7 +177,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_the_error_of_a_mean_by_hand() -> None:
-    assert error_bars.of_mean([1.0, 2.0, 3.0]) == pytest.approx(math.sqrt(1 / 3))
+    assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(math.sqrt(1 / 3))
     # two groups that sum to 2 * (1 - 2) = -2 and 1 * (4 - 2) = 2 about the mean of 2
-    assert error_bars.of_mean([1.0, 1.0, 4.0], [0, 0, 1]) == pytest.approx(math.sqrt(8 * 2) / 3)
-    assert error_bars.of_mean([1.0]) == math.inf
+    assert standard_error([1.0, 1.0, 4.0], [0, 0, 1]) == pytest.approx(math.sqrt(8 * 2) / 3)
+    assert standard_error([1.0]) == math.inf

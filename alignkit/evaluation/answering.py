@@ -1,4 +1,4 @@
-"""Several runs answer the same prompts: those that share a base as adapters of it, one model in memory at a time."""
+"""Answers of several runs to the same prompts. One model is in memory at a time; runs on the same base share it."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from alignkit.runs.lineage import Parent
 
 @dataclass(frozen=True)
 class Asked:
-    """What every run is asked, and how it answers."""
+    """The prompts that every run answers, and how answers are sampled."""
 
     prompts: list[Conversation]
     max_new_tokens: int
-    batch: int  # prompts at a time
+    batch: int  # prompts per batch
     seed: int
     temperature: float = 1.0  # of sampling and of log-probabilities
 
 
 def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
-    """Each run's answers, and their KL to the first run; ``advance`` hears of prompts answered."""
+    """Each run's answers, and their KL to the first run. ``advance`` is called with the number of prompts answered."""
     answers: dict[int, list[list[int]]] = {}
-    own: dict[int, list[float]] = {}
-    for group in reversed(_sharing_a_base(runs)):  # the first run comes last: it then reads what the others wrote
+    own_logps: dict[int, list[float]] = {}  # under the run itself
+    for group in reversed(_sharing_a_base(runs)):  # the first run is last: it scores the answers of all others
         opened, adapters = _open([runs[number] for number in group])
         for number, adapter in zip(group, adapters, strict=True):
             answers[number] = list(_sample(opened, adapter, asked, advance))
-            own[number] = _logps(opened, adapter, asked, answers[number])
+            own_logps[number] = _logps(opened, adapter, asked, answers[number])
         if group[0] == 0:
-            first = {number: _logps(opened, adapters[0], asked, ids) for number, ids in answers.items()}
+            first_logps = {number: _logps(opened, adapters[0], asked, ids) for number, ids in answers.items()}
             tokenizer, stop_ids = opened.tokenizer, opened.stop_ids
         del opened
         gc.collect()
@@ -52,7 +52,7 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
             texts=[text(tokenizer, ids) for ids in answers[number]],
             lengths=[len(ids) for ids in answers[number]],
             ended=[ids[-1] in stop_ids for ids in answers[number]],
-            kl=[mine - theirs for mine, theirs in zip(own[number], first[number], strict=True)],
+            kl=[own - first for own, first in zip(own_logps[number], first_logps[number], strict=True)],
             prompt_ids=[prompt_ids(tokenizer, prompt) for prompt in asked.prompts],
             answer_ids=answers[number],
         )
@@ -63,11 +63,11 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
 def score(judge: Judge, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
     """The judge's score of each answer of each run."""
     scores = judge.open(asked.batch, say)
-    return [scores(Answers(asked.prompts, of.texts, of.prompt_ids, of.answer_ids)) for of in answered]
+    return [scores(Answers(asked.prompts, run.texts, run.prompt_ids, run.answer_ids)) for run in answered]
 
 
 def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
-    """The runs' numbers, together where they are adapters of one base in the same form."""
+    """The runs' numbers, grouped by base: adapters of the same base in the same form are one group."""
     groups: list[tuple[object, list[int]]] = []
     for number, run in enumerate(runs):
         record = run.manifest
@@ -84,7 +84,7 @@ def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
 
 
 def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
-    """A model that is all of these runs, and which of its adapters each of them is."""
+    """One model that holds all of these runs, and the adapter of each."""
     records = [run.manifest for run in runs]
     opened = chat.open_model(chat.Where(str(runs[0].folder), records[0]))
     if not hasattr(opened.model, "peft_config"):
@@ -99,12 +99,12 @@ def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
 def _sample(
     opened: chat.Opened, adapter: str | None, asked: Asked, advance: Callable[[int], None]
 ) -> Iterator[list[int]]:
-    how = Sampling(asked.max_new_tokens, temperature=asked.temperature, stop_ids=tuple(opened.stop_ids))
+    sampling = Sampling(asked.max_new_tokens, temperature=asked.temperature, stop_ids=tuple(opened.stop_ids))
     for start in range(0, len(asked.prompts), asked.batch):
         part = asked.prompts[start : start + asked.batch]
         transformers.set_seed(asked.seed + start)  # the same random numbers for every run
         with use_adapter(opened.model, adapter):
-            yield from sample(opened.model, opened.tokenizer, [prompt_ids(opened.tokenizer, p) for p in part], how)
+            yield from sample(opened.model, opened.tokenizer, [prompt_ids(opened.tokenizer, p) for p in part], sampling)
         advance(len(part))
 
 
@@ -112,10 +112,10 @@ def _sample(
 def _logps(opened: chat.Opened, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
     """The log-probability of each answer."""
     roles = Roles({"policy": Member(opened.model, adapter)}, asked.temperature)
-    pad, found = opened.tokenizer.pad_token_id, list[float]()
+    pad, logps = opened.tokenizer.pad_token_id, list[float]()
     prompts = [prompt_ids(opened.tokenizer, prompt) for prompt in asked.prompts]
     for start in range(0, len(prompts), asked.batch):
-        some = slice(start, start + asked.batch)
-        sequences = Sequences.of(prompts[some], answers[some], pad, opened.model.device)
-        found += roles(sequences, ("policy",))["policy"].logps.double().sum(1).tolist()
-    return found
+        part = slice(start, start + asked.batch)
+        sequences = Sequences.of(prompts[part], answers[part], pad, opened.model.device)
+        logps += roles(sequences, ("policy",))["policy"].logps.double().sum(1).tolist()
+    return logps

@@ -1,4 +1,4 @@
-"""``answers.jsonl`` in a run folder: what a policy answered to held-out prompts before training, and what now."""
+"""``answers.jsonl`` in a run folder: the policy's answers to held-out prompts, before training and now."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from alignkit.runs import manifest
 FILE = "answers.jsonl"
 
 
-def write(
+def write_answers(
     folder: Path,
     prompts: Sequence[Conversation],
     before: Sequence[str | None],
     after: Sequence[str],
     **columns: Sequence[float],
 ) -> None:
-    """The table, a row a prompt; ``columns`` are figures of the answers after training, such as their scores.
+    """Write the table, one row per prompt; ``columns`` are metrics of the answers now, such as their scores.
 
-    NaN is no figure, and null in the table.
+    NaN is written as null.
     """
     lines = []
-    for number, (prompt, former, now) in enumerate(zip(prompts, before, after, strict=True)):
-        row: dict[str, Any] = {"prompt": prompt[-1]["content"], "before": former, "after": now}
-        figures = {name: values[number] for name, values in columns.items()}
-        row |= {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}
+    for number, (prompt, first, last) in enumerate(zip(prompts, before, after, strict=True)):
+        row: dict[str, Any] = {"prompt": prompt[-1]["content"], "before": first, "after": last}
+        metrics = {name: values[number] for name, values in columns.items()}
+        row |= {name: None if math.isnan(value) else round(value, 4) for name, value in metrics.items()}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     manifest.write_atomically(folder / FILE, "".join(lines))
 
 
-def read_before(folder: Path) -> list[str | None]:
-    """The answers from before training, for a run that is resumed; none where there is no table."""
+def read_answers_before(folder: Path) -> list[str | None]:
+    """The answers from before training, for a run that is resumed; empty if there is no table."""
     if not (folder / FILE).exists():
         return []
     return [json.loads(line)["before"] for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""What ``alignkit compare`` compares, and what comes out. No torch here: mistakes are told before it is imported."""
+"""What ``alignkit compare`` compares, and its table. No torch here: errors are reported before it is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data import reading
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.evaluation import error_bars, judges
+from alignkit.evaluation import judges
+from alignkit.evaluation.error_bars import error_bar
 from alignkit.evaluation.judges import Judge
 from alignkit.generation import rankings
 from alignkit.registry import Registry
@@ -25,10 +26,10 @@ def runs_of(paths: Sequence[str]) -> list[Parent]:
     """The finished policies in these folders.
 
     Raises:
-        ConfigError: fewer than two, one twice, one that is no policy, or two that do not write in the same tokens.
+        ConfigError: fewer than two; one is named twice or is not a policy; two differ in their tokens.
     """
     if len(paths) < 2:
-        raise ConfigError("compare takes two runs or more; the first is what the others are compared with")
+        raise ConfigError("compare takes two runs or more; the others are compared with the first")
     runs = [lineage.named("compare", path, "policy") for path in paths]
     for number, run in enumerate(runs):
         if any(run.folder.resolve() == other.folder.resolve() for other in runs[:number]):
@@ -38,10 +39,10 @@ def runs_of(paths: Sequence[str]) -> list[Parent]:
 
 
 def newest_judge(runs: Sequence[Parent]) -> Judge:
-    """The newest reward run that is known here: that the runs were trained against, or in the folders beside them.
+    """The newest reward model among the parents of these runs and the run folders beside them.
 
     Raises:
-        ConfigError: none is known.
+        ConfigError: there is none.
     """
     folders = [Path(run["folder"]) for record in map(_record, runs) for run in record["parents"].values()]
     folders += [beside for run in runs for beside in sorted(run.folder.absolute().parent.iterdir())]
@@ -49,26 +50,26 @@ def newest_judge(runs: Sequence[Parent]) -> Judge:
     rewards = [(record["finished"], folder) for record, folder in known if record["role"] == "reward"]
     if not rewards:
         raise ConfigError(
-            "no reward model is known to these runs or beside them: name one with --reward RUN (of stage rm), or a "
-            "function of prompts and answers with --reward module:function, or a reward of a plugin with --reward NAME"
+            "these runs were trained against no reward model, and there is none beside them: name one with --reward "
+            "RUN (of stage rm), a function with --reward module:function, or a plugin's reward with --reward NAME"
         )
-    _, folder = max(rewards, key=lambda found: found[0])
+    _, folder = max(rewards, key=lambda reward: reward[0])
     if folder.absolute().is_relative_to(Path.cwd()):
         folder = folder.absolute().relative_to(Path.cwd())
     return judges.of_run(lineage.named("--reward", str(folder), "reward"))
 
 
 class Prompts(NamedTuple):
-    """What the runs are asked."""
+    """The prompts that all runs answer."""
 
     prompts: list[Conversation]
     source: str
-    trained_on: int  # how many of them some run was trained on, as far as is known
+    trained_on: int  # how many of them a run was trained on, as far as is known
     unknown: list[str]  # runs whose training data cannot be read, and why
 
 
-def prompts_of(said: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
-    """The prompts of the rows at ``said``, else those that some run held out and none was trained on; at most so many.
+def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
+    """At most ``limit`` prompts of the rows at ``path``; without it, those that a run held out and none was trained on.
 
     Raises:
         ConfigError: there are none.
@@ -81,19 +82,19 @@ def prompts_of(said: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
             unknown.append(f"{run.folder}: {error}")
             continue
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
-        without_tools = [located for located in eval_rows if not rankings.has_tools(located.row)]  # none is handed over
+        without_tools = [located for located in eval_rows if not rankings.has_tools(located.row)]  # not sampled
         held_out |= {json.dumps(prompt): prompt for prompt in _prompts(without_tools)}
-    if said is not None:
-        prompts = rankings.prompts_of(said)[:limit]
-        return Prompts(prompts, said, sum(json.dumps(prompt) in trained for prompt in prompts), unknown)
+    if path is not None:
+        prompts = rankings.prompts_of(path)[:limit]
+        return Prompts(prompts, path, sum(json.dumps(prompt) in trained for prompt in prompts), unknown)
     new = [prompt for key, prompt in held_out.items() if key not in trained][:limit]
     if not new:
-        raise ConfigError("no prompt was held out by one of these runs and not trained on by another: add --data")
+        raise ConfigError("every prompt that one of these runs held out was trained on by another: add --data")
     return Prompts(new, "held out by the runs", 0, unknown)
 
 
 def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located]]:
-    """The rows that a run was trained on, and those that it held out."""
+    """The rows that a run was trained on and those that it held out."""
     registry = Registry()
     for plugin in record["config"]["plugins"]:
         registry.activate(plugin)
@@ -104,9 +105,9 @@ def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located
         raise DataError(f"{config.path} has changed since")
     if config.eval_path is None:
         train_rows, eval_rows = reading.hold_out(source.rows, config.eval_size, config.seed)
-        if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version could hold out a prompt with most rows
+        if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version split otherwise
             raise DataError(
-                f"the split is now {len(eval_rows)} held-out rows, the run had {record['data']['eval_rows']}"
+                f"its split now holds out {len(eval_rows)} rows, and the run held out {record['data']['eval_rows']}"
             )
         return train_rows, eval_rows
     split = DataConfig(**{**vars(config), "split": config.eval_split or config.split})
@@ -126,25 +127,25 @@ def _is_finished(folder: Path) -> bool:
     return manifest.is_run(folder) and not folder.name.endswith(".unfinished")
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One run's answers to the N prompts, and what is known of them."""
+    """One run's answers to the N prompts."""
 
     texts: list[str]
     lengths: list[int]  # tokens
     ended: list[bool]
-    kl: list[float]  # log-probability under the run itself less that under the first, an answer each
+    kl: list[float]  # per answer: its log-probability under the run minus that under the first run
     prompt_ids: list[list[int]] = field(default_factory=list)
     answer_ids: list[list[int]] = field(default_factory=list)
 
 
 def figures(run: Parent, answered: Answered, scores: Sequence[float], first: Sequence[float] | None) -> dict[str, Any]:
-    """A run's row of the table. ``first`` are the scores of the first run's answers to the same prompts.
+    """The metrics of a run, a row of the table. ``first`` are the first run's scores on the same prompts.
 
-    A tie is half a win; every ``..._error`` is the standard error of its mean over prompts.
+    A tie is half a win. Each ``..._error`` is the standard error of a mean over prompts.
     """
     row: dict[str, Any] = {"run": str(run.folder), "stage": run.stage, **_mean("score", scores)}
     row |= {"win_rate": None, "win_rate_error": None}
@@ -155,20 +156,20 @@ def figures(run: Parent, answered: Answered, scores: Sequence[float], first: Seq
 
 
 def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    return {name: sum(values) / len(values), f"{name}_error": None, **error_bars.named(f"{name}_error", values)}
+    return {name: sum(values) / len(values), f"{name}_error": None, **error_bar(f"{name}_error", values)}
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
-def write_rows(file: Path, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """The table as JSON, a run a line."""
-    lines = (json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows)
+def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> None:
+    """Write the table as JSON Lines, one run per line; ``columns`` are the same in every line."""
+    lines = (json.dumps({**row, **columns}, ensure_ascii=False) + "\n" for row in rows)
     manifest.write_atomically(file, "".join(lines))
 
 
 def plot(file: Path, rows: Sequence[dict[str, Any]], reward: str) -> None:
-    """The runs as points of score over KL, as a PNG. Needs matplotlib."""
+    """Plot the runs as points of score over KL, as a PNG. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -176,10 +177,10 @@ def plot(file: Path, rows: Sequence[dict[str, Any]], reward: str) -> None:
     for row in rows:
         errors = {"xerr": row["kl_error"], "yerr": row["score_error"]}
         axes.errorbar(row["kl"], row["score"], **errors, fmt="o", capsize=3, label=row["run"])
-    axes.set_xlabel(f"KL to {rows[0]['run']} (nats an answer)")
+    axes.set_xlabel(f"KL to {rows[0]['run']} (nats per answer)")
     axes.set_ylabel(f"score by {reward}")
     axes.legend()
     axes.grid(alpha=0.3)
-    beside = file.with_name(f".{file.name}.unfinished")
-    figure.savefig(beside, format="png", dpi=150)
-    beside.replace(file)
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    figure.savefig(unfinished, format="png", dpi=150)
+    unfinished.replace(file)

@@ -1,4 +1,4 @@
-"""How sure a mean is."""
+"""Standard errors of means."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-def of_mean(values: ArrayLike, group: ArrayLike | None = None) -> float:
+def standard_error(values: ArrayLike, group: ArrayLike | None = None) -> float:
     """The standard error of the mean of ``values`` [N].
 
-    With ``group`` [N], values are independent between groups only, such as the pairs of one prompt (the error of a
-    ratio estimator). Infinite where there is but one value or group.
+    With ``group`` [N], only values of different groups are independent, such as pairs of different prompts; this is the
+    error of a ratio estimator. Infinite if there is only one value or group.
     """
-    import numpy as np  # here: `--help` does without
+    import numpy as np  # not at the top: `--help` does not need it
 
     numbers: NDArray[Any] = np.asarray(values, dtype=float)
     index = np.arange(len(numbers)) if group is None else np.unique(np.asarray(group), return_inverse=True)[1]
@@ -25,7 +25,7 @@ def of_mean(values: ArrayLike, group: ArrayLike | None = None) -> float:
     return float(math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(numbers))
 
 
-def named(name: str, values: ArrayLike, group: ArrayLike | None = None) -> dict[str, float]:
-    """:func:`of_mean` as a metric of that name; none where it is infinite, which JSON has no word for."""
-    error = of_mean(values, group)
+def error_bar(name: str, values: ArrayLike, group: ArrayLike | None = None) -> dict[str, float]:
+    """:func:`standard_error` as a metric of that name; empty if it is infinite, which JSON cannot hold."""
+    error = standard_error(values, group)
     return {name: error} if math.isfinite(error) else {}

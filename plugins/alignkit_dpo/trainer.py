@@ -19,7 +19,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from alignkit import AlignkitError, PreferenceLogps
 from alignkit.batches import Sampling
 from alignkit.data.encoding import Ranked, encode_rankings
-from alignkit.evaluation import before_after, error_bars
+from alignkit.evaluation import error_bar, read_answers_before, write_answers
 from alignkit.generation.sampling import sample, text
 from alignkit.models import adapters, fused_head
 from alignkit.models.trunk import use_adapter
@@ -228,7 +228,7 @@ class DPOTrainer(trl.DPOTrainer):
             found = {name: torch.cat([part[name] for part in self._held_out]) for name in self._held_out[0]}
             number = found.pop("number").cpu()
             logs.update({f"eval_{name}": float(values.double().mean()) for name, values in found.items()})
-            logs.update(error_bars.named("eval_accuracy_error", found["accuracy"].cpu(), number))
+            logs.update(error_bar("eval_accuracy_error", found["accuracy"].cpu(), number))
             logs["eval_pairs"] = len(number)
             logs.update(self.sampled)
             self._held_out.clear()
@@ -271,15 +271,15 @@ class DPOTrainer(trl.DPOTrainer):
                     kl += (answer_logps(policy, batch)[0] - self.ref_logps(batch)).tolist()
         texts = [text(tokenizer, answer) for answer in answers]
         if not self.before:
-            former = before_after.read_before(self.run.folder)
+            former = read_answers_before(self.run.folder)
             self.before = former or (list(texts) if self.state.global_step == 0 else [None] * len(texts))
         if self.is_world_process_zero():
             columns = {"kl": kl} if kl else {}
             prompts = [ranked.prompt for ranked in self.prompts]
-            before_after.write(self.run.folder, prompts, self.before, texts, **columns)
+            write_answers(self.run.folder, prompts, self.before, texts, **columns)
         ended = [answer[-1] in self.sampling.stop_ids for answer in answers]
         return {
-            **({"eval_kl": sum(kl) / len(kl), **error_bars.named("eval_kl_error", kl)} if kl else {}),
+            **({"eval_kl": sum(kl) / len(kl), **error_bar("eval_kl_error", kl)} if kl else {}),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": sum(ended) / len(ended),
         }

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from alignkit import ConfigError, PolicyBatch
-from alignkit.evaluation import before_after, error_bars
+from alignkit.evaluation import error_bar, write_answers
 from alignkit.generation.sampling import text
 from alignkit.models.trunk import Sequences, assemble
 from alignkit.online import RolesTrainer
@@ -244,7 +244,7 @@ class PPOTrainer(RolesTrainer):
         scored = scores[~scores.isnan()]
         metrics = {
             "eval_score": float(scored.mean()),
-            **error_bars.named("eval_score_error", scored.cpu()),
+            **error_bar("eval_score_error", scored.cpu()),
             "eval_kl": float((said["policy"][0] - said["reference"][0]).sum(1).mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
@@ -255,7 +255,7 @@ class PPOTrainer(RolesTrainer):
             self.before = self.after
         elif self.is_world_process_zero():
             prompts = [prompt.messages for prompt in self.held_out]
-            before_after.write(self.run.folder, prompts, self.before, self.after, score=scores.tolist())
+            write_answers(self.run.folder, prompts, self.before, self.after, score=scores.tolist())
         kept = self.config.max_kl is None or metrics["eval_kl"] <= self.config.max_kl
         if self.config.keep == "best" and kept and (self.best is None or metrics["eval_score"] > self.best[0]):
             self.best = (metrics["eval_score"], {n: p.detach().clone() for n, p in self.policy_weights()})

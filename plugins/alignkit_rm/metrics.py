@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation import error_bars
+from alignkit.evaluation import error_bar
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def evaluate(
     everything = scores[ranks >= 0]
     metrics = {
         "accuracy": float(correct.mean()),
-        **error_bars.named("accuracy_error", correct, of),
+        **error_bar("accuracy_error", correct, of),
         "pairs": float(len(correct)),
         "ece": _calibration_error(np.array(confidence)),
         "length_correlation": _correlation(*np.array(centred).T),
