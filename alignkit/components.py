@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from alignkit.batches import Answers, LossOutput
+    from alignkit.batches import LossOutput
     from alignkit.runs.plan import Plan
     from alignkit.training.run import Run
 
@@ -150,7 +150,8 @@ class Reward(Component):
 
     kind: ClassVar[str] = "reward"
 
-    build: Callable[[Any, Run], Callable[[Answers], Sequence[float]]]  # its config, the run -> the function
+    # its config, the run -> a function of Answers, and of the stage's `roles` if it has that parameter
+    build: Callable[[Any, Run], Callable[..., Sequence[float]]]
     # its config -> {"reward": stage that makes it}; the config's `path` names the run, its `paths` a list of several
     needs: Callable[[Any], Mapping[str, str]] = lambda config: {}
     parts: str | None = None  # the field of its config that holds other rewards: a table with a name, or a list of them
@@ -176,9 +177,9 @@ class Rollout(Component):
 
     kind: ClassVar[str] = "rollout"
 
-    # its config, the tokenizer, how to draw, and `run` where it takes one -> (the policy, prompt ids -> answer ids,
-    # `samples` to each prompt in turn)
-    build: Callable[..., Callable[[nn.Module, list[list[int]]], list[list[int]]]]
+    # its config, the tokenizer, the Sampling, and `run` if it has that parameter -> a function of the policy, the
+    # prompts' token ids, and `roles` if it has that parameter: the answers' token ids, `samples` per prompt in turn
+    build: Callable[..., Callable[..., list[list[int]]]]
 
 
 KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Rollout)}

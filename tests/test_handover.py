@@ -180,6 +180,20 @@ def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for
         handover.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
 
 
+def test_rewards_and_engines_get_the_roles_only_if_they_have_a_parameter_for_them() -> None:
+    sampling = Sampling(max_new_tokens=1, temperature=1, stop_ids=())
+    policy = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2))
+
+    assert handover.with_roles(lambda answers: answers)("answers", roles="roles") == "answers"
+    assert handover.with_roles(lambda answers, roles: (answers, roles))("answers", roles="roles") == (
+        "answers",
+        "roles",
+    )
+    assert handover.with_roles(len)("answers", roles="roles") == 7
+    assert handover.engine("x", lambda policy, prompts: [[1]], sampling)(policy, [[5]], 3) == [[1]]
+    assert handover.engine("x", lambda policy, prompts, roles: [[roles]], sampling)(policy, [[5]], 3) == [[3]]
+
+
 FORMAT = """
 from alignkit import DataFormat, fields_of, hookimpl
 

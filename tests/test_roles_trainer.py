@@ -60,9 +60,9 @@ def build(run):
         def rollout(self):
             transformers.set_seed(self.state.global_step)
             with self.roles.using("policy") as policy, torch.no_grad():
-                answers = engine(policy, ids)
+                answers = engine(policy, ids, self.roles)
             texts = [text(run.tokenizer, answer) for answer in answers]
-            scores = torch.tensor(reward(Answers(prompts, texts, ids, answers)))
+            scores = torch.tensor(reward(Answers(prompts, texts, ids, answers), self.roles))
             sequences = Sequences.of(ids, answers, run.tokenizer.pad_token_id, self.args.device)
             return {"sequences": sequences, "advantages": (scores - scores.mean())[:, None] * sequences.mask}
 
@@ -94,9 +94,16 @@ def build(run):
 
 def engine(config, tokenizer, sampling, run):
     from alignkit.generation.sampling import sample
-    def answers(policy, prompts):
-        assert run.roles.members["policy"].model is policy
-        return sample(policy, tokenizer, prompts, sampling)
+    def answers(policy, prompts, roles):
+        assert roles.members["policy"].model is policy
+        return best_of_two(sample(policy, tokenizer, prompts + prompts, sampling), prompts, roles)
+
+    def best_of_two(answers, prompts, roles):
+        from alignkit import Answers
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        scores = run.reward()(Answers([[]] * len(texts), texts, prompts + prompts, answers), roles)
+        half = len(prompts)
+        return [answers[i] if scores[i] >= scores[half + i] else answers[half + i] for i in range(half)]
     return answers
 
 @hookimpl

@@ -27,7 +27,8 @@ class Judge(NamedTuple):
     """What scores answers, and how it is called."""
 
     name: str
-    open: Callable[[int, Callable[[str], None]], Scores]  # answers at a time, one line for the user -> the function
+    # answers at a time, one line for the user -> the function
+    open: Callable[[int, Callable[[str], None]], Callable[[Answers], list[float]]]
     loads: bool = True  # a model, or whatever a plugin's reward loads
 
 
@@ -74,7 +75,7 @@ def _scorer(run: Parent, batch: int) -> Scores:
     assert run.manifest is not None
     scorer = Scorer(run.folder, run.manifest)
 
-    def score(answers: Answers) -> list[float]:
+    def score(answers: Answers, roles: object = None) -> list[float]:
         encoded = [scorer.encode(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
         return scorer.scores(encoded, batch)
 

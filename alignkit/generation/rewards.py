@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from alignkit.batches import Answers
 from alignkit.config.reward_parts import part
 from alignkit.config.settings import Selected
-from alignkit.errors import ConfigError, DataError
+from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.generation import rankings
 from alignkit.registry import Registry, handover
 from alignkit.runs import lineage
 
 if TYPE_CHECKING:
+    from alignkit.models.trunk import Roles
     from alignkit.training.run import Run
 
-Scores = Callable[[Answers], list[float]]
+
+class Scores(Protocol):
+    """A reward: one score per answer. ``roles`` is the stage's module of roles; only reward models read it."""
+
+    def __call__(self, answers: Answers, roles: Roles | None = None) -> list[float]: ...
 
 
 def build(reward: Selected, run: Run, which: str = "") -> Scores:
     """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
     component, config = reward
-    score = handover.function(run.registry.who(component, "build"), component.build(config, run))
+    score = handover.with_roles(handover.function(run.registry.who(component, "build"), component.build(config, run)))
     who = run.registry.who(component, which=which)
-    return lambda answers: rankings.checked(who, lambda: handover.scores(who, score(answers)), answers.texts)
+
+    def scores(answers: Answers, roles: Roles | None = None) -> list[float]:
+        return rankings.checked(who, lambda: handover.scores(who, score(answers, roles=roles)), answers.texts)
+
+    return scores
 
 
 def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> Scores:
@@ -45,55 +54,59 @@ def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
     """
     said: list[str] = []
 
-    def refusal(answers: Answers) -> str:
+    def refusal(answers: Answers, roles: Roles | None) -> str:
         try:
-            score(answers)
+            score(answers, roles)
         except DataError as error:
             return str(error)
         return ""
 
-    def scores(answers: Answers) -> list[float]:
+    def scores(answers: Answers, roles: Roles | None = None) -> list[float]:
         try:
-            return score(answers)
+            return score(answers, roles)
         except DataError:
             numbers = range(len(answers.texts))
-            refused = {number: why for number in numbers if (why := refusal(answers.take([number])))}
+            refused = {number: why for number in numbers if (why := refusal(answers.take([number]), roles))}
             if len(refused) in (0, len(numbers)):  # it is not about single answers
                 raise
         if not said:
             said.extend(refused.values())
             say(f"warning: skipped an answer, and will skip others like it: {said[0]}")
-        rest = iter(score(answers.take([number for number in numbers if number not in refused])))
+        rest = iter(score(answers.take([number for number in numbers if number not in refused]), roles))
         return [math.nan if number in refused else next(rest) for number in numbers]
 
     return scores
 
 
 def of_role(run: Run, path: str | None) -> Scores:
-    """The scores of a reward run in the folder ``path``, by the role that it has in ``run``; see ``Run.reward_run``.
+    """The scores of the reward run in the folder ``path``, one of the run's parents; without ``path``, of the only one.
 
-    Without ``path`` it is the only one.
+    The function needs ``roles``, in which that run is one of the rewards.
     """
     import torch
 
     from alignkit.models.trunk import Sequences
 
     runs = lineage.rewards_in(run.parents)
-    roles = [role for role, folder in runs.items() if path in (None, str(folder))]
-    if len(roles) != 1:
+    names = [role for role, folder in runs.items() if path in (None, str(folder))]
+    if len(names) != 1:
         known = ", ".join(map(str, runs.values())) or "none"
         raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Runs that it named: {known}")
     size = run.config.train.get("per_device_eval_batch_size", 8)
 
-    def score(answers: Answers) -> list[float]:
-        assert run.roles is not None
-        model, scores = run.roles.eval(), list[float]()
+    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+        if roles is None:
+            raise PluginError(
+                f"the reward model in {runs[names[0]]} was called without roles: a stage, an engine or a reward that "
+                "calls a reward has to pass them on, as in score(answers, roles)"
+            )
+        roles, scores = roles.eval(), list[float]()
         for start in range(0, len(answers.texts), size):
             some = slice(start, start + size)
             ids = answers.prompt_ids[some], answers.answer_ids[some]
             sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
             with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
-                scores += model(sequences, roles)[roles[0]].tolist()
+                scores += roles(sequences, names)[names[0]].tolist()
         return scores
 
     return score

@@ -256,8 +256,7 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
                 parameter.requires_grad_(False)
         members["value"] = Member(policy, "role_value", _head(width, theirs.weight if theirs else None, trained=True))
     adapters.without_dropout(policy)
-    run.roles = Roles(members, temperature, run.say)  # for a reward that is one of them
-    return run.roles
+    return Roles(members, temperature, run.say)
 
 
 def _rewards(run: Run, policy: Any) -> dict[str, Member]:

@@ -6,6 +6,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import numbers
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,21 @@ def function(who: str, given: Any) -> Any:
     """What a ``build`` gave, which must be a function."""
     expect(who, given, callable(given), "a function")
     return given
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter called ``name``."""
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # some functions written in C have no signature
+        return False
+
+
+def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward or an engine that can be called with ``roles=``, which is passed on if its signature has ``roles``."""
+    if accepts(function, "roles"):
+        return function
+    return lambda *arguments, roles=None: function(*arguments)
 
 
 def in_words(who: str, given: Any) -> str:
@@ -153,8 +169,10 @@ def name_optimizer(who: str, trainer: Any) -> None:
 def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Callable[..., list[list[int]]]:
     """A rollout engine that looks at its answers: as many as asked for, each of token ids and within its limits."""
 
-    def checked(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
-        answers = function(policy, prompts)
+    function = with_roles(function)
+
+    def checked(policy: Any, prompts: list[list[int]], roles: Any = None) -> list[list[int]]:
+        answers = function(policy, prompts, roles=roles)
         ids = isinstance(answers, list) and all(
             isinstance(answer, list) and all(type(token) is int for token in answer) for answer in answers
         )

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.errors import AlignkitError, ConfigError
+from alignkit.models.trunk import Roles
 from alignkit.runs import manifest
 from alignkit.training.meters import last_logged
 
@@ -185,13 +186,13 @@ class Learning(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.learns or state.global_step < self.run.policy_learns_from:
             return
-        roles: Any = self.run.roles
-        trained = roles.trained("policy") if roles else model.named_parameters()
+        has_roles = isinstance(model, Roles)
+        trained = model.trained("policy") if has_roles else model.named_parameters()
         gradients = [p.grad for _, p in trained if p.requires_grad and p.grad is not None]
         if not gradients:
             self._stop("no weight of the policy has a gradient")
         # A batch of answers that all score alike teaches a policy nothing; other losses always do.
-        self.learns = bool(roles) or any(bool(gradient.any()) for gradient in gradients)
+        self.learns = has_roles or any(bool(gradient.any()) for gradient in gradients)
         self.zero += not self.learns
         if self.zero == PATIENCE:
             self._stop(f"all gradients of the first {PATIENCE} steps are zero")

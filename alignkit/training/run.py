@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import inspect
 import itertools
 import os
 import shutil
@@ -22,7 +21,7 @@ import transformers
 from torch import nn
 
 from alignkit import data
-from alignkit.batches import Answers, Sampling
+from alignkit.batches import Sampling
 from alignkit.config import DataConfig, training_args
 from alignkit.data.chat_template import load_tokenizer, today
 from alignkit.errors import AlignkitError, ConfigError, one_line
@@ -77,7 +76,6 @@ class Run:
         self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
         self.policy_learns_from = 0  # a stage may say the step before which it trains something else
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
-        self.roles: Any = None  # the `alignkit.models.trunk.Roles` of a stage that has several roles
         self.loss_state: list[LossState] = []  # of a loss that has one
 
     def surroundings(self) -> dict[str, Any]:
@@ -191,8 +189,8 @@ class Run:
         device.one_gpu(args, self.say)
         return args
 
-    def reward(self) -> Callable[[Answers], list[float]]:
-        """The reward: of :class:`alignkit.Answers`, to a checked score for each. It may be one of ``self.roles``.
+    def reward(self) -> rewards.Scores:
+        """The reward: a function of :class:`alignkit.Answers` and the stage's roles, to a checked score per answer.
 
         With ``reward.on_error=skip`` the score of an answer that the reward refuses is NaN.
         """
@@ -200,19 +198,19 @@ class Run:
         score = rewards.build(self.config.reward, self)
         return rewards.skipping(score, self.say) if self.config.reward.config.on_error == "skip" else score
 
-    def reward_run(self, path: str | None) -> Callable[[Answers], list[float]]:
-        """The scores of the reward model in the run folder ``path``, which is one of ``self.roles``.
+    def reward_run(self, path: str | None) -> rewards.Scores:
+        """The scores of the reward model in the run folder ``path``; called with the roles that it is one of.
 
         Raises:
             ConfigError: ``needs`` of the reward did not name this run.
         """
         return rewards.of_role(self, path)
 
-    def rollout(self, sampling: Sampling) -> Callable[[nn.Module, list[list[int]]], list[list[int]]]:
-        """The engine that samples: of the policy and prompts as token ids, to answers."""
+    def rollout(self, sampling: Sampling) -> Callable[..., list[list[int]]]:
+        """The engine that samples: a function of the policy, prompts as token ids and the stage's roles."""
         assert self.config.rollout is not None
         component, config = self.config.rollout
-        run = {"run": self} if "run" in inspect.signature(component.build).parameters else {}
+        run = {"run": self} if handover.accepts(component.build, "run") else {}
         given = component.build(config, self.tokenizer, sampling, **run)
         engine = handover.function(self.registry.who(component, "build"), given)
         return handover.engine(self.registry.who(component), engine, sampling)

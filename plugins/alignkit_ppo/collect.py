@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis
 
 if TYPE_CHECKING:
+    from alignkit.generation.rewards import Scores
     from alignkit.rows import Conversation
     from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
@@ -93,7 +94,7 @@ def pass_after_pass(size: int, first: int, number: int, seed: int) -> list[int]:
 class Collector:
     """Samples from the policy of a trainer and judges what it sampled."""
 
-    def __init__(self, trainer: Any, run: Run, prompts: list[Prompted], reward: Callable[[Answers], list[float]]):
+    def __init__(self, trainer: Any, run: Run, prompts: list[Prompted], reward: Scores):
         self.trainer, self.prompts, self.reward = trainer, prompts, reward
         self.config: PPOConfig = run.config.stage.config
         self.args, self.accelerator = trainer.args, trainer.accelerator
@@ -169,12 +170,13 @@ class Collector:
         roles: Roles = self.accelerator.unwrap_model(self.trainer.model)
         roles.eval()
         with roles.using("policy") as policy, torch.no_grad(), self.accelerator.autocast():
-            return self.engine(policy, prompts)
+            return self.engine(policy, prompts, roles)
 
     def score(self, prompts: list[Prompted], answers: list[list[int]]) -> Tensor:
         """The reward's score of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is skip."""
         texts = [text(self.tokenizer, answer) for answer in answers]
-        scores = self.reward(Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers))
+        given = Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers)
+        scores = self.reward(given, self.trainer.roles)
         clip = self.config.score_clip
         found = torch.tensor(scores, device=self.args.device)
         return found.clamp(-clip, clip) if clip is not None else found

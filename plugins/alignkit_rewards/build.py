@@ -12,13 +12,13 @@ from alignkit import Answers
 from alignkit.generation import rankings, rewards
 
 if TYPE_CHECKING:
+    from alignkit.generation.rewards import Scores
+    from alignkit.models.trunk import Roles
     from alignkit.training.run import Run
     from alignkit_rewards import EnsembleConfig, FunctionConfig, SumConfig
 
-Scores = Callable[[Answers], Sequence[float]]
 
-
-def function(config: FunctionConfig) -> Scores:
+def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
     """``module:function`` on the prompts' and the answers' texts."""
     call = rankings.function(str(config.call))
     return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
@@ -29,8 +29,8 @@ def ensemble(config: EnsembleConfig, run: Run) -> Scores:
     members = [run.reward_run(path) for path in config.paths]
     combine = functools.partial(COMBINE[config.by], config=config)
 
-    def score(answers: Answers) -> list[float]:
-        scores = [member(answers) for member in members]
+    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+        scores = [member(answers, roles) for member in members]
         return [combine(of_one) for of_one in zip(*scores, strict=True)]
 
     return score
@@ -50,8 +50,8 @@ def weighted_sum(config: SumConfig, run: Run) -> Scores:
     weights = [float(table.get("weight", 1.0)) for table in config.parts]
     parts = [rewards.built(run.registry, table, run, own=("weight",)) for table in config.parts]
 
-    def score(answers: Answers) -> list[float]:
-        scores = [part(answers) for part in parts]
+    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+        scores = [part(answers, roles) for part in parts]
         return [sum(map(operator.mul, weights, of_one)) for of_one in zip(*scores, strict=True)]
 
     return score

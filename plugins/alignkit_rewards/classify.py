@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from alignkit.generation import rankings
 from alignkit.runs import base, manifest
 
 if TYPE_CHECKING:
-    from alignkit.generation.rewards import Scores
     from alignkit.training.run import Run
     from alignkit_rewards import ClassifierConfig
 
@@ -126,7 +125,7 @@ def head_in_fp32(model: Any, located: str) -> None:
             )
 
 
-def build(config: ClassifierConfig, run: Run) -> Scores:
+def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]]:
     """The function of answers: each one's text, in the model's own chat template and its own tokens."""
     import torch
     from transformers import AutoTokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import Answers, ConfigError
+from alignkit import Answers, ConfigError, PluginError
 from alignkit.cli import main
 from alignkit.cli.common import read_arguments
 from alignkit.runs.plan import pipeline
@@ -66,7 +67,7 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run_of(tuner: str, *settings: str) -> Any:
-    """A PPO run that is ready to train, and its roles."""
+    """A PPO run that is ready to train, and its reward, which is given the run's roles."""
     from alignkit.models.trunk import assemble
     from alignkit.training.run import Run
 
@@ -75,8 +76,8 @@ def run_of(tuner: str, *settings: str) -> Any:
         pipeline(*read_arguments(["ppo", tuner], None, "base", "prompts.jsonl", "out", given)).to_train[-1], print
     )
     score = run.reward()
-    assemble(run, value="adapter", temperature=1.0).eval()
-    return run, score
+    roles = assemble(run, value="adapter", temperature=1.0).eval()
+    return run, functools.partial(score, roles=roles)
 
 
 def answers_of(run: Any) -> Answers:
@@ -195,10 +196,18 @@ def test_reward_models_share_a_base_where_they_can(
     a, b = (plain_scores(f"{rewards}-{which}/rm", answers) for which in "ab")
 
     assert dict(run.plan.describe())["in memory"] == planned
-    assert len(run.roles.models) == models
+    roles = score.keywords["roles"]
+    assert len(roles.models) == models
     one = weights(AutoModelForCausalLM.from_pretrained("base"))
-    assert weights(run.roles) < (models + 0.5) * one
+    assert weights(roles) < (models + 0.5) * one
     assert score(answers) == pytest.approx([statistics.fmean(both) for both in zip(a, b, strict=True)], abs=1e-4)
+
+
+def test_a_reward_model_that_gets_no_roles_is_an_error(folder: Path) -> None:
+    run, _ = run_of("lora", "reward.path=lora-a/rm")
+
+    with pytest.raises(PluginError, match=r"the reward model in lora-a/rm was called without roles"):
+        run.reward()(answers_of(run))
 
 
 def test_a_part_without_a_path_takes_that_of_the_sum(folder: Path) -> None:
@@ -213,12 +222,12 @@ def test_a_part_without_a_path_takes_that_of_the_sum(folder: Path) -> None:
 def test_rewards_compute_on_the_device_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run says which it is; that there is CUDA says nothing of it."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=True: None)
-    run, _ = run_of("lora", "reward.path=lora-a/rm", "train.use_cpu=false")
+    run, score = run_of("lora", "reward.path=lora-a/rm", "train.use_cpu=false")
     answers = answers_of(run)
     plain = plain_scores("lora-a/rm", answers)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
-    assert run.reward()(answers) == pytest.approx(plain, abs=1e-4)
+    assert score(answers) == pytest.approx(plain, abs=1e-4)
 
 
 def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from alignkit import Answers, Reward, hookimpl, option
 from alignkit.generation import rewards
 
 if TYPE_CHECKING:
+    from alignkit.models.trunk import Roles
     from alignkit.training.run import Run
 
 
@@ -45,7 +46,7 @@ def without_length(scores: Sequence[float], lengths: Sequence[int], config: Leng
     return [score - config.strength * slope * (n - middle) for score, n in zip(scores, sizes, strict=True)]
 
 
-def build(config: LengthConfig, run: Run) -> Callable[[Answers], list[float]]:
+def build(config: LengthConfig, run: Run) -> rewards.Scores:
     """The function of answers.
 
     Raises:
@@ -54,8 +55,8 @@ def build(config: LengthConfig, run: Run) -> Callable[[Answers], list[float]]:
     """
     inner = rewards.built(run.registry, config.of, run)
 
-    def score(answers: Answers) -> list[float]:
-        return without_length(inner(answers), [len(ids) for ids in answers.answer_ids], config)
+    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+        return without_length(inner(answers, roles), [len(ids) for ids in answers.answer_ids], config)
 
     return score
 
