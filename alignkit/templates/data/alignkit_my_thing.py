@@ -1,4 +1,4 @@
-"""A data format: a question and its best answer, as a demonstration."""
+"""A data format: a question and its best answer become a demonstration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from alignkit import DataError, DataFormat, Demonstration, fields_of, hookimpl
 
 
 def convert(row: Mapping[str, Any]) -> Demonstration:
-    """One row, as what it means.
+    """Convert one row.
 
     Raises:
-        DataError: a field is no text; file and line are put before what it says.
+        DataError: a field is not text. alignkit adds the file and the line to the message.
     """
     for name in ("question", "best_answer"):
         if not isinstance(row.get(name), str):
-            raise DataError(f"'{name}' is missing or no text")
+            raise DataError(f"'{name}' is missing or not text")
     return Demonstration(
         [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["best_answer"]}]
     )

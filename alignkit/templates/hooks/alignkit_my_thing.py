@@ -1,4 +1,4 @@
-"""Run hooks: a note on every run that is finished, in ``notes.jsonl`` beside the run folders."""
+"""Run hooks: record every finished run in ``notes.jsonl`` beside the run folders."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @hookimpl
 def alignkit_run_start(run: Run) -> None:
-    """Before the model is loaded: raise an ``AlignkitError`` here to stop the run with one line."""
+    """Called before the model is loaded. To stop the run with a one-line error, raise an ``AlignkitError``."""
     run.say(f"my-thing: {len(run.train_rows)} rows to train on, {len(run.eval_rows)} held out")
 
 
 @hookimpl
 def alignkit_model_ready(run: Run, role: str, model: nn.Module) -> None:
-    """Once for each model, after the tuner; change the model in place, if at all."""
-    trained = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
-    run.say(f"my-thing: {trained:,} weights of the {role} are trained")
+    """Called once for each model, after the tuner. A change to the model must be made in place."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    run.say(f"my-thing: {trainable:,} trainable parameters in the {role}")
 
 
 @hookimpl
 def alignkit_callbacks(run: Run) -> list[TrainerCallback]:
-    """What happens during training is a callback of Transformers."""
+    """Return callbacks of Transformers, which are called during training."""
     from transformers import TrainerCallback
 
     class Checkpoints(TrainerCallback):
@@ -42,7 +42,7 @@ def alignkit_callbacks(run: Run) -> list[TrainerCallback]:
 
 @hookimpl
 def alignkit_run_end(run: Run, result: Result) -> None:
-    """The run folder is complete. Under accelerate the hooks are called in every process; one of them writes."""
+    """Called when the run folder is complete. With several processes, each calls the hooks; only the first writes."""
     if os.environ.get("RANK", "0") == "0":
         note = {"run": str(result.folder), "seconds": round(result.seconds, 1), **result.metrics}
         with (result.folder.parent / "notes.jsonl").open("a", encoding="utf-8") as notes:

@@ -1,11 +1,11 @@
 import json
 
 
-def test_nothing_is_wrong_with_the_plugin(check_plugin) -> None:
+def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
 
 
-def test_a_finished_run_leaves_a_note(run_stage, capsys) -> None:
+def test_a_finished_run_is_recorded(run_stage, capsys) -> None:
     folder = run_stage("sft", "--plugin", "my-thing")
     (note,) = map(json.loads, (folder.parent / "notes.jsonl").read_text().splitlines())
 

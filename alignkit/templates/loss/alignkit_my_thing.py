@@ -1,4 +1,4 @@
-"""A loss in which tokens that the model finds hard count more: the focal loss (arXiv 1708.02002)."""
+"""A loss that gives more weight to tokens the model finds hard: the focal loss (arXiv 1708.02002)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Config:
 
 
 def build(config: Config) -> Callable[[TokenLogps], LossOutput]:
-    """The function, of what a stage such as ``sft`` gives."""
+    """Return the loss, a function of the batches of a stage such as ``sft``."""
 
     def loss(batch: TokenLogps) -> LossOutput:
         weights = (1 - batch.logps.exp()) ** config.gamma  # [B, T]

@@ -23,7 +23,7 @@ class Config:
 
 
 def build(config: Config, args: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The class and its arguments; the Trainer gives it the parameters, and those without weight decay apart."""
+    """Return the class and its arguments. The Trainer creates it, with one parameter group without weight decay."""
     import torch
 
     return torch.optim.SGD, {"lr": args.learning_rate, "momentum": config.momentum, "nesterov": config.nesterov}

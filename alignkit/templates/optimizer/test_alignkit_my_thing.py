@@ -3,11 +3,11 @@ import json
 import torch
 
 
-def test_nothing_is_wrong_with_the_plugin(check_plugin) -> None:
+def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
 
 
-def test_it_trains_with_its_settings(run_stage) -> None:
+def test_sft_trains_with_its_settings(run_stage) -> None:
     folder = run_stage("sft", "--plugin", "my-thing", "optimizer.momentum=0.5", "train.learning_rate=0.1")
     manifest = json.loads((folder / "alignkit.json").read_text())
     (checkpoint, *_) = (folder / "checkpoints").glob("checkpoint-*")

@@ -1,4 +1,4 @@
-"""A reward: answers shall be of a certain length."""
+"""A reward for answers of a certain length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Config:
 
 
 def build(config: Config, run: Run) -> Callable[[Answers], list[float]]:
-    """The function: a score an answer, 0 at best."""
+    """Return the function that scores answers: one number per answer, at most 0."""
 
     def score(answers: Answers) -> list[float]:
         return [-abs(len(text.split()) - config.words) / config.words for text in answers.texts]

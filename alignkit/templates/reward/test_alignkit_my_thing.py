@@ -7,13 +7,13 @@ from alignkit import Answers
 PPO = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"]
 
 
-def test_by_hand() -> None:
+def test_the_score_by_hand() -> None:
     answers = Answers(prompts=[[], []], texts=["two words", "one"], prompt_ids=[], answer_ids=[])
 
     assert build(Config(words=2), None)(answers) == [0, -0.5]
 
 
-def test_nothing_is_wrong_with_the_plugin(check_plugin) -> None:
+def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
 
 
@@ -23,4 +23,4 @@ def test_ppo_trains_on_it(run_stage) -> None:
 
     reward = manifest["config"]["stages"]["ppo"]["reward"]
     assert (reward["name"], reward["words"]) == ("my-thing", 5)
-    assert set(manifest["parents"]) == {"policy"}  # no reward model was trained for it
+    assert set(manifest["parents"]) == {"policy"}  # no reward model was trained

@@ -1,4 +1,4 @@
-"""A rollout engine that samples the answers to one prompt at a time: slow, but nothing is padded."""
+"""A rollout engine that samples one prompt at a time: slow, but without padding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Engine = Callable[["nn.Module", list[list[int]]], list[list[int]]]
 
 
 def build(config: NoConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
-    """The function: the policy and prompts as token ids -> answers as token ids, ``sampling.samples`` a prompt."""
-    from alignkit.generation.sampling import sample
+    """Return the engine: from the policy and the prompts' token ids to ``sampling.samples`` answers per prompt."""
+    from alignkit.generation import sample
 
     def one_by_one(policy: nn.Module, prompts: list[list[int]]) -> list[list[int]]:
         return [answer for prompt in prompts for answer in sample(policy, tokenizer, [prompt], sampling)]

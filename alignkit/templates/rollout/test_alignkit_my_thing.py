@@ -8,7 +8,7 @@ PPO = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"]
 REWARD = ["reward.name=function", "reward.call=alignkit.bundled.guide:score"]
 
 
-def test_answers_stand_in_the_order_of_their_prompts(tiny_model) -> None:
+def test_answers_are_in_the_order_of_their_prompts(tiny_model) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = (cls.from_pretrained(tiny_model()) for cls in (AutoModelForCausalLM, AutoTokenizer))
@@ -21,7 +21,7 @@ def test_answers_stand_in_the_order_of_their_prompts(tiny_model) -> None:
     assert len(first) == len(second) == 2
 
 
-def test_nothing_is_wrong_with_the_plugin(check_plugin) -> None:
+def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
 
 

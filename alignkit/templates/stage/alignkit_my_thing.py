@@ -24,36 +24,35 @@ class Config:
 
 
 def build(run: Run) -> Trainer:
-    """A trainer from the run's pieces. Which tuner, loss or optimizer they are made with is not its business."""
+    """Build a trainer from what the run offers. The stage does not know which tuner, loss or optimizer is used."""
     import transformers
 
-    from alignkit.data.chat_template import IGNORE, encode
-    from alignkit.data.encoding import encode_each
+    from alignkit.data import IGNORE, encode, encode_each
 
     config: Config = run.config.stage.config
-    loss_of_batch = run.loss()
+    loss_function = run.loss()
 
-    def tokens(rows: list[Located]) -> list[dict[str, list[int]]]:
+    def tokenize(rows: list[Located]) -> list[dict[str, list[int]]]:
         encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
         return [
             {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}
             for _, sequences in encoded
-            for ids, labels in sequences  # several where the chat template rewrites earlier turns
+            for ids, labels in sequences  # several if the chat template rewrites earlier turns
         ]
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         targets = labels[:, 1:]  # [B, T]
         mask = targets != IGNORE
         logps = outputs.logits[:, :-1].float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-        in_step = mask.sum() if num_items_in_batch is None else num_items_in_batch  # None: it evaluates
-        return loss_of_batch(TokenLogps(logps * mask, mask, in_step)).loss
+        num_tokens = mask.sum() if num_items_in_batch is None else num_items_in_batch  # None in an evaluation
+        return loss_function(TokenLogps(logps * mask, mask, num_tokens)).loss
 
     args = run.training_arguments(transformers.TrainingArguments)
     return transformers.Trainer(
         model=run.model("policy"),
         args=args,
-        train_dataset=tokens(run.train_rows),
-        eval_dataset=tokens(run.eval_rows) or None,
+        train_dataset=tokenize(run.train_rows),
+        eval_dataset=tokenize(run.eval_rows) or None,
         data_collator=transformers.DataCollatorForSeq2Seq(run.tokenizer),
         processing_class=run.tokenizer,
         compute_loss_func=loss,

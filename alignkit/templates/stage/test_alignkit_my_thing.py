@@ -3,7 +3,7 @@ import json
 import pytest
 
 
-def test_nothing_is_wrong_with_the_plugin(check_plugin) -> None:
+def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
 
 
@@ -15,8 +15,8 @@ def test_it_learns(run_stage, tuner) -> None:
     assert metrics["eval_loss"] < metrics["first_eval_loss"]
 
 
-def test_the_loss_is_that_of_sft(run_stage) -> None:
-    mine, theirs = run_stage("my-thing", "--plugin", "full"), run_stage("sft", "--plugin", "full")
-    before = [json.loads((f / "alignkit.json").read_text())["metrics"]["first_eval_loss"] for f in (mine, theirs)]
+def test_the_loss_is_the_loss_of_sft(run_stage) -> None:
+    folders = [run_stage(stage, "--plugin", "full") for stage in ("my-thing", "sft")]
+    losses = [json.loads((folder / "alignkit.json").read_text())["metrics"]["first_eval_loss"] for folder in folders]
 
-    assert before[0] == pytest.approx(before[1], rel=0.05)  # a mean over batches, and one over tokens
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # sft's is a mean over tokens, this one over batches

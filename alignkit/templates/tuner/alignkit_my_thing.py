@@ -1,4 +1,4 @@
-"""A tuner that trains the last layers only."""
+"""A tuner that trains only the last layers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Config:
 
 
 def load(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: what is trained must be fp32, whatever the run computes in."""
+    """Return arguments of ``from_pretrained``. Trained weights must be fp32, whatever dtype the run computes in."""
     return {"dtype": "float32"}
 
 
 def wrap(config: Config, model: PreTrainedModel, role: str) -> PreTrainedModel:
-    """The model, with gradients for the last layers, and for the scalar head of a reward or a value."""
+    """Return the model, trainable in its last layers and in the scalar head of a reward or value model."""
     from torch import nn
 
     model.requires_grad_(False)
@@ -39,4 +39,4 @@ def wrap(config: Config, model: PreTrainedModel, role: str) -> PreTrainedModel:
 
 @hookimpl
 def alignkit_model() -> list[Tuner]:
-    return [Tuner(name="my-thing", summary="train the last layers only", config=Config, load=load, wrap=wrap)]
+    return [Tuner(name="my-thing", summary="train only the last layers", config=Config, load=load, wrap=wrap)]
