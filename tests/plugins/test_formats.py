@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import ANY
 
 from alignkit import Conversation, DataError, Demonstration, Prompt, Ranking, Row, Text, data
 from alignkit.config import DataConfig
 from alignkit.registry import Registry
 
-ANY = (Demonstration, Ranking, Prompt, Text)
 HUMAN, GPT, GO = ({"from": who, "value": said} for who, said in (("human", "Hi"), ("gpt", "Hello"), ("gpt", "Go")))
 
 
@@ -277,11 +277,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("text", {"prompt": "Hi"}, "'text' is missing"),
     ("text", {"text": "  "}, "'text' is empty"),
 ]
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry()
 
 
 def write(folder: Path, row: dict[str, Any]) -> str:

@@ -1,0 +1,97 @@
+"""rank and compare score with reward runs and with the rewards of plugins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from reward_runs import PROMPTS, TEXTS, answers_of, plain_scores, run_of, write
+
+from alignkit import Answers
+from alignkit.cli import main
+
+ODD = """
+from alignkit import Reward, hookimpl
+
+@hookimpl
+def alignkit_reward():
+    return [
+        Reward(name="brevity", summary="", build=lambda config, run: lambda answers: [-len(t) for t in answers.texts]),
+        Reward(name="tokens", summary="", build=lambda config, run: lambda answers: [*map(len, answers.answer_ids)]),
+        Reward(name="trainer", summary="", build=lambda config, run: run.tokenizer),
+    ]
+"""
+
+
+def ranked(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[int] | str:
+    """The ranks of the answers to the first prompt, or the error."""
+    write("samples.jsonl", [{"prompt": PROMPTS[0], "responses": TEXTS}])
+    capsys.readouterr()
+    if main(["rank", "samples.jsonl", "-o", "ranked.jsonl", *arguments]):
+        return capsys.readouterr().err
+    ranks: list[int] = json.loads(Path("ranked.jsonl").read_text())["ranks"]
+    return ranks
+
+
+def test_rank_takes_reward_runs_and_rewards(
+    reward_runs: Path, capsys: pytest.CaptureFixture[str], install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.generation import rankings
+    from alignkit.models import device
+
+    install("odd", ODD)
+    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+    run, _ = run_of("lora", "reward.path=lora-a/rm")
+    answers = answers_of(run)
+    one_prompt = Answers(answers.prompts[:1] * 8, TEXTS, answers.prompt_ids[:1] * 8, answers.answer_ids)
+    by_a, by_b = (plain_scores(f"lora-{which}/rm", one_prompt) for which in "ab")
+
+    assert ranked(capsys, "--by", "lora-a/rm") == rankings.ranks(by_a)
+    worst = rankings.ranks([min(both) for both in zip(by_a, by_b, strict=True)])
+    paths = "reward.paths=[lora-a/rm, lora-b/rm]"
+    assert ranked(capsys, "--by", "ensemble", paths, "reward.by=min") == worst
+    brevity = rankings.ranks([-len(text) for text in TEXTS])
+    assert ranked(capsys, "--plugin", "odd", "--by", "brevity") == brevity
+    parts = "reward.parts=[{name: brevity, weight: 2}]"
+    assert ranked(capsys, "--plugin", "odd", "--by", "sum", parts) == brevity
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--by", "reward-modle"], "Did you mean 'reward-model'"),
+        (["--by", "reward-model"], "reward 'reward-model' needs a run of stage rm: add reward.path=RUN"),
+        (["--by", "classifier", "reward.model=base"], "base is a language model"),
+        (["--by", "classifier", "train.seed=1"], "unknown key train: the settings of --by classifier are reward.KEY"),
+        (
+            ["--by", "lora-a/rm", "reward.path=a"],
+            "reward.path=a is a setting of a reward, and --by lora-a/rm",
+        ),
+        (["--by", "trainer"], "reward 'trainer' works in training alone: it asks for run.tokenizer"),
+        (["--by", "tokens"], "this reward reads answer_ids, tokens of a policy, and a file has texts alone"),
+        (["--by", "brevity", "reward.on_error=skip"], "reward.on_error is for training"),
+    ],
+)
+def test_what_cannot_score_outside_training_is_refused(
+    reward_runs: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], install: Callable[..., None]
+) -> None:
+    install("odd", ODD)
+
+    assert said in ranked(capsys, "--plugin", "odd", *arguments)
+
+
+def test_compare_takes_rewards_of_plugins(
+    reward_runs: Path, capsys: pytest.CaptureFixture[str], install: Callable[..., None]
+) -> None:
+    """A reward that reads tokens gets the policies'."""
+    install("odd", ODD)
+    given = ["compare", "lora/sft", "full/sft", "--data", "prompts.jsonl", "--max-new-tokens", "4", "-o", "table.jsonl"]
+
+    assert main([*given, "--plugin", "odd", "--reward", "sum", "reward.parts=[{name: tokens, weight: 2}]"]) == 0
+    rows = [json.loads(line) for line in Path("table.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == pytest.approx([2 * row["length"] for row in rows])
+    assert main([*given, "--plugin", "odd"]) == 2
+    assert "odd has no effect without --reward NAME" in capsys.readouterr().err
