@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alignkit import paths
-from alignkit.data import turns
+from alignkit.data import pieces, turns
 from alignkit.data.rendering import ChatTemplate
 from alignkit.data.special_tokens import MARKUP, SetApart, Special
 from alignkit.errors import AlignkitError, DataError, one_line
@@ -215,6 +215,14 @@ class Writer:
             }
         )
         self.style = turns.probe(self.renderer())
+        self.pieces = pieces.of(tokenizer, f"{self.source}{tokenizer.eos_token}{self._sample()}")
+
+    def _sample(self) -> str:
+        """A short conversation as the template writes it; nothing where it refuses it."""
+        try:
+            return turns.prompt(self.renderer(), self.style, [Message(role="user", content="u")]) + self.style.inner
+        except DataError:
+            return ""
 
     def hide(self, value: T) -> T:
         """Messages or tools with the special tokens of their own texts set apart, unless those are to be tokens."""
@@ -228,7 +236,7 @@ class Writer:
         """Token ids of a rendered text, to which the tokenizer adds nothing."""
         if self.apart.is_in(text):
             return self.apart.ids(text, lambda part: self._tokenize(part, split_special_tokens=True))
-        return self._tokenize(text)
+        return self.pieces.ids(text) if self.pieces else self._tokenize(text)
 
     def _tokenize(self, text: str, **how: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"])

@@ -17,6 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from alignkit.data.tracing import TracedTemplate
 from alignkit.errors import AlignkitError, DataError, one_line
 from alignkit.rows import Conversation, Tools
 
@@ -36,8 +37,10 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = datetime.datetime.fromisoformat(day).strftime
         self.day, self.named_tokens = day, dict(named_tokens)
+        variables = {**self.named_tokens, "tools": None, "documents": None}
         try:
             self._template = environment.from_string(source)
+            self._traced = TracedTemplate(environment, source, variables)
         except TemplateError as error:
             raise AlignkitError(f"the chat template is not valid Jinja: {one_line(error)}") from error
 
@@ -47,6 +50,11 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses it.
         """
+        traced = self._traced(messages, add_generation_prompt) if tools is None else None
+        return self.render(messages, add_generation_prompt, tools) if traced is None else traced
+
+    def render(self, messages: Conversation, add_generation_prompt: bool, tools: Tools | None = None) -> str:
+        """As a call, but always with Jinja."""
         try:
             return self._template.render(
                 messages=[{key: value for key, value in one.items() if key != "weight"} for one in messages],

@@ -33,6 +33,7 @@ class SetApart:
         self.literal = [text for text in self.special if text not in MARKUP]
         self._any = _one_of(self.special)
         self._literal = _one_of(self.literal)
+        self._hidden = re.compile(f"[{chr(FIRST)}-{chr(FIRST + len(self.literal) - 1)}]" if self.literal else r"(?!)")
 
     def hide(self, value: Any) -> Any:
         """Messages, tools or a text with the special tokens in every text set apart, but not in the roles."""
@@ -51,8 +52,7 @@ class SetApart:
 
     def is_in(self, text: str) -> bool:
         """Whether something in it was set apart."""
-        last = FIRST + len(self.literal)
-        return any(FIRST <= ord(c) < last for c in text)
+        return self._hidden.search(text) is not None
 
     def plain_start(self, text: str) -> str:
         """A text up to its first special token."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,36 @@ def test_what_is_trained_is_what_is_sampled_and_scored(template: Path, tokenizer
             sampled = answer_text(tokenizer, answer)
             assert squeezed(sampled).endswith(squeezed(content))
             assert encode_answer(tokenizer, prompt, sampled, stop_ids)[0] == whole, name
+
+
+TRICKY = [" \nHi ", "", "Well.</think>\n\nGood", "So.\n", "<|im_end|>", "Grüße"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_tracing_and_pieces_change_no_token(
+    template: Path, tokenizer_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_with(template)
+    rows = [conversation for _ in range(2) for conversation in CONVERSATIONS.values()]
+    for n in range(len(TRICKY)):
+        texts = [TRICKY[(n + k) % len(TRICKY)] for k in range(4)]
+        rows.append([said(("user", "assistant")[k % 2], text) for k, text in enumerate(texts)])
+
+    def encoded(tokenizer: Any) -> list[Any]:
+        results: list[Any] = []
+        for row in rows:
+            try:
+                results.append(encode(tokenizer, Demonstration(row), [tokenizer.eos_token_id], notes := Counter()))
+                results.append(notes)
+            except DataError as error:
+                results.append(str(error))
+        return results
+
+    fast = encoded(tokenizer)
+    monkeypatch.setattr("alignkit.data.tracing.TracedTemplate.__call__", lambda *_: None)
+    monkeypatch.setattr("alignkit.data.pieces.of", lambda *_: None)
+    slow = copy.copy(tokenizer)  # gets a writer of its own
+    assert encoded(slow) == fast
 
 
 TOOLS = [

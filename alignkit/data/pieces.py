@@ -1,0 +1,63 @@
+"""Rendered conversations tokenised in pieces, so that a turn that many texts have in common is tokenised once.
+
+A tokenizer cuts a text at its special tokens before it does anything else. The token ids of a text are therefore those
+of its pieces, each of which begins with a special token and ends before the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+KEPT = 2048  # pieces of which the token ids are kept
+
+
+class Pieces:
+    """Token ids from a backend of the ``tokenizers`` library, which cuts texts at the special tokens ``cuts``."""
+
+    def __init__(self, backend: Any, cuts: Iterable[str]) -> None:
+        self._backend = backend
+        longest_first = sorted(filter(None, cuts), key=len, reverse=True)
+        self._cut = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._of_piece = functools.lru_cache(KEPT)(self._tokenize)
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text in which special tokens are tokens."""
+        self._backend.encode_special_tokens = False  # whoever used the backend last may have set these
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        starts = [0, *(cut.start() for cut in self._cut.finditer(text)), len(text)]
+        ids: list[int] = []
+        for start, end in itertools.pairwise(starts):
+            if start < end:
+                ids += self._of_piece(text[start:end])
+        return ids
+
+    def _tokenize(self, piece: str) -> list[int]:
+        [encoded] = self._backend.encode_batch_fast([piece], add_special_tokens=False)
+        return list(encoded.ids)
+
+
+def of(tokenizer: Any, sample: str) -> Pieces | None:
+    """The pieces of a tokenizer of Transformers that does no more than its backend; else None.
+
+    Texts are cut at those special tokens that are in ``sample``: a tokenizer may have thousands.
+    """
+    encode = getattr(type(tokenizer), "_encode_plus", None)
+    if getattr(encode, "__module__", "") != "transformers.tokenization_utils_tokenizers":
+        return None
+    backend = tokenizer.backend_tokenizer
+    added = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]
+    if tokenizer.split_special_tokens or any(token.lstrip or token.single_word for token in added):
+        return None  # what is a token depends on the text before it
+    texts = [str(token) for token in added]
+    return Pieces(backend, [text for text in texts if text in sample and not _inside_another(text, texts)])
+
+
+def _inside_another(token: str, tokens: list[str]) -> bool:
+    """Whether a token can begin inside the text of another, which then is what the tokenizer takes."""
+    rests = (other[start:] for other in tokens for start in range(1, len(other)))
+    return any(rest.startswith(token) or token.startswith(rest) for rest in rests)
