@@ -202,7 +202,8 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             name: function if name in (*_FILTERS_OF_TEXT, *_FILTERS_OF_LISTS) else _of_plain_values(function)
             for name, function in like.filters.items()
         }
-        self.tests = {name: _of_kinds(name, function) for name, function in like.tests.items()}
+        kinds: dict[str, Any] = like.tests
+        self.tests = {name: _of_kinds(name, function) for name, function in kinds.items()}
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:  # type: ignore[override]
