@@ -16,6 +16,7 @@ from alignkit.components import (
 )
 from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError
 from alignkit.hookspecs import hookimpl
+from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
 from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row, Text
 
 __version__ = "0.1.0"
@@ -31,20 +32,26 @@ __all__ = [
     "DataError",
     "DataFormat",
     "Demonstration",
+    "Engine",
     "Loss",
     "LossOutput",
     "Message",
     "NoConfig",
     "Optimizer",
+    "Plan",
     "PluginError",
     "PolicyBatch",
     "PreferenceLogps",
     "Prompt",
     "RankedScores",
     "Ranking",
+    "Result",
     "Reward",
+    "RewardFunction",
     "Rollout",
     "Row",
+    "Run",
+    "RunConfig",
     "Sampling",
     "Stage",
     "Text",

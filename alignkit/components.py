@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from alignkit.batches import LossOutput
-    from alignkit.runs.plan import Plan
-    from alignkit.training.run import Run
+    from alignkit.protocols import Plan, Run
 
     OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
     from alignkit.components import DataFormat, Loss, Optimizer, Reward, Rollout, Stage, Tuner
-    from alignkit.training.run import Result, Run
+    from alignkit.protocols import Result, Run
 
 hookspec = pluggy.HookspecMarker("alignkit")
 _hookimpl = pluggy.HookimplMarker("alignkit")

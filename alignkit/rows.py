@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from alignkit.errors import DataError
 
@@ -97,6 +97,13 @@ class Row(Protocol):
     @property
     def key(self) -> str:
         """What the held-out split keeps together: as a rule the prompt."""
+
+
+class Located(NamedTuple):
+    """A row and where it is from, for messages: ``"prefs.jsonl line 17"``."""
+
+    where: str
+    row: Row
 
 
 def _key(messages: Conversation, tools: Tools | None) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         tokenizer_of_run,
     )
     from alignkit.data.encoding import Branches, EncodedRanking, Ranked, check_fit, encode_each, encode_rankings
-    from alignkit.data.reading import Located, Rows, load
+    from alignkit.data.reading import Rows, load
+    from alignkit.rows import Located
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from alignkit.data.chat_template import ANSWERS, encode_answer
 from alignkit.errors import DataError
-from alignkit.rows import Conversation, Ranking
-
-if TYPE_CHECKING:
-    from alignkit.data.reading import Located
-    from alignkit.training.run import Run
+from alignkit.protocols import Run
+from alignkit.rows import Conversation, Located, Ranking
 
 T = TypeVar("T")
 

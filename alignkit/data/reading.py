@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from alignkit.components import DataFormat, NoConfig
 from alignkit.config import DataConfig, Selected
@@ -18,14 +18,7 @@ from alignkit.config.resolve import named_format
 from alignkit.data.sources import RawRow, RawRows, open_source
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, handover
-from alignkit.rows import Row
-
-
-class Located(NamedTuple):
-    """A row and where it stands, for messages: ``"prefs.jsonl line 17"``."""
-
-    where: str
-    row: Row
+from alignkit.rows import Located, Row
 
 
 @dataclass(frozen=True)

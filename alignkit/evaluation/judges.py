@@ -15,7 +15,7 @@ from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge, select
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards
-from alignkit.generation.rewards import Scores
+from alignkit.protocols import RewardFunction
 from alignkit.registry import Registry
 from alignkit.rows import Conversation
 from alignkit.runs import lineage, manifest
@@ -69,7 +69,7 @@ def of_run(run: Parent) -> Judge:
     return Judge(str(run.folder), lambda batch, say: _scorer(run, batch))
 
 
-def _scorer(run: Parent, batch: int) -> Scores:
+def _scorer(run: Parent, batch: int) -> RewardFunction:
     from alignkit.generation.scoring import Scorer
 
     assert run.manifest is not None
@@ -132,7 +132,7 @@ class Alone:
 
         return run_dtype({})
 
-    def reward_run(self, path: str | None) -> Scores:
+    def reward_run(self, path: str | None) -> RewardFunction:
         """As of a run."""
         if path is None:
             raise ConfigError(f"reward '{self.name}' asks for a reward run that its settings do not name")

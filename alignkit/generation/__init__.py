@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["Scores", "sample", "text"]
+__all__ = ["sample", "text"]
 
 if TYPE_CHECKING:
-    from alignkit.generation.rewards import Scores
     from alignkit.generation.sampling import sample, text
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from alignkit.batches import Answers
 from alignkit.config.reward_parts import part
 from alignkit.config.settings import Selected
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.generation import rankings
+from alignkit.protocols import RewardFunction, Run
 from alignkit.registry import Registry, handover
 from alignkit.runs import lineage
 
 if TYPE_CHECKING:
-    from alignkit.models.trunk import Roles
-    from alignkit.training.run import Run
+    from torch import nn
 
 
-class Scores(Protocol):
-    """A reward: one score per answer. ``roles`` is the stage's module of roles; only reward models read it."""
-
-    def __call__(self, answers: Answers, roles: Roles | None = None) -> list[float]: ...
-
-
-def build(reward: Selected, run: Run, which: str = "") -> Scores:
+def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
     component, config = reward
     score = handover.with_roles(handover.function(run.registry.who(component, "build"), component.build(config, run)))
     who = run.registry.who(component, which=which)
 
-    def scores(answers: Answers, roles: Roles | None = None) -> list[float]:
+    def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         return rankings.checked(who, lambda: handover.scores(who, score(answers, roles=roles)), answers.texts)
 
     return scores
 
 
-def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> Scores:
+def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> RewardFunction:
     """:func:`build` of the reward that a table inside another's config names.
 
     The arguments are those of :func:`alignkit.config.reward_parts.part`, which it raises as.
@@ -46,7 +40,7 @@ def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collectio
     return build(part(registry, table, own), run, which)
 
 
-def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
+def skipping(score: RewardFunction, say: Callable[[str], None]) -> RewardFunction:
     """``score`` that gives NaN for the answers that it refuses, as long as there are others; says the first refusal.
 
     Where a batch fails, each answer is scored alone to find those that are refused. The rest are then scored together
@@ -54,14 +48,14 @@ def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
     """
     said: list[str] = []
 
-    def refusal(answers: Answers, roles: Roles | None) -> str:
+    def refusal(answers: Answers, roles: nn.Module | None) -> str:
         try:
             score(answers, roles)
         except DataError as error:
             return str(error)
         return ""
 
-    def scores(answers: Answers, roles: Roles | None = None) -> list[float]:
+    def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         try:
             return score(answers, roles)
         except DataError:
@@ -78,14 +72,14 @@ def skipping(score: Scores, say: Callable[[str], None]) -> Scores:
     return scores
 
 
-def of_role(run: Run, path: str | None) -> Scores:
+def of_role(run: Run, path: str | None) -> RewardFunction:
     """The scores of the reward run in the folder ``path``, one of the run's parents; without ``path``, of the only one.
 
     The function needs ``roles``, in which that run is one of the rewards.
     """
     import torch
 
-    from alignkit.models.trunk import Sequences
+    from alignkit.models.trunk import Roles, Sequences
 
     runs = lineage.rewards_in(run.parents)
     names = [role for role, folder in runs.items() if path in (None, str(folder))]
@@ -94,19 +88,19 @@ def of_role(run: Run, path: str | None) -> Scores:
         raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Runs that it named: {known}")
     size = run.config.train.get("per_device_eval_batch_size", 8)
 
-    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
-        if roles is None:
+    def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
+        if not isinstance(roles, Roles):
             raise PluginError(
                 f"the reward model in {runs[names[0]]} was called without roles: a stage, an engine or a reward that "
                 "calls a reward has to pass them on, as in score(answers, roles)"
             )
-        roles, scores = roles.eval(), list[float]()
+        model, scores = roles.eval(), list[float]()
         for start in range(0, len(answers.texts), size):
             some = slice(start, start + size)
             ids = answers.prompt_ids[some], answers.answer_ids[some]
             sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
             with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
-                scores += roles(sequences, names)[names[0]].tolist()
+                scores += model(sequences, names)[names[0]].tolist()
         return scores
 
     return score

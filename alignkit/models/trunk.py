@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from alignkit.models import adapters, logit_form
 from alignkit.models.logit_form import LogitForm
 from alignkit.models.token_logps import from_logits, token_logps
+from alignkit.protocols import Run
 from alignkit.runs import lineage
-
-if TYPE_CHECKING:
-    from alignkit.training.run import Run
 
 
 @dataclass(frozen=True)

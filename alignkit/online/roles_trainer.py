@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import transformers
 from torch import Tensor
 
 from alignkit.models.trunk import Roles
-
-if TYPE_CHECKING:
-    from alignkit.training.run import Run
+from alignkit.protocols import Run
 
 WEIGHTS = "trained.safetensors"  # in a checkpoint
 

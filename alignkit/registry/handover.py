@@ -15,6 +15,7 @@ from typing import Any, cast
 from alignkit.batches import LossOutput, Sampling
 from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
+from alignkit.protocols import Engine
 from alignkit.registry.plugin import Plugin
 from alignkit.rows import Row
 
@@ -166,7 +167,7 @@ def name_optimizer(who: str, trainer: Any) -> None:
     trainer.create_optimizer = named
 
 
-def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Callable[..., list[list[int]]]:
+def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Engine:
     """A rollout engine that looks at its answers: as many as asked for, each of token ids and within its limits."""
 
     function = with_roles(function)

@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from alignkit import bundled, paths
 from alignkit.errors import AlignkitError, ConfigError, DataError, did_you_mean, one_line
+from alignkit.protocols import Limits
 from alignkit.runs import manifest
 
 if TYPE_CHECKING:
@@ -139,14 +140,6 @@ def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     known = [stop for stop in [tokenizer.eos_token_id, *also] if stop is not None]
     end = turn_end(tokenizer, known)
     return list(dict.fromkeys([*known, *([] if end is None else [end])]))
-
-
-class Limits(NamedTuple):
-    """What a model can read, as far as its config says."""
-
-    rows: int | None  # of its embeddings
-    positions: int | None  # longest sequence, in tokens
-    learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
 
 
 def check_length(model: Any, tokens: int, what: str, instead: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit import bundled, paths
+from alignkit import bundled, paths, protocols
 from alignkit.config import RunConfig, identity
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, did_you_mean
@@ -130,7 +130,7 @@ def _check_adapter(config: RunConfig, parent: Mapping[str, Any], told: str) -> N
         raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
 
 
-def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
+def base_weights(config: protocols.RunConfig, policy: protocols.Parent | None) -> str | None:
     """The fingerprint of what the adapters of a run sit on that goes on from ``policy``."""
     if policy is None or policy.manifest is None:
         model = _model_of(config)
@@ -139,7 +139,7 @@ def base_weights(config: RunConfig, policy: Parent | None) -> str | None:
     return fingerprints.weights(policy.folder) if whole else policy.manifest["base"]["weights"]
 
 
-def shares_base(record: Mapping[str, Any], config: RunConfig, base: str | None) -> bool:
+def shares_base(record: Mapping[str, Any], config: protocols.RunConfig, base: str | None) -> bool:
     """Whether a finished run is an adapter that fits on the base of another run: the same weights in the same form.
 
     ``record`` is its manifest; ``config`` and ``base`` are the other run's config and the fingerprint of its base. The
@@ -159,7 +159,7 @@ def rewards_in(by_role: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trunks_of_rewards(
-    records: Mapping[str, Mapping[str, Any] | None], config: RunConfig, base: str | None
+    records: Mapping[str, Mapping[str, Any] | None], config: protocols.RunConfig, base: str | None
 ) -> dict[str, str]:
     """On whose base each reward is put in memory: ``policy``, or the first reward on that base, which may be itself.
 
@@ -239,7 +239,7 @@ def _template(path: str) -> str:
     return fingerprints.text(paths.expand(path).read_text(encoding="utf-8"))
 
 
-def _model_of(config: RunConfig) -> dict[str, Any] | None:
+def _model_of(config: protocols.RunConfig) -> dict[str, Any] | None:
     """Fingerprints of the model that ``config`` names, where its files are here."""
     if config.model.startswith(bundled.PREFIX):
         folder: Path | None = bundled.model(config.model)

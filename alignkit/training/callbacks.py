@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -19,11 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models.trunk import Roles
+from alignkit.protocols import Run
 from alignkit.runs import manifest
 from alignkit.training.meters import last_logged
-
-if TYPE_CHECKING:
-    from alignkit.training.run import Run
 
 
 class Progress(TrainerCallback):

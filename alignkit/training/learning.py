@@ -9,12 +9,11 @@ from alignkit.data.encoding import Ranked
 from alignkit.errors import AlignkitError
 from alignkit.generation.rankings import prompt_text
 from alignkit.models.trunk import Sequences, switched
+from alignkit.protocols import Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Trainer
-
-    from alignkit.training.run import Run
 
 
 def describe(model: Any) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import PluginError
 from alignkit.models import adapters
+from alignkit.protocols import Run
 from alignkit.registry import handover
 from alignkit.runs import base
 from alignkit.training import learning
@@ -13,8 +14,6 @@ from alignkit.training import learning
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
-
-    from alignkit.training.run import Run
 
 
 def load(run: Run, role: str, name_or_path: str) -> PreTrainedModel:
@@ -26,7 +25,7 @@ def load(run: Run, role: str, name_or_path: str) -> PreTrainedModel:
     """
     from torch import nn
 
-    tuner, config = run.config.tuner
+    tuner, config = run.config.tuner.component, run.config.tuner.config
     arguments = handover.load_arguments(run.registry.who(tuner, "load"), tuner.load(config, run.dtype))
     kwargs = {"dtype": run.dtype, **arguments}
     head = role in adapters.WITH_HEAD

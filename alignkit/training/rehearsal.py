@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, one_line
+from alignkit.protocols import Run
 
 if TYPE_CHECKING:
     import transformers
-
-    from alignkit.training.run import Run
 
 
 def rehearse(run: Run, trainer: transformers.Trainer) -> None:

@@ -13,21 +13,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import transformers
 from torch import nn
 
 from alignkit import data
-from alignkit.batches import Sampling
+from alignkit.batches import LossOutput, Sampling
 from alignkit.config import DataConfig, training_args
 from alignkit.data.chat_template import load_tokenizer, today
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.generation import rewards
 from alignkit.models import adapters, device
+from alignkit.protocols import Engine, Limits, Result, RewardFunction
 from alignkit.registry import handover
+from alignkit.rows import Located
 from alignkit.runs import base, fingerprints, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import DAY, METRICS, began, check_folder, last_checkpoint, prepare_folder
@@ -41,21 +41,12 @@ from alignkit.training.saving import final_metrics, save
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a finished run left."""
-
-    folder: Path
-    metrics: dict[str, float]
-    seconds: float
-
-
 class Interrupted(AlignkitError):  # noqa: N818
     """The user stopped the run with Ctrl-C; a checkpoint was written."""
 
 
 class Run:
-    """What a stage may ask of its run. Stages never ask which tuner it is."""
+    """One run of one stage. Stages and hooks use the members that :class:`alignkit.Run` lists."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None], resume: bool = False) -> None:
         self.plan = plan
@@ -76,7 +67,7 @@ class Run:
         self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
         self.policy_learns_from = 0  # a stage may say the step before which it trains something else
         self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
-        self.loss_state: list[LossState] = []  # of a loss that has one
+        self._loss_states: list[LossState] = []
 
     def surroundings(self) -> dict[str, Any]:
         """What the outcome depends on beside the config."""
@@ -111,7 +102,7 @@ class Run:
         return base.stop_ids(self.base, self.tokenizer)
 
     @functools.cached_property
-    def limits(self) -> base.Limits:
+    def limits(self) -> Limits:
         """How many tokens and positions the base has."""
         return base.limits(self.base)
 
@@ -158,7 +149,7 @@ class Run:
         pad = self.tokenizer.pad_token_id
         return None if pad in self.stop_ids else int(pad)
 
-    def parent_rows(self, role: str) -> list[data.Located]:
+    def parent_rows(self, role: str) -> list[Located]:
         """The rows that a parent was trained on; none where there is no parent or its data are gone."""
         if role not in self.records:
             return []
@@ -171,12 +162,12 @@ class Run:
             self.say(f"the rows that {self.parents[role]} was trained on cannot be read: {error}")
             return []
 
-    def loss(self) -> Callable[[Any], Any]:
+    def loss(self) -> Callable[[Any], LossOutput]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
         component, config = self.config.loss
         loss = handover.function(self.registry.who(component, "build"), component.build(config))
         if has_state(loss):
-            self.loss_state.append(LossState(loss))
+            self._loss_states.append(LossState(loss))
             loss = untouched_by_evaluation(loss)
         return handover.loss(self.registry.who(component), loss)
 
@@ -189,7 +180,7 @@ class Run:
         device.one_gpu(args, self.say)
         return args
 
-    def reward(self) -> rewards.Scores:
+    def reward(self) -> RewardFunction:
         """The reward: a function of :class:`alignkit.Answers` and the stage's roles, to a checked score per answer.
 
         With ``reward.on_error=skip`` the score of an answer that the reward refuses is NaN.
@@ -198,7 +189,7 @@ class Run:
         score = rewards.build(self.config.reward, self)
         return rewards.skipping(score, self.say) if self.config.reward.config.on_error == "skip" else score
 
-    def reward_run(self, path: str | None) -> rewards.Scores:
+    def reward_run(self, path: str | None) -> RewardFunction:
         """The scores of the reward model in the run folder ``path``; called with the roles that it is one of.
 
         Raises:
@@ -206,7 +197,7 @@ class Run:
         """
         return rewards.of_role(self, path)
 
-    def rollout(self, sampling: Sampling) -> Callable[..., list[list[int]]]:
+    def rollout(self, sampling: Sampling) -> Engine:
         """The engine that samples: a function of the policy, prompts as token ids and the stage's roles."""
         assert self.config.rollout is not None
         component, config = self.config.rollout
@@ -225,7 +216,7 @@ class Run:
         expected = "a list of TrainerCallback"
         theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
         own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), Learning(self), BestMetric()]
-        return [*own, *self.loss_state, *theirs]
+        return [*own, *self._loss_states, *theirs]
 
 
 def _are_callbacks(given: Any) -> bool:
@@ -313,7 +304,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     more = handover.manifest_keys(run.registry.who(stage, "finish"), more)
     metrics = final_metrics(trainer)
     learning.check_weights(trainer.model.named_parameters(), "the trained model. Nothing was finished")
-    save(run, trainer, metrics, more, time.monotonic() - started)
+    save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)
     trainer.accelerator.wait_for_everyone()

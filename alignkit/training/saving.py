@@ -7,14 +7,14 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+from alignkit.data import Rows
 from alignkit.errors import PluginError
+from alignkit.protocols import Run
 from alignkit.runs import base, card, fingerprints, manifest
 from alignkit.runs.resume import longer_since
 
 if TYPE_CHECKING:
     import transformers
-
-    from alignkit.training.run import Run
 
 
 def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
@@ -37,9 +37,14 @@ def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
 
 
 def save(
-    run: Run, trainer: transformers.Trainer, metrics: dict[str, float], more: dict[str, Any], seconds: float
+    run: Run,
+    source: Rows,
+    trainer: transformers.Trainer,
+    metrics: dict[str, float],
+    more: dict[str, Any],
+    seconds: float,
 ) -> None:
-    """Write model, tokenizer, manifest and card into the unfinished run folder."""
+    """Write model, tokenizer, manifest and card into the unfinished run folder. ``more`` joins the manifest."""
     if config := getattr(trainer.model, "config", None):
         config.pad_token_id = run.score_pad_token_id  # the Trainer set it to the tokenizer's
     trainer.save_model(str(run.folder))
@@ -55,16 +60,16 @@ def save(
         run.tokenizer.save_pretrained(str(run.folder))
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    record = {**describe(run, metrics, trainer.state.global_step, seconds), **more}
+    record = {**describe(run, source, metrics, trainer.state.global_step, seconds), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
-def describe(run: Run, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
+def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
     """The manifest: what was trained, from what, with what."""
-    config, source = run.config, run.plan.source
+    config = run.config
     base_folder = base.folder_of(run.base)
     model_folder = base.folder_of(base.locate(config.model, run.say))
     parents = {

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from alignkit import Loss, NoConfig, PreferenceLogps, Ranking, Stage, hookimpl
+from alignkit import Loss, NoConfig, Plan, PreferenceLogps, Ranking, Run, Stage, hookimpl
 from alignkit_dpo import config, losses, trl_losses
 from alignkit_dpo.reference import reference_of
 
 
-def build(run: Any) -> Any:
+def build(run: Run) -> Any:
     """The trainer; imports torch."""
     from alignkit_dpo.trainer import build
 
     return build(run)
 
 
-def in_memory(plan: Any) -> str:
+def in_memory(plan: Plan) -> str:
     """For the plan: what the reference costs."""
     adapters, policy = plan.config.tuner.component.adapters, plan.parents.get("policy")
     started = policy is not None and (adapters if policy.manifest is None else policy.manifest["weights"] == "adapter")

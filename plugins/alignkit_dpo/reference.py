@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from alignkit.config import RunConfig
+from alignkit import RunConfig
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError
+from alignkit import AlignkitError, Run
 from alignkit.data.encoding import Branches
 from alignkit.models import branches
 from alignkit_dpo.pairs import Collator, Pair
 
 if TYPE_CHECKING:
     import torch
-
-    from alignkit.training.run import Run
 
 
 def shared_prompt(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.device) -> torch.dtype | None:

@@ -16,7 +16,7 @@ import trl
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
-from alignkit import AlignkitError, PreferenceLogps
+from alignkit import AlignkitError, PreferenceLogps, Run
 from alignkit.batches import Sampling
 from alignkit.data.encoding import Ranked, encode_rankings
 from alignkit.evaluation import error_bar, read_answers_before, write_answers
@@ -28,7 +28,6 @@ from alignkit_dpo.reference import Reference, reference_of
 from alignkit_dpo.shared import shared_prompt
 
 if TYPE_CHECKING:
-    from alignkit.training.run import Run
     from alignkit_dpo.config import DPOConfig
 
 FORWARD = ("input_ids", "attention_mask", "position_ids", "labels")  # what the model takes of a batch

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from alignkit import Loss, PolicyBatch, Prompt, Ranking, Stage, hookimpl
+from alignkit import Loss, Plan, PolicyBatch, Prompt, Ranking, Run, Stage, hookimpl
 from alignkit.runs import lineage
 from alignkit_ppo import losses
 from alignkit_ppo.config import REFUSES, PPOConfig, check
 
 
-def build(run: Any) -> Any:
+def build(run: Run) -> Any:
     """The trainer; imports torch."""
     from alignkit_ppo.trainer import build
 
     return build(run)
 
 
-def finish(run: Any, trainer: Any) -> dict[str, Any]:
+def finish(run: Run, trainer: Any) -> dict[str, Any]:
     """Keep the policy that was asked for; imports torch."""
     from alignkit_ppo.trainer import finish
 
@@ -28,7 +28,7 @@ def extent(config: PPOConfig) -> str:
     return f"{config.iterations} iterations of {config.batch_size} answers, {steps} optimizer steps each"
 
 
-def in_memory(plan: Any) -> str:
+def in_memory(plan: Plan) -> str:
     """For the plan: which roles are adapters of one base, and which are models of their own."""
     tuner, value = plan.config.tuner.component, plan.config.stage.config.value
     roles = ["policy", "reference", *(["value"] if value == "adapter" else [])]

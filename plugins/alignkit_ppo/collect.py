@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import Answers, DataError, Sampling
+from alignkit import Answers, DataError, RewardFunction, Run, Sampling
 from alignkit.data.chat_template import prompt_ids
 from alignkit.data.encoding import check_fit, encode_each
 from alignkit.generation.sampling import text
@@ -20,9 +20,7 @@ from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis
 
 if TYPE_CHECKING:
-    from alignkit.generation.rewards import Scores
     from alignkit.rows import Conversation
-    from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
 
 
@@ -94,7 +92,7 @@ def pass_after_pass(size: int, first: int, number: int, seed: int) -> list[int]:
 class Collector:
     """Samples from the policy of a trainer and judges what it sampled."""
 
-    def __init__(self, trainer: Any, run: Run, prompts: list[Prompted], reward: Scores):
+    def __init__(self, trainer: Any, run: Run, prompts: list[Prompted], reward: RewardFunction):
         self.trainer, self.prompts, self.reward = trainer, prompts, reward
         self.config: PPOConfig = run.config.stage.config
         self.args, self.accelerator = trainer.args, trainer.accelerator

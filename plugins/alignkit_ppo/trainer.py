@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import ConfigError, PolicyBatch
+from alignkit import ConfigError, PolicyBatch, Run
 from alignkit.evaluation import error_bar, write_answers
 from alignkit.generation.sampling import text
 from alignkit.models.trunk import Sequences, assemble
@@ -22,7 +22,6 @@ from alignkit_ppo.collect import Collector, Prompted, encode
 from alignkit_ppo.ptx import Pretraining, examples
 
 if TYPE_CHECKING:
-    from alignkit.training.run import Run
     from alignkit_ppo.config import PPOConfig
 
 

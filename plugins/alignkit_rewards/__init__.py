@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from alignkit import ConfigError, Reward, hookimpl, option
+from alignkit import ConfigError, Reward, Run, hookimpl, option
 from alignkit.generation import rankings
 
 
@@ -80,29 +80,29 @@ def check_sum(config: SumConfig) -> None:
             raise ConfigError(f"reward.parts[{number}].weight must be a number, not {weight!r}")
 
 
-def weighted_sum(config: SumConfig, run: Any) -> Any:
+def weighted_sum(config: SumConfig, run: Run) -> Any:
     from alignkit_rewards.build import weighted_sum
 
     return weighted_sum(config, run)
 
 
-def ensemble(config: EnsembleConfig, run: Any) -> Any:
+def ensemble(config: EnsembleConfig, run: Run) -> Any:
     from alignkit_rewards.build import ensemble
 
     return ensemble(config, run)
 
 
-def rm(config: ModelConfig, run: Any) -> Any:
+def rm(config: ModelConfig, run: Run) -> Any:
     return run.reward_run(config.path)
 
 
-def classifier(config: ClassifierConfig, run: Any) -> Any:
+def classifier(config: ClassifierConfig, run: Run) -> Any:
     from alignkit_rewards.classify import build
 
     return build(config, run)
 
 
-def function(config: FunctionConfig, run: Any) -> Any:
+def function(config: FunctionConfig, run: Run) -> Any:
     from alignkit_rewards.build import function
 
     return function(config)

@@ -8,13 +8,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from alignkit import Answers
+from alignkit import Answers, RewardFunction, Run
 from alignkit.generation import rankings, rewards
 
 if TYPE_CHECKING:
-    from alignkit.generation.rewards import Scores
-    from alignkit.models.trunk import Roles
-    from alignkit.training.run import Run
+    from torch import nn
+
     from alignkit_rewards import EnsembleConfig, FunctionConfig, SumConfig
 
 
@@ -24,12 +23,12 @@ def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
     return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
 
-def ensemble(config: EnsembleConfig, run: Run) -> Scores:
+def ensemble(config: EnsembleConfig, run: Run) -> RewardFunction:
     """The scores of several reward models, put together."""
     members = [run.reward_run(path) for path in config.paths]
     combine = functools.partial(COMBINE[config.by], config=config)
 
-    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+    def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         scores = [member(answers, roles) for member in members]
         return [combine(of_one) for of_one in zip(*scores, strict=True)]
 
@@ -45,12 +44,12 @@ COMBINE: dict[str, Callable[..., float]] = {
 }
 
 
-def weighted_sum(config: SumConfig, run: Run) -> Scores:
+def weighted_sum(config: SumConfig, run: Run) -> RewardFunction:
     """The parts' scores times their weights, added up; each part is checked under its own name."""
     weights = [float(table.get("weight", 1.0)) for table in config.parts]
     parts = [rewards.built(run.registry, table, run, own=("weight",)) for table in config.parts]
 
-    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+    def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         scores = [part(answers, roles) for part in parts]
         return [sum(map(operator.mul, weights, of_one)) for of_one in zip(*scores, strict=True)]
 

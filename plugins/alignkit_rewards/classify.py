@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Message, Prompt, Ranking, paths
+from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Message, Prompt, Ranking, Run, paths
 from alignkit.data.chat_template import conversation_ids, encode_answer, pad_token, tokenizer_of_run
 from alignkit.errors import did_you_mean, one_line
 from alignkit.generation import rankings
 from alignkit.runs import base, manifest
 
 if TYPE_CHECKING:
-    from alignkit.training.run import Run
     from alignkit_rewards import ClassifierConfig
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # the last layers of Transformers' heads

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from alignkit import Loss, RankedScores, Ranking, Stage, hookimpl
+from alignkit import Loss, RankedScores, Ranking, Run, Stage, hookimpl
 from alignkit_rm import losses
 from alignkit_rm.config import BradleyTerryConfig, RMConfig
 
 
-def build(run: Any) -> Any:
+def build(run: Run) -> Any:
     """The trainer; imports torch."""
     from alignkit_rm.trainer import build
 
     return build(run)
 
 
-def finish(run: Any, trainer: Any) -> dict[str, Any]:
+def finish(run: Run, trainer: Any) -> dict[str, Any]:
     """Normalise the score and judge the model; imports torch."""
     from alignkit_rm.trainer import finish
 

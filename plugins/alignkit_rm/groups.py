@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from alignkit import Ranking
+from alignkit import Ranking, Run
 from alignkit.data import Located
 from alignkit.data.encoding import EncodedRanking, Ranked, encode_each, rank, ranking_encoder
-
-if TYPE_CHECKING:
-    from alignkit.training.run import Run
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:

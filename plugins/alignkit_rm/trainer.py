@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import AlignkitError, DataError, Demonstration, RankedScores
+from alignkit import AlignkitError, DataError, Demonstration, RankedScores, Run
 from alignkit.data.chat_template import encode_answer
 from alignkit.data.encoding import Branches, Ranked
 from alignkit.models import adapters, branches
@@ -21,7 +21,6 @@ from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
 
 if TYPE_CHECKING:
-    from alignkit.training.run import Run
     from alignkit_rm.config import RMConfig
 
 

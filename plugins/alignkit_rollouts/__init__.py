@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import Rollout, hookimpl, option
+from alignkit import Rollout, Run, hookimpl, option
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def generate(config: GenerateConfig, tokenizer: Any, sampling: Any) -> Any:
     return generate(config, tokenizer, sampling)
 
 
-def decode(config: GenerateConfig, tokenizer: Any, sampling: Any, run: Any) -> Any:
+def decode(config: GenerateConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
     from alignkit_rollouts.engines import decode
 
     return decode(config, tokenizer, sampling, run)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Sampling
+from alignkit import Run, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit.training.run import Run
     from alignkit_rollouts import GenerateConfig
 
 Engine = Callable[[Any, list[list[int]]], list[list[int]]]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from alignkit import Demonstration, Loss, Stage, Text, TokenLogps, hookimpl
+from alignkit import Demonstration, Loss, Run, Stage, Text, TokenLogps, hookimpl
 from alignkit_sft import nll
 from alignkit_sft.config import SFTConfig
 
 
-def build(run: Any) -> Any:
+def build(run: Run) -> Any:
     """The trainer; imports torch."""
     from alignkit_sft.trainer import build
 

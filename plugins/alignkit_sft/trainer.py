@@ -9,7 +9,7 @@ import datasets
 import torch
 import trl
 
-from alignkit import DataError, TokenLogps
+from alignkit import DataError, Run, TokenLogps
 from alignkit.data.chat_template import IGNORE, encode
 from alignkit.data.encoding import check_fit, encode_each
 from alignkit.models import fused_head
@@ -18,7 +18,6 @@ from alignkit_sft import packing
 
 if TYPE_CHECKING:
     from alignkit.data import Located
-    from alignkit.training.run import Run
     from alignkit_sft.config import SFTConfig
 
 

@@ -52,22 +52,38 @@ def test_every_field_stands_there_with_its_type_and_default(cls: type) -> None:
     assert all(len(row) == 4 and row[3] for row in table(title))
 
 
-def test_every_member_of_a_run_stands_there_with_its_type() -> None:
-    tree = ast.parse((ROOT / "alignkit" / "training" / "run.py").read_text())
-    (run,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Run"]
-    functions = {node.name: node for node in run.body if isinstance(node, ast.FunctionDef)}
-    members = {name: ast.unparse(f.returns) for name, f in functions.items() if f.returns and name[0] != "_"}
-    set_in_init = re.findall(r"self\.(\w+)(?:: [^=]+)? = ", ast.unparse(functions["__init__"]))
-    shown = {}
-    for names, kind, _ in table("Run"):
-        for name in re.findall(r"run\.(\w+)", names):
-            shown[name] = kind.strip("`").replace(" or ", " | ")
+def members(file: str, name: str) -> dict[str, str]:
+    """The public members of a class and their types; for a function, what it returns."""
+    tree = ast.parse((ROOT / "alignkit" / file).read_text())
+    (cls,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    fields = {node.target.id: node.annotation for node in cls.body if isinstance(node, ast.AnnAssign)}
+    functions = {node.name: node.returns for node in cls.body if isinstance(node, ast.FunctionDef)}
+    return {member: ast.unparse(kind) for member, kind in (fields | functions).items() if member[0] != "_"}
 
-    assert set(shown) == {*members, *set_in_init}
-    assert {name: shown[name] for name in members} == {
-        name: kind.removeprefix("transformers.") if name == "tokenizer" else kind.replace("data.Located", "Located")
-        for name, kind in members.items()
-    }
+
+@pytest.mark.parametrize("name", ["Run", "Plan"])
+def test_every_member_of_a_run_and_a_plan_stands_there_with_its_type(name: str) -> None:
+    shown = {}
+    for names, kinds, _ in table(name):
+        found = re.findall(rf"{name.lower()}\.(\w+)", names)
+        kinds = [kind.strip("`").replace(" or ", " | ") for kind in kinds.split("`, `")]
+        shown |= dict(zip(found, kinds if len(kinds) > 1 else kinds * len(found), strict=True))
+
+    assert shown == members("protocols.py", name)
+
+
+def test_every_setting_of_a_run_stands_there() -> None:
+    (row,) = [row for row in table("Run") if row[0] == "`run.config`"]
+
+    assert set(re.findall(r"`\.(\w+)", row[2])) == {*members("protocols.py", "RunConfig"), "component", "config"}
+
+
+def test_a_run_has_no_public_member_that_is_not_in_the_contract() -> None:
+    tree = ast.parse((ROOT / "alignkit" / "training" / "run.py").read_text())
+    (init,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    set_in_init = re.findall(r"self\.([a-z]\w+)(?:: [^=]+)? = ", ast.unparse(init))
+
+    assert {*members("training/run.py", "Run"), *set_in_init} == set(members("protocols.py", "Run"))
 
 
 def test_every_key_of_a_message_stands_there() -> None:

@@ -6,13 +6,11 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from alignkit import hookimpl
+from alignkit import Result, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerCallback
-
-    from alignkit.training.run import Result, Run
 
 
 @hookimpl

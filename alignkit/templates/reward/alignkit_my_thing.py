@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Gt
 
-from alignkit import Answers, Reward, hookimpl, option
-
-if TYPE_CHECKING:
-    from alignkit.training.run import Run
+from alignkit import Answers, Reward, Run, hookimpl, option
 
 
 @dataclass(frozen=True)

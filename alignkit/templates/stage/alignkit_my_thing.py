@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import Demonstration, Stage, TokenLogps, hookimpl, option
+from alignkit import Demonstration, Run, Stage, TokenLogps, hookimpl, option
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
     from alignkit.data import Located
-    from alignkit.training.run import Run
 
 
 @dataclass(frozen=True)

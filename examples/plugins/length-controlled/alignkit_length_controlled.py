@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from alignkit import Answers, Reward, hookimpl, option
+from alignkit import Answers, Reward, RewardFunction, Run, hookimpl, option
 from alignkit.generation import rewards
 
 if TYPE_CHECKING:
-    from alignkit.models.trunk import Roles
-    from alignkit.training.run import Run
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def without_length(scores: Sequence[float], lengths: Sequence[int], config: Leng
     return [score - config.strength * slope * (n - middle) for score, n in zip(scores, sizes, strict=True)]
 
 
-def build(config: LengthConfig, run: Run) -> rewards.Scores:
+def build(config: LengthConfig, run: Run) -> RewardFunction:
     """The function of answers.
 
     Raises:
@@ -55,7 +54,7 @@ def build(config: LengthConfig, run: Run) -> rewards.Scores:
     """
     inner = rewards.built(run.registry, config.of, run)
 
-    def score(answers: Answers, roles: Roles | None = None) -> list[float]:
+    def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         return without_length(inner(answers, roles), [len(ids) for ids in answers.answer_ids], config)
 
     return score

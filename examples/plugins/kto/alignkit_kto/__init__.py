@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from alignkit import Conversation, DataError, DataFormat, Loss, LossOutput, Ranking, Stage, fields_of, hookimpl, option
+from alignkit import (
+    Conversation,
+    DataError,
+    DataFormat,
+    Loss,
+    LossOutput,
+    Ranking,
+    Run,
+    Stage,
+    fields_of,
+    hookimpl,
+    option,
+)
 from alignkit_formats import convert
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Trainer
-
-    from alignkit.training.run import Run
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import peft
 import torch
 import trl
 
-from alignkit import ConfigError, DataError
+from alignkit import ConfigError, DataError, Run
 from alignkit.data.chat_template import IGNORE, encode_answer
 from alignkit.data.encoding import encode_each
 from alignkit.models import fused_head
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from alignkit.data import Located
-    from alignkit.training.run import Run
 
 
 def build(run: Run) -> KTOTrainer:

@@ -1,0 +1,286 @@
+"""What plugins receive: a run, its plan, its config and its result, and the reward and the engine of a run.
+
+They are protocols: plugins and the wings under ``training`` are written against these members. The classes behind them
+(``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.RunConfig``) have more, which may change.
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from alignkit.batches import Answers, LossOutput, Sampling
+from alignkit.rows import Located
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+Args = TypeVar("Args", bound="TrainingArguments")
+
+
+class RewardFunction(Protocol):
+    """A reward that is built: answers in, one checked score each out.
+
+    ``roles`` is the stage's module of roles (``alignkit.models.Roles``), of which a reward model is one. A reward that
+    calls another one passes it on. It is None outside of training.
+    """
+
+    def __call__(self, answers: Answers, roles: nn.Module | None = None) -> list[float]: ...
+
+
+class Engine(Protocol):
+    """A rollout engine that is built: the policy and prompts in, checked answers out, all as token ids.
+
+    There are ``Sampling.samples`` answers to the first prompt, then those to the second, and so on.
+    """
+
+    def __call__(self, policy: Any, prompts: list[list[int]], roles: nn.Module | None = None) -> list[list[int]]: ...
+
+
+class Limits(NamedTuple):
+    """What a model can read, as far as its config says."""
+
+    rows: int | None  # of its embeddings
+    positions: int | None  # longest sequence, in tokens
+    learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
+
+
+class Selected(Protocol):
+    """A component that a config selects, with its settings."""
+
+    @property
+    def component(self) -> Any:
+        """The component, such as an :class:`alignkit.Stage`."""
+
+    @property
+    def config(self) -> Any:
+        """Its settings, an instance of ``component.config``."""
+
+
+class RunConfig(Protocol):
+    """Every setting of one run of one stage."""
+
+    @property
+    def model(self) -> str:
+        """The base model: a hub id, a folder, or ``bundled:smollm2-135m``."""
+
+    @property
+    def output(self) -> str:
+        """The folder of all stages' run folders."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the finished run."""
+
+    @property
+    def plugins(self) -> list[str]:
+        """The plugins that the user named."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file of a chat template that replaces the model's."""
+
+    @property
+    def stage(self) -> Selected:
+        """The stage."""
+
+    @property
+    def tuner(self) -> Selected:
+        """The tuner."""
+
+    @property
+    def optimizer(self) -> Selected:
+        """The optimizer."""
+
+    @property
+    def loss(self) -> Selected:
+        """The loss."""
+
+    @property
+    def reward(self) -> Selected | None:
+        """The reward; None if the stage uses none."""
+
+    @property
+    def rollout(self) -> Selected | None:
+        """The rollout engine; None if the stage uses none."""
+
+    @property
+    def data(self) -> Any:
+        """The ``data`` table, an ``alignkit.config.DataConfig``."""
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """The ``train`` table, by the names of ``TrainingArguments``: what differs from their defaults."""
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """Role -> the run folder that it starts from, ``"base"``, or None if the stage chooses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in the shape of a config file."""
+
+
+class Parent(Protocol):
+    """A run that another run starts from."""
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """Its manifest; None if the same command trains it first."""
+
+
+class Plan(Protocol):
+    """A run that can start: its settings, its rows, and the runs that it starts from. No model is loaded yet."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Every setting."""
+
+    @property
+    def train_rows(self) -> list[Located]:
+        """The rows to train on."""
+
+    @property
+    def eval_rows(self) -> list[Located]:
+        """The held-out rows."""
+
+    @property
+    def parents(self) -> Mapping[str, Parent]:
+        """Role -> the run that it starts from; a role that starts from the base model is not in it."""
+
+
+class Run(Protocol):
+    """One run of one stage, as stages and run hooks see it. It does not show which tuner, loss or optimizer is used."""
+
+    skipped: int  # bad rows that were left out
+    policy_learns_from: int  # the step from which the policy must have gradients; set by a stage that warms up
+    steps_between_checkpoints: int  # a run can be resumed at every so many steps; set by the stage
+
+    @property
+    def config(self) -> RunConfig:
+        """Every setting."""
+
+    @property
+    def train_rows(self) -> list[Located]:
+        """The rows to train on, of a type in ``Stage.rows``."""
+
+    @property
+    def eval_rows(self) -> list[Located]:
+        """The held-out rows."""
+
+    @property
+    def base(self) -> str:
+        """The folder or the hub id of the model that adapters sit on."""
+
+    @property
+    def base_weights(self) -> str | None:
+        """The fingerprint of its weights; None if its files are not on this machine."""
+
+    @property
+    def limits(self) -> Limits:
+        """How many tokens and positions it has."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a chat template and a pad token."""
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens at which an answer ends."""
+
+    @property
+    def score_pad_token_id(self) -> int | None:
+        """The pad token of a model with a scalar head; None if the pad token also ends answers."""
+
+    @property
+    def parents(self) -> dict[str, Path]:
+        """Role -> the folder of the run that it starts from."""
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Role -> the manifest of that run."""
+
+    def parent_rows(self, role: str) -> list[Located]:
+        """The rows that a parent was trained on; none if there is no parent or its data are gone."""
+
+    def model(self, role: str, start: str = "policy") -> nn.Module:
+        """The model of a role, made trainable by the tuner and started from the parent ``start``.
+
+        A ``value`` or a ``reward`` has a scalar head. Fresh weights depend on ``train.seed`` alone.
+        """
+
+    def loss(self) -> Callable[[Any], LossOutput]:
+        """The loss: a function of ``Stage.batch``. Its output is checked."""
+
+    def training_arguments(self, cls: type[Args], **own: Any) -> Args:
+        """``cls`` from the ``train`` table and ``own``, which wins. Other values are Transformers' defaults."""
+
+    def optimizer(self, args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+        """The optimizer's class (or factory) and arguments, for ``Trainer(optimizer_cls_and_kwargs=...)``."""
+
+    def reward(self) -> RewardFunction:
+        """The reward that ``Stage.uses`` names. With ``reward.on_error=skip`` the score of a refused answer is NaN."""
+
+    def reward_run(self, path: str | None) -> RewardFunction:
+        """The scores of the reward model in the run folder ``path``; None if ``Reward.needs`` names one run.
+
+        Raises:
+            ConfigError: ``Reward.needs`` did not name this run.
+        """
+
+    def rollout(self, sampling: Sampling) -> Engine:
+        """The engine that ``Stage.uses`` names."""
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Progress, metrics, Ctrl-C, the state of the loss, and the callbacks of plugins."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where models compute."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format in which models compute."""
+
+    @property
+    def today(self) -> str:
+        """The day on which the run began, for chat templates that write the date. A resume keeps it."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together, under torchrun or accelerate launch."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the unfinished run, while it trains; ``config.folder`` is that of the finished one."""
+
+    def say(self, line: str, /) -> None:
+        """Print a line for the user."""
+
+    def surroundings(self) -> dict[str, Any]:
+        """Fingerprints of what the outcome depends on beside the config."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it was started from."""
+
+    @property
+    def registry(self) -> Any:
+        """The active plugins and their components. Not stable."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left."""
+
+    folder: Path  # the run folder
+    metrics: dict[str, float]  # as in the manifest: `train_loss`, `eval_...`, `first_eval_...`
+    seconds: float  # how long it took
