@@ -8,7 +8,6 @@ import architectures
 import peft
 import pytest
 import torch
-import trl.trainer
 
 from alignkit import AlignkitError
 from alignkit.models import fused_head, logit_form
@@ -51,7 +50,7 @@ def role_logps(model: Any, temperature: float = 1.0) -> torch.Tensor:
 
 def fused_logps(model: Any) -> torch.Tensor:
     """Of the answer's tokens, as SFT and DPO compute them."""
-    trl.trainer.add_fused_lm_head(logit_form.base_of(model), outputs=("log_probs", "is_top1"))
+    fused_head.install(model)
     labels = IDS.clone()
     labels[:, : len(PROMPT)] = -100
     with torch.no_grad():
@@ -110,7 +109,7 @@ def test_a_change_of_the_logits_that_no_config_names(change: str, dtype: torch.d
         torch.testing.assert_close(logps, own_logps(model), **rounding)
     assert len(said) == (change != "scale")  # a scale is measured; else the model's own logits are used
     torch.testing.assert_close(fused_logps(model), own_logps(model), **rounding)
-    assert not fused_head.agrees(model)
+    assert fused_head.is_fused(model) == (change == "scale")
 
 
 def test_log_probabilities_from_own_logits_have_gradients() -> None:

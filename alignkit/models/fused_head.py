@@ -1,112 +1,131 @@
-"""TRL's fused language-model head, which gives log-probabilities without ever building the logits.
+"""Log-probabilities of labelled tokens from a language model, without ever building the logits of all positions.
 
-``trl.trainer.add_fused_lm_head`` projects positions through the head in tiles. It knows by the names of config fields
-what a model does to its logits, so it is compared with the model's own logits before its first use. Everything here
-that leans on TRL's insides is in this module, so that a release of TRL changes one file.
+:func:`install` gives a model a second way to be called, ``model(..., labels=labels, return_logps=True)``, which DDP,
+PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head where there is a label, in tiles,
+with TRL's kernel. A model whose logits do not follow from its head in a way that is known computes all its logits.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
-import trl.trainer.utils
+from torch import Tensor
+from transformers.utils import ModelOutput
+from trl.kernels import ChunkedLogProbFunction
 
-from alignkit.models import logit_form
-from alignkit.models.logit_form import base_of
-from alignkit.models.token_logps import from_logits, token_logps
+from alignkit.errors import PluginError
+from alignkit.models import logit_form, transformers_internals
+from alignkit.models.logit_form import LogitForm, base_of
+from alignkit.models.token_logps import from_logits
 
-LARGE = 100.0  # logits
+VOCABULARY_TILE = 32768  # columns of the head that are multiplied at a time, as in TRL's trainers
 
 
-def forward(model: Any, inputs: dict[str, Any]) -> Any:
-    """``log_probs`` and ``is_top1`` [B, T-1] of next tokens that have a label, and ``label_mask`` of which have one.
+@dataclass
+class TokenLogpsOutput(ModelOutput):
+    """Next-token log-probabilities of a batch [B, T]. Everything is 0 where there is no label."""
 
-    ``model`` must have been given the head by ``trl.trainer.add_fused_lm_head``, as TRL's trainers do; ``inputs`` holds
-    ``input_ids`` and ``labels`` [B, T]. A model whose log-probabilities the head gets wrong computes its own logits
-    instead.
+    log_probs: Tensor | None = None  # [B, T-1]
+    is_top1: Tensor | None = None  # [B, T-1] bool: the label is the likeliest token
+    label_mask: Tensor | None = None  # [B, T-1] bool: there is a label
+    aux_loss: Tensor | None = None  # load balancing of experts, if called with output_router_logits=True
+
+
+def install(model: Any) -> None:
+    """Let ``model`` be called with ``return_logps=True``. All other calls go to its own forward.
+
+    Call it before a trainer or accelerate wraps the model.
     """
-    if not agrees(model):
-        return _from_own_logits(model, inputs)
-    return _fused(model, inputs)
+    inner = base_of(model)
+    if hasattr(inner, "_alignkit_forward"):
+        return
+
+    @functools.wraps(type(inner).forward)  # `generate` looks at the signature
+    def forward(self: Any, *args: Any, return_logps: bool = False, **kwargs: Any) -> Any:
+        return _token_logps(self, **kwargs) if return_logps else self._alignkit_forward(*args, **kwargs)
+
+    inner._alignkit_forward = inner.forward
+    inner.forward = types.MethodType(forward, inner)
 
 
-@contextlib.contextmanager
-def adapter_on_head() -> Iterator[None]:
-    """Build TRL's trainers with an adapter on the head too. They refuse one; here such a model uses its own logits."""
-    with contextlib.ExitStack() as stack:
-        for trainer in ("sft_trainer", "dpo_trainer"):
-            stack.enter_context(mock.patch(f"trl.trainer.{trainer}.BaseTunerLayer", ()))
-        yield
+def forward(model: Any, inputs: dict[str, Any]) -> TokenLogpsOutput:
+    """Log-probabilities of the labelled tokens; ``inputs`` holds ``input_ids`` and ``labels`` [B, T].
+
+    ``model`` may be wrapped by PEFT and accelerate.
+
+    Raises:
+        PluginError: :func:`install` was not called on it.
+    """
+    if not hasattr(base_of(model), "_alignkit_forward"):
+        raise PluginError("the trainer calls fused_head.forward without fused_head.install(model). Tell its author")
+    is_fused(model)
+    output: TokenLogpsOutput = model(**inputs, use_cache=False, return_logps=True)
+    return output
 
 
-def agrees(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Whether TRL's head gives the model's own log-probabilities, to rounding. It is computed once per model.
+def is_fused(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:
+    """Whether the model's log-probabilities come from TRL's kernel. It is measured once per model.
 
     ``say`` gets a line if not.
 
     Raises:
-        AlignkitError: the model computes no logits from token ids alone.
+        AlignkitError: the model computes no logits from token ids alone, or a token's logits depend on later tokens.
     """
     inner = base_of(model)
-    known: bool | None = getattr(inner, "_alignkit_fused_head", None)
-    if known is None:
-        known = inner._alignkit_fused_head = _compare(inner)
-        if not known:
+    if not hasattr(inner, "_alignkit_form"):
+        inner._alignkit_form = logit_form.measure(inner) if _is_matrix(inner.get_output_embeddings()) else None
+        if inner._alignkit_form is None:
             say(
                 f"TRL's fused head does not give the log-probabilities of {type(inner).__name__}: the model's whole "
                 "logits are used, which is slower and needs more memory"
             )
-    return known
+    return inner._alignkit_form is not None
 
 
-def _compare(inner: Any) -> bool:
-    """Compare on hidden states that are scaled so that the logits are large, and any scale or cap counts."""
-    form, head = logit_form.measure(inner), inner.get_output_embeddings()
-    if form is None or hasattr(head, "base_layer"):  # TRL's leaves out an adapter on the head
+def _is_matrix(head: Any) -> bool:
+    """Whether a head computes ``weight @ hidden + bias`` and nothing else, such as an adapter."""
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point() or hasattr(head, "base_layer"):
         return False
-    states: list[Any] = []
-
-    def scale(module: Any, args: Any, output: Any) -> None:
-        hidden = output.last_hidden_state
-        output.last_hidden_state = hidden * (LARGE / abs(form.scale) / head(hidden).abs().max())
-        states.append(output.last_hidden_state)
-
-    handle = logit_form.trunk_of(inner).register_forward_hook(scale)
-    try:
-        with logit_form.probing(inner) as row:
-            ids = row["input_ids"]
-            fused = _fused(inner, {**row, "labels": ids}).log_probs[0]
-            own, _ = token_logps(inner, states[0][0, :-1], ids[0, 1:], 1.0, form)
-    finally:
-        handle.remove()
-    rounding = 1e-3 if states[0].dtype is torch.float32 else 2e-2
-    return bool((fused - own).abs().max() <= rounding * own.abs().max())
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        rows = weight[:8]
+        return torch.equal(head(rows), torch.nn.functional.linear(rows, weight, getattr(head, "bias", None)))
 
 
-def _fused(model: Any, inputs: dict[str, Any]) -> Any:
-    """TRL's. It applies the head where there is a label only where Triton runs.
-
-    It scores every position elsewhere, to keep shapes constant for devices that compile. On a CPU the prompt's and the
-    padding's share of the head is 30 % of a step, so here it is applied where there is a label on every device.
-    """
-    with mock.patch.object(trl.trainer.utils, "_use_triton", lambda device: device.type != "neuron"):
-        return model(**inputs, use_cache=False, fused_lm_head=True)
-
-
-def _from_own_logits(model: Any, inputs: dict[str, Any]) -> Any:
-    """The same from the model's own forward, with the logits of all positions in memory."""
-    labels = inputs["labels"][:, 1:]
-    mask = labels != -100
-    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
-    logits = outputs.logits[:, :-1][mask]
-    logps, _ = from_logits(logits, labels[mask], 1.0)
-    return trl.trainer.utils.FusedCausalLMOutput(
+def _token_logps(inner: Any, labels: Tensor, **inputs: Any) -> TokenLogpsOutput:
+    form: LogitForm | None = inner._alignkit_form
+    targets = labels[:, 1:]
+    mask = targets != -100
+    aux_loss = None
+    if form is None:
+        outputs = inner._alignkit_forward(**inputs)
+        logits = outputs.logits[:, :-1][mask]
+        logps, _ = from_logits(logits, targets[mask], 1.0)
+        is_top1 = logits.argmax(-1) == targets[mask]
+        aux_loss = getattr(outputs, "aux_loss", None)
+    else:
+        outputs, head = logit_form.trunk_of(inner)(**inputs), inner.get_output_embeddings()
+        logps, _, _, _, is_top1 = ChunkedLogProbFunction.apply(  # type: ignore[no-untyped-call]
+            outputs.last_hidden_state[:, :-1][mask],
+            head.weight,
+            head.bias,
+            targets[mask],
+            1.0,  # the temperature
+            VOCABULARY_TILE,
+            form.cap,
+            form.scale,
+            ("is_top1",),
+        )
+        if inputs.get("output_router_logits"):
+            aux_loss = transformers_internals.load_balancing_loss(inner, outputs, inputs.get("attention_mask"))
+    return TokenLogpsOutput(
         log_probs=logps.new_zeros(mask.shape).masked_scatter(mask, logps),
-        is_top1=mask.new_zeros(mask.shape).masked_scatter(mask, logits.argmax(-1) == labels[mask]),
+        is_top1=mask.new_zeros(mask.shape).masked_scatter(mask, is_top1),
         label_mask=mask,
-        aux_loss=getattr(outputs, "aux_loss", None),
+        aux_loss=aux_loss,
     )

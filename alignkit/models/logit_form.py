@@ -11,9 +11,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from alignkit.errors import AlignkitError, one_line
+from alignkit.models.transformers_internals import forward_without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +67,7 @@ def measure(model: Any) -> LogitForm | None:
 
     inner = base_of(model)
     trunk, head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
+    forward = forward_without_autocast(inner)
     rounding = 1e-4 if inner.dtype is torch.float32 else 2e-2
     with probing(inner) as row:
         own, called = _own_logits(inner, head, row)
@@ -89,7 +90,7 @@ def measure(model: Any) -> LogitForm | None:
         def at(size: float) -> tuple[Tensor, Tensor]:
             """The logits and the head's outputs, from hidden states scaled so that the largest output is ``size``."""
             with scaled(head, size / largest) as given:
-                logits = inner(**row, use_cache=False).logits
+                logits = forward(**row, use_cache=False).logits
             return logits.double(), given[0].double()
 
         form = _fitted(at, inner.config)
@@ -100,11 +101,12 @@ def measure(model: Any) -> LogitForm | None:
 
 def _own_logits(inner: Any, head: Any, row: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The model's own logits, and what its head gave meanwhile, once per call."""
+    forward = forward_without_autocast(inner)
     try:
         if head is None:
-            return inner(**row, use_cache=False).logits, []
+            return forward(**row, use_cache=False).logits, []
         with scaled(head, 1.0) as called:
-            return inner(**row, use_cache=False).logits, called
+            return forward(**row, use_cache=False).logits, called
     except Exception as error:
         raise AlignkitError(
             f"{type(inner).__name__} gives no log-probabilities of text alone: {one_line(error)}"
@@ -133,16 +135,14 @@ def _in_config(config: Any, measured: float) -> float:
 def probing(inner: Any) -> Iterator[dict[str, Tensor]]:
     """A short row of tokens as a model's inputs; meanwhile there are no gradients, no dropout and no autocast.
 
-    Modes and random numbers are as before afterwards. What is measured does not depend on where it is asked for: a
-    forward that accelerate has wrapped in autocast is unwrapped meanwhile.
+    Modes and random numbers are as before afterwards.
     """
     import torch
 
     modes = {module: module.training for module in inner.modules()}
     ids = torch.arange(1, LENGTH + 1, device=inner.device)[None] % inner.get_input_embeddings().weight.shape[0]
     devices = [inner.device] if inner.device.type == "cuda" else []
-    unwrapped = mock.patch.object(inner, "forward", getattr(inner, "_original_forward", inner.forward))
-    with unwrapped, torch.no_grad(), torch.autocast(inner.device.type, enabled=False), torch.random.fork_rng(devices):
+    with torch.no_grad(), torch.autocast(inner.device.type, enabled=False), torch.random.fork_rng(devices):
         inner.eval()
         try:
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

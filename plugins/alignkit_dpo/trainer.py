@@ -21,7 +21,7 @@ from alignkit.batches import Sampling
 from alignkit.data.encoding import Ranked, encode_rankings
 from alignkit.evaluation import error_bar, read_answers_before, write_answers
 from alignkit.generation.sampling import sample, text
-from alignkit.models import adapters, fused_head
+from alignkit.models import adapters, fused_head, trl_internals
 from alignkit.models.trunk import use_adapter
 from alignkit_dpo.pairs import Collator, inputs, pairs_of
 from alignkit_dpo.reference import Reference, reference_of
@@ -72,7 +72,7 @@ def build(run: Run) -> DPOTrainer:
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )
-    fused_head.agrees(trainer.model, run.say)
+    fused_head.is_fused(trainer.model, run.say)
     return trainer
 
 
@@ -101,7 +101,10 @@ class DPOTrainer(trl.DPOTrainer):
         self._held_out: list[dict[str, Tensor]] = []  # of each batch of an evaluation
         model = kwargs["model"]
         self._unrounded = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        with fused_head.adapter_on_head():
+        for each in (model, kwargs["ref_model"]):
+            if each is not None:
+                fused_head.install(each)
+        with trl_internals.adapter_on_head():
             super().__init__(**kwargs)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self._unround()

@@ -12,7 +12,7 @@ import trl
 from alignkit import DataError, Run, TokenLogps
 from alignkit.data.chat_template import IGNORE, encode
 from alignkit.data.encoding import check_fit, encode_each
-from alignkit.models import fused_head
+from alignkit.models import fused_head, trl_internals
 from alignkit.training.meters import Means, last_logged
 from alignkit_sft import packing
 
@@ -43,7 +43,7 @@ def build(run: Run) -> SFTTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-    fused_head.agrees(trainer.model, run.say)
+    fused_head.is_fused(trainer.model, run.say)
     if config.packing:
         packing.check(trainer)
     return trainer
@@ -86,7 +86,8 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(self, *, loss: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        with fused_head.adapter_on_head():
+        fused_head.install(model)
+        with trl_internals.adapter_on_head():
             super().__init__(**kwargs)
         for name, p in model.named_parameters():
             if name in trained and p.dtype is not trained[name].dtype:

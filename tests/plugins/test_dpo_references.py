@@ -55,8 +55,8 @@ def test_the_reference_takes_the_path_of_the_policy_under_autocast(dpo_trainer: 
     """accelerate wraps the frozen copy's forward in autocast: its fused head, measured in bf16, seemed to be wrong."""
     trainer = dpo_trainer("--plugin", "full", "train.bf16=true")
 
-    assert fused_head.agrees(trainer.model)
-    assert fused_head.agrees(trainer.ref_model)
+    assert fused_head.is_fused(trainer.model)
+    assert fused_head.is_fused(trainer.ref_model)
 
 
 def test_adapters_of_embeddings_are_in_the_reference(

@@ -20,6 +20,7 @@ from alignkit.config import resolve
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge
 from alignkit.data.chat_template import load_tokenizer
+from alignkit.models import fused_head
 from alignkit.registry import Registry
 from alignkit.runs.plan import make
 from alignkit.training.run import Run
@@ -123,7 +124,7 @@ def test_packing_is_refused_where_rows_would_see_each_other(trainer: Callable[..
 
     def refused(name: str, **fields: Any) -> bool:
         ours.model = architectures.build(name, **fields).to(dtype)
-        trl.trainer.add_fused_lm_head(ours.model, outputs=("log_probs", "is_top1"))
+        fused_head.install(ours.model)
         try:
             packing.check(ours)
         except ConfigError as error:

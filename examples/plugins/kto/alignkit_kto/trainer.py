@@ -93,6 +93,9 @@ class KTOTrainer(trl.KTOTrainer):
     def __init__(self, *, loss: Any, optimizer: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        for each in (model, kwargs["ref_model"]):
+            if each is not None:
+                fused_head.install(each)
         super().__init__(**kwargs)
         for name, p in model.named_parameters():
             if name in trained:
