@@ -30,9 +30,9 @@ VOCABULARY_TILE = 32768  # columns of the head that are multiplied at a time, as
 class TokenLogpsOutput(ModelOutput):
     """Next-token log-probabilities of a batch [B, T]. Everything is 0 where there is no label."""
 
-    log_probs: Tensor | None = None  # [B, T-1]
-    is_top1: Tensor | None = None  # [B, T-1] bool: the label is the likeliest token
-    label_mask: Tensor | None = None  # [B, T-1] bool: there is a label
+    log_probs: Tensor  # [B, T-1]
+    is_top1: Tensor = None  # type: ignore[assignment]  # [B, T-1] bool: the label is the likeliest token
+    label_mask: Tensor = None  # type: ignore[assignment]  # [B, T-1] bool: there is a label
     aux_loss: Tensor | None = None  # load balancing of experts, if called with output_router_logits=True
 
 
