@@ -3,7 +3,7 @@
 from typing import Any
 
 from alignkit import Loss, NoConfig, Plan, PreferenceLogps, Ranking, Run, Stage, hookimpl
-from alignkit_dpo import config, losses, trl_losses
+from alignkit_dpo import config, losses
 from alignkit_dpo.reference import reference_of
 
 
@@ -59,48 +59,41 @@ def alignkit_stage() -> list[Stage]:
     ]
 
 
-OURS: tuple[tuple[str, str, type, Any], ...] = (
+LOSSES: tuple[tuple[str, str, type, Any], ...] = (
     ("sigmoid", "DPO: log-odds of the better answer under the implicit reward", config.BetaConfig, losses.sigmoid),
     ("ipo", "IPO: squared distance of the log-ratio difference from 1 / (2 beta)", config.BetaConfig, losses.ipo),
     ("hinge", "hinge loss (SLiC): zero once the better answer leads by 1 / beta", config.BetaConfig, losses.hinge),
     ("robust", "DPO that allows for a share of wrong labels", config.RobustConfig, losses.robust),
+    ("sigmoid_norm", "DPO on log-ratios per token", config.BetaConfig, losses.sigmoid_norm),
+    ("exo_pair", "EXO: reverse KL to the preferences", config.ExoConfig, losses.exo_pair),
+    ("nca_pair", "NCA: noise contrastive alignment", config.BetaConfig, losses.nca_pair),
+    ("bco_pair", "BCO: a classifier of good and bad answers", config.BetaConfig, losses.bco_pair),
+    ("sppo_hard", "SPPO: self-play with hard preferences", config.BetaConfig, losses.sppo_hard),
+    ("aot", "AOT: optimal transport between the pairs' log-ratios", config.AotConfig, losses.aot),
+    ("aot_unpaired", "AOT between chosen and rejected answers", config.AotConfig, losses.aot_unpaired),
+    ("apo_zero", "APO: raises the better answers and lowers the worse ones", config.BetaConfig, losses.apo_zero),
+    ("apo_down", "APO for better answers that are worse than the policy's own", config.BetaConfig, losses.apo_down),
+    ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig, losses.discopop),
 )
-TRLS: tuple[tuple[str, str, type], ...] = (
-    ("sigmoid_norm", "DPO on log-ratios per token", config.BetaConfig),
-    ("exo_pair", "EXO: reverse KL to the preferences", config.ExoConfig),
-    ("nca_pair", "NCA: noise contrastive alignment", config.BetaConfig),
-    ("bco_pair", "BCO: a classifier of good and bad answers", config.BetaConfig),
-    ("sppo_hard", "SPPO: self-play with hard preferences", config.BetaConfig),
-    ("aot", "AOT: optimal transport between the pairs' log-ratios", config.AotConfig),
-    ("aot_unpaired", "AOT between chosen and rejected answers", config.AotConfig),
-    ("apo_zero", "APO: raises the better answers and lowers the worse ones", config.BetaConfig),
-    ("apo_down", "APO for better answers that are worse than the policy's own", config.BetaConfig),
-    ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig),
+WITHOUT_REFERENCE: tuple[tuple[str, str, type, Any], ...] = (
+    ("sft", "log-likelihood of the better answers only", NoConfig, losses.sft),
+    ("simpo", "SimPO: mean log-probability per token as the reward, no reference", config.SimpoConfig, losses.simpo),
 )
 
 
 @hookimpl
 def alignkit_loss() -> list[Loss]:
+    def declared(name: str, summary: str, config: type, formula: Any, needs_reference: bool) -> Loss:
+        return Loss(
+            name=name,
+            summary=summary,
+            batch=PreferenceLogps,
+            config=config,
+            build=losses.mean(formula),
+            needs_reference=needs_reference,
+        )
+
     return [
-        *(Loss(name=n, summary=s, batch=PreferenceLogps, config=c, build=b) for n, s, c, b in OURS),
-        *(
-            Loss(name=n, summary=f"{s} (TRL's code)", batch=PreferenceLogps, config=c, build=trl_losses.named(n))
-            for n, s, c in TRLS
-        ),
-        Loss(
-            name="sft",
-            summary="log-likelihood of the better answers only (TRL's code)",
-            batch=PreferenceLogps,
-            config=NoConfig,
-            build=trl_losses.named("sft"),
-            needs_reference=False,
-        ),
-        Loss(
-            name="simpo",
-            summary="SimPO: mean log-probability per token as the reward, no reference",
-            batch=PreferenceLogps,
-            config=config.SimpoConfig,
-            build=losses.simpo,
-            needs_reference=False,
-        ),
+        *(declared(*row, needs_reference=True) for row in LOSSES),
+        *(declared(*row, needs_reference=False) for row in WITHOUT_REFERENCE),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from alignkit import PreferenceLogps
 from alignkit.data.encoding import Branches, Ranked
 from alignkit_dpo import alignkit_loss, losses
-from alignkit_dpo.config import BetaConfig, RobustConfig, SimpoConfig
+from alignkit_dpo.config import AotConfig, SimpoConfig
 from alignkit_dpo.pairs import Collator, pairs_of
+
+LOSSES = {loss.name: loss for loss in alignkit_loss()}
 
 
 def softplus(x: float) -> float:
@@ -28,19 +31,114 @@ def softplus(x: float) -> float:
 PAIR = PreferenceLogps(*(torch.tensor([x]) for x in (-1.0, -3.0, -2.0, -2.5)), torch.tensor([2]), torch.tensor([5]))
 
 
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 @pytest.mark.parametrize(
-    ("loss", "expected"),
+    ("name", "settings", "expected"),
     [
-        (losses.sigmoid(BetaConfig(0.1)), softplus(-0.15)),
-        (losses.ipo(BetaConfig(0.1)), (0.5 + 0.1 - 5) ** 2),
-        (losses.hinge(BetaConfig(0.1)), 0.85),
-        (losses.hinge(BetaConfig(1.0)), 0),
-        (losses.robust(RobustConfig(0.1, 0.2)), (0.8 * softplus(-0.15) - 0.2 * softplus(0.15)) / 0.6),
-        (losses.simpo(SimpoConfig(2.0, 1.0)), softplus(-(2 * (-0.5 + 0.6) - 1))),
+        ("sigmoid", {"beta": 0.1}, softplus(-0.15)),
+        ("sigmoid_norm", {"beta": 0.1}, softplus(-0.1 * (1 / 2 + 0.5 / 5))),
+        ("ipo", {"beta": 0.1}, (0.5 + 0.1 - 5) ** 2),
+        ("hinge", {"beta": 0.1}, 0.85),
+        ("hinge", {"beta": 1.0}, 0),
+        ("robust", {"beta": 0.1, "label_smoothing": 0.2}, (0.8 * softplus(-0.15) - 0.2 * softplus(0.15)) / 0.6),
+        (
+            "exo_pair",
+            {"beta": 0.1, "label_smoothing": 0.2},
+            sigma(0.15) * math.log(sigma(0.15) / 0.8) + sigma(-0.15) * math.log(sigma(-0.15) / 0.2),
+        ),
+        ("nca_pair", {"beta": 0.1}, softplus(-0.1) + 0.5 * softplus(0.1) + 0.5 * softplus(-0.05)),
+        ("bco_pair", {"beta": 0.1}, softplus(-0.1) + softplus(-0.05)),
+        ("sppo_hard", {"beta": 0.1}, (1 - 5) ** 2 + (-0.5 + 5) ** 2),
+        ("aot", {"beta": 0.1, "label_smoothing": 0.2}, 0.8 * softplus(-0.15) + 0.2 * softplus(0.15)),
+        ("aot_unpaired", {"beta": 0.1, "label_smoothing": 0.2}, 0.8 * softplus(-0.15) + 0.2 * softplus(0.15)),
+        ("apo_zero", {"beta": 0.1}, 1 - sigma(0.1) + sigma(-0.05)),
+        ("apo_down", {"beta": 0.1}, sigma(0.1) + 1 - sigma(0.15)),
+        (
+            "discopop",
+            {"beta": 0.1, "discopop_tau": 0.5},
+            (1 - sigma(0.3)) * softplus(-0.15) + sigma(0.3) * math.exp(-0.15),
+        ),
+        ("sft", {}, 0.5),
+        ("simpo", {"beta": 2.0, "gamma": 1.0}, softplus(-(2 * (-0.5 + 0.6) - 1))),
     ],
 )
-def test_losses_by_hand(loss: losses.Function, expected: float) -> None:
-    assert loss(PAIR).loss.item() == pytest.approx(expected, abs=1e-6)
+def test_losses_by_hand(name: str, settings: dict[str, float], expected: float) -> None:
+    component = LOSSES[name]
+    loss = component.build(component.config(**settings))(PAIR).loss
+
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_aot_compares_quantiles_of_the_batch() -> None:
+    """Policy margins 3, 1 and reference margins 0, 2: sorted, 1 - 0 and 3 - 2. Unpaired: log-ratios 2, 0 and -1, 1."""
+    chosen, rejected, ref_chosen, ref_rejected = torch.tensor([[1.0, 0.0], [-2.0, -1.0], [-1.0, 0.0], [-1.0, -2.0]])
+    batch = PreferenceLogps(chosen, rejected, ref_chosen, ref_rejected, torch.tensor([1, 1]), torch.tensor([1, 1]))
+
+    assert losses.aot(batch, AotConfig(1.0)).tolist() == pytest.approx([softplus(-1)] * 2)
+    assert losses.aot_unpaired(batch, AotConfig(1.0)).tolist() == pytest.approx([softplus(-1)] * 2)
+
+
+# --- beside TRL's own method -----------------------------------------------------------------------------------------
+
+
+def trls(name: str, settings: dict[str, float], batch: PreferenceLogps) -> torch.Tensor:
+    """TRL's loss of a batch: its ``_compute_loss``, on a model that gives the log-probabilities of the batch."""
+    import trl
+
+    sums, lengths = torch.cat([batch.chosen, batch.rejected]), torch.cat([batch.chosen_length, batch.rejected_length])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    # the method adds up an answer's tokens: the first has the whole sum
+    logps = torch.nn.functional.pad(sums[:, None], (0, mask.shape[1] - 1))
+    tokens = torch.nn.functional.pad(mask, (1, 0)).long()  # the first token is the prompt's
+    zeros = torch.zeros_like(logps)
+    no_reference = torch.zeros_like(batch.chosen)
+    inputs = {
+        **dict.fromkeys(("input_ids", "attention_mask", "completion_mask"), tokens),
+        "ref_chosen_logps": no_reference if batch.ref_chosen is None else batch.ref_chosen,
+        "ref_rejected_logps": no_reference if batch.ref_rejected is None else batch.ref_rejected,
+    }
+    output = SimpleNamespace(log_probs=logps, entropy=zeros, mean_logits=zeros, is_top1=mask)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[name],
+        loss_weights=[1.0],
+        beta=settings.get("beta", 0.1),
+        label_smoothing=settings.get("label_smoothing", 0.0),
+        use_weighting=False,
+        args=SimpleNamespace(**settings),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    loss: torch.Tensor = trl.DPOTrainer._compute_loss(trainer, lambda **_: output, inputs, False)
+    return loss
+
+
+@pytest.mark.parametrize("name", sorted({loss.name for loss in alignkit_loss()} - {"simpo"}))
+@pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
+@pytest.mark.parametrize("label_smoothing", [0.05, 0.4])
+def test_loss_and_gradient_are_trls(name: str, beta: float, label_smoothing: float) -> None:
+    component = LOSSES[name]
+    known = {field.name for field in dataclasses.fields(component.config)}
+    settings = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": 0.3}
+    settings = {field: value for field, value in settings.items() if field in known}
+    torch.manual_seed(0)
+    policy = (-20 * torch.rand(2, 16, dtype=torch.double)).requires_grad_()
+    reference = policy.detach() + torch.randn(2, 16, dtype=torch.double)
+    lengths = torch.randint(1, 9, (2, 16))
+    given = reference if component.needs_reference else (None, None)
+    batch = PreferenceLogps(*policy, *given, *lengths)
+
+    ours, theirs = component.build(component.config(**settings))(batch).loss, trls(name, settings, batch)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, policy), torch.autograd.grad(theirs, policy))
 
 
 def test_simpo_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +151,9 @@ def test_simpo_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = SimpleNamespace(alpha=0.0, loss_type="simpo", simpo_gamma=0.7, beta=1.5, label_smoothing=0.0)
     trainer.accelerator = SimpleNamespace(device="cpu")
     theirs, _, _ = CPOTrainer.cpo_loss(trainer, chosen / lengths[0], rejected / lengths[1])
-    ours = losses.simpo(SimpoConfig(1.5, 0.7))(PreferenceLogps(chosen, rejected, None, None, *lengths)).loss
+    ours = losses.simpo(PreferenceLogps(chosen, rejected, None, None, *lengths), SimpoConfig(1.5, 0.7))
 
-    assert abs(ours - theirs.mean()) < 1e-6
+    assert abs(ours - theirs).max() < 1e-6
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
