@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import AlignkitError, DataError, Demonstration, RankedScores, Run
+from alignkit import DataError, Demonstration, RankedScores, Run
 from alignkit.data.chat_template import encode_answer
 from alignkit.data.encoding import Branches, Ranked
-from alignkit.models import adapters, branches
+from alignkit.models import adapters, branches, shared_prompt
 from alignkit.training.meters import Means
 from alignkit_rm import metrics
 from alignkit_rm.groups import encode_groups
@@ -45,32 +45,10 @@ def build(run: Run) -> RewardTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-    trainer.shared_prompt = shared_prompt(run, trainer, groups)
+    trainer.shared_prompt = shared_prompt.decide(
+        run, model, [group.branches for group in groups], trainer.score_group, args.device
+    )
     return trainer
-
-
-def shared_prompt(run: Run, trainer: RewardTrainer, groups: list[Ranked]) -> bool:
-    """Whether to compute a prompt once for all its answers: as the config says, else where it is exact and faster.
-
-    Raises:
-        AlignkitError: the config wants it, and this model cannot do it exactly.
-    """
-    wanted = run.config.stage.config.shared_prompt
-    if wanted is False:
-        return False
-    longest = max(len(g.branches.prompt) + max(map(len, g.branches.answers)) for g in groups)
-    exact = branches.supports_tree(trainer.model.config, longest) and trainer.tree_agrees(groups[0])
-    if wanted and not exact:
-        raise AlignkitError(
-            f"rm.shared_prompt: {run.config.model} cannot branch several answers off one prompt exactly"
-        )
-    saving = branches.saving([group.branches for group in groups], trainer.model.config)
-    if exact and (wanted or saving > 1.05):
-        run.say(
-            f"shared prompt: a prompt is computed once for its answers, which saves {1 - 1 / saving:.0%} of the work"
-        )
-        return True
-    return False
 
 
 def collate(groups: list[Ranked]) -> dict[str, Any]:
@@ -174,21 +152,10 @@ class RewardTrainer(transformers.Trainer):
         """Scores of any answers, [N]."""
         return torch.cat([branches.scores(model, part) for part in self._forwards(answers)])
 
-    def tree_agrees(self, group: Ranked) -> bool:
-        """Whether this model computes a group the same with a shared prompt as without, to rounding."""
-        former, training = self.shared_prompt, self.model.training
-        scores = []
-        self.model.eval().to(self.args.device)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for self.shared_prompt in (False, True):
-                scores.append(
-                    torch.cat([branches.scores(self.model, part) for part in self._forwards([group.branches])])
-                )
-        self.shared_prompt = former
-        self.model.train(training)
-        rounding = 1e-3 if self.model.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16) else 0.1
-        apart, together = scores
-        return bool((apart - together).abs().max() <= rounding * (1 + apart.abs().max()))
+    def score_group(self, group: Branches, shared: bool) -> Tensor:
+        """Scores of a group's answers, [K], with the prompt computed once or with each answer."""
+        self.shared_prompt = shared
+        return self.score(self.model, [group])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the loss measures, as means over the groups of all processes, to what the Trainer logs."""
