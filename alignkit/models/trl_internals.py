@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trl.trainer.dpo_trainer
 import trl.trainer.sft_trainer
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -25,3 +26,22 @@ def adapter_on_head() -> Iterator[None]:
     finally:
         for module, cls in zip(modules, former, strict=True):
             module.BaseTunerLayer = cls
+
+
+@contextlib.contextmanager
+def kept_dtypes(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Build an ``SFTTrainer`` or ``DPOTrainer``, and the trained weights of ``model`` keep their values and dtypes.
+
+    TRL 1.16 casts the adapters of a quantised model to bf16, where small updates are lost. The weights come back when
+    the context ends, or earlier, when the function that it yields is called.
+    """
+    trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def restore() -> None:
+        for name, parameter in model.named_parameters():
+            if name in trained and parameter.dtype is not trained[name].dtype:
+                parameter.data = trained[name].to(parameter.device)
+
+    yield restore
+    restore()
+    trained.clear()

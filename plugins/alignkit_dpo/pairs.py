@@ -1,7 +1,8 @@
-"""From rankings to pairs, and from pairs to the tensors of one forward."""
+"""From rankings to pairs, and from pairs to the tensors of one forward pass."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Pair = dict[str, Any]  # prompt_ids, chosen_ids, rejected_ids: TRL's columns; number: that of its prompt
+Pair = dict[str, Any]  # TRL's columns prompt_ids, chosen_ids and rejected_ids, and prompt_index
 
 
 def pairs_of(rankings: Sequence[Ranked]) -> list[Pair]:
-    """Every pair of every ranking; ties make none."""
-    numbers: dict[tuple[int, ...], int] = {}
+    """Every pair of answers with different ranks, of every ranking."""
+    index: dict[tuple[int, ...], int] = {}  # of each distinct prompt
     return [
         {
             "prompt_ids": ranked.branches.prompt,
             "chosen_ids": ranked.branches.answers[better],
             "rejected_ids": ranked.branches.answers[worse],
-            "number": numbers.setdefault(tuple(ranked.branches.prompt), len(numbers)),
+            "prompt_index": index.setdefault(tuple(ranked.branches.prompt), len(index)),
         }
         for ranked in rankings
         for better, worse in ranked.pairs()
@@ -34,59 +35,59 @@ def pairs_of(rankings: Sequence[Ranked]) -> list[Pair]:
 
 @dataclass
 class Collator:
-    """Pairs as a batch. An answer is there once, however many of the batch's pairs it is in."""
+    """Makes a batch of pairs. Each distinct answer is in it once, however many of the pairs have it."""
 
     pad: int
-    tree: torch.dtype | None = None  # of the mask, where a prompt is computed once for all its answers; else None
+    tree: torch.dtype | None = None  # compute a prompt once for all its answers, with a mask of this dtype
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """What :func:`forward` takes, and ``pairs`` [B, 2]: the numbers of the chosen and the rejected answers."""
+        """The tensors of :func:`inputs`, and ``pairs`` [B, 2]: the indices of the chosen and the rejected answers."""
         import torch
 
-        groups: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+        groups: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}  # prompt -> its answers -> their indices
         for pair in pairs:
             answers = groups.setdefault(tuple(pair["prompt_ids"]), {})
             for name in ("chosen_ids", "rejected_ids"):
                 answers.setdefault(tuple(pair[name]), 0)
-        number = 0
+        index = itertools.count()
         for answers in groups.values():
             for answer in answers:
-                answers[answer], number = number, number + 1
-        batch = inputs([(list(prompt), [list(a) for a in answers]) for prompt, answers in groups.items()], self)
+                answers[answer] = next(index)
+        batch = inputs([Branches(list(prompt), [*map(list, answers)]) for prompt, answers in groups.items()], self)
         batch["pairs"] = torch.tensor(
             [[groups[tuple(p["prompt_ids"])][tuple(p[n])] for n in ("chosen_ids", "rejected_ids")] for p in pairs]
         )
-        batch["number"] = torch.tensor([pair.get("number", 0) for pair in pairs])
+        batch["prompt_index"] = torch.tensor([pair.get("prompt_index", 0) for pair in pairs])
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in pairs[0]:
                 batch[name] = torch.tensor([pair[name] for pair in pairs])
         return batch
 
 
-def inputs(groups: Sequence[tuple[list[int], list[list[int]]]], how: Collator) -> dict[str, Tensor]:
-    """Prompts with their N answers as a model's input with labels, and where each answer's tokens are.
+def inputs(groups: Sequence[Branches], collator: Collator) -> dict[str, Tensor]:
+    """Prompts with N answers in all as a model's inputs with labels, and where each answer's log-probabilities are.
 
-    ``rows`` [N] and ``columns`` [N, A] are of the log-probabilities that a model gives with these labels, which stand
-    one to the left of their tokens; ``lengths`` [N] are the answers', ``tokens`` [1] those of the whole forward. The
-    last token of the prompt is at the head of every answer's branch, so that each next token is right of the one that
-    says it.
+    ``rows`` [N] and ``columns`` [N, A] index the log-probabilities that a model computes with these labels: that of a
+    token is one column to the left of it. ``lengths`` [N] are the answers', ``tokens`` [1] is the number of tokens of
+    the whole forward pass. The last token of the prompt begins every answer's branch, so that each answer's first token
+    stands to the right of the one that predicts it.
     """
     import torch
 
-    found = [Branches(prompt[:-1], [[prompt[-1], *answer] for answer in answers]) for prompt, answers in groups]
-    if how.tree is not None:
-        batch = branches.tree(found, how.pad, how.tree)
+    shifted = [Branches(g.prompt[:-1], [[g.prompt[-1], *answer] for answer in g.answers]) for g in groups]
+    if collator.tree is not None:
+        batch = branches.tree(shifted, collator.pad, collator.tree)
     else:
-        batch = branches.separate(found, how.pad)
+        batch = branches.separate(shifted, collator.pad)
         del batch["position_ids"]  # rows that begin at their first token need none
-    lengths = torch.tensor([len(answer) for _, answers in groups for answer in answers])
+    lengths = torch.tensor([len(answer) for group in groups for answer in group.answers])
     ends = batch.pop("ends")
     places = torch.arange(int(lengths.max()))
     columns = (ends[:, 1:] - lengths[:, None] + places).clamp(max=batch["input_ids"].shape[1] - 2)
     labels = torch.full_like(batch["input_ids"], IGNORE)
-    row, place = (places < lengths[:, None]).nonzero(as_tuple=True)
-    at = ends[row, 0], columns[row, place] + 1
-    labels[at] = batch["input_ids"][at]
-    there = sum(map(branches.size, found)) if how.tree is not None else int(batch["attention_mask"].sum())
-    more = {"rows": ends[:, 0], "columns": columns, "lengths": lengths, "tokens": torch.tensor([there])}
+    answer, place = (places < lengths[:, None]).nonzero(as_tuple=True)
+    labelled = ends[answer, 0], columns[answer, place] + 1
+    labels[labelled] = batch["input_ids"][labelled]
+    tokens = sum(map(branches.size, shifted)) if collator.tree is not None else int(batch["attention_mask"].sum())
+    more = {"rows": ends[:, 0], "columns": columns, "lengths": lengths, "tokens": torch.tensor([tokens])}
     return {**batch, "labels": labels, **more}

@@ -84,14 +84,9 @@ class SFTTrainer(trl.SFTTrainer):
     loss_is_scaled_for_ga = True  # the loss is divided by the target tokens of the whole optimizer step
 
     def __init__(self, *, loss: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
-        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        fused_head.install(model)
-        with trl_internals.adapter_on_head():
+        fused_head.install(kwargs["model"])
+        with trl_internals.adapter_on_head(), trl_internals.kept_dtypes(kwargs["model"]):
             super().__init__(**kwargs)
-        for name, p in model.named_parameters():
-            if name in trained and p.dtype is not trained[name].dtype:
-                p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
         self.means = {mode: Means(self.accelerator) for mode in ("train", "eval")}  # over tokens

@@ -162,7 +162,7 @@ def test_simpo_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ranking_is_all_its_pairs_but_ties() -> None:
     ranked = Ranked([], Branches([1, 2], [[3], [4, 5], [6]]), [1.0, 0.0, 1.0])
 
-    assert [(p["chosen_ids"], p["rejected_ids"], p["number"]) for p in pairs_of([ranked])] == [
+    assert [(p["chosen_ids"], p["rejected_ids"], p["prompt_index"]) for p in pairs_of([ranked])] == [
         ([4, 5], [3], 0),
         ([4, 5], [6], 0),
     ]
