@@ -7,10 +7,14 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkit.testing import DEMONSTRATIONS
 
@@ -100,3 +104,22 @@ def on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(["site", *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": ""}
     return subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True)
+
+
+class Waits(TorchDispatchMode):
+    """Records where this project's code makes a GPU's host wait: it reads a value, or copies one to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        devices = {each.device for each in (*args, result) if isinstance(each, torch.Tensor)}
+        copied = name in ("_to_copy", "copy_") and len(devices) > 1 and not (kwargs or {}).get("non_blocking")
+        if copied or name == "_local_scalar_dense":
+            stack = [frame for frame in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in frame.filename]
+            if "site-packages" not in stack[-2].filename:  # the last is this method's
+                self.places.append(f"{Path(stack[-2].filename).name}:{stack[-2].lineno}")
+        return result

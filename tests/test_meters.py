@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Waits
 
 from alignkit.training.meters import Means, Rows, last_logged
 
@@ -42,33 +41,16 @@ def test_a_metric_that_is_nan_stays_nan() -> None:
     assert means.take() == pytest.approx({"loss": float("nan")}, nan_ok=True)
 
 
-class Transfers(TorchDispatchMode):
-    """Counts the operations that make a GPU's host wait: reading a value, and copying one to the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
-        copied = len({tensor.device for tensor in tensors}) > 1 and not (kwargs or {}).get("non_blocking")
-        if name in ("_local_scalar_dense", "nonzero") or (name in ("_to_copy", "copy_") and copied):
-            self.waits.append(name)
-        return result
-
-
 def test_adding_never_waits_for_the_device() -> None:
     """The meta device has no values to read, as a GPU has none before its work is done."""
     means = Means(SimpleNamespace(device=torch.device("meta")))
-    with Transfers() as transfers:
+    with Waits() as waits:
         means.add({"nll": torch.ones((), device="meta"), "accuracy": 0.5}, torch.ones((), device="meta"))
         means.add({"nll": 1.0}, 3)
         means.count(tokens=5)
         means.count(tokens=torch.ones((), device="meta", dtype=torch.long))
 
-    assert transfers.waits == []
+    assert waits.places == []
 
 
 def test_the_rows_of_an_evaluation_are_all_kept() -> None:
