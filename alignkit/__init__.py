@@ -14,7 +14,7 @@ from alignkit.components import (
     fields_of,
     option,
 )
-from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError
+from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.hookspecs import hookimpl
 from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
 from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row, Text
@@ -58,7 +58,9 @@ __all__ = [
     "TokenLogps",
     "Tuner",
     "__version__",
+    "did_you_mean",
     "fields_of",
     "hookimpl",
+    "one_line",
     "option",
 ]

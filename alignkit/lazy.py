@@ -26,21 +26,22 @@ def lazy_imports(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
     """Return ``__getattr__`` and ``__dir__`` of the package whose ``__init__.py`` is ``file``."""
 
     @functools.cache
-    def modules() -> dict[str, str]:
-        """The module of each name that is imported under ``if TYPE_CHECKING``."""
+    def imports() -> dict[str, tuple[str, str]]:
+        """The module of each name that is imported under ``if TYPE_CHECKING``, and what it is called there."""
         tree = ast.parse(Path(file).read_text(encoding="utf-8"))
         blocks = (node.body for node in tree.body if isinstance(node, ast.If))
-        imports = (node for block in blocks for node in block if isinstance(node, ast.ImportFrom))
-        return {alias.name: str(node.module) for node in imports for alias in node.names}
+        statements = (node for block in blocks for node in block if isinstance(node, ast.ImportFrom))
+        return {each.asname or each.name: (str(node.module), each.name) for node in statements for each in node.names}
 
     def get(name: str) -> Any:
-        if name.startswith("_") or name not in modules():
+        if name.startswith("_") or name not in imports():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(modules()[name]), name)
+        module, original = imports()[name]
+        value = getattr(importlib.import_module(module), original)
         setattr(sys.modules[package], name, value)  # the next access no longer gets here
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules()})
+        return sorted({*vars(sys.modules[package]), *imports()})
 
     return get, names

@@ -12,6 +12,7 @@ import pytest
 from alignkit import Conversation, DataError, Demonstration, Message, bundled
 from alignkit.bundled import guide
 from alignkit.cli import main
+from alignkit.data import prompt_of
 from alignkit.generation import rankings
 
 PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(7)]
@@ -212,4 +213,4 @@ def test_a_prompt_with_tools_is_not_asked_without_them(tmp_path: Path) -> None:
 def test_a_prompt_is_the_same_whether_or_not_its_turns_had_weights() -> None:
     turns: Conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
     weighted = [turns[0], cast(Message, {**turns[1], "weight": 0}), *turns[2:]]
-    assert rankings.prompt_of(Demonstration(weighted)) == rankings.prompt_of(Demonstration(turns)) == turns[:3]
+    assert prompt_of(Demonstration(weighted)) == prompt_of(Demonstration(turns)) == turns[:3]

@@ -24,6 +24,8 @@ __all__ = [
     "load_tokenizer",
     "pad_token",
     "prompt_ids",
+    "prompt_of",
+    "prompt_text",
     "tokenizer_of_run",
 ]
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         tokenizer_of_run,
     )
     from alignkit.data.encoding import Branches, EncodedRanking, Ranked, check_fit, encode_each, encode_rankings
+    from alignkit.data.prompts import prompt_of, prompt_text
     from alignkit.data.reading import Rows, load
     from alignkit.rows import Located
 else:

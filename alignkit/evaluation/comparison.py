@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data import reading
+from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluation import judges
 from alignkit.evaluation.error_bars import error_bar
@@ -82,7 +83,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
             unknown.append(f"{run.folder}: {error}")
             continue
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
-        without_tools = [located for located in eval_rows if not rankings.has_tools(located.row)]  # not sampled
+        without_tools = [located for located in eval_rows if not has_tools(located.row)]  # not sampled
         held_out |= {json.dumps(prompt): prompt for prompt in _prompts(without_tools)}
     if path is not None:
         prompts = rankings.prompts_of(path)[:limit]
@@ -115,7 +116,7 @@ def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located
 
 
 def _prompts(rows: Iterable[data.Located]) -> list[Conversation]:
-    return [rankings.prompt_of(row) for _, row in rows if not isinstance(row, Text)]
+    return [prompt_of(row) for _, row in rows if not isinstance(row, Text)]
 
 
 def _record(run: Parent) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from alignkit.batches import Answers
 from alignkit.config import reward_parts
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge, select
+from alignkit.data.prompts import prompt_text
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards
 from alignkit.protocols import RewardFunction
@@ -48,10 +49,10 @@ def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[
         known = ", ".join(reward.name for reward in registry.all("reward"))
         raise ConfigError(f"{overrides[0]} is a setting of a reward, and {key} {name} names none. Rewards: {known}")
     if ":" in name and not Path(name).exists():
-        function = rankings.function(name)
+        function = rankings.import_scorer(name)
 
         def score(answers: Answers) -> list[float]:
-            prompts = [rankings.prompt_text(prompt) for prompt in answers.prompts]
+            prompts = [prompt_text(prompt) for prompt in answers.prompts]
             return rankings.checked(name, functools.partial(function, prompts, answers.texts), answers.texts)
 
         return Judge(name, lambda batch, say: score, loads=False)

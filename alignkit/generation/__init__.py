@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["sample", "text"]
+__all__ = ["build_reward", "import_scorer", "sample", "text"]
 
 if TYPE_CHECKING:
+    from alignkit.generation.rankings import import_scorer
+    from alignkit.generation.rewards import build_reward
     from alignkit.generation.sampling import sample, text
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

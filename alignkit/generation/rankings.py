@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from alignkit import data
 from alignkit.config import DataConfig
+from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
-from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row
+from alignkit.rows import Conversation, Demonstration, Prompt, Ranking
 from alignkit.runs import manifest
 
 Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
@@ -34,20 +34,6 @@ def prompts_of(path: str) -> list[Conversation]:
         )
     prompts = [prompt_of(row) for _, row in rows]
     return list({json.dumps(prompt): prompt for prompt in prompts}.values())
-
-
-def has_tools(row: Row) -> bool:
-    """Whether a row says which functions the model may call."""
-    return isinstance(row, Prompt | Ranking | Demonstration) and bool(row.tools)
-
-
-def prompt_of(row: Row) -> Conversation:
-    """What a row asks: of a demonstration, everything before its last answer, without the weights of its turns."""
-    if isinstance(row, Demonstration):
-        last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
-        return [cast(Message, {k: v for k, v in turn.items() if k != "weight"}) for turn in row.messages[:last]]
-    assert isinstance(row, Prompt | Ranking)
-    return row.prompt
 
 
 def short(conversation: Conversation) -> str | Conversation:
@@ -82,8 +68,8 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> in
     return whole
 
 
-def function(name: str) -> Scorer:
-    """The function that ``module:function`` names; modules in the current folder are found too.
+def import_scorer(name: str) -> Scorer:
+    """Import the function named ``module:function``, also from a module in the current folder.
 
     Raises:
         ConfigError: no such module or function.
@@ -153,10 +139,3 @@ def ranks(scores: Sequence[float]) -> list[int]:
     """Scores, of which higher is better, as ranks, of which lower is better; equal scores are ties."""
     order = sorted(set(scores), reverse=True)
     return [order.index(value) for value in scores]
-
-
-def prompt_text(prompt: str | Conversation) -> str:
-    """A prompt as a scorer sees it: its text, or the last user turn of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")

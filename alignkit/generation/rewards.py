@@ -12,7 +12,7 @@ from alignkit.config.settings import Selected
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.generation import rankings
 from alignkit.protocols import RewardFunction, Run
-from alignkit.registry import Registry, handover
+from alignkit.registry import handover
 from alignkit.runs import lineage
 
 if TYPE_CHECKING:
@@ -31,13 +31,19 @@ def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     return scores
 
 
-def built(registry: Registry, table: Mapping[str, Any], run: Run, own: Collection[str] = ()) -> RewardFunction:
-    """:func:`build` of the reward that a table inside another's config names.
+def build_reward(run: Run, table: Mapping[str, Any], own: Collection[str] = ()) -> RewardFunction:
+    """Build the reward that a table in another reward's config names, for a reward that combines others.
 
-    The arguments are those of :func:`alignkit.config.reward_parts.part`, which it raises as.
+    Args:
+        table: the name and the settings, such as ``{"name": "function", "call": "module:function"}``.
+        own: keys of the table that belong to the outer reward, such as a weight.
+
+    Raises:
+        ConfigError: the table has no name, or a key or a value that the reward does not take.
+        PluginError: no active plugin has that reward.
     """
     which = next((f" {table[name]}" for name in ("call", "path", "model") if table.get(name)), "")
-    return build(part(registry, table, own), run, which)
+    return build(part(run.registry, table, own), run, which)
 
 
 def skipping(score: RewardFunction, say: Callable[[str], None]) -> RewardFunction:

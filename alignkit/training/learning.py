@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.encoding import Ranked
+from alignkit.data.prompts import prompt_text
 from alignkit.errors import AlignkitError
-from alignkit.generation.rankings import prompt_text
 from alignkit.models.trunk import Sequences, switched
 from alignkit.protocols import Run
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import ConfigError, option
-from alignkit.errors import did_you_mean
+from alignkit import ConfigError, did_you_mean, option
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from alignkit import ConfigError, Reward, Run, hookimpl, option
-from alignkit.generation import rankings
+from alignkit.generation import import_scorer
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check_classifier(config: ClassifierConfig) -> None:
 def check_function(config: FunctionConfig) -> None:
     if config.call is None:
         raise ConfigError("reward 'function' needs reward.call=module:function")
-    rankings.function(config.call)
+    import_scorer(config.call)
 
 
 def check_ensemble(config: EnsembleConfig) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from alignkit import Answers, RewardFunction, Run
-from alignkit.generation import rankings, rewards
+from alignkit.data import prompt_text
+from alignkit.generation import build_reward, import_scorer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
     """``module:function`` on the prompts' and the answers' texts."""
-    call = rankings.function(str(config.call))
-    return lambda answers: call([rankings.prompt_text(prompt) for prompt in answers.prompts], answers.texts)
+    call = import_scorer(str(config.call))
+    return lambda answers: call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
 
 def ensemble(config: EnsembleConfig, run: Run) -> RewardFunction:
@@ -47,7 +48,7 @@ COMBINE: dict[str, Callable[..., float]] = {
 def weighted_sum(config: SumConfig, run: Run) -> RewardFunction:
     """The parts' scores times their weights, added up; each part is checked under its own name."""
     weights = [float(table.get("weight", 1.0)) for table in config.parts]
-    parts = [rewards.built(run.registry, table, run, own=("weight",)) for table in config.parts]
+    parts = [build_reward(run, table, own=("weight",)) for table in config.parts]
 
     def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         scores = [part(answers, roles) for part in parts]

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, Answers, ConfigError, DataError, Demonstration, Message, Prompt, Ranking, Run, paths
-from alignkit.data.chat_template import conversation_ids, encode_answer, pad_token, tokenizer_of_run
-from alignkit.errors import did_you_mean, one_line
-from alignkit.generation import rankings
-from alignkit.runs import base, manifest
+from alignkit import (
+    AlignkitError,
+    Answers,
+    ConfigError,
+    DataError,
+    Demonstration,
+    Message,
+    Prompt,
+    Ranking,
+    Run,
+    did_you_mean,
+    one_line,
+)
+from alignkit.data import conversation_ids, encode_answer, pad_token, prompt_of, prompt_text, tokenizer_of_run
+from alignkit.runs import head_in_fp32, is_run, locate_model, model_folder, read_manifest
 
 if TYPE_CHECKING:
     from alignkit_rewards import ClassifierConfig
@@ -28,9 +39,9 @@ def check(config: ClassifierConfig) -> None:
     """
     if config.model is None:
         raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
-    if config.model.startswith((".", "/", "~")) and not paths.expand(config.model).is_dir():
+    if config.model.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(config.model)):
         raise ConfigError(f"reward.model: no folder {config.model}")
-    folder = base.folder_of(str(paths.expand(config.model)))
+    folder = model_folder(os.path.expanduser(config.model))
     if folder is None or not (folder / "config.json").exists():
         return  # on the hub, or an adapter: known when it is loaded
     try:
@@ -83,7 +94,7 @@ def load(name: str, run: Run) -> tuple[Any, str]:
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import find_adapter_config_file
 
-    located, saved = base.locate(name, run.say), dict[str, Any]()
+    located, saved = locate_model(name, run.say), dict[str, Any]()
     try:
         whole, more, adapter = located, dict[str, Any](), find_adapter_config_file(located) is not None
         if adapter:
@@ -101,7 +112,7 @@ def load(name: str, run: Run) -> tuple[Any, str]:
                 f"reward.model: {name} is no trained classifier, its files have no {', '.join(missing[:3])}"
                 f"{' and others' if len(missing) > 3 else ''}"
             )
-        head_in_fp32(model, whole)
+        scores_in_fp32(model, whole)
         if adapter:  # its own head is fp32 as the one that it takes the place of
             model = PeftModel.from_pretrained(model, located)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
@@ -110,13 +121,13 @@ def load(name: str, run: Run) -> tuple[Any, str]:
 
 
 def _has_tokenizer(located: str) -> bool:
-    folder = base.folder_of(located)
+    folder = model_folder(located)
     return folder is None or (folder / "tokenizer_config.json").exists()
 
 
-def head_in_fp32(model: Any, located: str) -> None:
+def scores_in_fp32(model: Any, located: str) -> None:
     """Have what follows the trunk compute in fp32: in bf16 only 128 scores lie between 1 and 2."""
-    base.head_in_fp32(model, located)
+    head_in_fp32(model, located)
     for name, module in model.named_children():
         if name != model.base_model_prefix:
             module.register_forward_pre_hook(
@@ -133,8 +144,8 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
     label = label_of(config, names := [model.config.id2label[i] for i in sorted(model.config.id2label)])
     of_label = f"logit of label '{names[label]}' ({label})" if len(names) > 1 else "the logit"
     run.say(f"score: {of_label} of {config.model}")
-    folder = Path(base.locate(str(config.model), run.say))
-    record = manifest.read(folder) if manifest.is_run(folder) else None
+    folder = Path(locate_model(str(config.model), run.say))
+    record = read_manifest(folder) if is_run(folder) else None
     tokenizer = tokenizer_of_run(folder, record) if record else AutoTokenizer.from_pretrained(tokenizer_at)
     if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
         tokenizer.pad_token = pad_token(tokenizer)
@@ -149,7 +160,7 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
         if record:  # a run of stage rm: it was trained to score at the token that ends the answer
             return encode_answer(tokenizer, prompt, answer, record["stop_ids"])[0]
         if tokenizer.chat_template is None:
-            return list(tokenizer(f"{rankings.prompt_text(prompt)}\n{answer}")["input_ids"])
+            return list(tokenizer(f"{prompt_text(prompt)}\n{answer}")["input_ids"])
         return conversation_ids(tokenizer, [*prompt, Message(role="assistant", content=answer)])
 
     check_lengths(run, lambda prompt: len(encode(prompt, "")), longest)
@@ -176,7 +187,7 @@ def check_lengths(run: Run, length: Any, longest: int) -> None:
         ConfigError: not even the prompt.
     """
     rows = [row for _, row in [*getattr(run, "train_rows", []), *getattr(run, "eval_rows", [])]]
-    prompts = [rankings.prompt_of(row) for row in rows if isinstance(row, Prompt | Ranking | Demonstration)]
+    prompts = [prompt_of(row) for row in rows if isinstance(row, Prompt | Ranking | Demonstration)]
     prompts.sort(key=lambda prompt: sum(len(turn["content"] or "") for turn in prompt))
     most = max(map(length, prompts[-16:]), default=0)  # the longest texts; tokens are counted of few
     answer = getattr(run.config.stage.config, "response_length", 0) if prompts else 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from alignkit import Answers, Reward, RewardFunction, Run, hookimpl, option
-from alignkit.generation import rewards
+from alignkit.generation import build_reward
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ def build(config: LengthConfig, run: Run) -> RewardFunction:
         ConfigError: ``of`` names no reward.
         PluginError: no active plugin gives that reward.
     """
-    inner = rewards.built(run.registry, config.of, run)
+    inner = build_reward(run, config.of)
 
     def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         return without_length(inner(answers, roles), [len(ids) for ids in answers.answer_ids], config)
