@@ -1,4 +1,4 @@
-"""YAML as people expect it: ``3e-4`` is a float, ``no`` is a word, a key given twice is an error."""
+"""YAML without surprises: ``3e-4`` is a float, ``no`` is a string, and a duplicate key is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
     pass
 
 
-# YAML 1.1, which PyYAML reads, takes 3e-4 for a string and yes/no/on/off for booleans; YAML 1.2 does neither.
+# PyYAML reads YAML 1.1, where 3e-4 is a string and yes/no/on/off are booleans. In YAML 1.2 they are not.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -36,10 +36,10 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
-            problem = f"a key must be a word, not {key!r}"
+            problem = f"a key must be a string, not {key!r}"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
         seen.add(key)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
@@ -49,10 +49,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def loads(text: str, source: str) -> Any:
-    """The value that a YAML text holds.
+    """Parse a YAML document.
 
     Raises:
-        ConfigError: not YAML; names ``source`` and the line.
+        ConfigError: the text is not valid YAML. The message names ``source`` and the line.
     """
     try:
         return yaml.load(text, _Loader)
@@ -63,23 +63,23 @@ def loads(text: str, source: str) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; an empty file holds an empty one."""
+    """Read a YAML file whose content is a mapping. An empty file is an empty mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"cannot read {path}: {error}") from None
     value = loads(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold tables (key: value), not a {type(value).__name__}")
+        raise ConfigError(f"{path} must be a mapping (key: value), not a {type(value).__name__}")
     return value
 
 
 def dumps(value: Any) -> str:
-    """``value`` as YAML that :func:`loads` reads back equal, keys in the order given."""
+    """``value`` as YAML, with keys in their order. :func:`loads` returns an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -94,5 +94,5 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # what needs quotes is what the loader would convert
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quote what the loader would convert
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(value))

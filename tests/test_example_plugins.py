@@ -131,7 +131,7 @@ def test_configs_of_the_readmes_are_right(alignkit: Callable[..., Any], tmp_path
         (["kto"], "kto.loss.beta=-1", "loss.beta: Input should be greater than 0"),
         (["sft", "muon"], "optimizer.momentum=2", "optimizer.momentum: Input should be less than 1"),
         (["ppo", "length-controlled"], "reward.scale=cubic", "reward.scale: Input should be 'linear' or 'log'"),
-        (["kto"], "kto.loss.name=nll", "loss 'nll' takes TokenLogps, but stage 'kto' gives JudgedLogps"),
+        (["kto"], "kto.loss.name=nll", "loss 'nll' takes TokenLogps, but stage 'kto' provides JudgedLogps"),
     ],
 )
 def test_wrong_settings_of_a_plugin_are_caught_in_the_first_second(

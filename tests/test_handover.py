@@ -71,49 +71,49 @@ RETURN = "Is a `return` missing?"
 @pytest.mark.parametrize(
     ("stage", "settings", "told"),
     [
-        ("sft", "loss.name=none", f"build of its loss 'none' gave None, expected a function. {RETURN}"),
-        ("sft", "loss.name=tensor", "its loss 'tensor' gave a Tensor, expected LossOutput(loss, metrics)"),
+        ("sft", "loss.name=none", f"build of its loss 'none' returned None, expected a function. {RETURN}"),
+        ("sft", "loss.name=tensor", "its loss 'tensor' returned a Tensor, expected LossOutput(loss, metrics)"),
         (
             "sft",
             "optimizer.name=alone",
-            "build of its optimizer 'alone' gave <class 'torch.optim.sgd.SGD'>, expected two things: a class of "
-            "torch.optim.Optimizer, or a factory, and a dict of its arguments",
+            "build of its optimizer 'alone' returned <class 'torch.optim.sgd.SGD'>, expected a tuple of a "
+            "torch.optim.Optimizer class or a factory, and a dict of its arguments",
         ),
         (
             "sft",
             "optimizer.name=raises",
-            "its optimizer 'raises' could not be made: ValueError: Invalid learning rate: -1.0",
+            "its optimizer 'raises' could not be created: ValueError: Invalid learning rate: -1.0",
         ),
         (
             "sft",
             "tuner.name=no-load",
-            f"load of its tuner 'no-load' gave None, expected a dict of arguments of from_pretrained. {RETURN}",
+            f"load of its tuner 'no-load' returned None, expected a dict of arguments of from_pretrained. {RETURN}",
         ),
         (
             "sft",
             "tuner.name=no-wrap",
-            f"wrap of its tuner 'no-wrap' gave None, expected a torch.nn.Module. {RETURN}",
+            f"wrap of its tuner 'no-wrap' returned None, expected a torch.nn.Module. {RETURN}",
         ),
         (
             "no-trainer",
             "train.seed=1",
-            f"build of its stage 'no-trainer' gave None, expected a transformers.Trainer. {RETURN}",
+            f"build of its stage 'no-trainer' returned None, expected a transformers.Trainer. {RETURN}",
         ),
         (
             "ppo",
             "ppo.policy=base rollout.name=texts reward.name=function reward.call=alignkit.bundled.guide:score "
             "ppo.batch_size=4 ppo.minibatches=1 ppo.response_length=8",
-            "its rollout 'texts' gave ['So.'], expected a list of answers, each a list of token ids",
+            "its rollout 'texts' returned ['So.'], expected a list of answers, each a list of token ids",
         ),
         (
             "ppo",
             "ppo.policy=base reward.name=silent ppo.batch_size=4 ppo.minibatches=1 ppo.response_length=8",
-            f"its reward 'silent' gave None, expected a list with a score for each answer. {RETURN}",
+            f"its reward 'silent' returned None, expected a list with one score per answer. {RETURN}",
         ),
         (
             "ppo",
             "reward.name=no-needs",
-            f"needs of its reward 'no-needs' gave None, expected a dict of roles and stages, such as "
+            f"needs of its reward 'no-needs' returned None, expected a dict of roles and stages, such as "
             f"{{'reward': 'rm'}}, or {{}}. {RETURN}",
         ),
     ],
@@ -134,10 +134,10 @@ LOGPS = torch.full((1, 2), -1.0)
 @pytest.mark.parametrize(
     ("output", "told"),
     [
-        (LossOutput(LOGPS.requires_grad_() * 1), r"gave a loss of shape \[1, 2\], expected a scalar tensor"),
-        (LossOutput(0.5), "gave a loss of 0.5, expected a scalar tensor"),  # type: ignore[arg-type]
-        (LossOutput(torch.tensor(0.5)), "gave a loss without a gradient, of a batch that has one: is it detached"),
-        (LossOutput(LOGPS.sum(), {"each": LOGPS}), "gave the metric 'each' as a Tensor, expected a number"),  # type: ignore[dict-item]
+        (LossOutput(LOGPS.requires_grad_() * 1), r"returned a loss of shape \[1, 2\], expected a scalar tensor"),
+        (LossOutput(0.5), "returned a loss of 0.5, expected a scalar tensor"),  # type: ignore[arg-type]
+        (LossOutput(torch.tensor(0.5)), "returned a loss without a gradient. Is it detached"),
+        (LossOutput(LOGPS.sum(), {"each": LOGPS}), "returned the metric 'each' as a Tensor, expected a number"),  # type: ignore[dict-item]
     ],
 )
 def test_a_loss_is_a_scalar_with_a_gradient_and_its_metrics_are_numbers(output: LossOutput, told: str) -> None:
@@ -159,15 +159,15 @@ def test_a_loss_needs_no_gradient_where_there_is_none_to_have() -> None:
 @pytest.mark.parametrize(
     ("answers", "told"),
     [
-        ([[1], [2]], "gave 2 answers, expected 4: 2 a prompt"),
-        ([[1], [2], [3], []], "gave an answer of 0 tokens, expected 1 to 3"),
-        ([[1], [2], [3], [4, 4, 4, 4]], "gave an answer of 4 tokens, expected 1 to 3"),
-        ([[1], [2], [3], [0, 4]], "gave an answer that goes on after the token that ends it"),
-        ([[1], [2], [3], [9]], "gave a token id outside the model's 9 tokens"),
-        ([[1], [2], [3], [-1]], "gave a token id outside the model's 9 tokens"),
-        (([1], [2], [3], [4]), r"gave \(\[1\], \[2\], \[3\], \[4\]\), expected a list of answers"),
-        ([[1], [2], [3], torch.tensor([4])], "gave .*, expected a list of answers, each a list of token ids"),
-        (None, f"gave None, expected a list of answers, each a list of token ids. {RETURN.replace('?', '')}"),
+        ([[1], [2]], "returned 2 answers, expected 4 .2 per prompt."),
+        ([[1], [2], [3], []], "returned an answer of 0 tokens, expected 1 to 3"),
+        ([[1], [2], [3], [4, 4, 4, 4]], "returned an answer of 4 tokens, expected 1 to 3"),
+        ([[1], [2], [3], [0, 4]], "returned an answer that continues after a stop token"),
+        ([[1], [2], [3], [9]], "returned a token id outside the vocabulary of 9 tokens"),
+        ([[1], [2], [3], [-1]], "returned a token id outside the vocabulary of 9 tokens"),
+        (([1], [2], [3], [4]), r"returned \(\[1\], \[2\], \[3\], \[4\]\), expected a list of answers"),
+        ([[1], [2], [3], torch.tensor([4])], "returned .*, expected a list of answers, each a list of token ids"),
+        (None, f"returned None, expected a list of answers, each a list of token ids. {RETURN.replace('?', '')}"),
     ],
 )
 def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for(answers: Any, told: str) -> None:
@@ -208,11 +208,11 @@ def alignkit_data():
     [
         (
             "fields_of('question')",
-            f"its format 'quiz' gave None, expected a row, such as a Demonstration, or a list. {RETURN}",
+            f"its format 'quiz' returned None, expected a row, such as a Demonstration, or a list. {RETURN}",
         ),
         (
             "lambda row: None",
-            f"fits of its format 'quiz' gave None, expected how many fields of the row it reads. {RETURN}",
+            f"fits of its format 'quiz' returned None, expected how many fields of the row it reads. {RETURN}",
         ),
     ],
 )
@@ -230,5 +230,5 @@ def test_a_format_without_return_is_no_bad_row(
 def test_what_finish_gives_joins_the_manifest_or_is_nothing() -> None:
     assert handover.manifest_keys("x", None) == {}
     assert handover.manifest_keys("x", {"mean": 0.5}) == {"mean": 0.5}
-    with pytest.raises(PluginError, match="finish of stage 'x' gave what cannot be written as JSON"):
+    with pytest.raises(PluginError, match="finish of stage 'x' returned a value that cannot be written as JSON"):
         handover.manifest_keys("finish of stage 'x'", {"mean": torch.tensor(0.5)})

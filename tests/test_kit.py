@@ -43,7 +43,7 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
     removed = venv.run("alignkit", "uninstall", *names[:-1], f"{names[-1]}@alignkit-{names[-1]}")
-    assert set(removed.stdout.splitlines()) == {f"alignkit-{n} 0.1 is uninstalled, and with it: {n}" for n in names}
+    assert set(removed.stdout.splitlines()) == {f"uninstalled alignkit-{n} 0.1 (plugins: {n})" for n in names}
     assert venv.files() == before
     assert "fine-" not in venv.run("alignkit", "plugins").stdout
 
@@ -61,13 +61,13 @@ def test_the_page_on_stages_shows_what_is_generated() -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("Fine", "'Fine' is no name for a plugin: small letters and digits, hyphens between them"),
-        ("fine_thing", "'fine_thing' is no name for a plugin"),
-        ("../fine", "'../fine' is no name for a plugin"),
-        ("lora", "'lora' is given by alignkit 0.1.0: choose another name"),
-        ("alignkit-adafactor", "'adafactor' is given by alignkit 0.1.0: choose another name"),
-        ("check", "'check' is no name for a plugin"),
-        ("there", "alignkit-there exists: choose another name, or remove it"),
+        ("Fine", "invalid plugin name 'Fine'. Use lowercase letters and digits, separated by hyphens"),
+        ("fine_thing", "invalid plugin name 'fine_thing'"),
+        ("../fine", "invalid plugin name '../fine'"),
+        ("lora", "alignkit 0.1.0 already provides 'lora'. Choose another name"),
+        ("alignkit-adafactor", "alignkit 0.1.0 already provides 'adafactor'. Choose another name"),
+        ("check", "invalid plugin name 'check'"),
+        ("there", "alignkit-there already exists. Choose another name, or remove it"),
     ],
 )
 def test_new_refuses_in_one_line_and_writes_nothing(
@@ -118,10 +118,10 @@ def test_what_is_no_plugin_is_told_and_not_uninstalled(venv: Venv, tmp_path: Pat
     installed = venv.run("alignkit", "install", str(tmp_path))
 
     assert installed.returncode == 2
-    told = "odd is no plugin: it has no entry point in the group alignkit. pip uninstall odd"
-    assert installed.stderr == f"alignkit: error: {told}\n"
+    problem = "odd was installed but is not a plugin: it has no entry point in the group alignkit"
+    assert installed.stderr == f"alignkit: error: {problem}. To remove it: pip uninstall odd\n"
     refused = venv.run("alignkit", "uninstall", "odd")
-    assert refused.stderr == "alignkit: error: no plugin 'odd' is installed. Installed: only the built-in\n"
+    assert refused.stderr == "alignkit: error: no plugin 'odd' is installed. Installed: only the built-in plugins\n"
     assert (venv.site / "odd.py").exists()
 
 

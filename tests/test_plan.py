@@ -72,7 +72,7 @@ def test_a_missing_stage_is_trained_first_and_nothing_twice(folder: Path, capsys
 
     shutil.rmtree("runs/rm")
     assert run() == 0
-    assert "found  runs/sft (lora, 1 steps" in capsys.readouterr().out
+    assert "finished  runs/sft (lora, 1 steps" in capsys.readouterr().out
     assert finished("sft") == first[0]
 
 
@@ -80,9 +80,9 @@ def test_a_found_run_must_be_what_the_config_says(folder: Path, capsys: pytest.C
     assert run() == 0
     shutil.rmtree("runs/rm")
     said = refused(capsys, "sft.train.max_steps=2")
-    assert "runs/sft is there but is not what these settings make: sft.train.max_steps was 1, is 2" in said
+    assert "runs/sft was trained with other settings: sft.train.max_steps was 1, is 2" in said
     assert "rm.policy=runs/sft" in said
-    assert "train it on with alignkit train --plugin sft --resume" in said
+    assert "extend it with alignkit train --plugin sft --resume" in said
     assert "--resume" not in refused(capsys, "sft.train.max_steps=2", "sft.train.learning_rate=1e-3")
 
     assert run("sft.train.max_steps=2", "rm.policy=runs/sft") == 0
@@ -103,7 +103,7 @@ def test_changed_data_make_a_run_out_of_date(folder: Path, capsys: pytest.Captur
     with Path("demos.jsonl").open("a") as file:
         file.write(json.dumps(DEMONSTRATIONS[0]) + "\n")
 
-    assert "demos.jsonl has changed since" in refused(capsys)
+    assert "demos.jsonl has changed" in refused(capsys)
 
 
 def test_a_run_that_is_there_with_other_settings_is_not_replaced(
@@ -111,7 +111,7 @@ def test_a_run_that_is_there_with_other_settings_is_not_replaced(
 ) -> None:
     assert run() == 0
 
-    assert "a finished run is there" in refused(capsys, "rm.train.max_steps=3")
+    assert "is a finished run" in refused(capsys, "rm.train.max_steps=3")
 
 
 def test_the_model_and_the_tuner_come_from_the_run_that_is_gone_on_from(folder: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_bare_base_and_a_reward_must_write_in_the_same_tokens(
     capsys.readouterr()
 
     assert main(["check", "--plugin", "ppo", "--model", "other", *prompts]) == 2
-    assert "other and runs/rm do not fit together: they differ in pad_token" in capsys.readouterr().err
+    assert "other and runs/rm cannot be combined: they differ in pad_token" in capsys.readouterr().err
 
 
 def test_a_base_that_cannot_be_a_reward_model_is_told_before_sft(
@@ -196,7 +196,7 @@ def test_a_run_of_another_stage_under_this_ones_name_is_told(folder: Path, capsy
     shutil.rmtree("runs/sft")
     Path("runs/rm").rename("runs/sft")
 
-    assert "runs/sft is there and is of another stage" in refused(capsys)
+    assert "runs/sft is a run of another stage" in refused(capsys)
 
 
 def test_the_config_of_a_run_names_what_it_came_from_and_reproduces_it(folder: Path) -> None:
@@ -240,7 +240,7 @@ def test_what_changed_in_the_base_since_stops_the_run(
     change()
 
     err = refused(capsys, "rm.policy=runs/sft")
-    assert "runs/sft does not fit: since it was trained, of base this has changed" in err
+    assert "this run cannot start from runs/sft: base has changed since it was trained (" in err
     assert said in err
 
 
@@ -249,7 +249,7 @@ def test_what_changed_in_the_run_itself_stops_the_run(folder: Path, capsys: pyte
     Path("runs/sft/chat_template.jinja").write_text("{{ messages }}")
 
     err = refused(capsys, "rm.policy=runs/sft", "--overwrite")
-    assert "since it was trained, this in its folder has changed: chat template" in err
+    assert "its folder has changed since it was trained (chat template)" in err
 
 
 def test_another_base_template_or_rank_stops_the_run(
@@ -258,12 +258,12 @@ def test_another_base_template_or_rank_stops_the_run(
     assert main(["train", "-c", "run.yaml", "--plugin", "sft"]) == 0
     named = "rm.policy=runs/sft"
 
-    assert "it was made from base, this run is of" in refused(capsys, named, "--model", str(tiny_model("gpt2")))
+    assert "its base model is base, not " in refused(capsys, named, "--model", str(tiny_model("gpt2")))
     Path("t.jinja").write_text("{{ messages }}")
-    assert "its chat template is another than t.jinja" in refused(capsys, named, "chat_template=t.jinja")
-    assert "tuner.r is 16 there and 8 here" in refused(capsys, named, "tuner.r=8")
-    assert "runs/stf is no finished run. Did you mean 'sft'?" in refused(capsys, "rm.policy=runs/stf")
-    assert "is no finished run. Runs in it: runs/sft" in refused(capsys, "rm.policy=runs")
+    assert "its chat template is not t.jinja" in refused(capsys, named, "chat_template=t.jinja")
+    assert "tuner.r=16, not 8" in refused(capsys, named, "tuner.r=8")
+    assert "runs/stf is not a finished run. Did you mean 'sft'?" in refused(capsys, "rm.policy=runs/stf")
+    assert "is not a finished run. Runs in it: runs/sft" in refused(capsys, "rm.policy=runs")
     assert run(named) == 0
     assert "runs/rm is a reward (stage rm), not a policy" in refused(capsys, "rm.policy=runs/rm")
 
@@ -290,7 +290,7 @@ def test_resume_goes_on_with_the_stage_that_was_cut_off(folder: Path, capsys: py
     shutil.rmtree("runs/rm")
 
     said = refused(capsys, "sft.train.max_steps=4", "sft.train.save_steps=2")
-    assert "runs/sft: an unfinished run is there. Add --resume" in said
+    assert "runs/sft has an unfinished run. Add --resume" in said
     assert run("sft.train.max_steps=4", "sft.train.save_steps=2", "--resume") == 0
     assert "resuming from step 2" in capsys.readouterr().out
     assert Path("runs/rm/alignkit.json").exists()
@@ -303,14 +303,14 @@ def test_a_loss_goes_to_the_stage_that_it_fits(folder: Path, capsys: pytest.Capt
     capsys.readouterr()
 
     assert main(["check", "-c", "run.yaml", "--plugin", "sft", "--plugin", "plackett-luce"]) == 2
-    assert "takes RankedScores, but stage 'sft' gives TokenLogps" in capsys.readouterr().err
+    assert "takes RankedScores, but stage 'sft' provides TokenLogps" in capsys.readouterr().err
 
 
 def test_a_split_of_one_file_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "rm.data.split=test")
-    assert "data: rankings.jsonl is one file and has no split 'test'" in said
+    assert "data: rankings.jsonl is a single file and has no split 'test'" in said
     said = refused(capsys, "rm.data.eval_path=rankings.jsonl", "rm.data.eval_split=test")
-    assert "data: rankings.jsonl is one file and has no split 'test'" in said
+    assert "data: rankings.jsonl is a single file and has no split 'test'" in said
 
 
 def test_a_folder_of_splits_is_trained_on_one_and_evaluated_on_another(folder: Path, capsys: Any) -> None:

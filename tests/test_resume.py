@@ -184,7 +184,7 @@ def test_a_schedule_of_the_longer_run_holds_from_there_on_and_that_is_said(
 def test_a_finished_run_without_a_checkpoint_cannot_be_trained_on(train: Train) -> None:
     train("train.max_steps=1", "train.save_strategy=no")
 
-    with pytest.raises(AssertionError, match=r"cannot be trained on: it keeps no checkpoint \(train.save_strategy: no"):
+    with pytest.raises(AssertionError, match=r"cannot extend .*: it keeps no checkpoint \(train.save_strategy: no"):
         train("train.max_steps=2", "train.save_strategy=no", "--resume")
 
 

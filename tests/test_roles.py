@@ -252,6 +252,6 @@ def test_a_plugin_that_loads_models_is_told_from_where_and_is_refused_where_it_d
     torch.testing.assert_close(said(trainer.roles.eval()).value, expected, rtol=0, atol=1e-4)
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(
-        PluginError, match=rf"plugin deaf .* gave a Llama.*, expected a model or None, for a value from {made.rm}"
+        PluginError, match=rf"plugin deaf .* returned a Llama.*, expected a model or None, for a value from {made.rm}"
     ):
         trainer_of("ppo", made, *small, plugins=("deaf",))

@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_overwritten_unless_told(
     assert main(command) == 0
     assert "nothing to train" in capsys.readouterr().out
     assert main([*command, "train.seed=7"]) == 2
-    assert f"{folder}: a finished run is there. Choose another --output, or add --overwrite" in capsys.readouterr().err
+    assert f"{folder} is a finished run. Choose another --output, or add --overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite", "train.seed=7"]) == 0
     assert json.loads((folder / "alignkit.json").read_text())["config"]["stages"]["sft"]["train"]["seed"] == 7
 
@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_run_is_never_removed(
 
     with pytest.raises(AssertionError):
         train("--overwrite", "train.max_steps=1")
-    assert "exists and is no run of alignkit" in capsys.readouterr().err
+    assert "exists and is not a run of alignkit" in capsys.readouterr().err
     assert (tmp_path / "out" / "sft" / "thesis.tex").exists()
 
 
@@ -244,7 +244,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(
     process.communicate()
     assert not (tmp_path / "cut" / "sft").exists()
     unfinished = subprocess.run(command(tuner, str(tmp_path / "cut")), capture_output=True, text=True)
-    assert "an unfinished run is there. Add --resume to go on" in unfinished.stderr
+    assert "has an unfinished run. Add --resume to continue" in unfinished.stderr
     resumed = subprocess.run(command(tuner, str(tmp_path / "cut"), "--resume"), capture_output=True, text=True)
 
     assert "resuming from step " in resumed.stdout

@@ -204,7 +204,7 @@ def test_check_reports_rows_that_a_template_refuses_though_it_refuses_all(
     assert main(asked) == 2
     assert says in capsys.readouterr().err
     assert main([*asked, "data.on_bad_row=skip"]) == 2
-    assert f"all 4 rows to train on are bad, the first: {says}" in capsys.readouterr().err
+    assert f"all 4 training rows are bad. The first: {says}" in capsys.readouterr().err
 
 
 def test_check_finds_the_prompts_of_ppo_that_are_too_long(

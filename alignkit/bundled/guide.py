@@ -1,6 +1,6 @@
-"""The labeling guide (GUIDE.md) as a function, as far as a function can judge: the shape of an answer.
+"""The labeling guide (GUIDE.md) as a function. It judges the form of an answer only.
 
-It does not know whether an answer is true or kind; a person or a model would have to rank by that first.
+Whether an answer is true or helpful has to be judged by a person or a model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMMON = frozenset(
 
 
 def score(prompts: list[str], answers: list[str]) -> list[float]:
-    """Points for each answer by points 1 to 5 of the guide, 0 to 7; -1 where it does not answer at all."""
+    """Score each answer by rules 1 to 5 of the guide: 0 to 7 points, or -1 for a text that is not an answer."""
     return [_score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
@@ -52,7 +52,7 @@ def _score(prompt: str, answer: str) -> float:
 
 
 def _answers(prompt: str, answer: str) -> bool:
-    """Whether there is an answer: some words, that are not the question again nor the same few over and over."""
+    """Whether the text is an answer: at least three words, not all from the question, and no endless repetition."""
     words = [word.lower() for word in _WORD.findall(answer)]
     if len(words) < 3 or set(words) <= {word.lower() for word in _WORD.findall(prompt)}:
         return False
@@ -61,9 +61,9 @@ def _answers(prompt: str, answer: str) -> bool:
 
 
 def _is_direct(prompt: str, first: str) -> bool:
-    """Whether the first sentence neither opens with a phrase nor says the question again."""
+    """Whether the first sentence has no stock opening and does not repeat the question."""
     if _OPENERS.match(first.lstrip("\"'“ ")):
         return False
     asked = {word.lower() for word in _WORD.findall(prompt)} - _COMMON
-    said = {word.lower() for word in _WORD.findall(first)} - _COMMON
-    return not (first.endswith("?") and len(asked & said) > len(asked) / 2)
+    answered = {word.lower() for word in _WORD.findall(first)} - _COMMON
+    return not (first.endswith("?") and len(asked & answered) > len(asked) / 2)

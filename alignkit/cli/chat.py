@@ -16,20 +16,20 @@ def chat(
     """Chat with a model. Answers are streamed. An empty line or Ctrl-D exits."""
     from alignkit.generation.chat import locate
 
-    located = locate(model)  # a wrong name is told before torch is imported
+    located = locate(model)  # before torch is imported, so that a wrong name fails at once
     common.quiet()
     from alignkit.generation.chat import Chat
 
-    talk = Chat(located, max_new_tokens, temperature)
+    conversation = Chat(located, max_new_tokens, temperature)
     if prompt is not None:
-        talk.say(prompt)
+        conversation.say(prompt)
         return
     typer.echo(f"{model}. Enter an empty line to exit.")
     while True:
         try:
-            said = input("\n> ").strip()
+            message = input("\n> ").strip()
         except EOFError:
             return
-        if not said:
+        if not message:
             return
-        talk.say(said)
+        conversation.say(message)

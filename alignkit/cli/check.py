@@ -20,9 +20,8 @@ def check(
     output: str = common.Output,
 ) -> None:
     """Check a training command and print its plan. Takes the arguments of train and loads no model."""
-    asked = common.read_arguments(plugin, config, model, data, output, overrides)
-    planned = pipeline(*asked)
+    planned = pipeline(*common.read_arguments(plugin, config, model, data, output, overrides))
     common.print_pipeline(planned)
     for plan in planned.to_train:
         check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
-    typer.echo(f"{'ok':>11}  {'train can start' if planned.to_train else 'nothing is left to train'}")
+    typer.echo(f"\n{'ok':>11}  {'training can start' if planned.to_train else 'nothing to train'}")

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Overrides = typer.Argument(
 )
 
 
-class Asked(NamedTuple):
-    """What a command line asks for: the plugins, and the two sources of settings."""
+class Arguments(NamedTuple):
+    """The plugins and the two sources of settings of a command."""
 
     registry: Registry
-    file: dict[str, Any]
-    cli: dict[str, Any]
+    file: dict[str, Any]  # the content of the config file
+    cli: dict[str, Any]  # flags and key=value
 
 
 def read_arguments(
@@ -51,23 +51,22 @@ def read_arguments(
     data: str | None,
     output: str | None,
     overrides: list[str] | None,
-) -> Asked:
-    """The sources of settings; ``--data`` is the asked-for stage's."""
+) -> Arguments:
+    """Read the sources of settings. ``--data`` is the data of the requested stage."""
     registry = Registry()
-    of_file = dict(yaml.load(file)) if file else {}
+    from_file = dict(yaml.load(file)) if file else {}
     flags: dict[str, Any] = {"plugins": plugins, "model": model, "output": output}
-    given = {key: value for key, value in flags.items() if value}
-    cli = merge(given, *(parse_override(text) for text in overrides or []))
+    cli = merge({key: value for key, value in flags.items() if value}, *map(parse_override, overrides or []))
     if data:
-        cli = merge(cli, {"stages": {asked_stage(registry, of_file, cli): {"data": {"path": data}}}})
-    return Asked(registry, of_file, cli)
+        cli = merge(cli, {"stages": {asked_stage(registry, from_file, cli): {"data": {"path": data}}}})
+    return Arguments(registry, from_file, cli)
 
 
 def print_pipeline(pipeline: Pipeline) -> None:
-    """What is there, and every run that is to be trained, a line each."""
-    for run in pipeline.found:
-        typer.echo(f"{'found':>11}  {run.describe()}")
-    if pipeline.found and pipeline.to_train:
+    """Print the finished runs that are used, a line each, and the plan of every run to train."""
+    for run in pipeline.finished:
+        typer.echo(f"{'finished':>11}  {run.describe()}")
+    if pipeline.finished and pipeline.to_train:
         typer.echo()
     for plan in pipeline.to_train:
         print_plan(plan)
@@ -76,26 +75,26 @@ def print_pipeline(pipeline: Pipeline) -> None:
 
 
 def print_plan(plan: Plan) -> None:
-    """One run, a line a fact."""
+    """Print the plan of one run."""
     for label, text in plan.describe():
         typer.echo(f"{label:>11}  {text}")
-    for why in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
-        typer.echo(f"{'skipped':>11}  {why}")
+    for reason in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
+        typer.echo(f"{'skipped':>11}  {reason}")
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; what it gives is called with how many more are done."""
+def progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error, if that is a terminal. Call the yielded function to advance it."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda more: bar.advance(task, more)
+        task = bar.add_task(description, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
 def quiet() -> None:
-    """Keep libraries from talking over the run; ``--debug`` lets them. Called before torch is imported."""
+    """Silence the warnings and progress bars of libraries, unless with ``--debug``. Call it before importing torch."""
     if os.environ.get("ALIGNKIT_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -45,40 +45,40 @@ def compare(
     """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each."""
     for file in output:
         if file.suffix not in (".jsonl", ".png"):
-            raise ConfigError(f"--output {file}: write the table as .jsonl or the points as .png")
+            raise ConfigError(f"--output {file}: the file must end in .jsonl (the table) or .png (a plot)")
         if not file.absolute().parent.is_dir():
-            raise ConfigError(f"--output {file}: there is no folder {file.parent}")
+            raise ConfigError(f"--output {file}: no folder {file.parent}")
         if file.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
             raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
     overrides = [word for word in runs if "=" in word and not Path(word).exists()]
-    if reward is None and (given := [*plugin, *overrides]):
-        raise ConfigError(f"compare: {given[0]} has no effect without --reward NAME")
-    found = comparison.runs_of([word for word in runs if word not in overrides])
-    judge = judges.named("--reward", reward, plugin, overrides) if reward else comparison.newest_judge(found)
-    asked = comparison.prompts_of(data, found, limit)
-    typer.echo(f"{len(asked.prompts)} prompts, {asked.source}; scores by {judge.name}")
-    if asked.trained_on:
-        typer.echo(f"{asked.trained_on} of them are prompts that one of these runs was trained on", err=True)
-    for why in asked.unknown:
-        typer.echo(f"its training data are unknown: {why}", err=True)
+    if reward is None and (unused := [*plugin, *overrides]):
+        raise ConfigError(f"compare: {unused[0]} has no effect without --reward NAME")
+    compared = comparison.runs_of([word for word in runs if word not in overrides])
+    judge = judges.named("--reward", reward, plugin, overrides) if reward else comparison.newest_judge(compared)
+    questions = comparison.prompts_of(data, compared, limit)
+    typer.echo(f"{len(questions.prompts)} prompts, {questions.source}; scores by {judge.name}")
+    if questions.trained_on:
+        typer.echo(f"warning: one of these runs was trained on {questions.trained_on} of these prompts", err=True)
+    for reason in questions.unknown:
+        typer.echo(f"warning: cannot tell which prompts a run was trained on: {reason}", err=True)
     common.quiet()
     from alignkit.evaluation.answering import Asked, answer, score
 
-    to_ask = Asked(asked.prompts, max_new_tokens, batch, seed, temperature)
-    with common.progress("answering", len(found) * len(asked.prompts)) as advance:
-        answered = answer(found, to_ask, advance)
+    to_ask = Asked(questions.prompts, max_new_tokens, batch, seed, temperature)
+    with common.progress("answering", len(compared) * len(questions.prompts)) as advance:
+        answered = answer(compared, to_ask, advance)
     scores = score(judge, to_ask, answered, typer.echo)
     rows = [
-        comparison.figures(run, one, mine, scores[0] if number else None)
-        for number, (run, one, mine) in enumerate(zip(found, answered, scores, strict=True))
+        comparison.figures(run, answers, own_scores, scores[0] if number else None)
+        for number, (run, answers, own_scores) in enumerate(zip(compared, answered, scores, strict=True))
     ]
     _print(rows)
     for file in output:
         if file.suffix == ".png":
             comparison.plot(file, rows, judge.name)
         else:
-            how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-            comparison.write_rows(file, rows, reward=judge.name, **how)
+            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            comparison.write_rows(file, rows, reward=judge.name, **settings)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -25,11 +25,11 @@ def config(
     model: str = common.Model,
     data: str = common.Data,
     output: str = common.Output,
-    every: bool = typer.Option(False, "--all", help="Add every field of TrainingArguments, as comments."),
+    every: bool = typer.Option(False, "--all", help="Add every other field of TrainingArguments, as comments."),
 ) -> None:
     """Print the config of a stage, with a comment on every key. The output is a valid config file."""
-    asked = common.read_arguments(plugin, file, model, data, output, overrides)
-    typer.echo("\n".join(commented(resolve(*asked), every)))
+    resolved = resolve(*common.read_arguments(plugin, file, model, data, output, overrides))
+    typer.echo("\n".join(commented(resolved, every)))
 
 
 def commented(config: RunConfig, every: bool) -> Iterator[str]:
@@ -88,7 +88,7 @@ def _fields(depth: int, cls: type, table: dict[str, Any], types: bool = False) -
 
 
 def fields_with_help(component: Component) -> list[str]:
-    """A component's settings as lines of a config file: its defaults, each with its help and its type."""
+    """The default settings of a component as lines of a config file, each with its help and type."""
     check_defaults(component)
     return list(_fields(1, component.config, plain(component.config()), types=True))
 

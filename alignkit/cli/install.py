@@ -1,4 +1,4 @@
-"""``alignkit install`` and ``alignkit uninstall``: pip in the running environment, and a look at what it brought."""
+"""``alignkit install`` and ``alignkit uninstall``: pip in the current environment, and a check of what it installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def install(
     editable: bool = typer.Option(False, "--editable", "-e", help="Install a folder in editable mode."),
 ) -> None:
     """Install plugins with pip and check them. Lists the settings of every plugin that was installed."""
-    # pip would take a folder's bare name for a name in the index
+    # pip would look up the bare name of a folder in the package index
     targets = [str(Path(target).absolute()) if Path(target).exists() else target for target in targets]
     with tempfile.TemporaryDirectory() as folder:
         report, option = Path(folder) / "report.json", ["--editable"] if editable else []
@@ -29,19 +29,22 @@ def install(
         metadata = [each["metadata"] for each in json.loads(report.read_text("utf-8"))["install"] if each["requested"]]
     names = [each["name"] for each in metadata] or targets
     listed = json.loads(_alignkit("plugins", "--json").stdout)
-    brought = [f"{p['name']}@{p['distribution']}" for p in listed if any(same(p["distribution"], n) for n in names)]
-    if not brought:
-        what = " ".join(names)
-        raise PluginError(f"{what} is no plugin: it has no entry point in the group alignkit. pip uninstall {what}")
-    checked = _alignkit("plugins", "check", *brought)
+    added = [f"{p['name']}@{p['distribution']}" for p in listed if any(same(p["distribution"], n) for n in names)]
+    if not added:
+        distributions = " ".join(names)
+        raise PluginError(
+            f"{distributions} was installed but is not a plugin: it has no entry point in the group alignkit. "
+            f"To remove it: pip uninstall {distributions}"
+        )
+    checked = _alignkit("plugins", "check", *added)
     if checked.returncode:
         typer.echo(checked.stdout + checked.stderr, nl=False)
         raise typer.Exit(checked.returncode)
-    typer.echo(_alignkit("plugins", *brought).stdout, nl=False)
+    typer.echo(_alignkit("plugins", *added).stdout, nl=False)
 
 
 def _alignkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in a fresh process, which sees what pip has just put on the path."""
+    """Run a command in a new process, which sees what pip has just installed."""
     return subprocess.run([sys.executable, "-P", "-m", "alignkit", *arguments], capture_output=True, text=True)
 
 
@@ -49,46 +52,49 @@ def uninstall(
     names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distribution names."),
 ) -> None:
     """Uninstall plugins with pip. Their dependencies stay installed."""
-    meant = sorted({_provider(name) for name in names})
-    _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in meant))
-    for provider, given in meant:
-        typer.echo(f"{provider} is uninstalled, and with it: {given}")
+    providers = sorted({_provider(name) for name in names})
+    _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in providers))
+    for provider, plugins in providers:
+        typer.echo(f"uninstalled {provider} (plugins: {plugins})")
 
 
 def _provider(name: str) -> tuple[str, str]:
-    """What ``kto``, ``kto@alignkit-kto`` or a distribution's name means: ``("alignkit-kto 0.1", "kto")``.
+    """The distribution and plugins that ``kto``, ``kto@alignkit-kto`` or ``alignkit-kto`` names.
+
+    Returns:
+        Such as ``("alignkit-kto 0.1", "kto")``.
 
     Raises:
-        PluginError: nothing that can be uninstalled.
+        PluginError: no such plugin, several, or a built-in one.
     """
-    found = installed()
+    plugins = installed()
     plugin, _, distribution = name.partition("@")
-    meant = [p for p in found if p.is_from(name)]
-    meant = meant or [p for p in found if p.name == plugin and p.is_from(distribution or p.distribution)]
-    if not meant:
-        known = sorted({p.name for p in found if not p.builtin})
-        there = f"Installed: {', '.join(known) or 'only the built-in'}"
-        raise PluginError(f"no plugin '{name}' is installed.{did_you_mean(name, known)} {there}")
-    distributions = list(dict.fromkeys(p.distribution for p in meant))
+    matches = [p for p in plugins if p.is_from(name)]
+    matches = matches or [p for p in plugins if p.name == plugin and p.is_from(distribution or p.distribution)]
+    if not matches:
+        known = sorted({p.name for p in plugins if not p.builtin})
+        others = f"Installed: {', '.join(known) or 'only the built-in plugins'}"
+        raise PluginError(f"no plugin '{name}' is installed.{did_you_mean(name, known)} {others}")
+    distributions = list(dict.fromkeys(p.distribution for p in matches))
     if len(distributions) > 1:
-        which = " or ".join(f"alignkit uninstall {name}@{each}" for each in distributions)
-        raise PluginError(f"plugin '{name}' is given by {' and '.join(distributions)}: run {which}")
-    if meant[0].builtin:
-        raise PluginError(f"{name} comes with alignkit itself. To remove all of it: pip uninstall alignkit")
-    return meant[0].provider, ", ".join(p.name for p in found if p.distribution == distributions[0])
+        commands = " or ".join(f"alignkit uninstall {name}@{each}" for each in distributions)
+        raise PluginError(f"{' and '.join(distributions)} both provide a plugin '{name}'. Run {commands}")
+    if matches[0].builtin:
+        raise PluginError(f"{name} is part of alignkit. To remove alignkit: pip uninstall alignkit")
+    return matches[0].provider, ", ".join(p.name for p in plugins if p.distribution == distributions[0])
 
 
 def _pip(*arguments: Any) -> None:
     if importlib.util.find_spec("pip") is None:
         raise PluginError(
-            f"pip is not in this environment ({sys.prefix}): run {sys.executable} -m ensurepip, or {arguments[0]} with "
-            "what made the environment, such as uv pip"
+            f"pip is not installed in {sys.prefix}. Run {sys.executable} -m ensurepip, or {arguments[0]} with the tool "
+            "that created the environment, such as uv pip"
         )
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
     command = [sys.executable, "-m", "pip", arguments[0], *quiet, "--root-user-action=ignore", *arguments[1:]]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        told = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line[len("error: ") :] for line in told if line.lower().startswith("error: ")]
-        why = [line for line in errors if " " in line] or told[-1:]  # the others are pip's names for kinds of errors
-        raise PluginError(f"pip could not {arguments[0]} {arguments[-1]}: {' '.join(why)}")
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line[len("error: ") :] for line in lines if line.lower().startswith("error: ")]
+        reasons = [line for line in errors if " " in line] or lines[-1:]  # a single word is pip's name of the error
+        raise PluginError(f"pip could not {arguments[0]} {arguments[-1]}: {' '.join(reasons)}")

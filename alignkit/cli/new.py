@@ -15,18 +15,18 @@ from alignkit.registry.plugin import installed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-# kind -> what the generated plugin is, and a command that uses it
+# kind -> summary of the generated plugin, and a command that uses it
 KINDS = {
-    "loss": ("A loss in which hard tokens count more", "train --plugin sft --plugin my-thing"),
+    "loss": ("A loss that gives hard tokens more weight", "train --plugin sft --plugin my-thing"),
     "stage": ("A stage: fine-tuning on demonstrations", "train --plugin my-thing"),
     "tuner": ("A tuner that trains the last layers only", "train --plugin sft --plugin my-thing"),
     "optimizer": ("SGD with momentum", "train --plugin sft --plugin my-thing"),
     "data": ("A data format: question, best_answer", "train --plugin sft --plugin my-thing --data quiz.jsonl"),
     "reward": ("A reward for answers of a certain length", "train --plugin ppo --plugin my-thing"),
-    "hooks": ("Run hooks: a note on every finished run", "train --plugin sft --plugin my-thing"),
+    "hooks": ("Run hooks that write a note on every finished run", "train --plugin sft --plugin my-thing"),
     "rollout": ("A rollout engine that samples one prompt at a time", "train --plugin ppo --plugin my-thing"),
 }
-Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # for the choices that typer shows
+Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # typer shows the values as choices
 
 
 def new(
@@ -38,7 +38,7 @@ def new(
     folder = Path(f"alignkit-{name}")
     check_name(name)
     if folder.exists():
-        raise ConfigError(f"{folder} exists: choose another name, or remove it")
+        raise ConfigError(f"{folder} already exists. Choose another name, or remove it")
     summary, command = KINDS[kind.value]
     folder.mkdir()
     for template in sorted([*TEMPLATES.glob("*.*"), *(TEMPLATES / kind.value).glob("*.py")]):
@@ -48,33 +48,34 @@ def new(
         file = folder / filled(template.name, name)
         file.write_text(filled(text, name), encoding="utf-8")
         typer.echo(file)
-    used = command.replace("my-thing", name)
-    typer.echo(f"\nto use it: alignkit install -e {folder}\n           alignkit {used}\nto test it: pytest {folder}")
+    typer.echo(f"\ninstall: alignkit install -e {folder}")
+    typer.echo(f"use:     alignkit {command.replace('my-thing', name)}")
+    typer.echo(f"test:    pytest {folder}")
 
 
 def filled(text: str, name: str) -> str:
-    """A template's text or file name for a plugin's module."""
+    """The text or file name of a template, for the module of a plugin."""
     return text.replace("my_thing", name.replace("-", "_"))
 
 
 def requirement() -> str:
-    """``"alignkit>=0.1,<0.2"``: the versions with the plugin API of this one."""
+    """The versions with the current plugin API: ``"alignkit>=0.1,<0.2"``."""
     major, minor = API_VERSION.split(".")
     return f"alignkit>={API_VERSION},<{major}.{int(minor) + 1}"
 
 
 def check_name(name: str) -> None:
-    """Whether a plugin may have that name.
+    """Check the name of a new plugin.
 
     Raises:
-        ConfigError: it is no name, or something installed has it.
+        ConfigError: the name is invalid, or an installed plugin or component has it.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise ConfigError(f"'{name}' is no name for a plugin: small letters and digits, hyphens between them")
+        raise ConfigError(f"invalid plugin name '{name}'. Use lowercase letters and digits, separated by hyphens")
     if name == "check":
-        raise ConfigError("'check' is no name for a plugin: `alignkit plugins check` checks them")
+        raise ConfigError("invalid plugin name 'check': `alignkit plugins check` is a command")
     registry = Registry()
     taken = {plugin.name: plugin.provider for plugin in installed()}
     taken |= {c.name: p.provider for p in registry.active for c in registry.given_by(p)}
     if name in taken:
-        raise ConfigError(f"'{name}' is given by {taken[name]}: choose another name")
+        raise ConfigError(f"{taken[name]} already provides '{name}'. Choose another name")

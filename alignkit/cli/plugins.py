@@ -1,4 +1,4 @@
-"""``alignkit plugins``: list them, describe one, check them."""
+"""``alignkit plugins``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def plugins(
     """
     words = words or []
     if words[:1] == ["check"]:
-        found = [plugin for name in words[1:] for plugin in named(name)] if words[1:] else installed()
-        show_checked(list(check(found)), as_json)
+        selected = [plugin for name in words[1:] for plugin in named(name)] if words[1:] else installed()
+        show_checked(list(check(selected)), as_json)
     elif words:
         for name in words:
             typer.echo("\n".join(described(name)))
@@ -42,16 +42,16 @@ def plugins(
 
 
 def show_installed(as_json: bool) -> None:
-    """A line a plugin. Only the built-in ones are imported, so what a third party's gives is in its own words."""
+    """Print one line per plugin. Third-party plugins are not imported, so their summary stands for their components."""
     registry = Registry()
     listed = [_entry(registry, plugin) for plugin in registry.installed]
     if as_json:
         typer.echo(json.dumps(listed, indent=2))
         return
     for entry, start in zip(listed, _columns(registry.installed), strict=True):
-        gives = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
-        ask = f"`alignkit plugins {entry['name']}` describes it"
-        typer.echo(f"{start}  {gives or entry['summary'] or ask}")
+        components = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
+        fallback = f"for details: alignkit plugins {entry['name']}"
+        typer.echo(f"{start}  {components or entry['summary'] or fallback}")
 
 
 def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:
@@ -69,38 +69,37 @@ def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:
 
 
 def described(name: str) -> Iterator[str]:
-    """All that a plugin gives, or a component by its name: every setting with its default, help and type."""
+    """Describe a plugin, or a component by name: every setting with its default, help and type."""
     from alignkit.cli.config import fields_with_help
 
     registry = Registry()
     try:
         registry.activate(name)
     except PluginError:
-        givers = _givers_of(name)
-        if not givers:
+        providers = _inactive_providers_of(name)
+        if not providers:
             raise
-        registry.activate(*(f"{plugin.name}@{plugin.distribution}" for plugin in givers))
+        registry.activate(*(f"{plugin.name}@{plugin.distribution}" for plugin in providers))
     named = [plugin for plugin in registry.active if plugin.name == bare(name)]
     components = [registry.get(kind, bare(name)) for kind in DECLARATIONS if registry.has(kind, bare(name))]
     for plugin in named or dict.fromkeys(map(registry.provider, components)):
         yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
-        given: list[Component] = registry.given_by(plugin)
-        for component in given if named else [c for c in given if c in components]:
+        provided: list[Component] = registry.given_by(plugin)
+        for component in provided if named else [c for c in provided if c in components]:
             yield f"{component.kind} {component.name}: {component.summary}"
             yield from fields_with_help(component)
-        runs = registry.run_hooks_of(plugin)
-        if runs:
-            yield f"run hooks: {', '.join(runs)}"
+        if hooks := registry.run_hooks_of(plugin):
+            yield f"run hooks: {', '.join(hooks)}"
 
 
-def _givers_of(name: str) -> list[Plugin]:
-    """The plugins that are not active and give a component of that name; each is imported in a process of its own."""
-    idle = [plugin for plugin in installed() if not plugin.builtin]
-    return [result.plugin for result in check(idle) if bare(name) in [given for _, given in result.gives]]
+def _inactive_providers_of(name: str) -> list[Plugin]:
+    """The third-party plugins with a component of that name. Each is imported in a separate process."""
+    inactive = [plugin for plugin in installed() if not plugin.builtin]
+    return [result.plugin for result in check(inactive) if bare(name) in [component for _, component in result.gives]]
 
 
 def show_checked(results: list[Checked], as_json: bool = False) -> None:
-    """A line a plugin, one more for each further problem; exit status 1 where there is any."""
+    """Print one line per problem, or one per plugin without problems. Exit with status 1 if there are problems."""
     problems = sum(len(result.problems) for result in results)
     if as_json:
         listed = [
@@ -115,6 +114,7 @@ def show_checked(results: list[Checked], as_json: bool = False) -> None:
         raise typer.Exit(1)
 
 
-def _columns(found: list[Plugin]) -> list[str]:
-    name, who = max(len(plugin.name) for plugin in found), max(len(plugin.provider) for plugin in found)
-    return [f"{plugin.name:<{name}}  {plugin.provider:<{who}}" for plugin in found]
+def _columns(plugins: list[Plugin]) -> list[str]:
+    """The names and the distributions of plugins, padded to columns."""
+    name, provider = max(len(p.name) for p in plugins), max(len(p.provider) for p in plugins)
+    return [f"{plugin.name:<{name}}  {plugin.provider:<{provider}}" for plugin in plugins]

@@ -16,18 +16,21 @@ from alignkit.runs import manifest
 
 
 def rank(
-    file: Path = typer.Argument(help="Rows with prompt and responses, as written by `alignkit sample`."),
+    file: Path = typer.Argument(help="Rows with a prompt and responses, as `alignkit sample` writes them."),
     overrides: list[str] = typer.Argument(None, metavar="reward.KEY=VALUE", help="Settings of the reward."),
     by: str = typer.Option(
-        ..., "--by", metavar="NAME", help="module:function, a reward run or a reward. Higher scores are better."
+        ...,
+        "--by",
+        metavar="NAME",
+        help="The scorer: a reward run, a reward, or module:function. Higher is better.",
     ),
     plugin: list[str] = common.Plugins,
-    batch: int = typer.Option(16, min=1, help="Answers per batch, for a reward run."),
+    batch: int = typer.Option(16, min=1, help="Answers per batch of a reward run."),
     output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="The file for the rankings."),
 ) -> None:
     """Rank sampled answers by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie."""
     if not file.is_file() or file.suffix not in READERS:
-        raise DataError(f"no file {file} of {', '.join(READERS)}")
+        raise DataError(f"{file} must be a file ending in {', '.join(READERS)}")
     judge = judges.named("--by", by, plugin, overrides or [])
     if judge.loads:
         common.quiet()
@@ -38,9 +41,9 @@ def rank(
             raise row
         answers = row.get("responses")
         if not isinstance(answers, list) or not answers or not row.get("prompt"):
-            raise DataError(f"{where}: needs prompt and responses")
+            raise DataError(f"{where}: the row needs a prompt and a list of responses")
         ranks = rankings.ranks(score(judges.of_texts(row["prompt"], answers)))
         tied += len(set(ranks)) == 1
         lines.append(json.dumps({**row, "ranks": ranks}, ensure_ascii=False))
     manifest.write_atomically(output, "".join(line + "\n" for line in lines))
-    typer.echo(f"wrote {len(lines)} rankings to {output}" + (f"; all answers tie in {tied} of them" if tied else ""))
+    typer.echo(f"wrote {len(lines)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else ""))

@@ -47,22 +47,22 @@ def score(
     unfinished = output.with_name(f".{output.name}.unfinished") if output else None
     stream = unfinished.open("w", encoding="utf-8") if unfinished else sys.stdout
     with common.progress("scoring", None) as advance:
-        every = itertools.chain([first], rows)
-        while window := list(itertools.islice(every, WINDOW)):
-            written = [_answers(row) for row in window]
+        remaining = itertools.chain([first], rows)
+        while window := list(itertools.islice(remaining, WINDOW)):
+            texts = [_answers(row) for row in window]
             encoded = [
                 scorer.encode(prompt, answer, tools)
-                for (prompt, answers), tools in zip(written, map(_tools, window), strict=True)
+                for (prompt, answers), tools in zip(texts, map(_tools, window), strict=True)
                 for answer in answers
             ]
             scores = iter(scorer.scores(encoded, batch))
-            for (prompt, answers), (_, row) in zip(written, window, strict=True):
-                mine = [round(next(scores), 6) for _ in answers]
+            for (prompt, answers), (_, row) in zip(texts, window, strict=True):
+                own = [round(next(scores), 6) for _ in answers]
                 line: dict[str, Any] = {"prompt": prompt}
                 if isinstance(row, Ranking):
-                    line |= {"responses": answers, "ranks": row.ranks, "scores": mine}
+                    line |= {"responses": answers, "ranks": row.ranks, "scores": own}
                 else:
-                    line |= {"response": answers[0], "score": mine[0]}
+                    line |= {"response": answers[0], "score": own[0]}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             stream.flush()
             advance(len(window))
@@ -82,5 +82,5 @@ def _answers(located: Located) -> tuple[Any, list[str]]:
         return row.prompt, row.answers
     assert isinstance(row, Demonstration)
     if row.messages[-1]["role"] != "assistant":
-        raise DataError(f"{located.where}: the last turn must be the assistant's")
+        raise DataError(f"{located.where}: the last message must be from the assistant")
     return row.messages[:-1], [row.messages[-1]["content"]]

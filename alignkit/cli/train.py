@@ -19,24 +19,24 @@ def train(
     model: str = common.Model,
     data: str = common.Data,
     output: str = common.Output,
-    resume: bool = typer.Option(False, "--resume", help="Continue an unfinished run, or train a finished one further."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Train the requested run again and replace it."),
+    resume: bool = typer.Option(False, "--resume", help="Continue an unfinished run, or extend a finished one."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Train the run again and replace the existing one."),
     plan_only: bool = typer.Option(False, "--plan", help="Print the plan and exit."),
 ) -> None:
     """Train a stage, after the stages that it needs.
 
     Example: alignkit train --plugin rm --data rankings.jsonl
     """
-    first = os.environ.get("RANK", "0") == "0"  # under accelerate, one process looks and speaks
-    asked = common.read_arguments(plugin, config, model, data, output, overrides)
-    planned = pipeline(*asked, overwrite=overwrite)
+    first = os.environ.get("RANK", "0") == "0"  # the process that prints, under accelerate and torchrun
+    arguments = common.read_arguments(plugin, config, model, data, output, overrides)
+    planned = pipeline(*arguments, overwrite=overwrite)
     if first:
         for plan in planned.to_train:
             check_folder(plan.config, resume, overwrite, plan_only)
         common.print_pipeline(planned)
         if not planned.to_train:
             typer.echo(
-                "\nnothing to train: a finished run with these settings exists. Use --overwrite to train it again"
+                "\nnothing to train: a finished run with these settings exists. To train it again, add --overwrite"
             )
     if plan_only or not planned.to_train:
         return
@@ -46,7 +46,7 @@ def train(
     from alignkit.training.run import Interrupted, execute
 
     for plan in planned.to_train:
-        if plan.config.stage.component.role == "reward":  # told before the stages ahead of it are trained
+        if plan.config.stage.component.role == "reward":  # fail before earlier stages train
             base.check_head(plan.config.model)
 
     def say(line: str) -> None:
@@ -60,11 +60,11 @@ def train(
         except Interrupted as stop:
             typer.echo(f"\n{stop}", err=True)
             raise typer.Exit(130) from None
-        watched = plan.config.stage.component.watch
-        told = next((name for name in ("loss", *watched) if f"eval_{name}" in result.metrics), None)
-        before, after = result.metrics.get(f"first_eval_{told}"), result.metrics.get(f"eval_{told}")
-        went = f"held-out {told} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
-        say(f"done in {result.seconds:.0f} s: {went}run folder {result.folder}")
+        watched = ("loss", *plan.config.stage.component.watch)
+        metric = next((name for name in watched if f"eval_{name}" in result.metrics), None)
+        before, after = result.metrics.get(f"first_eval_{metric}"), result.metrics.get(f"eval_{metric}")
+        change = f"held-out {metric} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
+        say(f"done in {result.seconds:.0f} s: {change}run folder {result.folder}")
     stage = planned.to_train[-1].config.stage.component
     if stage.role == "policy":
-        say(f"talk to it: alignkit chat {result.folder}")
+        say(f"chat with it: alignkit chat {result.folder}")

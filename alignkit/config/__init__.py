@@ -1,7 +1,4 @@
-"""From a config file, flags and ``key.path=value`` to one typed config of a run, and the rules of its settings.
-
-No torch here.
-"""
+"""Resolves a config file, flags and ``key.path=value`` to the typed config of a run. Imports no torch."""
 
 from alignkit.config.resolve import DataConfig, RunConfig, resolve
 from alignkit.config.settings import Selected

@@ -1,7 +1,7 @@
-"""Which settings make a run what it is, and which a resume may change. No torch here.
+"""Which settings a resume may change.
 
-A field of a config dataclass says so itself (:func:`alignkit.option`); for the ``train`` table,
-:mod:`alignkit.config.training_args` does.
+The fields of config dataclasses declare it (see :func:`alignkit.option`). :mod:`alignkit.config.training_args` declares
+it for the ``train`` table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Path = tuple[str, ...]  # of a setting in `RunConfig.to_dict`
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that a run was made with, and what a config says instead."""
+    """A setting whose value in a config differs from that in the record of a run."""
 
     path: Path
     before: Any
@@ -33,31 +33,31 @@ class Change:
 
     @property
     def grows(self) -> bool:
-        """Whether training may now end later. None is no limit, and so is ``max_steps=-1``."""
+        """Whether training may now take longer. None and ``max_steps=-1`` mean no limit."""
         if self.resume != "may_grow":
             return False
         return any(value is None or value < 0 for value in (self.before, self.after)) or self.after > self.before
 
     @property
     def allowed(self) -> bool:
-        """Whether a resume may come with it."""
+        """Whether a resume accepts the change."""
         return self.resume == "may_change" or self.grows
 
 
 def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """How ``config`` differs from that of a run, ``record``, which is in the shape of :meth:`RunConfig.to_dict`."""
+    """The differences between ``record``, a run's config in the shape of :meth:`RunConfig.to_dict`, and ``config``."""
     rules = _rules(config)
     train: Path = ("stages", config.stage.component.name, "train")
-    if _rows_a_step(_at(record, train)) == _rows_a_step(config.train):  # then it is a matter of memory
+    if _rows_a_step(_at(record, train)) == _rows_a_step(config.train):  # then the split only affects memory
         rules |= dict.fromkeys([(*train, key) for key in ROWS_A_STEP], "may_change")
-    found = []
+    result = []
     for path, before, after in _differences(record, config.to_dict(), ()):
-        setting = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in rules), path)  # it may be a table
-        found.append(Change(path, before, after, rules.get(setting, "same")))
-    return found
+        setting = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in rules), path)  # or its table
+        result.append(Change(path, before, after, rules.get(setting, "same")))
+    return result
 
 
-ROWS_A_STEP = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # and what Transformers takes
+ROWS_A_STEP = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # with the defaults of Transformers
 
 
 def _rows_a_step(train: Mapping[str, Any]) -> int:
@@ -71,7 +71,7 @@ def _at(table: Any, path: Path) -> Any:
 
 
 def _rules(config: RunConfig) -> dict[Path, Resume]:
-    """What a resume may do with the settings that it need not keep."""
+    """The settings that a resume may change, each with its rule."""
     stage: Path = ("stages", config.stage.component.name)
     tables: dict[Path, Any] = {(): TopLevel(), stage: config.stage.config, (*stage, "data"): config.data}
     for kind in ("tuner", "optimizer"):
@@ -80,21 +80,21 @@ def _rules(config: RunConfig) -> dict[Path, Resume]:
         tables[*stage, kind] = getattr(config, kind).config
     of_train = training_args.on_resume(config.train) | dict(config.stage.component.resume)
     rules: dict[Path, Resume] = {(*stage, "train", name): resume for name, resume in of_train.items()}
-    for where, table in tables.items():
-        rules |= _of_table(where, table)
+    for path, table in tables.items():
+        rules |= _of_table(path, table)
     return rules
 
 
-def _of_table(where: Path, table: Any) -> dict[Path, Resume]:
-    """The rules of a config dataclass, and of those in it."""
+def _of_table(path: Path, table: Any) -> dict[Path, Resume]:
+    """The rules of a config dataclass and of the dataclasses in it."""
     rules: dict[Path, Resume] = {}
     for field in dataclasses.fields(table):
         resume, value = field.metadata.get("resume", "same"), getattr(table, field.name)
         resume = resume(table) if callable(resume) else resume
         if resume != "same":
-            rules[*where, field.name] = resume
+            rules[*path, field.name] = resume
         elif dataclasses.is_dataclass(value):
-            rules |= _of_table((*where, field.name), value)
+            rules |= _of_table((*path, field.name), value)
     return rules
 
 

@@ -1,7 +1,8 @@
-"""The layers of a config, and which of them hold for which stage.
+"""The layers of a config, and which of them apply to which stage.
 
-A source (the config file, the command line) is a layer for each plugin that it names, with what that picks, and above
-them a layer with its own tables: what a source says outright wins over what its plugins pick.
+A source (the config file or the command line) consists of a layer for each plugin that it names, which selects the
+components of the plugin, and above them a layer with its own tables. So an explicit setting takes precedence over the
+selection of a plugin.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from alignkit.errors import ConfigError, did_you_mean
 from alignkit.registry import Registry
 from alignkit.registry.plugin import bare
 
-OF_A_STAGE = ("loss", "reward", "rollout")  # kinds that a shared table gives to the stages that can use them alone
+OF_A_STAGE = ("loss", "reward", "rollout")  # a shared table of these kinds applies only to stages that can use it
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Shared tables, and tables of single stages, which win over them."""
+    """Shared tables, and tables of single stages, which take precedence."""
 
     shared: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
     from_cli: bool
-    picks: str | None = None  # the plugin whose components these are
+    picks: str | None = None  # the plugin whose components this layer selects
 
     @property
     def picks_several(self) -> bool:
-        """Whether its plugin gives components of several kinds, so that some of them may have no use here."""
+        """Whether its plugin provides several kinds of components, some of which may be unused here."""
         return self.picks is not None and len(self.shared) + len(self.stages) > 1
 
     def table(self, key: str) -> Mapping[str, Any]:
@@ -39,12 +40,12 @@ class Layer:
         return as_table(self.shared.get(key), key)
 
     def of(self, stage: str, key: str) -> Mapping[str, Any]:
-        """A table inside a stage's table."""
+        """A table in the table of a stage."""
         return as_table(self.stages.get(stage, {}).get(key), f"stages.{stage}.{key}")
 
 
 def layers(registry: Registry, source: Mapping[str, Any], asked: str, from_cli: bool) -> Iterator[Layer]:
-    """A source's layers, lowest first. ``sft: {...}`` at its top is ``stages: {sft: {...}}``."""
+    """The layers of a source, lowest first. ``sft: {...}`` at the top level means ``stages: {sft: {...}}``."""
     known = {stage.name for stage in registry.all("stage")}
     source = _with_format_tables(source)
     tables = as_table(source.get("stages"), "stages")
@@ -52,10 +53,10 @@ def layers(registry: Registry, source: Mapping[str, Any], asked: str, from_cli: 
         if name not in known:
             raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, known)}")
     if "stage" in source:
-        raise ConfigError("unknown key stage. A stage is named with --plugin NAME, or in plugins")
+        raise ConfigError("unknown key stage. Choose a stage with --plugin NAME, or in the list plugins")
     for name in map(bare, plugins(source)):
         kinds = [kind for kind in KINDS if kind != "stage" and registry.has(kind, name)]
-        if name in known:  # a stage's name picks no loss: TRL has one called sft
+        if name in known:  # the name of a stage does not select a loss: TRL has a loss named sft
             kinds = [kind for kind in kinds if kind not in OF_A_STAGE]
         picked = {kind: {"name": name} for kind in kinds if kind != "format"}
         of_asked = {asked: {"data": {"format": {"name": name}}}} if "format" in kinds else {}
@@ -68,14 +69,14 @@ def layers(registry: Registry, source: Mapping[str, Any], asked: str, from_cli: 
 
 def plugins(source: Mapping[str, Any]) -> list[str]:
     """The plugins that a source names."""
-    given = source.get("plugins") or []
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"plugins must be a list of names, not {given!r}")
-    return given
+    value = source.get("plugins") or []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"plugins must be a list of names, not {value!r}")
+    return value
 
 
 def to_train(registry: Registry, of: Sequence[Layer], asked: str) -> list[Stage]:
-    """The stage that was asked for, and those before it that may have to be trained: whose runs are not named."""
+    """The requested stage, and the earlier stages that may have to be trained because no run of them is named."""
     stage = registry.stage(asked)
     named = {role for layer in of for role, run in layer.stages.get(asked, {}).items() if run is not None}
     needs = {role: need for role, need in stage.needs.items() if role not in named}
@@ -93,12 +94,12 @@ def fits(component: Component, stage: Stage) -> bool:
 def shared_tables(
     registry: Registry, of: Sequence[Layer], layer: Layer, stage: Stage, trained: Sequence[Stage], there: bool
 ) -> dict[str, Any]:
-    """What a layer's shared tables say to ``stage``, which is one of those in ``trained``; its first was asked for.
+    """The shared tables of a layer that apply to ``stage``.
 
-    Of a loss, a reward or a rollout engine, a table with a name is for the stages that can use that component; a key
-    without a name is for the stages whose component has it. What fits no stage is left to the one that was asked for,
-    which refuses it. With ``there``, the command line counts only as far as it is about the model, or is not for the
-    stage that was asked for.
+    ``trained`` are the stages of the command; the first is the requested one. A loss, reward or rollout table with a
+    name applies to the stages that can use that component. A key without a name applies to the stages whose component
+    has it. Keys that fit no stage are left to the requested stage, which rejects them. With ``there``, shared tables of
+    the command line apply only if they concern the model or are not for the requested stage.
     """
     asked, tables = trained[0], dict(layer.shared)
     for kind in OF_A_STAGE:
@@ -118,20 +119,20 @@ def _for(
 ) -> dict[str, Any]:
     table = layer.table(kind)
 
-    def taken(by: Stage) -> set[str]:
+    def accepted(by: Stage) -> set[str]:
         if isinstance(name := table.get("name"), str):
             return set(table) if fits(registry.get(kind, name), by) else set()
         component = _component(registry, of, kind, by)
         return set(table) & set(names(component.config)) if component else set()
 
-    keys = taken(stage)
+    keys = accepted(stage)
     if stage is trained[0] and not layer.picks_several:
-        keys |= set(table).difference(*map(taken, trained))
+        keys |= set(table).difference(*map(accepted, trained))
     return {key: value for key, value in table.items() if key in keys}
 
 
 def _component(registry: Registry, of: Sequence[Layer], kind: str, stage: Stage) -> Component | None:
-    """The component of a kind that a stage will use; None: it uses none."""
+    """The component of a kind that a stage will use, or None."""
     default = stage.loss if kind == "loss" else stage.uses.get(kind)
     if default is None:
         return None
@@ -144,9 +145,9 @@ def _component(registry: Registry, of: Sequence[Layer], kind: str, stage: Stage)
 
 
 def _with_format_tables(table: Mapping[str, Any]) -> dict[str, Any]:
-    """``data.format`` as a table with a name wherever it is a name alone, so that its settings merge with it."""
-    spelt = {key: _with_format_tables(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-    data = spelt.get("data")
+    """Write ``data.format: NAME`` as ``data.format: {name: NAME}``, so that settings of the format merge with it."""
+    result = {key: _with_format_tables(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    data = result.get("data")
     if isinstance(data, dict) and isinstance(data.get("format", {}), str | None):
         data["format"] = {"name": data["format"]}
-    return spelt
+    return result

@@ -1,10 +1,10 @@
-"""From YAML, flags and ``key.path=value`` to one typed :class:`RunConfig`.
+"""Resolves YAML, flags and ``key.path=value`` to a typed :class:`RunConfig`.
 
-Four layers, the later wins, table by table: the file's shared tables, the file's table for the stage, the command
-line's shared keys, the command line's keys for the stage. Below them are the stage's defaults, and over those, on a
-bundled model, what its recipe says. No layer is special to a component: a component's table is
-whatever its config dataclass says. One command may train several stages: each is resolved by itself, from the same
-layers (see :mod:`alignkit.runs.plan`).
+There are four layers, and later ones take precedence, table by table: the shared tables of the file, the table of the
+stage in the file, the shared keys of the command line, and the keys of the stage on the command line. Below them are
+the defaults of the stage and, on a bundled model, the settings of its recipe. The table of a component holds the fields
+of its config dataclass. A command may train several stages; each is resolved separately from the same layers (see
+:mod:`alignkit.runs.plan`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from alignkit.registry.plugin import bare
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The ``data`` table: which rows a stage trains on."""
+    """The ``data`` table: the rows that a stage trains on."""
 
     path: str | None = option(
         None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's default"
@@ -40,7 +40,7 @@ class DataConfig:
         None, "the data format: a name, or a table of name and settings; null: detected from the fields of the rows"
     )
     on_bad_row: Literal["error", "skip"] = option(
-        "error", "error: stop at a bad row; skip: leave bad rows out and count them"
+        "error", "error: stop at a bad row; skip: skip bad rows and report them"
     )
     special_tokens: Literal["text", "tokens"] = option(
         "text", "special tokens written out in a row, such as <|im_end|>: plain text, or the tokens themselves"
@@ -50,7 +50,7 @@ class DataConfig:
     eval_size: float | None = option(
         None, "rows to hold out: a share if below 1, else a count; null: 10 %, at most 200"
     )
-    seed: int = option(0, "seed of the choice of held-out rows")
+    seed: int = option(0, "random seed of the choice of held-out rows")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class TopLevel:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that one run of one stage was told. It reproduces the run."""
+    """The complete settings of a run. They reproduce it."""
 
-    stated: dict[str, Any]  # what the user said of this stage, in the shape of `to_dict`; the rest are defaults
+    stated: dict[str, Any]  # the settings that the user gave, in the shape of `to_dict`; the others are defaults
     model: str
     output: str
     plugins: list[str]
@@ -79,11 +79,11 @@ class RunConfig:
     optimizer: Selected
     loss: Selected
     data: DataConfig
-    train: dict[str, Any]  # over the defaults of TrainingArguments, by its names
-    parents: dict[str, str | None]  # where each role that the stage needs comes from: a run folder, "base", or unsaid
-    reward: Selected | None = None  # only of a stage that uses one
+    train: dict[str, Any]  # overrides of the defaults of TrainingArguments
+    parents: dict[str, str | None]  # role -> a run folder, "base", or None if not given
+    reward: Selected | None = None  # None if the stage uses none
     rollout: Selected | None = None
-    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # shared `train` keys without effect here, and why
+    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # shared `train` keys without effect -> why
 
     @property
     def folder(self) -> Path:
@@ -91,7 +91,7 @@ class RunConfig:
         return Path(self.output) / self.stage.component.name
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a config file: resolving it again gives this same config."""
+        """The content of a config file that resolves to this config."""
         return {
             "model": self.model,
             "output": self.output,
@@ -120,7 +120,7 @@ def parse_override(text: str) -> dict[str, Any]:
     """``"a.b=1"`` as ``{"a": {"b": 1}}``."""
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
-        raise ConfigError(f"'{text}' is not an override: write key.path=value, such as train.max_steps=20")
+        raise ConfigError(f"'{text}' is not a setting. Write key.path=value, such as train.max_steps=20")
     *tables, last = path.split(".")
     nested: dict[str, Any] = {last: yaml.loads(value, text) if value else None}
     for table in reversed(tables):
@@ -129,10 +129,10 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> str:
-    """The stage that ``plugins`` name last; activates every plugin that is named.
+    """Activate the named plugins. The requested stage is the last one among them.
 
     Raises:
-        ConfigError: none is named.
+        ConfigError: no stage is named.
         PluginError: from the registry.
     """
     named = [*layers.plugins(file), *layers.plugins(cli)]
@@ -140,7 +140,7 @@ def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, A
     stages = [name for name in map(bare, named) if registry.has("stage", name)]
     if not stages:
         known = ", ".join(stage.name for stage in registry.all("stage"))
-        raise ConfigError(f"no stage was named. Add --plugin NAME; stages: {known}")
+        raise ConfigError(f"no stage given. Add --plugin STAGE. Stages: {known}")
     return stages[-1]
 
 
@@ -152,16 +152,19 @@ def resolve(
     inherited: Mapping[str, Any] | None = None,
     there: bool = False,
 ) -> RunConfig:
-    """The config of a stage: of the one that was asked for, or of ``stage_name``, which comes before it.
+    """Resolve the config of the requested stage, or of ``stage_name``, an earlier stage that it needs.
 
-    ``file`` is a config file's content, ``cli`` the same shape from flags and overrides (see :func:`parse_override`);
-    ``plugins`` in either activates plugins and picks every component of those names. ``inherited`` is what holds where
-    neither says anything: the settings of the run that this one goes on from. With ``there`` it is the config of a run
-    that may be there already: shared settings on the command line, which are for what is trained now, do not count.
+    Args:
+        registry: the plugins; those that the sources name are activated.
+        file: the content of the config file.
+        cli: flags and overrides in the same shape (see :func:`parse_override`).
+        stage_name: the stage, if it is not the requested one.
+        inherited: settings of the run that this one starts from, which apply unless a source sets them.
+        there: resolve the config of a run that may already exist. Shared settings of the command line are meant for the
+            runs that are trained now, so they do not apply.
 
     Raises:
-        ConfigError: no stage; an unknown key, with the closest known one; a value of the wrong type; a loss that does
-            not fit the stage.
+        ConfigError: no stage, an unknown key, a value of the wrong type, or a loss that does not fit the stage.
         PluginError: from the registry.
     """
     asked = asked_stage(registry, file, cli)
@@ -172,11 +175,11 @@ def resolve(
         *layers.layers(registry, cli, asked, from_cli=True),
     ]
     trained = layers.to_train(registry, all_layers, asked)
-    for layer in all_layers:  # in a file they may be for another command; here they would do nothing
+    for layer in all_layers:  # in a file they may be meant for another command; here they have no effect
         for kind in ("reward", "rollout"):
             alone = layer.from_cli and not layer.picks_several
             if alone and kind in layer.shared and not any(kind in each.uses for each in trained):
-                raise ConfigError(f"{kind} is for no stage that is trained here: {asked} uses none")
+                raise ConfigError(f"{kind} has no effect: {asked} uses no {kind}")
 
     shared = [*names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
@@ -191,10 +194,10 @@ def resolve(
         if like and not own_data:
             of_stage = merge({"data": like}, of_stage)
         tables += [layers.shared_tables(registry, all_layers, layer, stage, trained, there), of_stage]
-    said = merge(*tables)
+    stated = merge(*tables)
     of_stage_alone = [key for table in tables[1::2] for key in as_table(table.get("train"), "train")]
-    own_path = as_table(said.get("data"), "data").get("path")
-    recipe = bundled.recipe(merge(inherited or {}, said).get("model") or TopLevel.model, stage_name, own_path)
+    own_path = as_table(stated.get("data"), "data").get("path")
+    recipe = bundled.recipe(merge(inherited or {}, stated).get("model") or TopLevel.model, stage_name, own_path)
     tables[:0] = [{key: value for key, value in recipe.items() if key != "train"}, inherited or {}]
     merged = {key: value for key, value in merge(*tables).items() if key not in unused}
 
@@ -202,13 +205,13 @@ def resolve(
     chosen_format = _format(registry, tables)
     data = typed(DataConfig, as_table(merged.pop("data", None), "data"), "data.")
     data = dataclasses.replace(data, path=data.path or stage.data, format=chosen_format)
-    if "format" in as_table(said.get("data"), "data"):
-        said["data"]["format"] = data.format
+    if "format" in as_table(stated.get("data"), "data"):
+        stated["data"]["format"] = data.format
     train = training_args.check(as_table(merged.pop("train", None), "train"))
     parents = {role: merged.pop(role, None) for role in stage.needs}
     for role, named in parents.items():
         if named is not None and not isinstance(named, str):
-            raise ConfigError(f"{stage_name}.{role} must be a run folder or base, not {named!r}")
+            raise ConfigError(f"{stage_name}.{role} must be a run folder or 'base', not {named!r}")
     defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss, **stage.uses}
     chosen = {}
     for kind, default in defaults.items():
@@ -218,20 +221,20 @@ def resolve(
     if not layers.fits(loss, stage):
         fitting = ", ".join(c.name for c in registry.all("loss") if layers.fits(c, stage))
         raise ConfigError(
-            f"loss '{loss.name}' takes {loss.batch.__name__}, but stage '{stage_name}' gives "
-            f"{stage.batch.__name__}. Losses that fit: {fitting}"
+            f"loss '{loss.name}' takes {loss.batch.__name__}, but stage '{stage_name}' provides "
+            f"{stage.batch.__name__}. Losses for this stage: {fitting}"
         )
     for_no_stage = [key for key in train if all(key in each.refuses for each in trained)]
     train, unused_train = training_args.without_unused(
         train, [*of_stage_alone, *for_no_stage], stage.refuses, f"stage '{stage_name}'"
     )
     train, more = training_args.without_unused(train, [], optimizer.refuses, f"optimizer '{optimizer.name}'")
-    if "train" in said:
-        said["train"] = {key: value for key, value in said["train"].items() if key in train}
+    if "train" in stated:
+        stated["train"] = {key: value for key, value in stated["train"].items() if key in train}
     train = _train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale * optimizer.lr_scale, train)
     training_args.check_together(train)
     return RunConfig(
-        stated=_stated(stage, said),
+        stated=_stated(stage, stated),
         model=top.model,
         output=top.output,
         plugins=[*(name for name in registry.asked if name != stage_name), stage_name],
@@ -245,42 +248,42 @@ def resolve(
     )
 
 
-def _stated(stage: Stage, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user said, in the shape of :meth:`RunConfig.to_dict`."""
+def _stated(stage: Stage, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the user gave, in the shape of :meth:`RunConfig.to_dict`."""
     shared = ("model", "chat_template", "tuner", "optimizer")
-    of_run: dict[str, Any] = {key: said[key] for key in shared if key in said}
+    of_run: dict[str, Any] = {key: stated[key] for key in shared if key in stated}
     own = (*names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
-    of_stage = {key: said[key] for key in own if key in said}
+    of_stage = {key: stated[key] for key in own if key in stated}
     return {**of_run, "stages": {stage.name: of_stage}}
 
 
 def _train(defaults: dict[str, Any], lr_scale: float, train: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user said over the stage's defaults, key by key."""
+    """The ``train`` table: the user's settings over the defaults of the stage, key by key."""
     defaults = {"report_to": "none", "save_total_limit": 2, **defaults}
-    if "learning_rate" in defaults:  # it is that of full fine-tuning with AdamW
+    if "learning_rate" in defaults:  # the default is for full fine-tuning with AdamW
         defaults["learning_rate"] = float(f"{defaults['learning_rate'] * lr_scale:.6g}")
     if train.get("lr_scheduler_type", defaults.get("lr_scheduler_type")) != defaults.get("lr_scheduler_type"):
-        defaults.pop("lr_scheduler_kwargs", None)  # they were for the stage's scheduler
+        defaults.pop("lr_scheduler_kwargs", None)  # these are for the stage's own scheduler
     return {**defaults, **train}
 
 
 def named_format(registry: Registry, written: str | Mapping[str, Any] | None) -> Selected | None:
-    """The format that ``data.format`` names, with its settings; None where rows are to be recognised by their fields.
+    """The format that ``data.format`` selects, with its settings. None: detect the format from the rows.
 
     Raises:
-        ConfigError: settings of no format; an unknown one, or one of the wrong type.
-        PluginError: no active plugin gives the format.
+        ConfigError: the table has no name, or a setting is unknown or of the wrong type.
+        PluginError: no active plugin provides the format.
     """
     table = {"name": written} if isinstance(written, str) else written
     if not table:
         return None
     if not isinstance(name := table.get("name"), str):
-        raise ConfigError(f"data.format has settings, but the name of no format (got {name!r}): set data.format.name")
+        raise ConfigError(f"data.format has settings but no name (got {name!r}). Set data.format.name")
     return select(registry, "format", name, [table])
 
 
 def _format(registry: Registry, tables: Iterable[Mapping[str, Any]]) -> str | dict[str, Any] | None:
-    """``data.format`` of all tables, as the run's config holds it: a name alone where the format has no settings."""
+    """``data.format``, merged from all tables, as in the config: a name, or a table if the format has settings."""
     written: dict[str, Any] = {}
     for table in tables:
         later = as_table(as_table(table.get("data"), "data").get("format"), "data.format")

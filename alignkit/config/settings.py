@@ -1,4 +1,4 @@
-"""A component's settings: its table in a config file, as a typed instance of its config dataclass, and back."""
+"""Converts the settings of a component between its table in a config file and its typed config dataclass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignkit.registry import Registry
 
 
 class Selected(NamedTuple):
-    """A component that was picked, with its table."""
+    """A selected component with its settings."""
 
     component: Any  # a Component; Any spares a cast at every use
     config: Any  # an instance of component.config
@@ -27,36 +27,37 @@ class Selected(NamedTuple):
 
 
 def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]], where: str = "") -> Selected:
-    """The component that the last table names, with its keys; keys of another that it replaces are left behind.
+    """The component that the last table names, with the settings of all tables.
 
-    ``where`` is the key of the table in error messages, if that is not ``kind``.
+    If a later table names another component, settings that it does not have are dropped. ``where`` is the key of the
+    table in error messages, if it is not ``kind``.
     """
     component, own = registry.get(kind, name), dict[str, Any]()
     for table in tables:
         if table.get("name", component.name) != component.name:
             if not isinstance(table["name"], str):
-                raise ConfigError(f"{kind}.name must be a name, not {table['name']!r}")
+                raise ConfigError(f"{kind}.name must be a string, not {table['name']!r}")
             former, component = component, registry.get(kind, table["name"])
-            left = set(names(former.config)) - set(names(component.config))
-            own = {key: value for key, value in own.items() if key not in left}
+            dropped = set(names(former.config)) - set(names(component.config))
+            own = {key: value for key, value in own.items() if key not in dropped}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
     return Selected(component, typed(component.config, own, f"{where or kind}."))
 
 
 def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """An instance of a config dataclass, every value of its field's type.
+    """Make an instance of a config dataclass and check the types of its values.
 
     Raises:
-        ConfigError: an unknown key, also in a nested dataclass; a value of another type; ``cls`` cannot be a config.
+        ConfigError: an unknown key, also in a nested dataclass; a value of the wrong type; ``cls`` cannot be a config.
     """
-    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+    from pydantic import TypeAdapter, ValidationError  # slow to import
     from pydantic.errors import PydanticUserError
 
     known_keys(values, names(cls), where)
     try:
         config: Any = TypeAdapter(cls).validate_python(dict(values))
     except PydanticUserError as error:
-        raise ConfigError(f"{cls.__module__}.{cls.__name__} is no config: {one_line(error)}") from None
+        raise ConfigError(f"{cls.__module__}.{cls.__name__} cannot be a config: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -66,20 +67,20 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON and YAML hold it: nested dataclasses are tables, paths are text, tuples are lists."""
+    """A config dataclass as plain JSON or YAML: nested dataclasses are tables, paths are strings, tuples are lists."""
     from pydantic import TypeAdapter
 
     return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
 def nested(cls: type, field: str) -> type | None:
-    """The dataclass that a field of a config dataclass holds, if it holds one."""
+    """The dataclass that is the type of a config field, or None."""
     hint = typing.get_type_hints(cls)[field]
     return next((each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)), None)  # type: ignore[return-value]
 
 
 def type_text(hint: Any) -> str:
-    """A type of a config field as a person reads it: ``"float > 0"``, ``"error | skip"``, ``"str | null"``."""
+    """The type of a config field as text, such as ``"float > 0"``, ``"error | skip"`` or ``"str | null"``."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -98,10 +99,10 @@ def type_text(hint: Any) -> str:
 
 
 def check_defaults(component: Component) -> None:
-    """Whether a component's config has defaults of its own types, and a stage's those of ``TrainingArguments``.
+    """Check the defaults of a component's config, and the ``train`` table of a stage.
 
     Raises:
-        ConfigError: a field without a default or of another type; a field of no type that can be checked.
+        ConfigError: a field without a default, with a default of the wrong type, or with a type that cannot be checked.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(component.config) if f.default is not dataclasses.MISSING}
     typed(component.config, defaults, "config.")
@@ -110,7 +111,7 @@ def check_defaults(component: Component) -> None:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """One mapping from several, the later wins; nested mappings are merged, everything else is replaced."""
+    """Merge mappings; later ones take precedence. Nested mappings are merged, other values are replaced."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -123,7 +124,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_table(value: Any, key: str) -> Mapping[str, Any]:
-    """``value``, which must be a table or nothing."""
+    """``value`` as a table; None is an empty one."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -132,15 +133,15 @@ def as_table(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def names(cls: type) -> list[str]:
-    """The names of a dataclass's fields."""
+    """The field names of a dataclass."""
     return [f.name for f in dataclasses.fields(cls)]
 
 
 def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Whether all keys are known.
+    """Check that all keys are known.
 
     Raises:
-        ConfigError: one is not, with the closest known one.
+        ConfigError: a key is unknown. The message suggests the closest known one.
     """
     for key in values:
         if key not in known:
@@ -149,12 +150,12 @@ def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
             )
 
 
-def _nested_keys(given: Any, taken: Any, where: str) -> None:
-    """Keys of nested dataclasses: Pydantic drops those that it does not know."""
-    if isinstance(given, Mapping) and isinstance(taken, Mapping):
-        known_keys(given, list(taken), where)
+def _nested_keys(given: Any, accepted: Any, where: str) -> None:
+    """Check the keys of nested dataclasses, because Pydantic ignores unknown ones."""
+    if isinstance(given, Mapping) and isinstance(accepted, Mapping):
+        known_keys(given, list(accepted), where)
         for key, value in given.items():
-            _nested_keys(value, taken[key], f"{where}{key}.")
-    elif isinstance(given, list) and isinstance(taken, list):
-        for number, (one, other) in enumerate(zip(given, taken, strict=False)):
-            _nested_keys(one, other, f"{where}{number}.")
+            _nested_keys(value, accepted[key], f"{where}{key}.")
+    elif isinstance(given, list) and isinstance(accepted, list):
+        for number, (item, accepted_item) in enumerate(zip(given, accepted, strict=False)):
+            _nested_keys(item, accepted_item, f"{where}{number}.")

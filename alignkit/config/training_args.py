@@ -1,6 +1,6 @@
-"""What ``transformers.TrainingArguments`` has, read from its source: names, types, defaults and help.
+"""The fields of ``transformers.TrainingArguments``: names, types, defaults and help, read from its source file.
 
-Importing the class would import torch; parsing the file that defines it takes a tenth of a second.
+Importing the class would import torch. Parsing the file that defines it takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from alignkit.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-# keys that no stage takes, and what to do instead
+# fields that no stage accepts -> the reason, or what to do instead
 REFUSED = {
     # alignkit sets them
     "output_dir": "set output",
     "optim": "set optimizer.name",
     "resume_from_checkpoint": "use --resume",
-    "do_train": "alignkit train trains",
+    "do_train": "alignkit train always trains",
     "do_eval": "set train.eval_strategy",
-    "do_predict": "alignkit has no such step",
+    "do_predict": "alignkit has no prediction step",
     "disable_tqdm": "alignkit draws its own progress bar",
-    "remove_unused_columns": "a stage knows its columns",
-    "label_names": "a stage knows its columns",
+    "remove_unused_columns": "each stage selects its own columns",
+    "label_names": "each stage selects its own columns",
     "length_column_name": "alignkit measures lengths itself",
     "local_rank": "torchrun sets it",
-    # a plugin does it
-    "label_smoothing_factor": "the loss is a plugin's: name a loss that smooths",
-    "use_liger_kernel": "its kernels replace the loss, which is a plugin's",
-    "liger_kernel_config": "its kernels replace the loss, which is a plugin's",
-    "optim_args": "an optimizer's own settings are in the optimizer table",
-    "optim_target_modules": "an optimizer's own settings are in the optimizer table",
-    "prediction_loss_only": "a stage computes its own held-out metrics",
-    "eval_do_concat_batches": "a stage computes its own held-out metrics",
-    "eval_use_gather_object": "a stage computes its own held-out metrics",
-    "include_for_metrics": "a stage computes its own held-out metrics",
-    "batch_eval_metrics": "a stage computes its own held-out metrics",
-    "include_num_input_tokens_seen": "a stage that counts its tokens logs num_tokens",
+    # plugins do it
+    "label_smoothing_factor": "the loss is a plugin: choose a loss with label smoothing",
+    "use_liger_kernel": "its kernels would replace the loss, which is a plugin",
+    "liger_kernel_config": "its kernels would replace the loss, which is a plugin",
+    "optim_args": "set the optimizer's options in the optimizer table",
+    "optim_target_modules": "set the optimizer's options in the optimizer table",
+    "prediction_loss_only": "each stage computes its own evaluation metrics",
+    "eval_do_concat_batches": "each stage computes its own evaluation metrics",
+    "eval_use_gather_object": "each stage computes its own evaluation metrics",
+    "include_for_metrics": "each stage computes its own evaluation metrics",
+    "batch_eval_metrics": "each stage computes its own evaluation metrics",
+    "include_num_input_tokens_seen": "stages that count tokens log num_tokens",
     # the result would be wrong
-    "use_cache": "a cache would let packed rows see each other",
-    "bf16_full_eval": "it would round the trained weights; evaluation runs in the run's number format",
-    "fp16_full_eval": "it would round the trained weights; evaluation runs in the run's number format",
-    "average_tokens_across_devices": "the loss always is a mean over all processes",
+    "use_cache": "with a cache, packed rows would attend to each other",
+    "bf16_full_eval": "it would round the trained weights; evaluation uses the number format of training",
+    "fp16_full_eval": "it would round the trained weights; evaluation uses the number format of training",
+    "average_tokens_across_devices": "the loss is always a mean over all processes",
     "auto_find_batch_size": "it would change the batch of a step: lower train.per_device_train_batch_size and raise "
     "train.gradient_accumulation_steps",
     "accelerator_config": "it would change how rows become batches",
-    "parallelism_config": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
-    "fsdp": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
-    "fsdp_config": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
-    "deepspeed": "each process holds whole models: torchrun --nproc_per_node=N trains on N GPUs",
+    "parallelism_config": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
+    "fsdp": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
+    "fsdp_config": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
+    "deepspeed": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
     # --resume would not be exact
-    "save_only_model": "such checkpoints cannot be resumed: train.save_strategy=no writes none",
+    "save_only_model": "such checkpoints cannot be resumed; to write none, set train.save_strategy=no",
     "ignore_data_skip": "a resumed run would train on the same rows again",
-    "dataloader_in_order": "batches in any order cannot be resumed",
-    "enable_jit_checkpoint": "Ctrl-C (SIGINT) writes a checkpoint and stops",
-    # a run writes files and uploads none
+    "dataloader_in_order": "batches in arbitrary order cannot be resumed",
+    "enable_jit_checkpoint": "Ctrl-C (SIGINT) already writes a checkpoint and stops",
+    # runs upload nothing
     **dict.fromkeys(
         (
             *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
             *("hub_strategy", "hub_always_push", "hub_revision"),
         ),
-        "upload the run folder with hf upload",
+        "upload the finished run folder with hf upload",
     ),
 }
 
@@ -96,7 +96,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("seed", "data_seed"), (Ge(0), Lt(2**32))),
 }
 
-# keys that act only where another one is set
+# fields that have an effect only if another one is set
 WITH = {
     "activation_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
     "gradient_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
@@ -105,23 +105,23 @@ WITH = {
     "dataloader_multiprocessing_context": ("dataloader_num_workers",),
 }
 
-# keys with which `--resume` may come again (see `alignkit.option`); the others decide what is trained
+# fields that `--resume` accepts new values of (see `alignkit.option`); the others change what is trained
 MAY_GROW = ("max_steps", "num_train_epochs")
 MAY_CHANGE_STARTS = (
     *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "push_to_hub", "hub_", "debug"),
     *("dataloader_num_workers", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_"),
     *("gradient_checkpointing", "torch_empty_cache_steps", "skip_memory_metrics", "ddp_timeout"),
 )
-# these too, unless the best evaluation decides which checkpoint is kept
+# these too, unless evaluations decide which checkpoint is kept
 EVALUATION_STARTS = ("eval_", "per_device_eval_batch_size", "prediction_loss_only", "save_", "include_")
 
-# where the annotation of a field says less than what it takes
+# where the annotation of a field is less precise than the values that it accepts
 CHOICES: dict[str, Any] = {
     "train_sampling_strategy": Literal["random", "sequential", "group_by_length", "batch_rebalance"],
     "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
 }
 CHECKPOINTING = ("every_n_layers", "offload", "use_reentrant", "preserve_rng_state", "determinism_check", "selective")
-TRACKERS = {  # those that are a package of their name
+TRACKERS = {  # name of the integration -> the packages, one of which must be installed
     **{name: (name,) for name in ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "neptune")},
     **{name: (name,) for name in ("swanlab", "trackio", "wandb")},
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -135,14 +135,14 @@ class Field:
     """One field of ``TrainingArguments``."""
 
     name: str
-    type: Any  # a type for pydantic; Any where the annotation names classes of transformers
-    default: Any  # None where the default is computed
+    type: Any  # a type for pydantic; Any if the annotation names classes of transformers
+    default: Any  # None if the default is computed
     help: str
 
 
 @functools.cache
 def fields() -> dict[str, Field]:
-    """The fields of the installed ``TrainingArguments`` that a user may set, by name, in their order."""
+    """The fields of the installed ``TrainingArguments`` that users may set, by name, in their order."""
     return {name: field for name, field in every_field().items() if name not in REFUSED}
 
 
@@ -155,19 +155,19 @@ def every_field() -> dict[str, Field]:
         for node in _tree("training_args.py").body
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     )
-    found = {}
+    result = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
             arguments = {k.arg: k.value for k in node.value.keywords}
             if "init" in arguments:
                 continue
-            found[node.target.id] = Field(
+            result[node.target.id] = Field(
                 name=node.target.id,
                 type=CHOICES.get(node.target.id) or _type(ast.unparse(node.annotation), enums),
                 default=_literal(arguments.get("default")),
                 help=_help(arguments.get("metadata")),
             )
-    return found
+    return result
 
 
 def _tree(file: str) -> ast.Module:
@@ -178,7 +178,7 @@ def _tree(file: str) -> ast.Module:
 
 
 def _enums(tree: ast.Module) -> dict[str, tuple[str, ...]]:
-    """The values of each enumeration of strings that a module defines."""
+    """The values of each string enumeration that a module defines."""
     return {
         node.name: tuple(
             str(line.value.value)
@@ -215,24 +215,24 @@ def _help(node: ast.expr | None) -> str:
 
 
 def on_resume(values: Mapping[str, Any]) -> dict[str, Resume]:
-    """The fields that a resume need not keep, by name; ``values`` is the ``train`` table."""
+    """The fields that a resume may change, by name. ``values`` is the ``train`` table."""
     starts = MAY_CHANGE_STARTS if values.get("load_best_model_at_end") else MAY_CHANGE_STARTS + EVALUATION_STARTS
     may_change: dict[str, Resume] = {name: "may_change" for name in fields() if name.startswith(starts)}
     return may_change | dict.fromkeys(MAY_GROW, "may_grow")
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``train`` table with every value of the type and in the range that ``TrainingArguments`` wants.
+    """Check the types and ranges of a ``train`` table.
 
     Raises:
-        ConfigError: an unknown key, a key that no stage takes, or a value of the wrong type or out of range.
+        ConfigError: an unknown key, a key that no stage accepts, or a value of the wrong type or out of range.
     """
     checked = {}
     for name, value in values.items():
         if name in REFUSED:
             if value is None or value == getattr(every_field().get(name), "default", None):
-                continue  # it asks for nothing
-            raise ConfigError(f"train.{name} is not for the train table: {REFUSED[name]}")
+                continue  # the default, which has no effect
+            raise ConfigError(f"train.{name} is not supported: {REFUSED[name]}")
         if name not in fields():
             raise ConfigError(
                 f"unknown key train.{name}.{did_you_mean(name, fields())} "
@@ -243,7 +243,7 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any) -> Any:
-    from pydantic import TypeAdapter, ValidationError  # here: `--help` does without
+    from pydantic import TypeAdapter, ValidationError  # slow to import
 
     type_ = fields()[name].type
     if value is not None and name in BOUNDS:
@@ -253,27 +253,27 @@ def _checked(name: str, value: Any) -> Any:
     except ValidationError as error:
         raise ConfigError(f"train.{name}: {error.errors()[0]['msg']} (got {value!r})") from None
     if isinstance(checked, float) and not math.isfinite(checked):
-        raise ConfigError(f"train.{name}: must be a finite number (got {value!r})")
+        raise ConfigError(f"train.{name} must be a finite number (got {value!r})")
     if name == "max_steps" and checked < 1 and checked != -1:
-        raise ConfigError(f"train.max_steps: must be 1 or more, or -1 for no limit (got {value!r})")
+        raise ConfigError(f"train.max_steps must be 1 or more, or -1 for no limit (got {value!r})")
     if (
         name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps")
         and checked
         and checked > 1
         and checked % 1
     ):
-        raise ConfigError(f"train.{name}: must be a number of steps, or a share of them below 1 (got {value!r})")
+        raise ConfigError(f"train.{name} must be a whole number of steps, or a fraction below 1 (got {value!r})")
     return checked
 
 
 def check_together(train: Mapping[str, Any]) -> None:
-    """Whether the values of a whole ``train`` table, its defaults included, go together.
+    """Check that the values of a complete ``train`` table are consistent.
 
     Raises:
-        ConfigError: two contradict each other, or one has no effect without another.
+        ConfigError: two values contradict each other, or one has no effect without another.
     """
     if train.get("bf16") and train.get("fp16"):
-        raise ConfigError("train.bf16 and train.fp16 are both true: a run computes in one number format")
+        raise ConfigError("train.bf16 and train.fp16 are both true. Set only one of them")
     for name, others in WITH.items():
         if train.get(name) and not any(train.get(other) for other in others):
             raise ConfigError(f"train.{name} has no effect without train.{others[0]}")
@@ -289,13 +289,13 @@ def check_together(train: Mapping[str, Any]) -> None:
         raise ConfigError("train.save_strategy=best needs train.metric_for_best_model, such as loss")
     if train.get("load_best_model_at_end") and train.get("eval_strategy", "no") not in _saved_with(train):
         raise ConfigError(
-            "train.load_best_model_at_end needs a checkpoint of every evaluation: set train.eval_strategy and "
+            "train.load_best_model_at_end needs a checkpoint at every evaluation. Set train.eval_strategy and "
             "train.save_strategy to the same value"
         )
 
 
 def _saved_with(train: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ``eval_strategy`` of which every evaluation has a checkpoint."""
+    """The values of ``eval_strategy`` with which every evaluation has a checkpoint."""
     saved = train.get("save_strategy", "steps")
     return ("steps", "epoch") if saved == "best" else () if saved == "no" else (saved,)
 
@@ -303,12 +303,19 @@ def _saved_with(train: Mapping[str, Any]) -> tuple[str, ...]:
 def without_unused(
     train: dict[str, Any], own: Collection[str], refuses: Mapping[str, str], where: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """A ``train`` table without what does nothing in a stage, and what was left out, with what to set instead.
+    """Remove the settings without effect from a ``train`` table.
 
-    ``refuses`` is as in :class:`alignkit.components.Stage`, ``own`` are the keys that were set for ``where`` alone.
+    Args:
+        train: the table.
+        own: the keys that were set for ``where`` only.
+        refuses: the keys without effect, as in :class:`alignkit.components.Stage`.
+        where: the stage or the optimizer, for the error.
+
+    Returns:
+        The other settings, and what was removed with what to set instead.
 
     Raises:
-        ConfigError: one of ``own`` would be left out.
+        ConfigError: one of ``own`` has no effect.
     """
     unused = {}
     for name, value in train.items():
@@ -322,14 +329,14 @@ def without_unused(
 
 
 def check_batches(args: TrainingArguments, rows: Any) -> None:
-    """Whether the ``rows`` that a trainer was given make a batch.
+    """Check that the ``rows`` of a trainer fill at least one batch.
 
     Raises:
-        ConfigError: they do not, and ``train.dataloader_drop_last`` drops what there is.
+        ConfigError: they do not, and ``train.dataloader_drop_last`` would drop them all.
     """
     batch = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and hasattr(rows, "__len__") and len(rows) < batch:
         raise ConfigError(
-            f"train.dataloader_drop_last leaves nothing to train on: {len(rows)} examples make no batch of {batch}. "
-            "Lower train.per_device_train_batch_size"
+            f"train.dataloader_drop_last leaves nothing to train on: {len(rows)} examples do not fill a batch of "
+            f"{batch}. Lower train.per_device_train_batch_size"
         )

@@ -1,4 +1,4 @@
-"""Plugins: found by their metadata, activated when they are named, looked up by component; what they give is checked.
+"""Discovers plugins from package metadata, activates them by name, and checks what they return.
 
 No torch here.
 """

@@ -1,4 +1,4 @@
-"""What plugins hand over, checked where it is handed over: an error names plugin, value, and what was expected.
+"""Checks the values that plugins return. An error names the plugin, the value, and what was expected.
 
 Importing this module imports no torch.
 """
@@ -21,9 +21,10 @@ from alignkit.rows import Row
 
 
 def who(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
-    """``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``; of a built-in one the component alone.
+    """A component or one of its functions, for error messages.
 
-    ``which`` tells a component from others of its name.
+    Such as ``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``. Built-in plugins are not named.
+    ``which`` distinguishes a component from others of the same name.
     """
     of = f"{function} of " if function else ""
     named = f"{component.kind} '{component.name}{which}'"
@@ -31,27 +32,27 @@ def who(plugin: Plugin | None, component: Component, function: str = "", which: 
 
 
 def expect(who: str, value: Any, right: bool, expected: str) -> None:
-    """Whether a value that ``who`` gave is right.
+    """Check a value that ``who`` returned.
 
     Raises:
-        PluginError: it is not.
+        PluginError: ``right`` is false.
     """
     if not right:
         hint = ". Is a `return` missing?" if value is None else ""
-        raise PluginError(f"{who} gave {shown(value)}, expected {expected}{hint}")
+        raise PluginError(f"{who} returned {shown(value)}, expected {expected}{hint}")
 
 
 def shown(value: Any) -> str:
-    """A value in an error: itself where it is plain and short, else its type."""
+    """A value for an error message: its repr if that is short, else its type."""
     if value is None or isinstance(value, str | int | float | list | tuple | dict | type):
-        text = " ".join(repr(value).split())
-        if len(text) <= 60:
-            return text
+        short = " ".join(repr(value).split())
+        if len(short) <= 60:
+            return short
     return f"a {type(value).__name__}"
 
 
 def function(who: str, given: Any) -> Any:
-    """What a ``build`` gave, which must be a function."""
+    """Check the result of a ``build`` that must be a function."""
     expect(who, given, callable(given), "a function")
     return given
 
@@ -71,41 +72,41 @@ def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, roles=None: function(*arguments)
 
 
-def in_words(who: str, given: Any) -> str:
-    """What a stage's ``extent`` or ``in_memory`` gave: a text."""
-    expect(who, given, isinstance(given, str), "a text")
+def text(who: str, given: Any) -> str:
+    """Check the result of a stage's ``extent`` or ``in_memory``: a string."""
+    expect(who, given, isinstance(given, str), "a string")
     return str(given)
 
 
 def needs(who: str, given: Any) -> Mapping[str, str]:
-    """What a reward's ``needs`` gave: the stages that make its roles."""
+    """Check the result of a reward's ``needs``: role -> stage."""
     right = isinstance(given, Mapping) and all(isinstance(each, str) for each in (*given, *given.values()))
     expect(who, given, right, "a dict of roles and stages, such as {'reward': 'rm'}, or {}")
     return dict(given)
 
 
 def scores(who: str, given: Any) -> Any:
-    """What a reward gave: as many numbers as answers, which :func:`alignkit.generation.rankings.checked` counts."""
+    """Check the result of a reward. :func:`alignkit.generation.rankings.checked` checks the number of scores."""
     right = hasattr(given, "__iter__") and not isinstance(given, str | Mapping)
-    expect(who, given, right, "a list with a score for each answer")
+    expect(who, given, right, "a list with one score per answer")
     return given
 
 
 def rows(who: str, given: Any) -> list[Row]:
-    """What a format's ``convert`` gave: a row, or a list of rows, which may be empty."""
+    """Check the result of a format's ``convert``: a row, or a list of rows, which may be empty."""
     converted = given if isinstance(given, list) else [given]
     expect(who, given, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
     return converted
 
 
 def load_arguments(who: str, given: Any) -> dict[str, Any]:
-    """What a tuner's ``load`` gave: arguments of ``from_pretrained``."""
+    """Check the result of a tuner's ``load``: arguments of ``from_pretrained``."""
     expect(who, given, isinstance(given, dict), "a dict of arguments of from_pretrained")
     return dict(given)
 
 
 def model(who: str, given: Any) -> Any:
-    """What a tuner's ``wrap`` gave: a module."""
+    """Check the result of a tuner's ``wrap``: a module."""
     from torch import nn
 
     expect(who, given, isinstance(given, nn.Module), "a torch.nn.Module")
@@ -113,7 +114,7 @@ def model(who: str, given: Any) -> Any:
 
 
 def loss(who: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
-    """A loss that looks at each of its results: a scalar with a gradient where the batch has one, and numbers."""
+    """Wrap a loss to check its results: a scalar, with a gradient if the batch has one, and numbers as metrics."""
     import torch
 
     def checked(batch: Any) -> LossOutput:
@@ -123,12 +124,12 @@ def loss(who: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput
         value = output.loss
         if not (isinstance(value, torch.Tensor) and value.numel() == 1):
             shape = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
-            raise PluginError(f"{who} gave a loss of {shape}, expected a scalar tensor")
+            raise PluginError(f"{who} returned a loss of {shape}, expected a scalar tensor")
         if torch.is_grad_enabled() and not value.requires_grad and _has_gradients(batch):
-            raise PluginError(f"{who} gave a loss without a gradient, of a batch that has one: is it detached?")
+            raise PluginError(f"{who} returned a loss without a gradient. Is it detached?")
         for name, number in output.metrics.items():
             if not (isinstance(number, numbers.Real) or (isinstance(number, torch.Tensor) and number.numel() == 1)):
-                raise PluginError(f"{who} gave the metric '{name}' as {shown(number)}, expected a number")
+                raise PluginError(f"{who} returned the metric '{name}' as {shown(number)}, expected a number")
         return output
 
     return checked
@@ -139,17 +140,17 @@ def _has_gradients(batch: Any) -> bool:
 
 
 def optimizer(who: str, given: Any) -> tuple[Any, dict[str, Any]]:
-    """What an optimizer's ``build`` gave: a class, or a factory, and a dict of arguments."""
+    """Check the result of an optimizer's ``build``: a class or a factory, and a dict of arguments."""
     from torch.optim import Optimizer
 
     right = isinstance(given, tuple | list) and len(given) == 2 and callable(given[0]) and isinstance(given[1], dict)
     right = right and (not isinstance(given[0], type) or issubclass(given[0], Optimizer))
-    expect(who, given, right, "two things: a class of torch.optim.Optimizer, or a factory, and a dict of its arguments")
+    expect(who, given, right, "a tuple of a torch.optim.Optimizer class or a factory, and a dict of its arguments")
     return given[0], given[1]
 
 
 def name_optimizer(who: str, trainer: Any) -> None:
-    """Have the trainer's ``create_optimizer`` name the optimizer's plugin where it fails or gives something else."""
+    """Make errors of the trainer's ``create_optimizer`` name the plugin of the optimizer."""
     from torch.optim import Optimizer
 
     create = trainer.create_optimizer
@@ -160,7 +161,7 @@ def name_optimizer(who: str, trainer: Any) -> None:
         except AlignkitError:
             raise
         except Exception as error:
-            raise PluginError(f"{who} could not be made: {one_line(error)}") from error
+            raise PluginError(f"{who} could not be created: {one_line(error)}") from error
         expect(who, created, isinstance(created, Optimizer), "a torch.optim.Optimizer")
         return created
 
@@ -168,7 +169,7 @@ def name_optimizer(who: str, trainer: Any) -> None:
 
 
 def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Engine:
-    """A rollout engine that looks at its answers: as many as asked for, each of token ids and within its limits."""
+    """Wrap a rollout engine to check its answers: their number, lengths, token ids and where they end."""
 
     function = with_roles(function)
 
@@ -178,24 +179,26 @@ def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Engine
             isinstance(answer, list) and all(type(token) is int for token in answer) for answer in answers
         )
         expect(who, answers, ids, "a list of answers, each a list of token ids")
-        wanted, most = len(prompts) * sampling.samples, sampling.max_new_tokens
-        if len(answers) != wanted:
-            raise PluginError(f"{who} gave {len(answers)} answers, expected {wanted}: {sampling.samples} a prompt")
+        expected, limit = len(prompts) * sampling.samples, sampling.max_new_tokens
+        if len(answers) != expected:
+            raise PluginError(
+                f"{who} returned {len(answers)} answers, expected {expected} ({sampling.samples} per prompt)"
+            )
         vocabulary = policy.get_input_embeddings().weight.shape[0]
         for answer in answers:
-            if not 0 < len(answer) <= most:
-                raise PluginError(f"{who} gave an answer of {len(answer)} tokens, expected 1 to {most}")
+            if not 0 < len(answer) <= limit:
+                raise PluginError(f"{who} returned an answer of {len(answer)} tokens, expected 1 to {limit}")
             if any(token in sampling.stop_ids for token in answer[:-1]):
-                raise PluginError(f"{who} gave an answer that goes on after the token that ends it")
+                raise PluginError(f"{who} returned an answer that continues after a stop token")
             if not 0 <= min(answer) <= max(answer) < vocabulary:
-                raise PluginError(f"{who} gave a token id outside the model's {vocabulary} tokens")
+                raise PluginError(f"{who} returned a token id outside the vocabulary of {vocabulary} tokens")
         return cast(list[list[int]], answers)
 
     return checked
 
 
 def trainer(who: str, given: Any) -> Any:
-    """What a stage's ``build`` gave: a trainer."""
+    """Check the result of a stage's ``build``: a trainer."""
     import transformers
 
     expect(who, given, isinstance(given, transformers.Trainer), "a transformers.Trainer")
@@ -203,20 +206,20 @@ def trainer(who: str, given: Any) -> Any:
 
 
 def manifest_keys(who: str, given: Any) -> dict[str, Any]:
-    """What a stage's ``finish`` gave: what joins the manifest, or nothing."""
+    """Check the result of a stage's ``finish``: keys for the manifest, or None."""
     try:
         json.dumps(given)
     except (TypeError, ValueError) as error:
-        raise PluginError(f"{who} gave what cannot be written as JSON: {error}") from error
-    expect(who, given, given is None or isinstance(given, dict), "a dict, or nothing")
+        raise PluginError(f"{who} returned a value that cannot be written as JSON: {error}") from error
+    expect(who, given, given is None or isinstance(given, dict), "a dict or None")
     return given or {}
 
 
 def declared_components(plugin: Plugin, hook: str, kind: type[Component], given: Any) -> Iterator[Component]:
-    """The components that a declaration hook gave, each looked at.
+    """Check the components that a declaration hook returned.
 
     Raises:
-        PluginError: no list of components of that kind, or a field of another type than it must have.
+        PluginError: the result is not a list of components of that kind, or a field has the wrong type.
     """
     right = isinstance(given, list | tuple) and all(isinstance(each, kind) for each in given)
     expect(f"{plugin}: {hook}", given, right, f"a list of {kind.__name__}")
@@ -229,7 +232,7 @@ def declared_components(plugin: Plugin, hook: str, kind: type[Component], given:
 
 
 def _wrong_fields(component: Component) -> Iterator[tuple[str, str]]:
-    """Fields of a component that cannot be used: (name, what was expected)."""
+    """The fields of a component with a wrong type: (name, what was expected)."""
     if not (isinstance(component.config, type) and dataclasses.is_dataclass(component.config)):
         yield "config", "a dataclass"
     for field in dataclasses.fields(component):
@@ -239,7 +242,7 @@ def _wrong_fields(component: Component) -> Iterator[tuple[str, str]]:
         if kind.startswith("Callable") and not callable(value):
             yield field.name, "a function"
         elif kind.startswith("str") and not isinstance(value, str):
-            yield field.name, "a text"
+            yield field.name, "a string"
         elif kind.startswith("tuple") and not isinstance(value, tuple | list):
             yield field.name, "a tuple (with a comma after a single item)"
         elif kind.startswith("Mapping") and not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Installed plugins, as the metadata of their distributions describe them. Nothing here imports one."""
+"""Installed plugins, as described by package metadata. Nothing here imports a plugin."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-GROUP = "alignkit"  # of entry points; also the name of the distribution that brings the built-in ones
+GROUP = "alignkit"  # the entry point group, and the distribution of the built-in plugins
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed plugin, as its distribution's metadata describes it; not necessarily imported."""
+    """An installed plugin, as described by the metadata of its distribution. It may not be imported."""
 
     name: str
     distribution: str
@@ -26,16 +26,16 @@ class Plugin:
 
     @property
     def builtin(self) -> bool:
-        """Whether it comes in alignkit's own distribution."""
+        """Whether it is part of alignkit."""
         return self.distribution == GROUP
 
     def is_from(self, distribution: str) -> bool:
-        """Whether the distribution of that name brings it."""
+        """Whether it belongs to that distribution."""
         return same(self.distribution, distribution)
 
     @property
     def provider(self) -> str:
-        """``"alignkit-simpo 0.2"``."""
+        """Its distribution and version: ``"alignkit-simpo 0.2"``."""
         return f"{self.distribution} {self.version}"
 
     def __str__(self) -> str:
@@ -43,61 +43,61 @@ class Plugin:
 
     @property
     def summary(self) -> str:
-        """The line with which its distribution describes itself."""
+        """The summary of its distribution."""
         return str((self.entry_point.dist.metadata["Summary"] if self.entry_point.dist else None) or "")
 
     @property
     def built_for(self) -> str:
-        """The versions of alignkit that its distribution asks for, such as ``">=0.1,<0.2"``; empty: any."""
+        """The versions of alignkit that its distribution requires, such as ``">=0.1,<0.2"``. Empty: any."""
         return ",".join(str(each.specifier) for each in self._requires() if each.name == GROUP)
 
     @property
     def missing(self) -> list[str]:
-        """What its distribution requires and this environment lacks: ``"einops>=0.8, and 0.7 is installed"``."""
-        found = []
-        for each in self._requires():
+        """Requirements of its distribution that are not met: ``"einops>=0.8 (installed: 0.7)"``."""
+        unmet = []
+        for requirement in self._requires():
             try:
-                there = version(each.name)
+                present = version(requirement.name)
             except PackageNotFoundError:
-                found.append(f"{each}, which is not installed")
+                unmet.append(f"{requirement} (not installed)")
                 continue
-            if each.name != GROUP and not each.specifier.contains(there, prereleases=True):
-                found.append(f"{each}, and {there} is installed")
-        return found
+            if requirement.name != GROUP and not requirement.specifier.contains(present, prereleases=True):
+                unmet.append(f"{requirement} (installed: {present})")
+        return unmet
 
     def _requires(self) -> list[Requirement]:
-        """The requirements of its distribution that hold here, without those of extras."""
+        """The requirements of its distribution on this platform, without those of extras."""
         from packaging.requirements import Requirement
 
         lines = (self.entry_point.dist.requires if self.entry_point.dist else None) or []
-        every = map(Requirement, lines)
-        return [each for each in every if not each.marker or each.marker.evaluate({"extra": ""})]
+        requirements = map(Requirement, lines)
+        return [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
 
 
 def installed() -> list[Plugin]:
-    """Every installed plugin, sorted by name; reads metadata and imports nothing."""
-    found = []
+    """All installed plugins, sorted by name. Reads metadata only."""
+    plugins = []
     for ep in entry_points(group=GROUP):
         distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
-        found.append(Plugin(ep.name, distribution, version, ep))
-    return sorted(found, key=lambda p: (p.name, p.distribution))
+        plugins.append(Plugin(ep.name, distribution, version, ep))
+    return sorted(plugins, key=lambda p: (p.name, p.distribution))
 
 
 def same(distribution: str, other: str) -> bool:
-    """Whether two spellings name one distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
-    one, two = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
-    return one == two
+    """Whether two spellings are the same distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
+    first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
+    return first == second
 
 
 def bare(name: str) -> str:
-    """``"muon"`` of ``"muon@alignkit-muon"``."""
+    """The name without a distribution: ``"muon"`` for ``"muon@alignkit-muon"``."""
     return name.partition("@")[0]
 
 
 def culprit(error: BaseException) -> str | None:
-    """``"plugin focal (alignkit-focal 0.1) failed in alignkit_focal.py line 8"``, where it was third-party code."""
-    theirs = {plugin.entry_point.module.split(".")[0]: plugin for plugin in installed() if not plugin.builtin}
+    """Which third-party plugin raised an error: ``"plugin focal (alignkit-focal 0.1) failed in focal.py line 8"``."""
+    by_module = {plugin.entry_point.module.split(".")[0]: plugin for plugin in installed() if not plugin.builtin}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if plugin := theirs.get(str(frame.f_globals.get("__name__")).split(".")[0]):
+        if plugin := by_module.get(str(frame.f_globals.get("__name__")).split(".")[0]):
             return f"{plugin} failed in {Path(frame.f_code.co_filename).name} line {line}"
     return None

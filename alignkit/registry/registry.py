@@ -1,8 +1,8 @@
-"""Find installed plugins, import the active ones, look components up by name.
+"""Finds installed plugins, imports the active ones, and looks up components by name.
 
-*Installed is not active.* Discovery reads package metadata only. The built-ins, which come in alignkit's own
-distribution, are always active; any other plugin is imported only when a run names it, so that a broken one harms
-nobody who does not use it.
+An installed plugin is not necessarily active. Discovery reads package metadata only. The built-in plugins are always
+active. Any other plugin is imported only when a command names it, so a broken plugin affects only the commands that use
+it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.registry.handover import declared_components, expect, who
 from alignkit.registry.plugin import GROUP, Plugin, bare, installed
 
-# which hook declares which kind of component
+# kind of component -> the hook that declares it
 DECLARATIONS = {
     "stage": "alignkit_stage",
     "tuner": "alignkit_model",
@@ -32,7 +32,7 @@ DECLARATIONS = {
 
 
 class Registry:
-    """The active plugins of one run and the components they gave. An object: two registries share nothing."""
+    """The active plugins of a command and their components. Registries are independent of each other."""
 
     def __init__(self, plugins: list[Plugin] | None = None) -> None:
         self._installed: dict[str, list[Plugin]] = defaultdict(list)
@@ -41,8 +41,8 @@ class Registry:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._components: dict[str, dict[str, list[tuple[Component, Plugin]]]] = {kind: {} for kind in KINDS}
-        self._active: dict[str, Plugin] = {}  # by the name that pluggy knows it by
-        self._picked: dict[str, str] = {}  # name -> the distribution that it shall come from
+        self._active: dict[str, Plugin] = {}  # by their names in pluggy
+        self._picked: dict[str, str] = {}  # name -> the distribution that the user chose
         self._asked: dict[str, None] = {}
         for plugin in self.installed:
             if plugin.builtin:
@@ -50,61 +50,62 @@ class Registry:
 
     @property
     def installed(self) -> list[Plugin]:
-        """Every plugin that this registry knows of, active or not."""
+        """All plugins that this registry knows, active or not."""
         return [plugin for plugins in self._installed.values() for plugin in plugins]
 
     @property
     def active(self) -> list[Plugin]:
-        """The plugins that were activated, in order: the built-in ones, then those that were named."""
+        """The active plugins, in order of activation: the built-in ones, then those that were named."""
         return list(self._active.values())
 
     @property
     def asked(self) -> list[str]:
-        """What was asked for beyond the built-in plugins, as it was spelt: activating it again gives this registry."""
+        """The activated names, other than built-in plugins, as written. Activating them again gives this registry."""
         return list(self._asked)
 
     def activate(self, *asked: str) -> None:
-        """Import the plugins of these names, in this order, and take their components in. Active ones stay as they are.
+        """Import plugins by name, in this order, and register their components. Plugins that are active are skipped.
 
-        A name may also be that of a component which an active plugin gives (``adafactor``). ``name@distribution`` says
-        whose plugin or component is meant, where several distributions give that name.
+        A name may also be that of a component of an active plugin (``adafactor``). If several distributions provide the
+        name, ``name@distribution`` selects one.
 
         Raises:
-            PluginError: no such plugin; two distributions give it; it cannot be imported; it declares nonsense.
+            PluginError: no such plugin; several distributions provide it; it cannot be imported; its declarations are
+                invalid.
         """
         for name in asked:
             if "@" in name:
                 self._picked[bare(name)] = name.partition("@")[2]
         for name in sorted(asked, key=lambda name: "@" not in name and name not in self._installed):  # components last
-            meant = self.meant(name)
-            for plugin in meant:
+            matches = self.matches(name)
+            for plugin in matches:
                 if plugin not in self.active:
                     self._activate(plugin)
             if "@" in name:
-                self._check_gives(name, meant)
-            if "@" in name or any(not plugin.builtin for plugin in meant):
+                self._check_provides(name, matches)
+            if "@" in name or any(not plugin.builtin for plugin in matches):
                 self._asked[name] = None
 
-    def meant(self, name: str) -> list[Plugin]:
-        """The plugins to activate for a name that was asked for; none where it is a component that is there."""
+    def matches(self, name: str) -> list[Plugin]:
+        """The plugins to activate for a name. Empty if it is the name of a registered component."""
         distribution = self._picked.get(bare(name))
         candidates = self._installed.get(bare(name), [])
         if distribution:
-            theirs = [plugin for plugin in self.installed if plugin.is_from(distribution)]
-            if not theirs:
+            plugins = [plugin for plugin in self.installed if plugin.is_from(distribution)]
+            if not plugins:
                 known = sorted({plugin.distribution for plugin in self.installed})
                 hint = did_you_mean(distribution, known)
                 raise PluginError(f"{name}: no distribution '{distribution}' with plugins is installed.{hint}")
-            return [plugin for plugin in theirs if plugin in candidates] or theirs
+            return [plugin for plugin in plugins if plugin in candidates] or plugins
         if len(candidates) > 1:
             if len({plugin.distribution for plugin in candidates}) == 1:
                 raise PluginError(
-                    f"plugin '{name}' is given twice by {candidates[0].provider}: its entry points in the group "
-                    f"alignkit need names of their own. Reinstall {candidates[0].distribution}, or tell its author"
+                    f"{candidates[0].provider} provides plugin '{name}' twice: its entry points in the group alignkit "
+                    f"must have different names. Reinstall {candidates[0].distribution}, or report this to its author"
                 )
-            givers = " and ".join(plugin.provider for plugin in candidates)
-            which = " or ".join(f"--plugin {name}@{plugin.distribution}" for plugin in candidates)
-            raise PluginError(f"plugin '{name}' is given by {givers}: say {which}")
+            providers = " and ".join(plugin.provider for plugin in candidates)
+            choices = " or ".join(f"--plugin {name}@{plugin.distribution}" for plugin in candidates)
+            raise PluginError(f"{providers} both provide a plugin '{name}'. Use {choices}")
         if not candidates and not any(name in named for named in self._components.values()):
             known = [plugin.name for plugin in self.installed]
             components = [component for named in self._components.values() for component in named]
@@ -112,42 +113,44 @@ class Registry:
             raise PluginError(f"no plugin named '{name}' is installed.{hint} Installed: {', '.join(known)}")
         return candidates
 
-    def _check_gives(self, asked: str, plugins: list[Plugin]) -> None:
-        given = [component.name for plugin in plugins for component in self.given_by(plugin)]
-        if bare(asked) not in [*given, *(plugin.name for plugin in plugins)]:
-            hint = did_you_mean(bare(asked), given)
-            raise PluginError(f"{plugins[0].distribution} gives no '{bare(asked)}'.{hint} It gives: {', '.join(given)}")
+    def _check_provides(self, asked: str, plugins: list[Plugin]) -> None:
+        provided = [component.name for plugin in plugins for component in self.given_by(plugin)]
+        if bare(asked) not in [*provided, *(plugin.name for plugin in plugins)]:
+            hint = did_you_mean(bare(asked), provided)
+            raise PluginError(
+                f"{plugins[0].distribution} provides no '{bare(asked)}'.{hint} It provides: {', '.join(provided)}"
+            )
 
     def _activate(self, plugin: Plugin) -> None:
-        away = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
+        remedy = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
         if not plugin.builtin:
             self._check_version(plugin)
             if missing := plugin.missing:
                 raise PluginError(
-                    f"{plugin} needs {' and '.join(missing)}: reinstall {plugin.distribution}, or run without --plugin "
+                    f"{plugin} needs {' and '.join(missing)}. Reinstall {plugin.distribution}, or run without --plugin "
                     f"{plugin.name}"
                 )
         try:
             module = plugin.entry_point.load()
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{plugin} could not be imported: {one_line(error)}. {away}") from error
+            raise PluginError(f"{plugin} could not be imported: {one_line(error)}. {remedy}") from error
         hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
         marked = [name for name in dir(module) if self._manager.parse_hookimpl_opts(module, name)]
         if unknown := [name for name in marked if name not in hooks]:
-            raise PluginError(f"{plugin} has a wrong hook: {unknown[0]}.{did_you_mean(unknown[0], hooks)} {away}")
+            raise PluginError(f"{plugin} has an unknown hook {unknown[0]}.{did_you_mean(unknown[0], hooks)} {remedy}")
         key = f"{plugin.name}@{plugin.distribution}"
         try:
             self._manager.register(module, name=key)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"{plugin} has a wrong hook: {one_line(error)}. {away}") from error
+            raise PluginError(f"{plugin} has an invalid hook: {one_line(error)}. {remedy}") from error
         if not self._manager.get_hookcallers(module):
-            raise PluginError(f"{plugin} implements no hook. Is @alignkit.hookimpl missing? {away}")
+            raise PluginError(f"{plugin} implements no hook. Is @alignkit.hookimpl missing? {remedy}")
         try:
             declared = list(self._declared(key))
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{plugin} failed while declaring: {one_line(error)}. {away}") from error
-        for kind, hook, given in declared:
-            for component in declared_components(plugin, hook, KINDS[kind], given):
+            raise PluginError(f"{plugin} failed to declare its components: {one_line(error)}. {remedy}") from error
+        for kind, hook, result in declared:
+            for component in declared_components(plugin, hook, KINDS[kind], result):
                 self._add(component, plugin)
         self._active[key] = plugin
 
@@ -157,52 +160,52 @@ class Registry:
 
         if not SpecifierSet(plugin.built_for).contains(__version__, prereleases=True):
             raise PluginError(
-                f"{plugin} is built for alignkit{plugin.built_for}, and this is {__version__}. Versions that fit: "
+                f"{plugin} requires alignkit{plugin.built_for}, but {__version__} is installed. To upgrade both: "
                 f"pip install -U alignkit {plugin.distribution}. Or run without --plugin {plugin.name}"
             )
 
     def _declared(self, key: str) -> Iterator[tuple[str, str, Any]]:
-        """What the declaration hooks of one plugin give: (kind, hook, that)."""
+        """Call the declaration hooks of a plugin: (kind, hook, result)."""
         for kind, hook in DECLARATIONS.items():
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if implementation.plugin_name == key:
                     yield kind, hook, implementation.function()
 
     def _add(self, component: Component, plugin: Plugin) -> None:
-        given = self._components[component.kind].setdefault(component.name, [])
-        given.append((component, plugin))
-        what = f"{component.kind} '{component.name}'"
-        for _, other in given[:-1]:
+        registered = self._components[component.kind].setdefault(component.name, [])
+        registered.append((component, plugin))
+        described = f"{component.kind} '{component.name}'"
+        for _, other in registered[:-1]:
             if other.distribution == plugin.distribution:
-                both = plugin.name if other == plugin else f"{other.name} and {plugin.name}"
+                plugins = plugin.name if other == plugin else f"{other.name} and {plugin.name}"
                 raise PluginError(
-                    f"{what} is given twice by {plugin.provider} ({both}), and no option can tell the two apart: "
-                    "rename or remove one"
+                    f"{plugin.provider} provides {described} twice (in {plugins}), and no option can tell them apart. "
+                    "Rename or remove one of them"
                 )
-        if len(given) > 1 and self._picked_among(component.name, given) is None:
-            other = given[0][1]
+        if len(registered) > 1 and self._picked_among(component.name, registered) is None:
+            other = registered[0][1]
             raise PluginError(
-                f"{what} is given by both {other.name} ({other.provider}) and {plugin.name} ({plugin.provider}). Say "
+                f"{other.name} ({other.provider}) and {plugin.name} ({plugin.provider}) both provide {described}. Use "
                 f"--plugin {component.name}@{other.distribution} or --plugin {component.name}@{plugin.distribution}"
             )
 
-    def _picked_among(self, name: str, given: list[tuple[Component, Plugin]]) -> tuple[Component, Plugin] | None:
-        """The one of the picked distribution, or the only one."""
-        if len(given) == 1:
-            return given[0]
+    def _picked_among(self, name: str, registered: list[tuple[Component, Plugin]]) -> tuple[Component, Plugin] | None:
+        """The component of the distribution that the user chose, or the only one."""
+        if len(registered) == 1:
+            return registered[0]
         picked = self._picked.get(name, "")
-        return next((pair for pair in given if pair[1].is_from(picked)), None)
+        return next((pair for pair in registered if pair[1].is_from(picked)), None)
 
     def call(
         self, hook: str, right: Callable[[Any], bool] = lambda result: True, expected: str = "", **arguments: Any
     ) -> Any:
-        """Call a run hook of the active plugins, in the order in which they became active: a list of what they gave.
+        """Call a run hook of the active plugins, in order of activation, and return the list of results.
 
-        A hook whose first result counts asks the plugin that was named last first, and gives its result or None.
-        ``right`` says of each result whether it is what was ``expected``.
+        A ``firstresult`` hook calls the last activated plugin first, and returns the first result that is not None, or
+        None. ``right`` tells whether a result is what was ``expected``.
 
         Raises:
-            AlignkitError: a plugin raised, or gave something else; names it.
+            AlignkitError: a plugin raised, or returned something else. The message names the plugin.
         """
         first_counts = getattr(self._manager.hook, hook).spec.opts["firstresult"]
         implementations = self._implementations(hook)
@@ -215,7 +218,7 @@ class Registry:
         return None if first_counts else results
 
     def call_all(self, hook: str, **arguments: Any) -> list[AlignkitError]:
-        """As :meth:`call`, but every plugin is called, whatever another one raised: a list of the errors."""
+        """Like :meth:`call`, but calls every plugin even if another one raises. Returns the errors."""
         errors = []
         for implementation in self._implementations(hook):
             try:
@@ -225,7 +228,7 @@ class Registry:
         return errors
 
     def _implementations(self, hook: str) -> list[Any]:
-        """Those of the active plugins, in the order in which they became active."""
+        """The implementations of the active plugins, in order of activation."""
         return list(getattr(self._manager.hook, hook).get_hookimpls())
 
     def _call_one(
@@ -237,23 +240,23 @@ class Registry:
         except AlignkitError as error:
             raise type(error)(f"{plugin}, {hook}: {error}") from error
         except (Exception, SystemExit) as error:
-            away = f"Run without --plugin {plugin.name}, or tell its author"
-            raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {away}") from error
+            remedy = f"Run without --plugin {plugin.name}, or report this to its author"
+            raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {remedy}") from error
         expect(f"{plugin}: {hook}", result, right(result), expected)
         return result
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether an active plugin gives a component of that kind and name."""
+        """Whether an active plugin provides a component of that kind and name."""
         return name in self._components[kind]
 
     def all(self, kind: str) -> list[Component]:
-        """Every component of a kind, by name."""
+        """All components of a kind, sorted by name."""
         return [self.get(kind, name) for name in sorted(self._components[kind])]
 
     def given_by(self, plugin: Plugin) -> list[Component]:
-        """The components that a plugin gave."""
-        given = (pair for named in self._components.values() for pairs in named.values() for pair in pairs)
-        return [component for component, giver in given if giver == plugin]
+        """The components of a plugin."""
+        registered = (pair for named in self._components.values() for pairs in named.values() for pair in pairs)
+        return [component for component, provider in registered if provider == plugin]
 
     def run_hooks_of(self, plugin: Plugin) -> list[str]:
         """The run hooks that an active plugin implements."""
@@ -268,28 +271,29 @@ class Registry:
         """The component of that kind and name.
 
         Raises:
-            PluginError: no active plugin gives it; says which installed plugins are not active.
+            PluginError: no active plugin provides it. The message lists installed plugins that are not active.
         """
-        if given := self._components[kind].get(name):
-            return (self._picked_among(name, given) or given[0])[0]
+        if registered := self._components[kind].get(name):
+            return (self._picked_among(name, registered) or registered[0])[0]
         known = sorted(self._components[kind])
-        idle = [p.name for p in self.installed if p not in self.active]
-        hint = f". Installed but not active: {', '.join(idle)} (add --plugin NAME)" if idle else ""
+        inactive = [p.name for p in self.installed if p not in self.active]
+        hint = f". Installed but not active: {', '.join(inactive)} (add --plugin NAME)" if inactive else ""
         raise PluginError(
-            f"no active plugin gives a {kind} named '{name}'.{did_you_mean(name, known)} "
+            f"no active plugin provides {kind} '{name}'.{did_you_mean(name, known)} "
             f"Known: {', '.join(known) or 'none'}{hint}"
         )
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name; raises as :meth:`get`."""
+        """The stage of that name. Raises as :meth:`get`."""
         return cast(Stage, self.get("stage", name))
 
     def who(self, component: Component, function: str = "", which: str = "") -> str:
-        """A component, or one of its functions, with the plugin that gave it, for an error."""
-        given = self._components[component.kind].get(component.name, [])
-        giver = next((plugin for one, plugin in given if one is component), None)  # none: made by hand, as in a test
-        return who(giver, component, function, which)
+        """A component, or one of its functions, with its plugin, for an error message."""
+        registered = self._components[component.kind].get(component.name, [])
+        provider = next((plugin for each, plugin in registered if each is component), None)  # None: not registered
+        return who(provider, component, function, which)
 
     def provider(self, component: Component) -> Plugin:
-        """The plugin that gave a component."""
-        return next(giver for given, giver in self._components[component.kind][component.name] if given is component)
+        """The plugin that provides a component."""
+        registered = self._components[component.kind][component.name]
+        return next(plugin for each, plugin in registered if each is component)

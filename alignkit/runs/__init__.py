@@ -1,4 +1,4 @@
-"""What a command will do and what it leaves: plans, lineage, run folders, fingerprints, and going on with a run.
+"""Plans, lineage, run folders, fingerprints and resume: what a command will do, and what it saves.
 
 Nothing here imports torch at the top.
 """

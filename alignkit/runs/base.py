@@ -1,4 +1,4 @@
-"""The base model that a config names: a hub id, a folder, or a bundled name. Nothing here imports torch at the top."""
+"""The base model of a run: a hub id, a folder, or a bundled model. Functions that need torch import it themselves."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def check(name: str) -> None:
-    """Whether ``name`` can be a base, as far as can be told without the network and without loading it.
+    """Check that ``name`` can be a base model, without the network and without loading it.
 
     Raises:
-        ConfigError: no such folder or bundled model; a folder without a decoder-only model; an adapter.
+        ConfigError: no such folder or bundled model, a folder without a decoder-only model, or an adapter.
     """
     if name.startswith(bundled.PREFIX):
         bundled.model(name)
         return
     folder = paths.expand(name) if name.startswith(("~/", "~\\")) else Path(name)
     if folder.is_file():
-        raise ConfigError(f"{name} is a file: a model is a folder with a config.json, or a hub id")
+        raise ConfigError(f"{name} is a file. A model is a folder with a config.json, or a hub id")
     if not folder.exists():
         if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
             raise ConfigError(f"no model folder {name}.{did_you_mean(folder.name, beside)}")
         return  # a hub id
     if (folder / "adapter_config.json").exists():
-        raise ConfigError(f"{name} is an adapter, not a whole model: name its base with --model")
+        raise ConfigError(f"{name} is an adapter, not a full model. Use its base with --model")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -48,29 +48,29 @@ def check(name: str) -> None:
     architectures = config.get("architectures") or []
     if config.get("is_encoder_decoder") or not any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures):
         raise ConfigError(
-            f"{name} is a {' '.join(architectures) or 'model of no known kind'}, not a decoder-only model"
+            f"{name} is a {' '.join(architectures) or 'model without an architecture'}, not a decoder-only model"
         )
 
 
 def check_head(name: str) -> None:
-    """Whether Transformers has this base with a scalar head, as a reward model is; imports torch.
+    """Check that Transformers supports this base with a scalar head, as reward models need. Imports torch.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it does not.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
     try:
         kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
-    except (OSError, ValueError):  # loading it will say why
+    except (OSError, ValueError):  # loading the model will report the error
         return
     if kind not in KNOWN:
         raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
 
 
 def check_trainable(name: str, tuner: Tuner) -> None:
-    """Whether a tuner can train this base, as far as can be told without the network and without loading it.
+    """Check that a tuner can train this base, without the network and without loading it.
 
     Raises:
         ConfigError: the base is quantised, and the tuner trains its weights.
@@ -84,10 +84,10 @@ def check_trainable(name: str, tuner: Tuner) -> None:
 
 
 def refuse_quantised(name: str, method: str, tuner: Tuner) -> ConfigError:
-    """The error of a quantised base under a tuner that trains its weights."""
+    """The error for a quantised base whose weights a tuner would train."""
     return ConfigError(
-        f"{name} is quantised ({method}), and tuner '{tuner.name}' trains the weights themselves: add --plugin lora, "
-        "or name the model that it was quantised from"
+        f"{name} is quantised ({method}), and tuner '{tuner.name}' would train its weights. Use --plugin lora, or the "
+        "model that it was quantised from"
     )
 
 
@@ -97,7 +97,7 @@ def _run_inside(folder: Path) -> str:
 
 
 def locate(name: str, say: Callable[[str], None]) -> str:
-    """What ``from_pretrained`` takes: a hub id or an absolute path. A bundled model is converted on first use."""
+    """The argument for ``from_pretrained``: a hub id or an absolute path. A bundled model is converted on first use."""
     if name.startswith(bundled.PREFIX):
         return str(bundled.convert(name, say))
     folder = paths.expand(name)
@@ -105,10 +105,10 @@ def locate(name: str, say: Callable[[str], None]) -> str:
 
 
 def folder_of(located: str) -> Path | None:
-    """The folder that holds the files of a located base: itself, or its snapshot in the hub's cache.
+    """The folder with the files of a located base: the folder itself, or the snapshot in the hub's cache.
 
     Raises:
-        ConfigError: it is a path, and nothing is there.
+        ConfigError: the path does not exist.
     """
     if Path(located).is_dir():
         return Path(located)
@@ -117,7 +117,7 @@ def folder_of(located: str) -> Path | None:
 
     try:
         cached = try_to_load_from_cache(located, "config.json")
-    except HFValidationError:  # a path, and what was there when the run was planned is there no more
+    except HFValidationError:  # a path that was removed after the run was planned
         raise ConfigError(f"no model folder {located}") from None
     return Path(cached).parent if isinstance(cached, str) else None
 
@@ -125,7 +125,7 @@ def folder_of(located: str) -> Path | None:
 def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens at which generation stops.
 
-    They are the tokenizer's end of sequence, those of the generation config, and the one with which the chat template
+    They are the tokenizer's EOS token, those of the generation config, and the token with which the chat template
     ends a turn.
     """
     from transformers import GenerationConfig
@@ -133,20 +133,20 @@ def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     from alignkit.data.chat_template import turn_end
 
     try:
-        named = GenerationConfig.from_pretrained(located).eos_token_id
+        eos = GenerationConfig.from_pretrained(located).eos_token_id
     except OSError:  # a model without a generation config
-        named = None
-    also = named if isinstance(named, list) else [named]
-    known = [stop for stop in [tokenizer.eos_token_id, *also] if stop is not None]
+        eos = None
+    more = eos if isinstance(eos, list) else [eos]
+    known = [stop for stop in [tokenizer.eos_token_id, *more] if stop is not None]
     end = turn_end(tokenizer, known)
     return list(dict.fromkeys([*known, *([] if end is None else [end])]))
 
 
 def check_length(model: Any, tokens: int, what: str, instead: str) -> None:
-    """Whether a model in memory can read so many tokens.
+    """Check that a loaded model can read sequences of this many tokens.
 
     Raises:
-        DataError: its positions are learnt, and there are fewer. ``what`` is too long, ``instead`` what to do.
+        DataError: its position embeddings are fewer. ``what`` names the sequence, ``instead`` the remedy.
     """
     known = limits_of(model.config.to_dict())
     if known.learnt and known.positions is not None and tokens > known.positions:
@@ -159,7 +159,7 @@ LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biog
 
 
 def limits(located: str) -> Limits:
-    """The limits of a located base; unknown where its config is not on this disk."""
+    """The limits of a located base. Unknown if its config is not on this disk."""
     folder = folder_of(located)
     if folder is None or not (folder / "config.json").exists():
         return Limits(None, None, False)
@@ -167,17 +167,20 @@ def limits(located: str) -> Limits:
 
 
 def limits_of(config: dict[str, Any]) -> Limits:
-    """The limits in the content of a ``config.json``."""
+    """The limits according to the content of a ``config.json``."""
     text = {**config, **(config.get("text_config") or {})}
     positions = text.get("n_positions", text.get("max_position_embeddings"))
     return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
 
 
 def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrainedModel:
-    """The causal language model, or with ``head`` its trunk with a scalar head in place of the unembedding.
+    """Load a causal language model, or with ``head``, its trunk with a scalar head in place of the LM head.
 
-    That is ``AutoModelForCausalLM.from_pretrained`` or ``AutoModelForSequenceClassification.from_pretrained`` with one
-    label, their many errors as one line.
+    Calls ``AutoModelForCausalLM.from_pretrained``, or ``AutoModelForSequenceClassification.from_pretrained`` with one
+    label.
+
+    Raises:
+        AlignkitError: the model could not be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -194,9 +197,9 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
 
 
 def head_in_fp32(model: Any, located: str) -> None:
-    """Give what follows the trunk fp32 weights, those in the files unrounded.
+    """Convert the scalar head to fp32, with the unrounded weights of the files.
 
-    In bf16, answers that differ get equal scores.
+    In bf16, different answers would get equal scores.
     """
     from safetensors import safe_open
 
@@ -212,11 +215,11 @@ def head_in_fp32(model: Any, located: str) -> None:
 
 
 def without_repacking(model: PreTrainedModel) -> PreTrainedModel:
-    """``model`` with the layout of its 4-bit layers kept, where bitsandbytes would change it.
+    """Keep bitsandbytes from repacking the 4-bit weights of ``model``.
 
-    On a CPU with AVX512-BF16, the first forward without gradients repacks 4-bit weights for inference. Gradients are
-    silently wrong from then on, and sampling from a policy before training it does exactly that. The kernel of the
-    repacked weights is also less exact.
+    On a CPU with AVX512-BF16, the first forward pass without gradients repacks 4-bit weights for inference. From then
+    on gradients are silently wrong. Sampling from a policy before training it would cause this. The kernel for
+    repacked weights is also less accurate.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -225,7 +228,7 @@ def without_repacking(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def under(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
-    """What the weights in a finished run's folder sit on: its adapter's base, or the folder itself."""
+    """The base model of a finished run: that of its adapter, or the run folder itself if it holds a full model."""
     if record["weights"] == "model":
         return os.path.abspath(folder)
     name: str = record["base"]["name"]

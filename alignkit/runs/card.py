@@ -8,7 +8,7 @@ from alignkit import yaml
 
 
 def render(manifest: dict[str, Any]) -> str:
-    """``README.md`` for a run, from its manifest."""
+    """The ``README.md`` of a run, from its manifest."""
     stage, tuner, base = manifest["stage"], manifest["tuner"], manifest["base"]["name"]
     adapter, reward = manifest["weights"] == "adapter", manifest["role"] == "reward"
     front = {
@@ -33,7 +33,7 @@ Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{mani
 
 {_reward(manifest) if reward else _policy(adapter)}
 
-The run is made again by `alignkit train -c config.yaml --output ELSEWHERE`. Its settings:
+To reproduce this run: `alignkit train -c config.yaml --output OTHER_FOLDER`. Its settings:
 
 ```yaml
 {yaml.dumps(config)}```
@@ -42,7 +42,7 @@ The run is made again by `alignkit train -c config.yaml --output ELSEWHERE`. Its
 
 def _policy(adapter: bool) -> str:
     library, code = ("PEFT", _LOAD_ADAPTER) if adapter else ("Transformers", _LOAD_MODEL)
-    return f"""Talk to it with `alignkit chat FOLDER`, or load it with plain {library}:
+    return f"""Chat with it: `alignkit chat FOLDER`. Or load it with {library}:
 
 ```python
 {code}```"""
@@ -50,10 +50,11 @@ def _policy(adapter: bool) -> str:
 
 def _reward(manifest: dict[str, Any]) -> str:
     normalised = manifest["normalisation"]
-    said = f"**{manifest['verdict']}.** " if "verdict" in manifest else ""
-    return f"""{said}Its score has mean 0 and deviation 1 on {normalised["answers"]} answers ({normalised["over"]}).
+    verdict = f"**{manifest['verdict']}.** " if "verdict" in manifest else ""
+    answers = f"{normalised['answers']} answers ({normalised['over']})"
+    return f"""{verdict}Scores have mean 0 and standard deviation 1 on {answers}.
 
-Score rows with `alignkit score FOLDER FILE`, or load it with plain Transformers:
+Score rows with `alignkit score FOLDER FILE`, or load it with Transformers:
 
 ```python
 {_LOAD_REWARD.format(pad=manifest["pad_token_id"], stop_ids=manifest["stop_ids"])}```"""
@@ -62,7 +63,7 @@ Score rows with `alignkit score FOLDER FILE`, or load it with plain Transformers
 _LOAD_REWARD = """import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# the head is fp32, and so is the score
+# the head, and so the score, is fp32
 model = AutoModelForSequenceClassification.from_pretrained(
     "FOLDER", num_labels=1, pad_token_id={pad}, dtype="float32"
 )
@@ -70,7 +71,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
 ids = tokenizer.apply_chat_template(messages, return_dict=False)
-end = next(i for i, token in enumerate(ids) if i >= len(prompt) and token in {stop_ids})  # where the score stands
+end = next(i for i, token in enumerate(ids) if i >= len(prompt) and token in {stop_ids})  # end of the answer
 score = model(torch.tensor([ids[: end + 1]])).logits
 """
 _LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM

@@ -1,4 +1,4 @@
-"""What a model folder holds, as hashes: enough to tell, without torch and in milliseconds, that two are the same."""
+"""Hashes of model folders. They tell in milliseconds, and without torch, whether two models are the same."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-_SAMPLES = 64  # places per weight file that are read
+_SAMPLES = 64  # positions that are read per weight file
 _SAMPLE_BYTES = 4096
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def of(folder: Path) -> dict[str, Any]:
-    """Fingerprints of the weights, the tokenizer, the chat template and the special tokens in a model folder."""
+    """Fingerprints of the weights, tokenizer, chat template and special tokens of a model folder."""
     config = _json(folder / "tokenizer_config.json")
     vocabularies = [(folder / name).read_bytes() for name in _VOCABULARIES if (folder / name).exists()]
     template_file = folder / "chat_template.jinja"
@@ -30,22 +30,22 @@ def of(folder: Path) -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """What differs between two results of :func:`of`, in words."""
-    words = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
-    found = [word for key, word in words.items() if a[key] != b[key]]
-    found += [
+    """The differences between two results of :func:`of`, as text."""
+    names = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
+    differing = [name for key, name in names.items() if a[key] != b[key]]
+    differing += [
         f"{name} ({a['special_tokens'].get(name)!r}, {b['special_tokens'].get(name)!r})"
         for name in _SPECIAL
         if a["special_tokens"].get(name) != b["special_tokens"].get(name)
     ]
-    return found
+    return differing
 
 
 def weights(folder: Path) -> str | None:
-    """A hash of the weights in a model folder: every tensor's name, type and shape, and bytes sampled all over.
+    """A hash of the weights in a model folder: the name, dtype and shape of every tensor, and a sample of the bytes.
 
-    It reads 256 KiB a file, so that it costs milliseconds for any size of model. Training changes some of the
-    sampled places; a copy or a download of the same files has the same fingerprint. None where there are no weights.
+    It reads 256 KiB per file, so it takes milliseconds for a model of any size. Training changes some of the sampled
+    bytes. A copy or a download of the same files has the same fingerprint. None if there are no weights.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
@@ -58,14 +58,14 @@ def weights(folder: Path) -> str | None:
             if path.suffix == ".safetensors":
                 (header,) = struct.unpack("<Q", file.read(8))
                 digest.update(file.read(header))
-            for place in range(_SAMPLES):
-                file.seek(place * size // _SAMPLES)
+            for sample in range(_SAMPLES):
+                file.seek(sample * size // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 
 def text(content: str) -> str:
-    """A hash of a text."""
+    """The hash of a text."""
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Which run a run goes on from: finding it, and whether it fits. No torch here: a misfit costs half a second."""
+"""Finds the runs that a run starts from, and checks that they fit together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from alignkit.runs import base, fingerprints, manifest
 
 @dataclass(frozen=True)
 class Parent:
-    """A run that another one goes on from."""
+    """A run that another run starts from."""
 
     stage: str
     folder: Path
-    manifest: dict[str, Any] | None  # None: it is yet to be trained, by the same command
-    config: RunConfig | None = None  # of one that is yet to be trained
+    manifest: dict[str, Any] | None  # None: the same command trains it first
+    config: RunConfig | None = None  # of a run that is trained first
 
     def describe(self) -> str:
-        """``"runs/sft (lora, 44 steps, 2026-11-24)"``."""
+        """Such as ``"runs/sft (lora, 44 steps, 2026-11-24)"``."""
         if self.manifest is None:
             return f"{self.folder} (trained first)"
         record = self.manifest
@@ -34,18 +34,18 @@ class Parent:
 
 
 def named(key: str, path: str, role: str) -> Parent:
-    """The run at ``path``, which the config names under ``key`` to be the ``role``.
+    """The run in the folder ``path``, which the config names under ``key`` as the ``role``.
 
     Raises:
-        ConfigError: no run is there, or its model is for something else.
+        ConfigError: the folder is not a finished run, or the run has another role.
     """
     folder = paths.expand(path)
     if not manifest.is_run(folder):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        runs = [str(one) for one in inside if manifest.is_run(one)]
-        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = f" Runs in it: {', '.join(runs)}" if runs else did_you_mean(folder.name, beside)
-        raise ConfigError(f"{key}: {path} is no finished run.{hint}")
+        children = sorted(folder.iterdir()) if folder.is_dir() else []
+        runs = [str(child) for child in children if manifest.is_run(child)]
+        siblings = [sibling.name for sibling in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = f" Runs in it: {', '.join(runs)}" if runs else did_you_mean(folder.name, siblings)
+        raise ConfigError(f"{key}: {path} is not a finished run.{hint}")
     record = manifest.read(folder)
     if record["role"] != role:
         raise ConfigError(f"{key}: {path} is a {record['role']} (stage {record['stage']}), not a {role}")
@@ -53,7 +53,7 @@ def named(key: str, path: str, role: str) -> Parent:
 
 
 def finished(output: Path, stage: str) -> list[Parent]:
-    """The finished runs of a stage in the output folder, the newest first."""
+    """The finished runs of a stage in the output folder, newest first."""
     folders = [folder for folder in output.iterdir() if manifest.is_run(folder)] if output.is_dir() else []
     runs = [
         Parent(stage, folder, record)
@@ -64,107 +64,108 @@ def finished(output: Path, stage: str) -> list[Parent]:
 
 
 def inherited(parent: Parent) -> dict[str, Any]:
-    """What a run takes from the one that it goes on from, where the user says nothing else."""
+    """The settings that a run takes from the run that it starts from, unless the user sets them."""
     config = parent.manifest["config"] if parent.manifest else parent.config.to_dict() if parent.config else {}
     return {key: config[key] for key in ("model", "tuner", "chat_template") if config.get(key) is not None}
 
 
 def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
-    """Why a finished run is not the one that ``config`` would make: what the user said, data, model, and ancestors.
+    """Why a finished run differs from the run that ``config`` describes: settings, data, model, or ancestors.
 
-    ``data`` is the fingerprint of the data as they are now; None where that is unknown.
+    Only settings that the user gave are compared. ``data`` is the current fingerprint of the data, None if unknown.
     """
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
-    free = {change.path for change in identity.changes(record["config"], config) if change.resume == "may_change"}
-    found = [
+    ignored = {change.path for change in identity.changes(record["config"], config) if change.resume == "may_change"}
+    reasons = [
         f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
         for path in _leaves(config.stated)
-        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents and path not in free
+        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents and path not in ignored
     ]
     if data is not None and record["data"]["fingerprint"] != data and record["data"]["source"] == config.data.path:
-        found.append(f"{config.data.path} has changed since")
-    found += [f"{config.model} has changed: {what}" for what in _model_differences(config, record)]
+        reasons.append(f"{config.data.path} has changed")
+    reasons += [f"{config.model} has changed ({part})" for part in _model_differences(config, record)]
     for role, parent in record["parents"].items():
         folder = Path(parent["folder"])
         if manifest.is_run(folder) and fingerprints.weights(folder) != parent["weights"]:
-            found.append(f"its {role} {folder} was trained again since")
-    return found
+            reasons.append(f"its {role} {folder} was trained again")
+    return reasons
 
 
 def check(config: RunConfig, parent: Parent, key: str) -> None:
-    """Whether a run of ``config`` can go on from ``parent``.
+    """Check that a run of ``config`` can start from ``parent``.
 
     Raises:
-        ConfigError: base, tokenizer, chat template, special tokens or the adapter's settings differ; says which.
+        ConfigError: the base, tokenizer, chat template, special tokens or adapter settings differ.
     """
-    record, told = parent.manifest, f"{key}: {parent.folder} does not fit"
+    record, message = parent.manifest, f"{key}: this run cannot start from {parent.folder}"
     if record is None:
         assert parent.config is not None
         if config.model != parent.config.model:
-            raise ConfigError(f"{told}: it will be made from {parent.config.model}, this run is of {config.model}")
-        mine, theirs = (c.chat_template and _template(c.chat_template) for c in (config, parent.config))
-        if mine != theirs:
-            raise ConfigError(f"{told}: its chat template will be another than {config.chat_template}")
+            raise ConfigError(f"{message}: its base model is {parent.config.model}, not {config.model}")
+        own, other = (c.chat_template and _template(c.chat_template) for c in (config, parent.config))
+        if own != other:
+            raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
         if parent.config.tuner.component.adapters:
-            _check_adapter(config, parent.config.to_dict(), told)
+            _check_adapter(config, parent.config.to_dict(), message)
         return
     if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
-        raise ConfigError(f"{told}: it was made from {record['model']['name']}, this run is of {config.model}")
-    if found := _model_differences(config, record):
-        raise ConfigError(f"{told}: since it was trained, of {config.model} this has changed: {', '.join(found)}")
-    now = fingerprints.of(parent.folder)
-    if found := fingerprints.differences(record["fingerprints"], now):
-        raise ConfigError(f"{told}: since it was trained, this in its folder has changed: {', '.join(found)}")
+        raise ConfigError(f"{message}: its base model is {record['model']['name']}, not {config.model}")
+    if changed := _model_differences(config, record):
+        raise ConfigError(f"{message}: {config.model} has changed since it was trained ({', '.join(changed)})")
+    current = fingerprints.of(parent.folder)
+    if changed := fingerprints.differences(record["fingerprints"], current):
+        raise ConfigError(f"{message}: its folder has changed since it was trained ({', '.join(changed)})")
     if config.chat_template and _template(config.chat_template) != record["fingerprints"]["chat_template"]:
-        raise ConfigError(f"{told}: its chat template is another than {config.chat_template}")
+        raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
     if record["weights"] == "adapter":
-        _check_adapter(config, record["config"], told)
+        _check_adapter(config, record["config"], message)
 
 
-def _check_adapter(config: RunConfig, parent: Mapping[str, Any], told: str) -> None:
-    mine, theirs = config.to_dict()["tuner"], parent["tuner"]
-    common = [name for name in mine if name != "name" and name in theirs and mine[name] != theirs[name]]
-    if common:
-        what = ", ".join(f"tuner.{name} is {theirs[name]!r} there and {mine[name]!r} here" for name in common)
-        raise ConfigError(f"{told}: its adapter is continued as it is, and {what}")
+def _check_adapter(config: RunConfig, parent: Mapping[str, Any], message: str) -> None:
+    tuner, before = config.to_dict()["tuner"], parent["tuner"]
+    differing = [name for name in tuner if name != "name" and name in before and tuner[name] != before[name]]
+    if differing:
+        settings = ", ".join(f"tuner.{name}={before[name]!r}, not {tuner[name]!r}" for name in differing)
+        raise ConfigError(f"{message}: its adapter is trained further and has {settings}")
 
 
 def base_weights(config: protocols.RunConfig, policy: protocols.Parent | None) -> str | None:
-    """The fingerprint of what the adapters of a run sit on that goes on from ``policy``."""
+    """The fingerprint of the base weights of a run that starts from ``policy``."""
     if policy is None or policy.manifest is None:
         model = _model_of(config)
         return model["weights"] if model else None
-    whole = policy.manifest["weights"] == "model"
-    return fingerprints.weights(policy.folder) if whole else policy.manifest["base"]["weights"]
+    full = policy.manifest["weights"] == "model"
+    return fingerprints.weights(policy.folder) if full else policy.manifest["base"]["weights"]
 
 
 def shares_base(record: Mapping[str, Any], config: protocols.RunConfig, base: str | None) -> bool:
-    """Whether a finished run is an adapter that fits on the base of another run: the same weights in the same form.
+    """Whether a finished run is an adapter of the same base as another run.
 
-    ``record`` is its manifest; ``config`` and ``base`` are the other run's config and the fingerprint of its base. The
-    tuner's settings must agree: they may decide the form of the base, and PEFT cannot mix all of them on one.
+    ``record`` is its manifest. ``config`` and ``base`` are the config and the base fingerprint of the other run. The
+    settings of the tuner must agree, because they may change how the base is loaded, and PEFT cannot combine all of
+    them on one base.
     """
-    return _sits_on(record, config.to_dict()["tuner"], base)
+    return _is_adapter_of(record, config.to_dict()["tuner"], base)
 
 
-def _sits_on(record: Mapping[str, Any], tuner: Mapping[str, Any], base: str | None) -> bool:
+def _is_adapter_of(record: Mapping[str, Any], tuner: Mapping[str, Any], base: str | None) -> bool:
     same = record["config"]["tuner"] == tuner
     return bool(record["weights"] == "adapter" and same and record["base"]["weights"] == base)
 
 
 def rewards_in(by_role: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the roles that are rewards: ``reward``, and ``reward_2``, ``reward_3``, ... where there are several."""
+    """The roles that are rewards: ``reward``, and ``reward_2``, ``reward_3``, ... if there are several."""
     return {role: value for role, value in by_role.items() if role.partition("_")[0] == "reward"}
 
 
 def trunks_of_rewards(
     records: Mapping[str, Mapping[str, Any] | None], config: protocols.RunConfig, base: str | None
 ) -> dict[str, str]:
-    """On whose base each reward is put in memory: ``policy``, or the first reward on that base, which may be itself.
+    """The role whose base in memory each reward uses: ``policy``, or the first reward with that base (maybe itself).
 
-    ``records`` are the manifests of the reward runs by role; None for a run that is yet to be trained, which will have
-    the policy's tuner and base. ``config`` and ``base`` are as in :func:`shares_base`.
+    ``records`` are the manifests of the reward runs by role. None is a run that is trained first, with the tuner and
+    base of the policy. ``config`` and ``base`` are as in :func:`shares_base`.
     """
     trunks: dict[str, str] = {}
     for role, record in records.items():
@@ -180,57 +181,57 @@ def trunks_of_rewards(
 def _on_one_base(record: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
     if record is None or other is None or other["weights"] != "adapter":
         return False
-    return _sits_on(record, other["config"]["tuner"], other["base"]["weights"])
+    return _is_adapter_of(record, other["config"]["tuner"], other["base"]["weights"])
 
 
 def check_same_tokens(a: Parent, b: Parent) -> None:
-    """Whether two runs write text in the same tokens.
+    """Check that two runs tokenize text in the same way.
 
     Raises:
-        ConfigError: the tokenizer, the chat template or the special tokens differ; says which.
+        ConfigError: the tokenizer, the chat template or the special tokens differ.
     """
     if a.manifest is None or b.manifest is None:
         return
-    one, other = a.manifest["fingerprints"], b.manifest["fingerprints"]
-    if found := fingerprints.differences({**one, "weights": None}, {**other, "weights": None}):
-        raise ConfigError(f"{a.folder} and {b.folder} do not fit together: they differ in {', '.join(found)}")
+    first, second = a.manifest["fingerprints"], b.manifest["fingerprints"]
+    if differing := fingerprints.differences({**first, "weights": None}, {**second, "weights": None}):
+        raise ConfigError(f"{a.folder} and {b.folder} cannot be combined: they differ in {', '.join(differing)}")
 
 
 def check_same_tokens_as_base(config: RunConfig, run: Parent) -> None:
-    """:func:`check_same_tokens` of a run and the model that ``config`` names.
+    """Like :func:`check_same_tokens`, for the model of ``config`` and a run.
 
     Raises:
-        ConfigError: the tokenizer, the chat template or the special tokens differ; says which.
+        ConfigError: the tokenizer, the chat template or the special tokens differ.
     """
     if run.manifest is None:
         return
-    mine, theirs = _model_of(config), _without_name(run.manifest["model"])
-    if mine is None or theirs is None:
+    own, other = _model_of(config), _without_name(run.manifest["model"])
+    if own is None or other is None:
         return
-    template, other = config.chat_template, run.manifest["config"]["chat_template"]
-    mine = {**mine, "weights": None, **({"chat_template": _template(template)} if template else {})}
-    written = run.manifest["fingerprints"]["chat_template"]
-    theirs = {**theirs, "weights": None, **({"chat_template": written} if other else {})}
-    if found := fingerprints.differences(mine, theirs):
-        raise ConfigError(f"{config.model} and {run.folder} do not fit together: they differ in {', '.join(found)}")
+    own_template, other_template = config.chat_template, run.manifest["config"]["chat_template"]
+    own = {**own, "weights": None, **({"chat_template": _template(own_template)} if own_template else {})}
+    saved = run.manifest["fingerprints"]["chat_template"]
+    other = {**other, "weights": None, **({"chat_template": saved} if other_template else {})}
+    if differing := fingerprints.differences(own, other):
+        raise ConfigError(f"{config.model} and {run.folder} cannot be combined: they differ in {', '.join(differing)}")
 
 
 def tuner(record: Mapping[str, Any]) -> Selected:
-    """The tuner of a finished run, with its settings; ``record`` is the manifest.
+    """The tuner of a finished run, with its settings. ``record`` is the manifest.
 
     Raises:
-        PluginError: it is not installed; names the distribution that was there when the run was trained.
+        PluginError: the tuner is not installed. The message names the distribution that provided it.
     """
     registry, name = Registry(), record["tuner"]
     for plugin in record["config"]["plugins"]:
         with contextlib.suppress(PluginError):  # only the tuner matters here
             registry.activate(plugin)
     if not registry.has("tuner", name):
-        gone = {d: v for d, v in record["versions"].items() if not manifest.versions([d])}
-        if gone:
-            had = " and ".join(f"{distribution} {version}" for distribution, version in gone.items())
+        missing = {d: v for d, v in record["versions"].items() if not manifest.versions([d])}
+        if missing:
+            versions = " and ".join(f"{distribution} {version}" for distribution, version in missing.items())
             raise PluginError(
-                f"tuner '{name}' is not installed. The run was trained with {had}: pip install {' '.join(gone)}"
+                f"tuner '{name}' is not installed. The run was trained with {versions}: pip install {' '.join(missing)}"
             )
     return select(registry, "tuner", name, [record["config"]["tuner"]])
 
@@ -240,7 +241,7 @@ def _template(path: str) -> str:
 
 
 def _model_of(config: protocols.RunConfig) -> dict[str, Any] | None:
-    """Fingerprints of the model that ``config`` names, where its files are here."""
+    """The fingerprints of the base model of ``config``. None if its files are not on this disk."""
     if config.model.startswith(bundled.PREFIX):
         folder: Path | None = bundled.model(config.model)
     else:
@@ -249,15 +250,14 @@ def _model_of(config: protocols.RunConfig) -> dict[str, Any] | None:
 
 
 def _model_differences(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
-    now, then = _model_of(config), _without_name(record["model"])
-    if now is None or then is None or config.model != record["model"]["name"]:
+    current, before = _model_of(config), _without_name(record["model"])
+    if current is None or before is None or config.model != record["model"]["name"]:
         return []
-    return fingerprints.differences(then, now)
+    return fingerprints.differences(before, current)
 
 
 def _without_name(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    prints = {key: value for key, value in model.items() if key != "name"}
-    return prints or None
+    return {key: value for key, value in model.items() if key != "name"} or None
 
 
 def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

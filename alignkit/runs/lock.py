@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""A lock that lets only one process train in a run folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignkit.errors import ConfigError
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, in a hidden file beside it. The operating system frees it if the process is killed.
+    """Hold the lock of a folder, a hidden file beside it. The operating system releases it if the process is killed.
 
     Raises:
         ConfigError: another process holds it.
@@ -26,7 +26,7 @@ def held(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"another process (pid {_read(file) or 'unknown'}) is training in {folder}: wait for it, or choose another "
+            f"another process (pid {_read(file) or 'unknown'}) is training in {folder}. Wait for it, or choose another "
             "--output"
         ) from None
     try:

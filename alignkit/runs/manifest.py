@@ -1,7 +1,7 @@
-"""Run folders: the manifest, and files that appear whole or not at all.
+"""Run folders: the manifest, and atomic writes.
 
-While a run trains it lives in ``runs/sft.unfinished``; the last step is one rename to ``runs/sft``. So a folder without
-that ending is a finished run, whole. No torch here.
+A run trains in ``runs/sft.unfinished``. When it is finished, the folder is renamed to ``runs/sft``. So a folder without
+that suffix is a complete run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSION = 2
 
 
 def unfinished(folder: Path) -> Path:
-    """Where a run lives until it is finished."""
+    """The folder of a run until it is finished."""
     return folder.with_name(folder.name + ".unfinished")
 
 
@@ -35,14 +35,14 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AlignkitError(f"{folder / FILE} cannot be read: {error}") from None
+        raise AlignkitError(f"cannot read {folder / FILE}: {error}") from None
     if manifest.get("manifest_version") != VERSION:
-        raise AlignkitError(f"{folder} was written by another version of alignkit")
+        raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
     return dict(manifest)
 
 
 def lacks(folder: Path) -> str | None:
-    """What is missing from a folder for PEFT or Transformers to open its model; None where nothing is."""
+    """The file that a folder lacks to be loaded by PEFT or Transformers. None if it is complete."""
     stem = "adapter" if (folder / "adapter_config.json").exists() else "model"
     if stem == "model" and not (folder / "config.json").exists():
         return "config.json or adapter_config.json"
@@ -51,30 +51,30 @@ def lacks(folder: Path) -> str | None:
 
 
 def write_atomically(file: Path, content: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(content, encoding="utf-8")
-    os.replace(beside, file)
+    """Write a text file atomically: it is complete, or it does not appear."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON so that it is there whole or not at all."""
+    """Write a JSON file atomically."""
     write_atomically(file, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def finite(content: Any) -> Any:
-    """``content`` as JSON can hold it: None for every NaN and infinity, plain numbers for NumPy's and torch's."""
+    """``content`` for JSON: None instead of NaN and infinity, plain numbers instead of NumPy and torch scalars."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
-    if hasattr(content, "tolist"):  # NumPy's and torch's scalars and arrays, in the metrics of a plugin
+    if hasattr(content, "tolist"):  # scalars and arrays of NumPy and torch, in the metrics of plugins
         return finite(content.tolist())
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def finish(folder: Path) -> None:
-    """Make the unfinished run the run, in place of a former one (which ``--overwrite`` allowed)."""
+    """Rename the folder of an unfinished run, and replace a previous run (with ``--overwrite``)."""
     former = folder.with_name(folder.name + ".former.unfinished")
     if folder.exists():
         shutil.rmtree(former, ignore_errors=True)
@@ -84,11 +84,11 @@ def finish(folder: Path) -> None:
 
 
 def versions(distributions: list[str]) -> dict[str, str]:
-    """The installed version of each distribution; those that are not installed are left out."""
-    found = {}
+    """The versions of the distributions that are installed."""
+    result = {}
     for name in dict.fromkeys(distributions):
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result

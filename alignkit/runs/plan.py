@@ -1,7 +1,7 @@
-"""What a command will do, resolved like make and checked before anything is loaded. No torch here.
+"""Plans what a command will do, and checks it before anything is loaded. Imports no torch.
 
-A stage says which roles it needs and which stage makes them. A run folder that the config names is used; else the
-newest finished run that matches; else the missing stage is trained first.
+A stage declares the roles that it needs and the stages that train them. For each role, the plan uses the run folder in
+the config, or the newest finished run that matches, or trains the missing stage first.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ BASE = "base"  # in place of a run folder: start from the bare model
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its config, its rows, what it goes on from, and where it goes."""
+    """A run that can start: its config, its rows, and the runs that it starts from."""
 
     registry: Registry
     config: RunConfig
     source: Rows
     train_rows: list[Located]
     eval_rows: list[Located]
-    eval_source: Rows | None  # only where the config names one
-    parents: dict[str, Parent] = field(default_factory=dict)  # by role; without those from the bare model
+    eval_source: Rows | None  # None if held-out rows are split off the training data
+    parents: dict[str, Parent] = field(default_factory=dict)  # by role, without those that start from the base model
 
     def describe(self) -> list[tuple[str, str]]:
-        """What a person wants to know before it starts, as (label, text)."""
+        """The lines of the plan as (label, text)."""
         config, train = self.config, self.config.train
         learning_rate = train.get("learning_rate", 5e-5)
         steps = train.get("max_steps", -1)
         length = f"{steps} steps" if steps > 0 else _count(train.get("num_train_epochs", 3), "epoch")
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
-        extent = self._in_words("extent", config.stage.config) or f"{length}, batches of {batch}"
-        in_memory = self._in_words("in_memory", self)
-        split = f"{len(self.eval_rows)} rows split off"
+        extent = self._stage_text("extent", config.stage.config) or f"{length}, batches of {batch}"
+        in_memory = self._stage_text("in_memory", self)
+        split = f"{len(self.eval_rows)} rows of the training data"
         return [
             ("stage", self._named("stage")),
             ("model", config.model),
@@ -61,22 +61,22 @@ class Plan:
             ("data", self.source.describe()),
             ("held out", self.eval_source.describe() if self.eval_source else split),
             ("training", f"{len(self.train_rows)} rows, {extent}"),
-            *(("not used", f"train.{key}: {instead}") for key, instead in config.unused.items()),
+            *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             ("run folder", str(config.folder)),
         ]
 
     def _plugins(self) -> Iterator[str]:
-        """Each active plugin that is not built in, with all that it brings; what is picked of it stands at its kind."""
+        """The active third-party plugins, each with its components and run hooks."""
         for plugin in self.registry.active:
             if not plugin.builtin:
                 gives = [f"{component.kind} {component.name}" for component in self.registry.given_by(plugin)]
                 yield f"{plugin.name} ({plugin.provider}): {', '.join([*gives, *self.registry.run_hooks_of(plugin)])}"
 
-    def _in_words(self, field: str, argument: Any) -> str:
-        """What the stage says of itself; empty where it says nothing."""
+    def _stage_text(self, field: str, argument: Any) -> str:
+        """The text of a function of the stage, or an empty string if the stage has none."""
         stage = self.config.stage.component
-        say = getattr(stage, field)
-        return handover.in_words(self.registry.who(stage, field), say(argument)) if say else ""
+        function = getattr(stage, field)
+        return handover.text(self.registry.who(stage, field), function(argument)) if function else ""
 
     def _named(self, kind: str) -> str:
         component = getattr(self.config, kind).component
@@ -85,25 +85,26 @@ class Plan:
         return f"{component.name}: {component.summary}{by}"
 
 
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a command will do: the runs to train, in order; the last is the one that was asked for."""
+    """The runs to train, in order. The last one is the requested run."""
 
     to_train: list[Plan]
-    found: list[Parent]  # finished runs that they go on from, or the one that was asked for, where it is there
+    finished: list[Parent]  # finished runs that they start from, or the requested one if it exists
 
 
 def pipeline(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool = False) -> Pipeline:
-    """Resolve what was asked for, and every stage under it.
+    """Plan the requested run, and the runs of earlier stages that it needs.
 
-    ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`; ``overwrite`` trains anew what was asked for.
+    ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`. With ``overwrite`` the
+    requested run is trained again.
 
     Raises:
-        AlignkitError: whatever would stop one of the runs and can be known without torch.
+        AlignkitError: an error that can be detected without torch and would stop one of the runs.
     """
     planned = _Planner(registry, file, cli).plan(overwrite)
     _check_used(registry, cli, planned)
@@ -111,26 +112,26 @@ def pipeline(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]
 
 
 def _check_used(registry: Registry, cli: Mapping[str, Any], planned: Pipeline) -> None:
-    """Whether something is used of each plugin on the command line that has no component of its own name.
+    """Check that each plugin on the command line is used. In a config file it may be meant for another command.
 
     Raises:
-        ConfigError: nothing is; says what it gives. In a config file it may be for another command.
+        ConfigError: no component of a plugin is used. The message lists its components.
     """
     configs = [plan.config.to_dict() for plan in planned.to_train]
-    used = _texts([cli, *configs, *(run.manifest["config"] for run in planned.found if run.manifest)])
+    used = _texts([cli, *configs, *(run.manifest["config"] for run in planned.finished if run.manifest)])
     for name in layers.plugins(cli):
-        for plugin in registry.meant(name):
-            given = registry.given_by(plugin)
-            names = {component.name for component in given}
-            by_itself = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in given)
-            if bare(name) not in names and not names & used and not by_itself:
-                gives = ", ".join(f"{component.kind} {component.name}" for component in given)
-                pick = f": pick one, such as {given[0].kind}.name={given[0].name}" if given else ""
-                raise ConfigError(f"{plugin}: nothing of it is used. It gives {gives or 'nothing'}{pick}")
+        for plugin in registry.matches(name):
+            provided = registry.given_by(plugin)
+            names = {component.name for component in provided}
+            automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
+            if bare(name) not in names and not names & used and not automatic:
+                components = ", ".join(f"{component.kind} {component.name}" for component in provided)
+                hint = f". Select one, such as {provided[0].kind}.name={provided[0].name}" if provided else ""
+                raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
 
 
 def _texts(value: Any) -> set[str]:
-    """Every text in nested tables and lists."""
+    """All strings in nested tables and lists."""
     if isinstance(value, Mapping | list):
         inner = value.values() if isinstance(value, Mapping) else value
         return set[str]().union(*map(_texts, inner))
@@ -141,7 +142,7 @@ class _Planner:
     def __init__(self, registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> None:
         self.registry, self.file, self.cli = registry, file, cli
         self.result = Pipeline([], [])
-        self.known: dict[str, Parent] = {}  # stage -> the run that gives it
+        self.known: dict[str, Parent] = {}  # stage -> its run
 
     def plan(self, overwrite: bool) -> Pipeline:
         config, parents = self._with_parents(resolve(self.registry, self.file, self.cli))
@@ -152,13 +153,13 @@ class _Planner:
         return self.result
 
     def _with_parents(self, config: RunConfig) -> tuple[RunConfig, dict[str, Parent]]:
-        """The config with its parents' folders, and with what it takes from them where the user said nothing."""
+        """Find the parents of a run, and add their folders and the settings that it takes from them to its config."""
         stage = config.stage.component
         parents = {}
         for role, need in stage.needs.items():
             key = f"{stage.name}.{role}"
-            if (said := config.parents[role]) != BASE:
-                parents[role] = lineage.named(key, said, role) if said else self._find(need, key)
+            if (folder := config.parents[role]) != BASE:
+                parents[role] = lineage.named(key, folder, role) if folder else self._find(need, key)
         if parents:
             inherited = lineage.inherited(next(iter(parents.values())))
             config = resolve(self.registry, self.file, self.cli, stage.name, inherited)
@@ -169,12 +170,12 @@ class _Planner:
         if config.reward is not None:
             config = self._with_reward_runs(config, parents)
         for parent in parents.values():
-            if parent.manifest is not None and parent not in self.result.found:
-                self.result.found.append(parent)
+            if parent.manifest is not None and parent not in self.result.finished:
+                self.result.finished.append(parent)
         return config, parents
 
     def _with_reward_runs(self, config: RunConfig, parents: dict[str, Parent]) -> RunConfig:
-        """The config with the folders of the runs that its reward needs; they join ``parents``, each once."""
+        """Find the runs that the reward needs, and add their folders to its config and the runs to ``parents``."""
 
         def find(stage: str, role: str, named: str | None, key: str) -> str:
             run = lineage.named(key, named, role) if named else self._find(stage, key)
@@ -191,26 +192,26 @@ class _Planner:
         return dataclasses.replace(config, reward=reward_parts.with_runs(self.registry, config.reward, find))
 
     def _find(self, stage_name: str, key: str) -> Parent:
-        """The newest finished run of a stage that matches what the user said of it, or one that is trained first."""
+        """The newest finished run of a stage that matches the user's settings, or one that is trained first."""
         if stage_name not in self.known:
             config = resolve(self.registry, self.file, self.cli, stage_name, there=True)
             fingerprint = sources.fingerprint(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
             if not matching and manifest.is_run(config.folder):
-                there = next((run for run in runs if run.folder == config.folder), None)
-                if there is None:
-                    raise ConfigError(f"{config.folder} is there and is of another stage: choose another --output")
-                why = lineage.differences(there, config, fingerprint)
+                existing = next((run for run in runs if run.folder == config.folder), None)
+                if existing is None:
+                    raise ConfigError(f"{config.folder} is a run of another stage. Choose another --output")
+                reasons = lineage.differences(existing, config, fingerprint)
                 longer = {
                     str(change)
-                    for change in identity.changes(manifest.read(there.folder)["config"], config)
+                    for change in identity.changes(manifest.read(existing.folder)["config"], config)
                     if change.grows
                 }
-                resume = f"train it on with alignkit train --plugin {stage_name} --resume, "
+                resume = f"extend it with alignkit train --plugin {stage_name} --resume, "
                 raise ConfigError(
-                    f"{config.folder} is there but is not what these settings make: {'; '.join(why)}. Use it all the "
-                    f"same with {key}={config.folder}, {resume if longer.issuperset(why) else ''}train it anew with "
+                    f"{config.folder} was trained with other settings: {'; '.join(reasons)}. Use it anyway with "
+                    f"{key}={config.folder}, {resume if longer.issuperset(reasons) else ''}train it again with "
                     f"alignkit train --plugin {stage_name} --overwrite, or choose another --output"
                 )
             if not matching:
@@ -221,10 +222,10 @@ class _Planner:
 
 
 def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | None = None) -> Plan:
-    """Check everything about one run that can be checked without torch, and read the data.
+    """Check everything about a run that can be checked without torch, and read its data.
 
     Raises:
-        ConfigError: a package that a component needs is not installed; the base is none.
+        ConfigError: a package that a component needs is not installed; the base model cannot be used.
         DataError: from :mod:`alignkit.data`.
     """
     parents = dict(parents or {})
@@ -235,7 +236,7 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         check_requires(registry, component)
         if component.check:
             component.check(settings)
-    for parent in parents.values():  # a reward run may be of another tuner
+    for parent in parents.values():  # a reward run may use another tuner
         tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
         if registry.has("tuner", tuner):
             check_requires(registry, registry.get("tuner", tuner))
@@ -246,23 +247,23 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     tuner, stage = config.tuner.component, config.stage.component
     if tuner.trains not in stage.trains:
         raise ConfigError(
-            f"stage '{stage.name}' cannot use tuner '{tuner.name}', which trains {tuner.trains}: choose one that "
+            f"stage '{stage.name}' cannot use tuner '{tuner.name}', which trains {tuner.trains}. Choose one that "
             f"trains {' or '.join(stage.trains)}"
         )
 
     stage = config.stage.component
     if config.data.path is None:
-        raise ConfigError(f"stage '{stage.name}' brings no data of its own: add --data")
+        raise ConfigError(f"stage '{stage.name}' has no default data. Add --data")
     for split, path in ((config.data.split, config.data.path), (config.data.eval_split, config.data.eval_path)):
         if split not in (None, "train") and path is not None and sources.is_file(path):
             raise ConfigError(
-                f"data: {path} is one file and has no split '{split}'; folders and hub data sets have splits"
+                f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
             )
     source = data.load(registry, config.data, config.data.path, stage.rows)
     if config.data.eval_path is not None:
         held_out = dataclasses.replace(config.data, split=config.data.eval_split or config.data.split)
         if config.data.eval_path == config.data.path and held_out.split == config.data.split:
-            raise ConfigError(f"data.eval_path is the training data ({config.data.path}): name data.eval_split too")
+            raise ConfigError(f"data.eval_path is the training data ({config.data.path}). Set data.eval_split too")
         eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
         return _without_bad_rows(Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents))
     train_rows, eval_rows = reading.hold_out(source.rows, config.data.eval_size, config.data.seed)
@@ -270,14 +271,14 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
 
 
 def _without_bad_rows(plan: Plan) -> Plan:
-    """The plan without the rows that the chat template refuses, where ``data.on_bad_row`` skips them.
+    """The plan without the rows that the chat template rejects, if ``data.on_bad_row`` is ``skip``.
 
-    They leave after the split, so that which rows are held out is a matter of the data and the seed alone.
+    They are removed after the split, so that the choice of held-out rows depends only on the data and the seed.
 
     Raises:
-        DataError: the template refuses a row, and bad rows are errors.
+        DataError: the template rejects a row, and ``data.on_bad_row`` is ``error``.
     """
-    from alignkit.runs import preview  # here: `--help` does without Jinja
+    from alignkit.runs import preview  # slow to import
 
     policy = plan.parents.get("policy")
     folder = policy.folder if policy and policy.manifest else preview.folder_of(plan.config)
@@ -286,39 +287,39 @@ def _without_bad_rows(plan: Plan) -> Plan:
     if folder is None or tokenizer is None:
         return plan
     bad = {name: preview.bad_rows(plan.config, folder, tokenizer, rows) for name, rows in sides.items()}
-    reasons = [reason for found in bad.values() for reason in found.values()]
+    reasons = [reason for by_row in bad.values() for reason in by_row.values()]
     if not reasons:
         return plan
     if plan.config.data.on_bad_row == "error":
         raise DataError(reasons[0])
     train_rows, eval_rows = ([row for row in rows if row.where not in bad[name]] for name, rows in sides.items())
-    for name, what, kept in (("train_rows", "train on", train_rows), ("eval_rows", "hold out", eval_rows)):
+    for name, adjective, kept in (("train_rows", "training", train_rows), ("eval_rows", "held-out", eval_rows)):
         if sides[name] and not kept:
             first = next(iter(bad[name].values()))
-            raise DataError(f"all {len(sides[name])} rows to {what} are bad, the first: {first}")
+            raise DataError(f"all {len(sides[name])} {adjective} rows are bad. The first: {first}")
     skipped = [*plan.source.skipped, *reasons]
     source = dataclasses.replace(plan.source, skipped=skipped)
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
 
 
 def check_requires(registry: Registry, component: Component) -> None:
-    """Whether the packages that a component needs are installed.
+    """Check that the packages that a component needs are installed.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a package is not installed.
     """
     for package in component.requires:
         try:
-            there = importlib.util.find_spec(package) is not None
-        except ModuleNotFoundError:  # a submodule of what is not installed
-            there = False
-        if not there:
-            what = f"{registry.who(component)} needs {package}, which is not installed"
-            raise ConfigError(f"{what}: pip install {package.partition('.')[0]}")
+            is_installed = importlib.util.find_spec(package) is not None
+        except ModuleNotFoundError:  # a submodule of a package that is not installed
+            is_installed = False
+        if not is_installed:
+            component_name, distribution = registry.who(component), package.partition(".")[0]
+            raise ConfigError(f"{component_name} needs {package}, which is not installed: pip install {distribution}")
 
 
 def is_made_by(config: RunConfig) -> bool:
-    """Whether ``config`` makes the finished run that is in its folder: the same settings, from the same data."""
+    """Whether the finished run in the folder of ``config`` has the same settings and data."""
     record = manifest.read(config.folder)
     if any(change.resume != "may_change" for change in identity.changes(record["config"], config)):
         return False

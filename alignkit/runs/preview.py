@@ -1,8 +1,7 @@
-"""Tries the chat template on the rows before anything is loaded, so that ``check`` finds the rows that it refuses.
+"""Applies the chat template to the rows before a model is loaded, so that ``check`` reports the rows that it rejects.
 
-This needs neither torch nor Transformers: the template is rendered by :mod:`alignkit.data.rendering`, and tokens are
-counted by the ``tokenizers`` library. Where the tokenizer's files are not on this disk, the rows are checked when
-training starts.
+This needs neither torch nor Transformers: :mod:`alignkit.data.rendering` renders the template, and the ``tokenizers``
+library counts tokens. If the files of the tokenizer are not on this disk, the rows are checked when training starts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from alignkit.errors import DataError
 from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
 from alignkit.runs import base
 
-ROWS = 2000  # that are tried; the others are checked when training starts
+ROWS = 2000  # the others are checked when training starts
 
 
 def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: list[Located]) -> dict[str, str]:
@@ -32,50 +31,50 @@ def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: list[L
     """
     limits, settings = base.limits(str(folder)), config.stage.config
     positions = limits.positions if limits.learnt else None
-    stage, longest, over = config.stage.component.name, getattr(settings, "max_length", None), list[tuple[int, str]]()
-    found, total = dict[str, str](), 0
+    stage, max_length = config.stage.component.name, getattr(settings, "max_length", None)
+    bad, too_long, total = dict[str, str](), list[tuple[int, str]](), 0
     for where, row in rows[:ROWS]:
         if isinstance(row, Ranking) and Prompt in config.stage.component.rows:  # the stage samples its own answers
             row = Prompt(row.prompt, row.tools)
         try:
             lengths = [len(ids) for ids in _sequences(tokenizer, row)]
         except DataError as error:
-            found[where] = f"{where}: {error}"
+            bad[where] = f"{where}: {error}"
             continue
         total += len(lengths)
         if isinstance(row, Prompt):
             _check_prompt(settings, lengths[0], where, stage, positions)
-        elif longest is not None and max(lengths, default=0) > longest:
-            over += [(length, where) for length in lengths if length > longest]
+        elif max_length is not None and max(lengths, default=0) > max_length:
+            too_long += [(length, where) for length in lengths if length > max_length]
         elif positions is not None and max(lengths, default=0) > positions:
             raise DataError(f"{where}: {max(lengths)} tokens are more than the {positions} positions of the model")
-    if over and getattr(settings, "too_long", None) == "error":
-        what = "answers" if isinstance(rows[0].row, Ranking) else "rows"
+    if too_long and getattr(settings, "too_long", None) == "error":
+        noun = "answers" if isinstance(rows[0].row, Ranking) else "rows"
         choices = [each for each in get_args(get_type_hints(type(settings))["too_long"]) if each != "error"]
         raise DataError(
-            f"{len(over)} of {total} {what} are over {longest} tokens, the longest {max(over)[0]} "
-            f"({max(over)[1]}). Raise {stage}.max_length, or set {stage}.too_long={' or '.join(choices)}"
+            f"{len(too_long)} of {total} {noun} are over {max_length} tokens, the longest {max(too_long)[0]} "
+            f"({max(too_long)[1]}). Raise {stage}.max_length, or set {stage}.too_long={' or '.join(choices)}"
         )
-    return found
+    return bad
 
 
 def _check_prompt(settings: Any, length: int, where: str, stage: str, positions: int | None) -> None:
-    """Whether a prompt is one that the stage takes, and leaves room for the answer that is sampled after it."""
-    longest, room = getattr(settings, "max_prompt_length", None), getattr(settings, "response_length", 0)
-    if longest is not None and length > longest:
+    """Check the length of a prompt, and that the model can read it with a sampled answer."""
+    limit, response = getattr(settings, "max_prompt_length", None), getattr(settings, "response_length", 0)
+    if limit is not None and length > limit:
         raise DataError(
-            f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={longest}. Raise it, or remove "
+            f"{where}: the prompt has {length} tokens, over {stage}.max_prompt_length={limit}. Raise it, or remove "
             "the row"
         )
-    if positions is not None and length + room > positions:
+    if positions is not None and length + response > positions:
         raise DataError(
-            f"{where}: {length + room} tokens with {stage}.response_length={room} are more than the {positions} "
-            f"positions of the model. Shorten the row, or lower {stage}.response_length"
+            f"{where}: {length + response} tokens with {stage}.response_length={response} are more than the "
+            f"{positions} positions of the model. Shorten the row, or lower {stage}.response_length"
         )
 
 
 def folder_of(config: RunConfig) -> Path | None:
-    """The folder of a config's model, where it is on this disk."""
+    """The folder of the base model, or None if it is not on this disk."""
     if not config.model.startswith(bundled.PREFIX):
         return base.folder_of(base.locate(config.model, print))
     folder = bundled.model(config.model)
@@ -92,13 +91,13 @@ def _sequences(tokenizer: Tokenizer, row: Row) -> list[list[int]]:
 
 
 class Tokenizer:
-    """What :mod:`alignkit.data.chat_template` asks of a tokenizer, from the files in a model's folder."""
+    """A tokenizer without Transformers, with the interface that :mod:`alignkit.data.chat_template` needs."""
 
     def __init__(self, backend: Any, config: dict[str, Any], template: str | None) -> None:
         self.backend = backend
-        named = {name: token for name, token in config.items() if name.endswith("_token")}
-        named = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
-        self.special_tokens_map = {name: token for name, token in named.items() if isinstance(token, str)}
+        special = {name: token for name, token in config.items() if name.endswith("_token")}
+        special = {name: token.get("content") if isinstance(token, dict) else token for name, token in special.items()}
+        self.special_tokens_map = {name: token for name, token in special.items() if isinstance(token, str)}
         self.added_tokens_decoder = backend.get_added_tokens_decoder()
         self.eos_token = self.special_tokens_map.get("eos_token", "")
         self.eos_token_id = backend.token_to_id(self.eos_token)
@@ -108,7 +107,7 @@ class Tokenizer:
 
     @classmethod
     def read(cls, folder: Path, template: str | None) -> Tokenizer | None:
-        """The tokenizer in a folder, with the template in a file of the user's; None where it is of another kind."""
+        """Read the tokenizer in a folder, with the user's template. None if its files are of another kind."""
         import tokenizers
 
         if not (folder / "tokenizer.json").exists() or not (folder / "tokenizer_config.json").exists():
@@ -125,6 +124,6 @@ class Tokenizer:
     def __call__(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> dict[str, list[int]]:
-        """As a tokenizer of Transformers."""
+        """As with a tokenizer of Transformers."""
         self.backend.encode_special_tokens = split_special_tokens
         return {"input_ids": self.backend.encode(text, add_special_tokens=add_special_tokens).ids}

@@ -24,7 +24,7 @@ def test_a_component_given_twice_names_both_providers(install: Callable[..., Non
     install("mine", OPTIMIZER.format(name="adamw"), distribution="alignkit-mine")
 
     with pytest.raises(
-        PluginError, match=r"optimizer 'adamw' is given by both optimizers \(alignkit .*mine \(alignkit-m"
+        PluginError, match=r"optimizers \(alignkit .*mine \(alignkit-mine 0.1\) both provide optimizer 'adamw'"
     ):
         Registry().activate("mine")
 
@@ -33,7 +33,7 @@ def test_a_plugin_given_by_two_distributions_names_both_and_is_picked_by_one(ins
     install("lion", OPTIMIZER.format(name="lion"), distribution="lion-a")
     install("lion", OPTIMIZER.format(name="lion"), distribution="lion-b", version="0.2")
 
-    with pytest.raises(PluginError, match="given by lion-a 0.1 and lion-b 0.2: say --plugin lion@lion-a or --plugin "):
+    with pytest.raises(PluginError, match="lion-a 0.1 and lion-b 0.2 both provide a plugin 'lion'. Use --plugin"):
         Registry().activate("lion")
     for distribution in ("lion-a", "lion-b", "Lion_B"):
         registry = Registry()
@@ -59,7 +59,7 @@ def test_a_component_given_twice_by_one_distribution_is_for_its_author(install: 
 
     for asked in (["twice"], ["twice", "lion@alignkit-twice"]):
         with pytest.raises(
-            PluginError, match=r"'lion' is given twice by alignkit-twice 0.1 \(twice\), and no option can .*: rename or"
+            PluginError, match=r"alignkit-twice 0.1 provides optimizer 'lion' twice \(in twice\), and no .* Rename or"
         ):
             Registry().activate(*asked)
 
@@ -68,7 +68,7 @@ def test_a_plugin_given_twice_by_one_distribution_is_for_its_author(install: Cal
     install("lion", OPTIMIZER.format(name="lion"))
     (lion,) = (plugin for plugin in installed() if plugin.name == "lion")
 
-    with pytest.raises(PluginError, match="'lion' is given twice by alignkit-lion 0.1: its entry points .* need names"):
+    with pytest.raises(PluginError, match="alignkit-lion 0.1 provides plugin 'lion' twice: its entry points .* must"):
         Registry([lion, lion]).activate("lion")
 
 
@@ -80,7 +80,7 @@ def test_what_is_uninstalled_is_named_as_what_is_picked(install: Callable[..., N
 
     assert _provider("lion@lion_B") == _provider("lion-b") == ("lion-b 0.2", "lion")
     with pytest.raises(
-        PluginError, match="given by lion-a and lion-b: run alignkit uninstall lion@lion-a or alignkit uninstall lion@l"
+        PluginError, match="both provide a plugin 'lion'. Run alignkit uninstall lion@lion-a or alignkit uninstall"
     ):
         _provider("lion")
     with pytest.raises(PluginError, match="no plugin 'lion@lion-c' is installed"):
@@ -90,7 +90,7 @@ def test_what_is_uninstalled_is_named_as_what_is_picked(install: Callable[..., N
 def test_a_distribution_that_gives_no_such_name_is_told_with_what_it_gives(install: Callable[..., None]) -> None:
     install("big", OPTIMIZER.format(name="lion"))
 
-    with pytest.raises(PluginError, match="alignkit-big gives no 'lyon'. Did you mean 'lion'. It gives: lion"):
+    with pytest.raises(PluginError, match="alignkit-big provides no 'lyon'. Did you mean 'lion'. It provides: lion"):
         Registry().activate("lyon@alignkit-big")
 
 
@@ -111,8 +111,6 @@ def test_a_plugin_for_another_version_is_not_imported(install: Callable[..., Non
         Registry().activate("lion")
         return
     built_for = requires.removeprefix("alignkit")
-    with pytest.raises(
-        PluginError, match=rf"plugin lion \(alignkit-lion 0.1\) is built for alignkit{built_for}, and this"
-    ):
+    with pytest.raises(PluginError, match=rf"plugin lion \(alignkit-lion 0.1\) requires alignkit{built_for}, but "):
         Registry().activate("lion")
     assert "alignkit_lion_plugin" not in sys.modules

@@ -68,7 +68,7 @@ def test_a_plugin_brings_a_kind_of_row(tmp_path: Path, install: Callable[..., No
     assert [row for _, row in rows] == [Vote("a", True)]
     for up, told in (
         (True, "holds votes .*wanted are texts"),
-        (2, "plugin votes .* gave .a., expected a row"),
+        (2, "plugin votes .* returned .a., expected a row"),
     ):
         file = write(tmp_path / "b.jsonl", json.dumps({"prompt": "a", "up": up}))
         with pytest.raises((DataError, PluginError), match=told):

@@ -211,7 +211,7 @@ def test_too_long_rows_are_skipped_or_cut_when_told(
 
 
 def test_a_setting_that_would_do_nothing_is_refused(trainer: Callable[..., Any]) -> None:
-    with pytest.raises(Exception, match="label_smoothing_factor is not for the train table: the loss is"):
+    with pytest.raises(Exception, match="label_smoothing_factor is not supported: the loss is"):
         trainer("train.label_smoothing_factor=0.1")
 
 

@@ -98,7 +98,7 @@ def value_of(name: str) -> Any:
 def test_what_is_refused_is_refused_with_what_to_do_instead(stage: str) -> None:
     everywhere = {name for name in training_args.REFUSED if name in training_args.every_field()}
     for name in everywhere:
-        with pytest.raises(ConfigError, match=f"train.{name} is not for the train table: .+"):
+        with pytest.raises(ConfigError, match=f"train.{name} is not supported: .+"):
             train_table(stage, f"{stage}.train.{name}={VALUES.get(name, 'anything')}")
     for name in refused(stage):
         with pytest.raises(ConfigError, match=f"train.{name} has no effect in stage '{stage}': .+"):
