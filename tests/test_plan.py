@@ -143,7 +143,7 @@ def test_an_adapter_that_cannot_be_continued_is_told_before_it_is_trained(
     text = Path("run.yaml").read_text().replace("sft: {data", "sft: {tuner: {r: 4}, data")
     Path("run.yaml").write_text(text)
 
-    assert "tuner.r is 4 there and 8 here" in refused(capsys, "rm.tuner.r=8")
+    assert "tuner.r=4, not 8" in refused(capsys, "rm.tuner.r=8")
     assert not Path("runs").exists()
 
 
@@ -156,7 +156,7 @@ def test_a_template_of_another_stage_to_be_trained_is_told(
     text = Path("run.yaml").read_text().replace("sft: {data", "sft: {chat_template: a.jinja, data")
     Path("run.yaml").write_text(text.replace("rm: {data", "rm: {chat_template: b.jinja, data"))
 
-    assert "its chat template will be another than b.jinja" in refused(capsys, "--plugin", tuner)
+    assert "its chat template is not b.jinja" in refused(capsys, "--plugin", tuner)
     assert not Path("runs").exists()
 
 
