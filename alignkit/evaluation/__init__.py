@@ -1,6 +1,6 @@
 """Finished runs side by side: the same prompts, scores with error bars, answers before and after.
 
-Only ``answering`` imports torch at the top.
+Nothing here imports torch at the top.
 """
 
 from typing import TYPE_CHECKING

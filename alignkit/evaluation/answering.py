@@ -6,17 +6,11 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-import transformers
-
 from alignkit.batches import Answers, Sampling
 from alignkit.data.chat_template import prompt_ids
 from alignkit.evaluation.comparison import Answered
 from alignkit.evaluation.judges import Judge
 from alignkit.generation import chat
-from alignkit.generation.sampling import sample, text
-from alignkit.models.adapters import load_adapter
-from alignkit.models.trunk import Member, Roles, Sequences, use_adapter
 from alignkit.rows import Conversation
 from alignkit.runs.lineage import Parent
 
@@ -34,6 +28,10 @@ class Asked:
 
 def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
     """Each run's answers, and their KL to the first run. ``advance`` is called with the number of prompts answered."""
+    import torch
+
+    from alignkit.generation import text
+
     answers: dict[int, list[list[int]]] = {}
     own_logps: dict[int, list[float]] = {}  # under the run itself
     for group in reversed(_sharing_a_base(runs)):  # the first run is last: it scores the answers of all others
@@ -85,6 +83,8 @@ def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
 
 def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
     """One model that holds all of these runs, and the adapter of each."""
+    from alignkit.models.adapters import load_adapter
+
     records = [run.manifest for run in runs]
     opened = chat.open_model(chat.Where(str(runs[0].folder), records[0]))
     if not hasattr(opened.model, "peft_config"):
@@ -99,6 +99,11 @@ def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
 def _sample(
     opened: chat.Opened, adapter: str | None, asked: Asked, advance: Callable[[int], None]
 ) -> Iterator[list[int]]:
+    import transformers
+
+    from alignkit.generation import sample
+    from alignkit.models import use_adapter
+
     sampling = Sampling(asked.max_new_tokens, temperature=asked.temperature, stop_ids=tuple(opened.stop_ids))
     for start in range(0, len(asked.prompts), asked.batch):
         part = asked.prompts[start : start + asked.batch]
@@ -108,14 +113,18 @@ def _sample(
         advance(len(part))
 
 
-@torch.no_grad()
 def _logps(opened: chat.Opened, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
     """The log-probability of each answer."""
+    import torch
+
+    from alignkit.models import Member, Roles, Sequences
+
     roles = Roles({"policy": Member(opened.model, adapter)}, asked.temperature)
     pad, logps = opened.tokenizer.pad_token_id, list[float]()
     prompts = [prompt_ids(opened.tokenizer, prompt) for prompt in asked.prompts]
     for start in range(0, len(prompts), asked.batch):
         part = slice(start, start + asked.batch)
         sequences = Sequences.of(prompts[part], answers[part], pad, opened.model.device)
-        logps += roles(sequences, ("policy",))["policy"].logps.double().sum(1).tolist()
+        with torch.no_grad():
+            logps += roles(sequences, ("policy",))["policy"].logps.double().sum(1).tolist()
     return logps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -29,6 +31,41 @@ def test_the_wings_that_import_torch_are_those_that_ruff_allows() -> None:
     marked = {line.split()[0] for line in PAGE.split("```")[1].splitlines() if line.endswith(" torch")}
 
     assert marked == set(allowed[1].split(","))
+
+
+def modules(root: str) -> dict[Path, str]:
+    """Each file of Python under a folder, and its module."""
+    files = sorted((ROOT / root).rglob("*.py"))
+    parts = {file: file.relative_to(ROOT / root).with_suffix("").parts for file in files}
+    return {file: ".".join(part for part in path if part != "__init__") for file, path in parts.items()}
+
+
+def test_only_the_wings_marked_torch_import_it_and_plugins_do_not_when_they_are_declared() -> None:
+    """In one process, one module after another, so that the first one that imports something heavy is named."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    heavy = config["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
+    marked = {line.split()[0] for line in PAGE.split("```")[1].splitlines() if line.endswith(" torch")}
+    examples = [str(path) for path in (ROOT / "examples" / "plugins").iterdir()]
+    left_out = marked | {"", "__main__", "templates"}
+    core = [f"alignkit.{module}" for module in modules("alignkit").values() if module.split(".")[0] not in left_out]
+    declared = [
+        module
+        for folder in ["plugins", *examples]
+        for file, module in modules(folder).items()
+        if module.startswith("alignkit_") and (module.count(".") == 0 or file.stem == "config")
+    ]
+    assert len(core) > 50
+    assert len(declared) > 15
+    code = (
+        "import importlib, sys; sys.path += sys.argv[1].split()\n"
+        "for module in sys.argv[2:]:\n"
+        "    importlib.import_module(module)\n"
+        f"    heavy = [name for name in {heavy} if name in sys.modules]\n"
+        "    assert not heavy, f'{module} imports {heavy}'"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, " ".join(examples), *core, *declared], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_the_files_on_the_page_are_there() -> None:
