@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 Resume = Literal["same", "may_change", "may_grow"]
 
 
-def option(default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] = "same") -> Any:
+def option(
+    default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] = "same", only_with: str | None = None
+) -> Any:
     """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it.
 
     ``resume`` says whether ``--resume`` accepts another value, or is a function of the config that says so:
@@ -38,8 +40,11 @@ def option(default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] 
       finished run that differs only in such settings is the same run.
     - ``"may_grow"``: a larger value, or none where none means no limit. It decides when training stops, and a finished
       run can be trained on with it.
+
+    ``only_with`` names another setting of the same table without which this one has no effect, as ``"key"`` or
+    ``"key=value"``. Another value than the default is then an error.
     """
-    metadata = {"help": help, "resume": resume}
+    metadata = {"help": help, "resume": resume, "only_with": only_with}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from alignkit.components import Component, Stage
-from alignkit.config import training_args
+from alignkit.config import effects, training_args
 from alignkit.errors import ConfigError, did_you_mean, one_line
 from alignkit.registry import Registry
 
@@ -48,7 +48,8 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """Make an instance of a config dataclass and check the types of its values.
 
     Raises:
-        ConfigError: an unknown key, also in a nested dataclass; a value of the wrong type; ``cls`` cannot be a config.
+        ConfigError: an unknown key, also in a nested dataclass; a value of the wrong type, or one that has no effect;
+            ``cls`` cannot be a config.
     """
     from pydantic import TypeAdapter, ValidationError  # slow to import
     from pydantic.errors import PydanticUserError
@@ -63,6 +64,7 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}{key}: {first['msg']} (got {first['input']!r})") from None
     _nested_keys(values, plain(config), where)
+    effects.check_config(config, where)
     return config
 
 

@@ -9,7 +9,7 @@ import ast
 import functools
 import importlib.util
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import Resume
+from alignkit.config import effects
 from alignkit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
 }
 
 # fields that have an effect only if another one is set
-WITH = {
+ONLY_WITH = {
     "activation_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
     "gradient_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
     "dataloader_persistent_workers": ("dataloader_num_workers",),
@@ -274,9 +275,7 @@ def check_together(train: Mapping[str, Any]) -> None:
     """
     if train.get("bf16") and train.get("fp16"):
         raise ConfigError("train.bf16 and train.fp16 are both true. Set only one of them")
-    for name, others in WITH.items():
-        if train.get(name) and not any(train.get(other) for other in others):
-            raise ConfigError(f"train.{name} has no effect without train.{others[0]}")
+    effects.check_only_with(train, {name: ONLY_WITH[name] for name in ONLY_WITH if train.get(name)}, "train.")
     for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         for name in train[key] if isinstance(train.get(key), Mapping) else ():
             if name not in CHECKPOINTING:
@@ -298,34 +297,6 @@ def _saved_with(train: Mapping[str, Any]) -> tuple[str, ...]:
     """The values of ``eval_strategy`` with which every evaluation has a checkpoint."""
     saved = train.get("save_strategy", "steps")
     return ("steps", "epoch") if saved == "best" else () if saved == "no" else (saved,)
-
-
-def without_unused(
-    train: dict[str, Any], own: Collection[str], refuses: Mapping[str, str], where: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Remove the settings without effect from a ``train`` table.
-
-    Args:
-        train: the table.
-        own: the keys that were set for ``where`` only.
-        refuses: the keys without effect, as in :class:`alignkit.components.Stage`.
-        where: the stage or the optimizer, for the error.
-
-    Returns:
-        The other settings, and what was removed with what to set instead.
-
-    Raises:
-        ConfigError: one of ``own`` has no effect.
-    """
-    unused = {}
-    for name, value in train.items():
-        exactly = f"{name}={str(value).lower()}"
-        key = next((key for key in (name, exactly) if key in refuses), None)
-        if key is not None and value not in (None, False):
-            if name in own:
-                raise ConfigError(f"train.{key} has no effect in {where}: {refuses[key]}")
-            unused[name] = refuses[key]
-    return {name: value for name, value in train.items() if name not in unused}, unused
 
 
 def check_batches(args: TrainingArguments, rows: Any) -> None:

@@ -44,7 +44,9 @@ class PPOConfig:
         None, "decay of an average of the policy's weights, which the run then saves; null: none"
     )
     ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text (PPO-ptx); 0: off")
-    ptx_data: str | None = option(None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run")
+    ptx_data: str | None = option(
+        None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run", only_with="ptx_coef"
+    )
     ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
     ptx_length: Annotated[int, Gt(1)] = option(256, "maximum tokens of a PPO-ptx text; longer texts are split")
     max_kl: Annotated[float, Gt(0)] | None = option(
@@ -105,7 +107,5 @@ def check(config: PPOConfig) -> None:
         raise ConfigError(
             f"ppo.batch_size={config.batch_size} cannot be split into ppo.minibatches={config.minibatches}"
         )
-    if config.ptx_data is not None and not config.ptx_coef:
-        raise ConfigError("ppo.ptx_data has no effect without ppo.ptx_coef")
     if config.keep == "best" and config.ema is not None:
         raise ConfigError("ppo.keep=best keeps a policy that was evaluated and ppo.ema an average: choose one")

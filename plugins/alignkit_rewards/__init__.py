@@ -41,7 +41,9 @@ class EnsembleConfig:
 
     paths: list[str] = option([], "two or more run folders of stage rm")
     by: Literal["mean", "min", "mean-std"] = option("mean", "how the scores of an answer are combined")
-    std_coef: Annotated[float, Ge(0)] = option(1.0, "the number of standard deviations that mean-std subtracts")
+    std_coef: Annotated[float, Ge(0)] = option(
+        1.0, "the number of standard deviations that mean-std subtracts", only_with="by=mean-std"
+    )
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,6 @@ def check_function(config: FunctionConfig) -> None:
 def check_ensemble(config: EnsembleConfig) -> None:
     if len(set(config.paths)) < 2 or len(set(config.paths)) < len(config.paths):
         raise ConfigError("reward 'ensemble' needs reward.paths: two or more different run folders of stage rm")
-    if config.std_coef != 1.0 and config.by != "mean-std":
-        raise ConfigError("reward.std_coef has no effect without reward.by=mean-std")
 
 
 def check_sum(config: SumConfig) -> None:

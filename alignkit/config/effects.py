@@ -1,0 +1,78 @@
+"""Settings that would have no effect, which are errors: a user who is not told would believe that they act.
+
+They are declared where they are known:
+
+- ``Stage.refuses`` and ``Optimizer.refuses``: keys of ``train`` that do nothing in that stage, or with that optimizer.
+- ``option(..., only_with=...)``: settings of a component that act only with another one.
+- ``training_args.ONLY_WITH``: the same for keys of ``train``.
+- ``training_args.REFUSED``: keys of ``train`` that no stage takes. They are refused like unknown keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from alignkit.errors import ConfigError
+
+
+def holds(condition: str, values: Mapping[str, Any]) -> bool:
+    """Whether ``values`` meet a condition: ``"key"`` for any value but null, false and 0, or ``"key=value"``."""
+    name, equals, value = condition.partition("=")
+    given = values.get(name)
+    return str(given).lower() == value if equals else given not in (None, False)
+
+
+def without_unused(
+    train: Mapping[str, Any], own: Collection[str], refuses: Mapping[str, str], where: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Split a ``train`` table into the keys that act, and those that ``refuses`` declares, with what to do instead.
+
+    Args:
+        own: keys that were set for ``where`` only. Others may have been set for another stage of the command.
+
+    Raises:
+        ConfigError: one of ``own`` has no effect.
+    """
+    unused = {}
+    for condition, instead in refuses.items():
+        name = condition.partition("=")[0]
+        if holds(condition, train):
+            if name in own:
+                raise ConfigError(f"train.{condition} has no effect in {where}: {instead}")
+            unused[name] = instead
+    return {name: value for name, value in train.items() if name not in unused}, unused
+
+
+def check_only_with(values: Mapping[str, Any], only_with: Mapping[str, tuple[str, ...]], table: str) -> None:
+    """Whether each of the settings in ``only_with`` has one of the conditions with which it acts.
+
+    Raises:
+        ConfigError: one has none.
+    """
+    for name, conditions in only_with.items():
+        if not any(holds(condition, values) for condition in conditions):
+            raise ConfigError(f"{table}{name} has no effect without {table}{conditions[0]}")
+
+
+def check_config(config: Any, table: str) -> None:
+    """:func:`check_only_with` for the fields of a config dataclass that differ from their defaults.
+
+    Raises:
+        ConfigError: one of them has no effect; or ``only_with`` names no field.
+    """
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    only_with = {}
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(value := values[field.name]):
+            check_config(value, f"{table}{field.name}.")
+        condition = field.metadata.get("only_with")
+        if condition is None:
+            continue
+        if condition.partition("=")[0] not in values:
+            raise ConfigError(f"{table}{field.name}: only_with names {condition}, which is no setting of {table[:-1]}")
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if value != default:
+            only_with[field.name] = (condition,)
+    check_only_with(values, only_with, table)
