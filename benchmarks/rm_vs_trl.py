@@ -179,12 +179,12 @@ def pairs_of(tokenizer: Any, group: dict[str, Any]) -> list[tuple[list[int], lis
 
 def accuracy(model: Any, tokenizer: Any, groups: Groups) -> float:
     """The share of pairs that the model orders rightly."""
-    model = branches.with_scores(model.eval())
+    model = branches.with_answer_scores(model.eval())
     right = total = 0
     for group in groups:
-        inputs = branches.separate([encoded(tokenizer, group)], tokenizer.pad_token_id)
+        inputs = branches.collate_separate([encoded(tokenizer, group)], tokenizer.pad_token_id)
         with torch.no_grad():
-            scores = branches.scores(model, {name: t.to(model.device) for name, t in inputs.items()})
+            scores = branches.answer_scores(model, {name: t.to(model.device) for name, t in inputs.items()})
         for i, j in itertools.permutations(range(len(scores)), 2):
             if group["ranks"][i] < group["ranks"][j]:
                 right, total = right + int(scores[i] > scores[j]), total + 1

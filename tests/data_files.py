@@ -13,7 +13,7 @@ import pytest
 
 from alignkit import DataError, Demonstration, Prompt, Ranking, Row, Text
 from alignkit.config import DataConfig
-from alignkit.data import Rows, load
+from alignkit.data.reading import Rows, load
 from alignkit.registry import Registry
 
 ANY = (Demonstration, Ranking, Prompt, Text)

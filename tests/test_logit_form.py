@@ -50,11 +50,11 @@ def role_logps(model: Any, temperature: float = 1.0) -> torch.Tensor:
 
 def fused_logps(model: Any) -> torch.Tensor:
     """Of the answer's tokens, as SFT and DPO compute them."""
-    fused_head.install(model)
+    fused_head.install_fused_head(model)
     labels = IDS.clone()
     labels[:, : len(PROMPT)] = -100
     with torch.no_grad():
-        logps: torch.Tensor = fused_head.forward(model, {"input_ids": IDS, "labels": labels}).log_probs
+        logps: torch.Tensor = fused_head.fused_logps(model, {"input_ids": IDS, "labels": labels}).log_probs
     return logps[0, len(PROMPT) - 1 :]
 
 
@@ -109,7 +109,7 @@ def test_a_change_of_the_logits_that_no_config_names(change: str, dtype: torch.d
         torch.testing.assert_close(logps, own_logps(model), **rounding)
     assert len(said) == (change != "scale")  # a scale is measured; else the model's own logits are used
     torch.testing.assert_close(fused_logps(model), own_logps(model), **rounding)
-    assert fused_head.is_fused(model) == (change == "scale")
+    assert fused_head.uses_fused_head(model) == (change == "scale")
 
 
 def test_log_probabilities_from_own_logits_have_gradients() -> None:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import Waits
 
-from alignkit.training.meters import Means, Rows, last_logged
+from alignkit.training.meters import Means, RowMetrics, last_logged
 
 
 def test_a_mean_is_weighted_by_the_size_of_its_parts() -> None:
@@ -54,7 +54,7 @@ def test_adding_never_waits_for_the_device() -> None:
 
 
 def test_the_rows_of_an_evaluation_are_all_kept() -> None:
-    rows = Rows(Accelerator(cpu=True))
+    rows = RowMetrics(Accelerator(cpu=True))
     rows.add({"accuracy": torch.tensor([1.0, 0.0]), "prompt": torch.tensor([0, 1])})
     rows.add({"accuracy": torch.tensor([0.5]), "prompt": torch.tensor([1])})
     taken = rows.take()

@@ -35,13 +35,13 @@ def decided(model: Any, wanted: bool | None, groups: list[Branches] = LONG, wron
     run = SimpleNamespace(config=config, dtype=torch.float32, say=lines.append)
 
     def forward(group: Branches, shared: bool) -> torch.Tensor:
-        inputs = branches.tree([group], 0, model.dtype) if shared else branches.separate([group], 0)
+        inputs = branches.collate_tree([group], 0, model.dtype) if shared else branches.collate_separate([group], 0)
         ends = inputs.pop("ends")
         if wrong and shared:  # as a model that counts positions by itself
             del inputs["position_ids"]
         return model(**inputs).logits[ends[:, 0], ends[:, 1]]
 
-    shared = shared_prompt.decide(run, model, groups, forward, torch.device("cpu"), **more)
+    shared = shared_prompt.decide_shared_prompt(run, model, groups, forward, torch.device("cpu"), **more)
     assert model.training
     return shared, lines
 

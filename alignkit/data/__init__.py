@@ -13,7 +13,6 @@ __all__ = [
     "EncodedRanking",
     "Located",
     "Ranked",
-    "Rows",
     "check_fit",
     "conversation_ids",
     "encode",
@@ -26,7 +25,9 @@ __all__ = [
     "prompt_ids",
     "prompt_of",
     "prompt_text",
+    "ranking_encoder",
     "tokenizer_of_run",
+    "usable_rankings",
 ]
 
 if TYPE_CHECKING:
@@ -40,9 +41,18 @@ if TYPE_CHECKING:
         prompt_ids,
         tokenizer_of_run,
     )
-    from alignkit.data.encoding import Branches, EncodedRanking, Ranked, check_fit, encode_each, encode_rankings
+    from alignkit.data.encoding import (
+        Branches,
+        EncodedRanking,
+        Ranked,
+        check_fit,
+        encode_each,
+        encode_rankings,
+        ranking_encoder,
+        usable_rankings,
+    )
     from alignkit.data.prompts import prompt_of, prompt_text
-    from alignkit.data.reading import Rows, load
+    from alignkit.data.reading import load
     from alignkit.rows import Located
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -111,7 +111,7 @@ def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: st
         DataError: an answer and its prompt are longer than ``max_length`` and ``too_long`` is ``error``; nothing is
             left.
     """
-    return rank(run, encode_each(run, rows, ranking_encoder(run)), max_length, too_long)
+    return usable_rankings(run, encode_each(run, rows, ranking_encoder(run)), max_length, too_long)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ def ranking_encoder(run: Run) -> Callable[[Any, Counter[str]], EncodedRanking]:
     return encode
 
 
-def rank(run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str) -> list[Ranked]:
+def usable_rankings(
+    run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str
+) -> list[Ranked]:
     """As :func:`encode_rankings`, of rankings that are encoded already."""
     stage = run.config.stage.component.name
     found, over, tied, same, longest, answers = [], 0, 0, 0, (0, ""), 0

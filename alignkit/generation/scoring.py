@@ -22,7 +22,7 @@ class Scorer:
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.tokenizer = tokenizer_of_run(folder, record)
         self.stop_ids = record["stop_ids"]
-        self.model = branches.with_scores(adapters.open_run(folder, record))
+        self.model = branches.with_answer_scores(adapters.open_run(folder, record))
         self.model.to(device.run_device({}))
 
     def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
@@ -41,7 +41,7 @@ class Scorer:
         return [found[i] for i in range(len(answers))]
 
     def _forward(self, answers: list[Branches]) -> Tensor:
-        inputs = branches.separate(answers, self.tokenizer.pad_token_id)
+        inputs = branches.collate_separate(answers, self.tokenizer.pad_token_id)
         base.check_length(self.model, inputs["input_ids"].shape[1], "a prompt with its answer", "Shorten it")
         with torch.no_grad():
-            return branches.scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})
+            return branches.answer_scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})

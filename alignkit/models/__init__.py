@@ -12,18 +12,46 @@ __all__ = [
     "Member",
     "Roles",
     "Sequences",
+    "TokenLogpsOutput",
+    "adapter_on_head",
+    "answer_scores",
     "assemble",
+    "base_of",
+    "check_apart",
+    "collate_separate",
+    "collate_tree",
     "copy_adapter",
+    "decide_shared_prompt",
+    "fused_logps",
+    "install_fused_head",
+    "kept_dtypes",
     "open_run",
+    "pack_trees",
+    "probing",
     "run_device",
     "run_dtype",
+    "tree_size",
     "use_adapter",
+    "uses_fused_head",
+    "with_answer_scores",
     "without_dropout",
 ]
 
 if TYPE_CHECKING:
-    from alignkit.models.adapters import copy_adapter, open_run, without_dropout
+    from alignkit.models.adapters import check_apart, copy_adapter, open_run, without_dropout
+    from alignkit.models.branches import (
+        answer_scores,
+        collate_separate,
+        collate_tree,
+        pack_trees,
+        tree_size,
+        with_answer_scores,
+    )
     from alignkit.models.device import run_device, run_dtype
+    from alignkit.models.fused_head import TokenLogpsOutput, fused_logps, install_fused_head, uses_fused_head
+    from alignkit.models.logit_form import base_of, probing
+    from alignkit.models.shared_prompt import decide_shared_prompt
+    from alignkit.models.trl_internals import adapter_on_head, kept_dtypes
     from alignkit.models.trunk import Logps, Member, Roles, Sequences, assemble, use_adapter
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.data.encoding import Branches
 
 
-def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
+def collate_separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
     """One row an answer, padded at the end: ``input_ids``, ``attention_mask``, ``position_ids`` [N, T]; ``ends`` [N, 2]
 
     ``ends`` says where each answer's last token is, as (row, column); answers are in the order of the groups.
@@ -32,13 +32,13 @@ def separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
     }
 
 
-def tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """As :func:`separate`, but a group's prompt is there once, and a row holds as many groups as fit into its width.
+def collate_tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """As :func:`collate_separate`, but with a group's prompt once, and as many groups in a row as fit into its width.
 
     ``attention_mask`` is additive, [R, 1, T, T] of ``dtype``.
     """
-    places = pack(groups)
-    width, number = max(size(group) for group in groups), 1 + max(row for row, _ in places)
+    places = pack_trees(groups)
+    width, number = max(tree_size(group) for group in groups), 1 + max(row for row, _ in places)
     rows: list[list[int]] = [[pad] * width for _ in range(number)]
     allowed = torch.eye(width, dtype=torch.bool).repeat(number, 1, 1)  # padding sees itself: no position sees nothing
     positions = torch.zeros(number, width, dtype=torch.long)
@@ -65,18 +65,18 @@ def tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def size(group: Branches) -> int:
+def tree_size(group: Branches) -> int:
     """Tokens of a group whose prompt is there once."""
     return len(group.prompt) + sum(map(len, group.answers))
 
 
-def pack(groups: Sequence[Branches]) -> list[tuple[int, int]]:
+def pack_trees(groups: Sequence[Branches]) -> list[tuple[int, int]]:
     """The row and the column at which each group begins, in rows as wide as the largest: first fit, largest first."""
     room: list[int] = []
-    width = max(size(group) for group in groups)
+    width = max(tree_size(group) for group in groups)
     places: dict[int, tuple[int, int]] = {}
-    for index in sorted(range(len(groups)), key=lambda index: -size(groups[index])):
-        needed = size(groups[index])
+    for index in sorted(range(len(groups)), key=lambda index: -tree_size(groups[index])):
+        needed = tree_size(groups[index])
         row = next((row for row, left in enumerate(room) if left >= needed), len(room))
         if row == len(room):
             room.append(width)
@@ -95,7 +95,7 @@ def _padded(rows: list[list[int]], pad: int) -> Tensor:
 
 
 def saving(groups: Sequence[Branches], config: Any) -> float:
-    """How many times fewer operations :func:`tree` takes than :func:`separate`, counted from a model's config.
+    """How many times fewer operations a tree takes than separate rows, counted from a model's config.
 
     A token costs two operations a weight of the layers; a pair of positions costs four a width and layer, and the
     tree's mask computes pairs that it then hides.
@@ -133,16 +133,17 @@ def supports_tree(config: Any, longest: int) -> bool:
     return not (windowed and window is not None and longest > window)
 
 
-def scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The scalar head at the end of every answer, [N] in fp32. ``inputs`` are of :func:`separate` or :func:`tree`.
+def answer_scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The scalar head at the end of every answer, [N] in fp32.
 
-    ``model`` must have been prepared by :func:`with_scores`; it may be wrapped by PEFT and by accelerate.
+    ``inputs`` are of :func:`collate_separate` or :func:`collate_tree`. ``model`` must have been prepared by
+    :func:`with_answer_scores`; it may be wrapped by PEFT and by accelerate.
     """
     output: Tensor = model(**inputs, use_cache=False)
     return output
 
 
-def with_scores(model: Any) -> Any:
+def with_answer_scores(model: Any) -> Any:
     """Make a model for sequence classification answer with its head's scores at ``ends``, whoever wraps it."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
 

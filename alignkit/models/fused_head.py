@@ -1,8 +1,9 @@
 """Log-probabilities of labelled tokens from a language model, without ever building the logits of all positions.
 
-:func:`install` gives a model a second way to be called, ``model(..., labels=labels, return_logps=True)``, which DDP,
-PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head where there is a label, in tiles,
-with TRL's kernel. A model whose logits do not follow from its head in a way that is known computes all its logits.
+:func:`install_fused_head` gives a model a second way to be called, ``model(..., labels=labels, return_logps=True)``,
+which DDP, PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head where there is a label,
+in tiles, with TRL's kernel. A model whose logits do not follow from its head in a way that is known computes all its
+logits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TokenLogpsOutput(ModelOutput):
     aux_loss: Tensor | None = None  # load balancing of experts, if called with output_router_logits=True
 
 
-def install(model: Any) -> None:
+def install_fused_head(model: Any) -> None:
     """Let ``model`` be called with ``return_logps=True``. All other calls go to its own forward.
 
     Call it before a trainer or accelerate wraps the model.
@@ -53,22 +54,22 @@ def install(model: Any) -> None:
     inner.forward = types.MethodType(forward, inner)
 
 
-def forward(model: Any, inputs: dict[str, Any]) -> TokenLogpsOutput:
+def fused_logps(model: Any, inputs: dict[str, Any]) -> TokenLogpsOutput:
     """Log-probabilities of the labelled tokens; ``inputs`` holds ``input_ids`` and ``labels`` [B, T].
 
     ``model`` may be wrapped by PEFT and accelerate.
 
     Raises:
-        PluginError: :func:`install` was not called on it.
+        PluginError: :func:`install_fused_head` was not called on it.
     """
     if not hasattr(base_of(model), "_alignkit_forward"):
-        raise PluginError("the trainer calls fused_head.forward without fused_head.install(model). Tell its author")
-    is_fused(model)
+        raise PluginError("the trainer calls fused_logps without install_fused_head(model). Tell its author")
+    uses_fused_head(model)
     output: TokenLogpsOutput = model(**inputs, use_cache=False, return_logps=True)
     return output
 
 
-def is_fused(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:
+def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:
     """Whether the model's log-probabilities come from TRL's kernel. It is measured once per model.
 
     ``say`` gets a line if not.

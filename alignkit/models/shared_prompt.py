@@ -16,7 +16,7 @@ from alignkit.protocols import Run
 WORTHWHILE = 1.05  # times fewer operations
 
 
-def decide(
+def decide_shared_prompt(
     run: Run,
     model: Any,
     groups: Sequence[Branches],
@@ -41,7 +41,7 @@ def decide(
         return False
     longest = max(len(group.prompt) + max(map(len, group.answers)) for group in groups)
     exact = supported and branches.supports_tree(model.config, longest)
-    exact = exact and _agrees(model, min(groups, key=branches.size), forward, device, run.dtype)
+    exact = exact and _agrees(model, min(groups, key=branches.tree_size), forward, device, run.dtype)
     if wanted and not exact:
         raise ConfigError(
             f"{setting}=true: with {run.config.model}, the results would differ from those of separate forward passes. "

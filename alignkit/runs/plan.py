@@ -16,7 +16,8 @@ from typing import Any
 from alignkit import data, paths
 from alignkit.components import Component
 from alignkit.config import RunConfig, identity, layers, resolve, reward_parts
-from alignkit.data import Located, Rows, reading, sources
+from alignkit.data import Located, reading, sources
+from alignkit.data.reading import Rows
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare

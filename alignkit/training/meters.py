@@ -76,7 +76,7 @@ class Means:
         return value.detach().to(device, dtype, non_blocking=True).reshape(())
 
 
-class Rows:
+class RowMetrics:
     """The metrics of every row of an evaluation, from all processes, each row once.
 
     Rows that only fill up the last batch so that every process has as many are left out.

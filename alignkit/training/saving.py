@@ -7,7 +7,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data import Rows
+from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
 from alignkit.runs import base, card, fingerprints, manifest

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from alignkit import Run, Sampling
-from alignkit.data.encoding import Branches, Ranked
+from alignkit.data import Branches, Ranked
 from alignkit.evaluation import error_bar, read_answers_before, write_answers
-from alignkit.generation.sampling import sample, text
+from alignkit.generation import sample, text
 from alignkit_dpo.logps import answer_logps
 from alignkit_dpo.pairs import Collator, inputs
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Run
-from alignkit.data.encoding import Branches
-from alignkit.models import fused_head, shared_prompt
+from alignkit.data import Branches
+from alignkit.models import decide_shared_prompt, fused_logps
 from alignkit_dpo.pairs import Collator, Pair, inputs
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ FORWARD = ("input_ids", "attention_mask", "position_ids", "labels")  # arguments
 
 def answer_logps(model: Any, batch: dict[str, Tensor], **more: Any) -> tuple[Tensor, Tensor | None]:
     """The log-probability of each answer, summed over its tokens, [N], and the auxiliary loss of experts, if any."""
-    outputs = fused_head.forward(model, {**{name: batch[name] for name in FORWARD if name in batch}, **more})
+    outputs = fused_logps(model, {**{name: batch[name] for name in FORWARD if name in batch}, **more})
     logps = outputs.log_probs[batch["rows"][:, None], batch["columns"]]  # [N, A]
     return logps.masked_fill(~_is_token(batch), 0).sum(1), outputs.aux_loss
 
 
 def shares_prompts(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.device) -> bool:
-    """Whether to compute a prompt once for all its answers (see :func:`alignkit.models.shared_prompt.decide`).
+    """Whether to compute a prompt once for all its answers (see :func:`alignkit.models.decide_shared_prompt`).
 
     A mixture of experts never does: its load-balancing loss takes a 2D mask of whole rows.
     """
@@ -39,7 +39,7 @@ def shares_prompts(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.d
 
     groups = [Branches(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in pairs]
     experts = hasattr(policy.config, "output_router_logits")
-    return shared_prompt.decide(run, policy, groups, token_logps, device, supported=not experts)
+    return decide_shared_prompt(run, policy, groups, token_logps, device, supported=not experts)
 
 
 def _is_token(batch: dict[str, Tensor]) -> Tensor:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.chat_template import IGNORE
-from alignkit.data.encoding import Branches, Ranked
-from alignkit.models import branches
+from alignkit.data import IGNORE, Branches, Ranked
+from alignkit.models import collate_separate, collate_tree, tree_size
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +75,9 @@ def inputs(groups: Sequence[Branches], collator: Collator) -> dict[str, Tensor]:
 
     shifted = [Branches(g.prompt[:-1], [[g.prompt[-1], *answer] for answer in g.answers]) for g in groups]
     if collator.tree is not None:
-        batch = branches.tree(shifted, collator.pad, collator.tree)
+        batch = collate_tree(shifted, collator.pad, collator.tree)
     else:
-        batch = branches.separate(shifted, collator.pad)
+        batch = collate_separate(shifted, collator.pad)
         del batch["position_ids"]  # rows that begin at their first token need none
     lengths = torch.tensor([len(answer) for group in groups for answer in group.answers])
     ends = batch.pop("ends")
@@ -88,6 +87,6 @@ def inputs(groups: Sequence[Branches], collator: Collator) -> dict[str, Tensor]:
     answer, place = (places < lengths[:, None]).nonzero(as_tuple=True)
     labelled = ends[answer, 0], columns[answer, place] + 1
     labels[labelled] = batch["input_ids"][labelled]
-    tokens = sum(map(branches.size, shifted)) if collator.tree is not None else int(batch["attention_mask"].sum())
+    tokens = sum(map(tree_size, shifted)) if collator.tree is not None else int(batch["attention_mask"].sum())
     more = {"rows": ends[:, 0], "columns": columns, "lengths": lengths, "tokens": torch.tensor([tokens])}
     return {**batch, "labels": labels, **more}

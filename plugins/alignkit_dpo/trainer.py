@@ -16,11 +16,19 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit import AlignkitError, PreferenceLogps, Run
-from alignkit.data.encoding import Ranked, encode_rankings
+from alignkit.data import Ranked, encode_rankings
 from alignkit.evaluation import error_bar
-from alignkit.models import adapters, fused_head, trl_internals
-from alignkit.models.trunk import use_adapter
-from alignkit.training.meters import Means, Rows, last_logged
+from alignkit.models import (
+    adapter_on_head,
+    check_apart,
+    copy_adapter,
+    install_fused_head,
+    kept_dtypes,
+    use_adapter,
+    uses_fused_head,
+    without_dropout,
+)
+from alignkit.training import Means, RowMetrics, last_logged
 from alignkit_dpo import metrics
 from alignkit_dpo.answers import HeldOutAnswers
 from alignkit_dpo.logps import answer_logps, shares_prompts
@@ -47,12 +55,12 @@ def build(run: Run) -> DPOTrainer:
         remove_unused_columns=False,
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
-    policy: Any = adapters.without_dropout(run.model("policy"))
+    policy: Any = without_dropout(run.model("policy"))
     full = not hasattr(policy, "peft_config")
     started = "policy" in run.records and run.records["policy"]["weights"] == "adapter"
     reference = reference_of(run.config, adapters=not full, started=started)
     if reference.kind in ("adapter", "base"):
-        adapters.check_apart(policy)
+        check_apart(policy)
     # otherwise TRL would load a reference model
     args.precompute_ref_log_probs = reference.precomputed or (full and reference.kind == "none")
     shared = shares_prompts(run, policy, pairs, args.device)
@@ -71,7 +79,7 @@ def build(run: Run) -> DPOTrainer:
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )
-    fused_head.is_fused(trainer.model, run.say)
+    uses_fused_head(trainer.model, run.say)
     return trainer
 
 
@@ -96,18 +104,18 @@ class DPOTrainer(trl.DPOTrainer):
         model = kwargs["model"]
         for each in (model, kwargs["ref_model"]):
             if each is not None:
-                fused_head.install(each)
-        with trl_internals.adapter_on_head(), trl_internals.kept_dtypes(model) as self._restore_dtypes:
+                install_fused_head(each)
+        with adapter_on_head(), kept_dtypes(model) as self._restore_dtypes:
             super().__init__(**kwargs)
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.means = Means(self.accelerator)  # over the pairs since the last log
-        self.held_out = Rows(self.accelerator)  # the pairs of an evaluation
+        self.held_out = RowMetrics(self.accelerator)  # the pairs of an evaluation
         self.answer_metrics: dict[str, float] = {}  # of the same evaluation
         if "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL's copy, which lacks adapters of embeddings
         if reference.kind == "adapter":
-            adapters.copy_adapter(model, "default", "ref", trained=False)
-            adapters.without_dropout(model)
+            copy_adapter(model, "default", "ref", trained=False)
+            without_dropout(model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         """The dataset as it is: it holds token ids already."""

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from alignkit import Ranking, Run
-from alignkit.data import Located
-from alignkit.data.encoding import EncodedRanking, Ranked, encode_each, rank, ranking_encoder
+from alignkit.data import EncodedRanking, Located, Ranked, encode_each, ranking_encoder, usable_rankings
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
@@ -97,7 +96,7 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
 
 
 def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
-    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.data.encoding.encode_rankings`.
+    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.data.encode_rankings`.
 
     Which prompts and answers are the same is told by their tokens: a template may trim what differs in two texts.
     """
@@ -121,4 +120,4 @@ def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str)
         both = [tokens[ranking.key, text] for text in ranking.answers]
         again = EncodedRanking(ranking, both[0][0], [answer for _, answer in both])
         merged.append((where.get(id(ranking), "pairs of one prompt"), again))
-    return rank(run, merged, max_length, too_long)
+    return usable_rankings(run, merged, max_length, too_long)

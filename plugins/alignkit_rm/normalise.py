@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkit import AlignkitError
 
 if TYPE_CHECKING:
-    from alignkit.data.encoding import Branches
+    from alignkit.data import Branches
     from alignkit_rm.trainer import RewardTrainer
 
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # times the hidden states' mean square; the best is picked

@@ -12,10 +12,18 @@ import transformers
 from torch import Tensor
 
 from alignkit import DataError, Demonstration, RankedScores, Run
-from alignkit.data.chat_template import encode_answer
-from alignkit.data.encoding import Branches, Ranked
-from alignkit.models import adapters, branches, shared_prompt
-from alignkit.training.meters import Means
+from alignkit.data import Branches, Ranked, encode_answer
+from alignkit.models import (
+    answer_scores,
+    collate_separate,
+    collate_tree,
+    decide_shared_prompt,
+    pack_trees,
+    tree_size,
+    with_answer_scores,
+    without_dropout,
+)
+from alignkit.training import Means
 from alignkit_rm import metrics
 from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
@@ -31,7 +39,7 @@ def build(run: Run) -> RewardTrainer:
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
-    model = branches.with_scores(adapters.without_dropout(run.model("reward")))
+    model = with_answer_scores(without_dropout(run.model("reward")))
     trainer = RewardTrainer(
         loss=loss,
         pad=run.tokenizer.pad_token_id,
@@ -45,7 +53,7 @@ def build(run: Run) -> RewardTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-    trainer.shared_prompt = shared_prompt.decide(
+    trainer.shared_prompt = decide_shared_prompt(
         run, model, [group.branches for group in groups], trainer.score_group, args.device
     )
     return trainer
@@ -94,12 +102,12 @@ class RewardTrainer(transformers.Trainer):
         parts = list(self._forwards([group.branches for group in groups]))
         share = len(groups) / num_items_in_batch * self.accelerator.num_processes if model.training else 1.0
         if len(parts) == 1 or not torch.is_grad_enabled():
-            scores = torch.cat([branches.scores(model, part) for part in parts])
+            scores = torch.cat([answer_scores(model, part) for part in parts])
             loss = self._loss(groups, scores) * share
             return (loss, scores) if return_outputs else loss
 
         with torch.no_grad():
-            scores = torch.cat([branches.scores(model, part) for part in parts])
+            scores = torch.cat([answer_scores(model, part) for part in parts])
         scores.requires_grad_()
         loss = self._loss(groups, scores) * share
         (gradients,) = torch.autograd.grad(loss, scores)
@@ -107,7 +115,7 @@ class RewardTrainer(transformers.Trainer):
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                again = branches.scores(model, part)
+                again = answer_scores(model, part)
                 surrogate = (again * gradients[done : done + len(again)]).sum()
                 done += len(again)
                 if not last:
@@ -138,19 +146,19 @@ class RewardTrainer(transformers.Trainer):
 
     def _tokens(self, part: list[Branches]) -> int:
         """Positions of a forward, padding included."""
-        rows = 1 + max(row for row, _ in branches.pack(part)) if self.shared_prompt else len(part)
-        return rows * max(map(branches.size, part))
+        rows = 1 + max(row for row, _ in pack_trees(part)) if self.shared_prompt else len(part)
+        return rows * max(map(tree_size, part))
 
     def _inputs(self, part: list[Branches]) -> dict[str, Tensor]:
         if self.shared_prompt:
-            inputs = branches.tree(part, self.pad, self.model.dtype)
+            inputs = collate_tree(part, self.pad, self.model.dtype)
         else:
-            inputs = branches.separate(part, self.pad)
+            inputs = collate_separate(part, self.pad)
         return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
 
     def score(self, model: Any, answers: Sequence[Branches]) -> Tensor:
         """Scores of any answers, [N]."""
-        return torch.cat([branches.scores(model, part) for part in self._forwards(answers)])
+        return torch.cat([answer_scores(model, part) for part in self._forwards(answers)])
 
     def score_group(self, group: Branches, shared: bool) -> Tensor:
         """Scores of a group's answers, [K], with the prompt computed once or with each answer."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from alignkit import AlignkitError, Sampling
-from alignkit.models import logit_form
+from alignkit.models import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
     import torch
     from transformers import GenerationConfig
 
-    inner = logit_form.base_of(policy)
+    inner = base_of(policy)
     kind = inner.device.type
     if torch.is_autocast_enabled(kind) and inner.dtype is not torch.get_autocast_dtype(kind):
         wanted, weights = (str(d).removeprefix("torch.") for d in (torch.get_autocast_dtype(kind), inner.dtype))
@@ -104,7 +104,7 @@ def _autocast_in_every_thread(policy: Any) -> Iterator[None]:
     """Have the model's forward enter the autocast of this thread, in whichever thread it is called."""
     import torch
 
-    inner = logit_form.base_of(policy)
+    inner = base_of(policy)
     kind, forward, own = inner.device.type, inner.forward, vars(inner).get("forward")
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 

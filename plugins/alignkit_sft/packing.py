@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alignkit import ConfigError
-from alignkit.models import fused_head, logit_form
+from alignkit.models import base_of, fused_logps, probing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,16 +23,16 @@ def check(trainer: Any) -> None:
     """
     import torch
 
-    inner = logit_form.base_of(trainer.model)
+    inner = base_of(trainer.model)
 
     def logps(*rows: list[int]) -> Tensor:
         """Of the last row's tokens, in the batch that the trainer makes of rows that are packed together."""
         ids = [token for row in rows for token in row]
         example = {"input_ids": ids, "labels": ids, "seq_lengths": [len(row) for row in rows]}
         batch = trainer._prepare_inputs(trainer.data_collator([example]))
-        return fused_head.forward(trainer.model, batch).log_probs[0, -len(rows[-1]) + 1 :].float()
+        return fused_logps(trainer.model, batch).log_probs[0, -len(rows[-1]) + 1 :].float()
 
-    with logit_form.probing(inner) as inputs:
+    with probing(inner) as inputs:
         ids = inputs["input_ids"][0].tolist()
         row, former, other = ids[2:], ids, ids[::-1]
         try:

@@ -10,10 +10,9 @@ import torch
 import trl
 
 from alignkit import DataError, Run, TokenLogps
-from alignkit.data.chat_template import IGNORE, encode
-from alignkit.data.encoding import check_fit, encode_each
-from alignkit.models import fused_head, trl_internals
-from alignkit.training.meters import Means, last_logged
+from alignkit.data import IGNORE, check_fit, encode, encode_each
+from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
+from alignkit.training import Means, last_logged
 from alignkit_sft import packing
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def build(run: Run) -> SFTTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-    fused_head.is_fused(trainer.model, run.say)
+    uses_fused_head(trainer.model, run.say)
     if config.packing:
         packing.check(trainer)
     return trainer
@@ -84,8 +83,8 @@ class SFTTrainer(trl.SFTTrainer):
     loss_is_scaled_for_ga = True  # the loss is divided by the target tokens of the whole optimizer step
 
     def __init__(self, *, loss: Any, **kwargs: Any) -> None:
-        fused_head.install(kwargs["model"])
-        with trl_internals.adapter_on_head(), trl_internals.kept_dtypes(kwargs["model"]):
+        install_fused_head(kwargs["model"])
+        with adapter_on_head(), kept_dtypes(kwargs["model"]):
             super().__init__(**kwargs)
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
@@ -97,7 +96,7 @@ class SFTTrainer(trl.SFTTrainer):
         """One microbatch: ``input_ids``, ``labels`` [B, T] -> the loss, scalar."""
         if self.aux_loss_enabled:  # mixture of experts
             inputs["output_router_logits"] = True
-        outputs = fused_head.forward(model, inputs)
+        outputs = fused_logps(model, inputs)
         tokens = outputs.label_mask.sum()
         counted = num_items_in_batch is not None and model.training
         step_tokens = torch.as_tensor(num_items_in_batch) if counted else tokens

@@ -10,7 +10,7 @@ import pytest
 from data_files import LINES, ROWS, complaint, write, write_parquet
 
 from alignkit import Demonstration, Ranking, Text
-from alignkit.data import Rows
+from alignkit.data.reading import Rows
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from data_files import LINES, ROWS, complaint, write, write_parquet
 
 from alignkit import Demonstration, Text
 from alignkit.config import DataConfig
-from alignkit.data import Rows
+from alignkit.data.reading import Rows
 from alignkit.data.sources import fingerprint
 
 # --- sources -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_folders import logged, record, weights
 
-from alignkit.models import fused_head
+from alignkit.models import uses_fused_head
 
 LN_2 = pytest.approx(math.log(2), abs=1e-6)
 
@@ -55,8 +55,8 @@ def test_the_reference_takes_the_path_of_the_policy_under_autocast(dpo_trainer: 
     """accelerate wraps the frozen copy's forward in autocast: its fused head, measured in bf16, seemed to be wrong."""
     trainer = dpo_trainer("--plugin", "full", "train.bf16=true")
 
-    assert fused_head.is_fused(trainer.model)
-    assert fused_head.is_fused(trainer.ref_model)
+    assert uses_fused_head(trainer.model)
+    assert uses_fused_head(trainer.ref_model)
 
 
 def test_adapters_of_embeddings_are_in_the_reference(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignkit.data.encoding import Branches
-from alignkit.models import branches
+from alignkit.models import answer_scores, branches, collate_separate, collate_tree, pack_trees, with_answer_scores
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma"]
 GROUPS = [
@@ -25,7 +25,7 @@ def reward_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
-    return branches.with_scores(model.eval())
+    return with_answer_scores(model.eval())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -34,30 +34,33 @@ def test_a_shared_prompt_gives_the_scores_of_separate_forwards(
 ) -> None:
     model = reward_model(tiny_model(architecture))
     one_by_one = torch.cat(
-        [branches.scores(model, branches.separate([Branches(g.prompt, [a])], 0)) for g in GROUPS for a in g.answers]
+        [answer_scores(model, collate_separate([Branches(g.prompt, [a])], 0)) for g in GROUPS for a in g.answers]
     )
 
     assert branches.supports_tree(model.config, 16)
-    torch.testing.assert_close(branches.scores(model, branches.separate(GROUPS, 0)), one_by_one)
-    torch.testing.assert_close(branches.scores(model, branches.tree(GROUPS, 0, torch.float32)), one_by_one)
+    torch.testing.assert_close(answer_scores(model, collate_separate(GROUPS, 0)), one_by_one)
+    torch.testing.assert_close(answer_scores(model, collate_tree(GROUPS, 0, torch.float32)), one_by_one)
 
 
 def test_a_shared_prompt_gives_the_gradients_of_separate_forwards(tiny_model: Callable[..., Path]) -> None:
     def gradient(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         model = reward_model(tiny_model())
-        (branches.scores(model, inputs) * torch.arange(6.0)).sum().backward()
+        (answer_scores(model, inputs) * torch.arange(6.0)).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     torch.testing.assert_close(
-        gradient(branches.tree(GROUPS, 0, torch.float32)), gradient(branches.separate(GROUPS, 0)), rtol=1e-4, atol=1e-5
+        gradient(collate_tree(GROUPS, 0, torch.float32)),
+        gradient(collate_separate(GROUPS, 0)),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_short_groups_share_a_row() -> None:
     groups = [Branches([1] * n, [[2], [3]]) for n in (1, 8, 2, 3)]  # 3, 10, 4 and 5 tokens
 
-    assert branches.pack(groups) == [(2, 0), (0, 0), (1, 5), (1, 0)]
-    assert branches.tree(groups, 0, torch.float32)["input_ids"].shape == (3, 10)
+    assert pack_trees(groups) == [(2, 0), (0, 0), (1, 5), (1, 0)]
+    assert collate_tree(groups, 0, torch.float32)["input_ids"].shape == (3, 10)
 
 
 def test_windows_alibi_and_other_attentions_do_without_a_shared_prompt() -> None:

@@ -20,7 +20,7 @@ from alignkit.config import resolve
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge
 from alignkit.data.chat_template import load_tokenizer
-from alignkit.models import fused_head
+from alignkit.models import install_fused_head
 from alignkit.registry import Registry
 from alignkit.runs.plan import make
 from alignkit.training.run import Run
@@ -124,7 +124,7 @@ def test_packing_is_refused_where_rows_would_see_each_other(trainer: Callable[..
 
     def refused(name: str, **fields: Any) -> bool:
         ours.model = architectures.build(name, **fields).to(dtype)
-        fused_head.install(ours.model)
+        install_fused_head(ours.model)
         try:
             packing.check(ours)
         except ConfigError as error:

@@ -14,9 +14,8 @@ import torch
 import trl
 
 from alignkit import ConfigError, DataError, Run
-from alignkit.data.chat_template import IGNORE, encode_answer
-from alignkit.data.encoding import encode_each
-from alignkit.models import fused_head
+from alignkit.data import IGNORE, encode_answer, encode_each
+from alignkit.models import fused_logps, install_fused_head
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class KTOTrainer(trl.KTOTrainer):
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         for each in (model, kwargs["ref_model"]):
             if each is not None:
-                fused_head.install(each)
+                install_fused_head(each)
         super().__init__(**kwargs)
         for name, p in model.named_parameters():
             if name in trained:
@@ -140,5 +139,5 @@ def logps_of(model: Any, inputs: dict[str, Any], which: str = "") -> torch.Tenso
     ids, answer = inputs[f"{which}input_ids"], inputs[f"{which}completion_mask"].bool()
     labels = ids.masked_fill(~answer, IGNORE)
     fields = {"input_ids": ids, "attention_mask": inputs[f"{which}attention_mask"], "labels": labels}
-    found: torch.Tensor = fused_head.forward(model, fields).log_probs.sum(-1)
+    found: torch.Tensor = fused_logps(model, fields).log_probs.sum(-1)
     return found
