@@ -22,7 +22,7 @@ def resolved(stage: str, *overrides: str) -> Any:
 @pytest.mark.parametrize(
     ("stage", "overrides", "message"),
     [
-        ("sft", ["train.optim=sgd"], "train.optim is not for the train table: set optimizer.name"),
+        ("sft", ["train.optim=sgd"], "train.optim is not supported: set optimizer.name"),
         (
             "ppo",
             ["ppo.train.num_train_epochs=3"],
