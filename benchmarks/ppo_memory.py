@@ -31,7 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alignkit import hookimpl
-from alignkit.models import adapters, trunk
+from alignkit.models import adapters, logit_form, peft_internals
+from alignkit.models.roles import apply_head
+from alignkit.models.token_logps import token_logps
 from alignkit.runs import base
 from alignkit_lora import lora
 
@@ -221,28 +223,28 @@ def sample(model: Any, options: argparse.Namespace) -> int:
 
 def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int:
     """The peak of a forward and backward pass of policy and value, above what was there before."""
-    inner = trunk._inner(model)
+    inner = logit_form.base_of(model)
     if options.gradient_checkpointing:
-        for each in {id(inner): inner, id(value): trunk._inner(value)}.values():
+        for each in {id(inner): inner, id(value): logit_form.base_of(value)}.values():
             if hasattr(each, "gradient_checkpointing_enable"):
                 each.gradient_checkpointing_enable(
-                    {"use_reentrant": False, "context_fn": lambda: trunk._recompute_alike(model)}
+                    {"use_reentrant": False, "context_fn": lambda: peft_internals.checkpoint_contexts(model)}
                 )
     model.train(), value.train()
     ids = torch.zeros(options.microbatch, options.length, dtype=torch.long)
     mask = torch.ones_like(ids)
 
     def states(of: Any, adapter: str) -> torch.Tensor:
-        with trunk.use_adapter(of, adapter):
-            body = trunk.logit_form.trunk_of(of) if hasattr(of, "lm_head") or hasattr(of, "peft_config") else of
+        with peft_internals.use_adapter(of, adapter):
+            body = logit_form.trunk_of(of) if hasattr(of, "lm_head") or hasattr(of, "peft_config") else of
             return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     with Live(model, value, head) as live:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = states(model, "default")[:, -options.response - 1 : -1].flatten(0, 1)
             of_value = hidden if options.value == "head" else states(value, "role_value")[:, -options.response - 1 : -1]
-            values = trunk._score(head, of_value)
-            logps, _ = trunk.token_logps(inner, hidden, ids[:, -options.response :].flatten(), 1.0)
+            values = apply_head(head, of_value)
+            logps, _ = token_logps(inner, hidden, ids[:, -options.response :].flatten(), 1.0)
         (logps.sum() + values.sum()).backward()
         del hidden, of_value, values, logps
     return live.peak

@@ -65,7 +65,7 @@ def reward_runs(trained_reward_runs: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def run_of(tuner: str, *settings: str) -> Any:
     """A PPO run that is ready to train, and its reward, which is given the run's roles."""
-    from alignkit.models.trunk import assemble
+    from alignkit.models import assemble
     from alignkit.training.run import Run
 
     given = [f"ppo.policy={tuner}/sft", "train.bf16=false", "train.use_cpu=true", "data.eval_size=2", *settings]

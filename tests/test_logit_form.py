@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from alignkit import AlignkitError
-from alignkit.models import fused_head, logit_form
+from alignkit.models import Member, Roles, Sequences, fused_head, logit_form
 from alignkit.models.logit_form import LogitForm
-from alignkit.models.trunk import Member, Roles, Sequences
 
 PROMPT, ANSWER = [1, 2, 3, 4], [5, 9, 7, 8, 6, 3]
 IDS = torch.tensor([PROMPT + ANSWER])

@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.data.encoding import Branches
-from alignkit.models import adapters, branches
-from alignkit.models.trunk import Member, Roles, Sequences
+from alignkit.models import Member, Roles, Sequences, adapters, branches
 from alignkit.runs import base, manifest
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import PluginError
-from alignkit.models.trunk import Roles, Sequences
+from alignkit.models import Roles, Sequences
 
 TUNERS = """
     from alignkit import Tuner, hookimpl

@@ -47,7 +47,7 @@ def build(run):
     from alignkit.data.chat_template import prompt_ids
     from alignkit.online import RolesTrainer
     from alignkit.generation.sampling import text
-    from alignkit.models.trunk import Sequences, assemble
+    from alignkit.models import Sequences, assemble
 
     class Reinforce(RolesTrainer):
         def get_train_dataloader(self):

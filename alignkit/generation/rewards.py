@@ -85,7 +85,7 @@ def of_role(run: Run, path: str | None) -> RewardFunction:
     """
     import torch
 
-    from alignkit.models.trunk import Roles, Sequences
+    from alignkit.models import Roles, Sequences
 
     runs = lineage.rewards_in(run.parents)
     names = [role for role, folder in runs.items() if path in (None, str(folder))]

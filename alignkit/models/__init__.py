@@ -39,6 +39,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from alignkit.models.adapters import check_apart, copy_adapter, open_run, without_dropout
+    from alignkit.models.assembly import assemble
     from alignkit.models.branches import (
         answer_scores,
         collate_separate,
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
     from alignkit.models.device import run_device, run_dtype
     from alignkit.models.fused_head import TokenLogpsOutput, fused_logps, install_fused_head, uses_fused_head
     from alignkit.models.logit_form import base_of, probing
+    from alignkit.models.peft_internals import use_adapter
+    from alignkit.models.roles import Member, Roles
+    from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt
     from alignkit.models.trl_internals import adapter_on_head, kept_dtypes
-    from alignkit.models.trunk import Logps, Member, Roles, Sequences, assemble, use_adapter
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError
 from alignkit.models import device
+from alignkit.models.peft_internals import belongs_to
 from alignkit.runs import base, lineage
 
 WITH_HEAD = ("value", "reward")
@@ -64,12 +65,7 @@ def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor],
     peft.PeftModel.add_adapter(model, name, config)
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(trained if is_of(name, key) else before.get(key, False))
-
-
-def is_of(adapter: str, parameter: str) -> bool:
-    """Whether the parameter of that name belongs to that adapter: PEFT makes the adapter's name a part of it."""
-    return f".{adapter}." in f"{parameter}."
+        parameter.requires_grad_(trained if belongs_to(name, key) else before.get(key, False))
 
 
 def check_apart(model: Any) -> None:
@@ -78,7 +74,7 @@ def check_apart(model: Any) -> None:
     Raises:
         AlignkitError: it also trains weights of the base, which the reference would share.
     """
-    shared = [n for n, parameter in model.named_parameters() if parameter.requires_grad and not is_of("default", n)]
+    shared = [name for name, p in model.named_parameters() if p.requires_grad and not belongs_to("default", name)]
     if shared:
         raise AlignkitError(
             f"the tuner trains {shared[0]} outside its adapter: the reference would change with the policy. Use "

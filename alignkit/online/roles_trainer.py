@@ -17,14 +17,14 @@ import safetensors.torch
 import transformers
 from torch import Tensor
 
-from alignkit.models.trunk import Roles
+from alignkit.models import Roles
 from alignkit.protocols import Run
 
 WEIGHTS = "trained.safetensors"  # in a checkpoint
 
 
 class RolesTrainer(transformers.Trainer):
-    """``transformers.Trainer`` for a model that is a :class:`alignkit.models.trunk.Roles`.
+    """``transformers.Trainer`` for a model that is a :class:`alignkit.models.Roles`.
 
     A checkpoint holds every weight that is trained, whatever role it belongs to. The run folder holds the policy alone,
     as plain PEFT or Transformers opens it, and the tokenizer.
@@ -74,7 +74,7 @@ class RolesTrainer(transformers.Trainer):
         for key, tensor in safetensors.torch.load_file(folder / WEIGHTS).items():
             group, _, name = key.rpartition("/")
             groups.setdefault(group, {})[name] = tensor
-        self.roles.put(groups.pop(""))
+        self.roles.load_weights(groups.pop(""))
         self.load_checkpoint(groups, json.loads((folder / self._state_file).read_text(encoding="utf-8")))
 
     @property

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models.trunk import Roles
+from alignkit.models import Roles
 from alignkit.protocols import Run
 from alignkit.runs import manifest
 from alignkit.training.meters import last_logged

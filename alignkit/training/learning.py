@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.encoding import Ranked
 from alignkit.data.prompts import prompt_text
 from alignkit.errors import AlignkitError
-from alignkit.models.trunk import Sequences, switched
+from alignkit.models import Sequences
+from alignkit.models.peft_internals import is_adapted
 from alignkit.protocols import Run
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def describe(model: Any) -> str:
 
 def _kinds(model: nn.Module) -> list[str]:
     """The names of the layers that are trained, without their place in the model: ``q_proj``, ``v_proj``."""
-    adapted = {name for name, module in model.named_modules() if switched(module)}
+    adapted = {name for name, module in model.named_modules() if is_adapted(module)}
     found: dict[str, None] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -46,7 +47,7 @@ def frozen_experts(model: nn.Module) -> str | None:
     if not hasattr(model, "peft_config"):
         return None
     names = [n for n, p in model.named_parameters() if p.ndim == 3 and ".experts." in n and not p.requires_grad]
-    if not names or any(".experts" in name for name, module in model.named_modules() if switched(module)):
+    if not names or any(".experts" in name for name, module in model.named_modules() if is_adapted(module)):
         return None
     kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
     return f"warning: the routed experts ({kinds}) stay frozen: adapters are put on linear layers alone"

@@ -15,7 +15,7 @@ from alignkit import Answers, DataError, RewardFunction, Run, Sampling
 from alignkit.data.chat_template import prompt_ids
 from alignkit.data.encoding import check_fit, encode_each
 from alignkit.generation.sampling import text
-from alignkit.models.trunk import Logps, Roles, Sequences
+from alignkit.models import Logps, Roles, Sequences
 from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis
 

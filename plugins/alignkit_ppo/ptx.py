@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkit import AlignkitError, ConfigError, Demonstration, Run, Text, data
 from alignkit.data.chat_template import IGNORE, encode
 from alignkit.data.encoding import check_fit, encode_each
-from alignkit.models.trunk import Sequences
+from alignkit.models import Sequences
 from alignkit_ppo.collect import pass_after_pass
 
 if TYPE_CHECKING:

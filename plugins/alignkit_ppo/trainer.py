@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit import ConfigError, PolicyBatch, Run
 from alignkit.evaluation import error_bar, write_answers
 from alignkit.generation.sampling import text
-from alignkit.models.trunk import Sequences, assemble
+from alignkit.models import Sequences, assemble
 from alignkit.online import RolesTrainer
 from alignkit.training.meters import Means
 from alignkit_ppo import diagnosis, ema
@@ -281,7 +281,7 @@ class PPOTrainer(RolesTrainer):
     def keep(self) -> bool:
         """Put the policy in place that is to be kept, if it is another than the last; whether it is."""
         kept = self.best[1] if self.best else self.average
-        self.roles.put(kept)
+        self.roles.load_weights(kept)
         return bool(kept)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from alignkit import AlignkitError, PolicyBatch, Sampling
 from alignkit.cli import main
-from alignkit.models.trunk import Roles, Sequences
+from alignkit.models import Roles, Sequences
 from alignkit_ppo import advantages as adv
 from alignkit_ppo import diagnosis, losses
 
@@ -706,7 +706,7 @@ def test_engines_draw_what_the_training_forward_finds_likeliest(
 def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
     """A run and its roles, in fp32, as the stage makes them."""
     from alignkit.cli.common import read_arguments
-    from alignkit.models.trunk import assemble
+    from alignkit.models import assemble
     from alignkit.runs.plan import pipeline
     from alignkit.training.run import Run
 
@@ -772,7 +772,7 @@ def test_log_probabilities_are_those_of_the_model_at_the_temperature(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from alignkit.models.trunk import Member
+    from alignkit.models import Member
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), dtype=torch.float32, **logits).eval()
     assert all(getattr(model.config, name) == value for name, value in logits.items())

@@ -1,0 +1,69 @@
+"""What alignkit uses of PEFT that is not its public API. ``tests/test_internals.py`` fails when a release changes it.
+
+Everything here was checked with PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+def belongs_to(adapter: str, parameter: str) -> bool:
+    """Whether the parameter of that name belongs to that adapter.
+
+    PEFT makes the adapter's name a part of the parameter's: ``...q_proj.lora_A.default.weight``.
+    """
+    return f".{adapter}." in f"{parameter}."
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module is PEFT's and computes something else for each adapter.
+
+    These are layers of tuners, modules that an adapter saves whole (``modules_to_save``) and trained tokens.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+@contextlib.contextmanager
+def use_adapter(model: Any, adapter: str | None) -> Iterator[None]:
+    """Switch a PEFT model to one adapter, or with None to its base, and back. What is trainable does not change.
+
+    PEFT's ``set_adapter`` and ``disable_adapter`` change ``requires_grad``, which is wrong where several adapters are
+    trained. So this sets the two attributes that the forward of an adapted module reads.
+    """
+    layers = _adapted_modules(model)
+    former = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, former, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def checkpoint_contexts(model: Any) -> tuple[Any, Any]:
+    """``context_fn`` of ``torch.utils.checkpoint``: recompute with the adapter that is active now."""
+    layers = _adapted_modules(model)
+    if not layers:
+        return contextlib.nullcontext(), contextlib.nullcontext()
+    active = None if layers[0]._disable_adapters else layers[0]._active_adapter[0]
+    return contextlib.nullcontext(), use_adapter(model, active)
+
+
+def _adapted_modules(model: Any) -> list[Any]:
+    """The adapted modules of a model, listed once: adapters that are added later are in the same modules."""
+    layers = getattr(model, "_alignkit_layers", None)
+    if layers is None:
+        layers = [module for module in model.modules() if is_adapted(module)] if hasattr(model, "peft_config") else []
+        object.__setattr__(model, "_alignkit_layers", layers)
+    return list(layers)

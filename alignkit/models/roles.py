@@ -1,0 +1,189 @@
+"""Several roles in one module: where they can, as adapters of one base in memory, else as models side by side.
+
+``roles(sequences, ("policy", "value"))`` is one forward for any of them. DDP wraps one module, and no stage knows
+whether a role is an adapter or a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.models import adapters, logit_form, peft_internals
+from alignkit.models.logit_form import LogitForm, base_of
+from alignkit.models.sequences import Logps, Sequences
+from alignkit.models.token_logps import from_logits, token_logps
+from alignkit.runs import lineage
+
+
+@dataclass
+class Member:
+    """The model of a role, and under PEFT which of its adapters the role uses."""
+
+    model: Any  # a PeftModel or a Transformers model
+    adapter: str | None = None  # under PEFT: the adapter; None: all adapters off
+    head: nn.Module | None = None  # the scalar head; None: a language model
+
+
+def _key(member: Member) -> tuple[int, str | None]:
+    """Members with the same key have the same hidden states."""
+    return id(member.model), member.adapter
+
+
+class Roles(nn.Module):
+    """One module for all roles. Its parameters that require gradients are what is trained."""
+
+    def __init__(
+        self, members: dict[str, Member], temperature: float = 1.0, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        super().__init__()
+        for member in members.values():
+            adapters.check_weights_trained(member.model)
+        self.say = say
+        self._forms: dict[int, LogitForm | None] = {}  # of each model, once it is known
+        self.members = members
+        self.temperature = temperature
+        self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
+        self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
+        self.config = members["policy"].model.config
+
+    def forward(self, sequences: Sequences, roles: Sequence[str], temperature: float | None = None) -> dict[str, Any]:
+        """For each role: :class:`Logps` of a policy or a reference, values [B, A] of a value, scores [B] of a reward.
+
+        A value is that of the state before its token. A reward's score is read at the answer's last token.
+        ``temperature`` is the temperature of log-probabilities, by default that of sampling.
+        """
+        hidden: dict[Any, Tensor] = {}  # a head on the policy's hidden states needs no forward of its own
+        temperature = temperature or self.temperature
+        return {role: self._forward_role(role, hidden, sequences, temperature) for role in roles}
+
+    def _forward_role(self, role: str, states: dict[Any, Tensor], sequences: Sequences, temperature: float) -> Any:
+        member = self.members[role]
+        mask = sequences.mask
+        row, column = mask.nonzero(as_tuple=True)
+        before = sequences.start[row] + column - 1  # the position that an answer's token is drawn at
+        if member.head is not None:
+            hidden = self._hidden(role, states, sequences)
+            if role in lineage.rewards_in(self.members):
+                rows = torch.arange(len(hidden), device=hidden.device)
+                return apply_head(member.head, hidden[rows, sequences.start + sequences.length - 1])
+            values = apply_head(member.head, hidden[row, before])
+            return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, values)
+        targets, form = sequences.input_ids[row, before + 1], self._form(role)
+        if form is None:
+            with self.using(role) as model:
+                logits = model(**_inputs(sequences)).logits[row, before]
+            logps, entropy = from_logits(logits, targets, temperature)
+        else:
+            states_before = self._hidden(role, states, sequences)[row, before]
+            with self.using(role):  # the head may have an adapter too
+                logps, entropy = token_logps(base_of(member.model), states_before, targets, temperature, form)
+        zeros = torch.zeros(mask.shape, device=logps.device)
+        return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
+
+    def _hidden(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Tensor:
+        """The last hidden states [B, T, d] of a role, computed once for roles with the same model and adapter."""
+        member = self.members[role]
+        if _key(member) not in states:
+            with self.using(role):
+                states[_key(member)] = logit_form.trunk_of(member.model)(**_inputs(sequences)).last_hidden_state
+        return states[_key(member)]
+
+    def _form(self, role: str) -> LogitForm | None:
+        """How the role's logits follow from its hidden states, measured when its model is first used."""
+        model = self.members[role].model
+        if id(model) not in self._forms:
+            with self.using(role):
+                self._forms[id(model)] = logit_form.measure(model)
+            if self._forms[id(model)] is None:
+                self.say(
+                    f"{type(base_of(model)).__name__} does more to its logits than a head, a scale and a cap: "
+                    "log-probabilities take its whole logits, which is slower and needs more memory"
+                )
+        return self._forms[id(model)]
+
+    def describe(self) -> str:
+        """The models in memory: ``"policy, reference, value on one base of 135M weights; 9.8M are trained"``."""
+        by_model: dict[int, list[str]] = {}
+        for name, member in self.members.items():
+            by_model.setdefault(id(member.model), []).append(name)
+        models = {id(model): model for model in self.models}
+        parts = []
+        for key, names in by_model.items():
+            adapters_of_model = getattr(models[key], "peft_config", ())
+            size = sum(
+                p.numel()
+                for n, p in models[key].named_parameters()
+                if not any(peft_internals.belongs_to(adapter, n) for adapter in adapters_of_model)
+            )
+            parts.append(
+                f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M weights"
+            )
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return f"{'; '.join(parts)}; {trained / 1e6:,.1f}M are trained"
+
+    @contextlib.contextmanager
+    def using(self, role: str) -> Iterator[Any]:
+        """The model of a role, with the role's adapter active and no other."""
+        member = self.members[role]
+        with peft_internals.use_adapter(member.model, member.adapter):
+            yield member.model
+
+    @torch.no_grad()
+    def start_value(self, score: float) -> None:
+        """Set the bias of an untrained value head, so that it predicts this score for every answer."""
+        head: Any = self.members["value"].head
+        if head is not None and head.bias is not None:
+            head.bias.fill_(score)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set parameters by name."""
+        parameters = dict(self.named_parameters())
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)
+
+    def trained(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """The names and values of a role's trained parameters."""
+        member = self.members[role]
+        own = {
+            id(p)
+            for n, p in member.model.named_parameters()
+            if member.adapter is None or peft_internals.belongs_to(member.adapter, n)
+        }
+        return ((n, p) for n, p in self.named_parameters() if p.requires_grad and id(p) in own)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy alone, in the format of a run folder."""
+        member = self.members["policy"]
+        only = {"selected_adapters": [member.adapter]} if member.adapter else {}
+        member.model.save_pretrained(str(folder), **only)
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Recompute activations in the backward pass, with the adapter that was active in the forward pass."""
+        for model in self.models:
+            if any(p.requires_grad for p in model.parameters()):
+                inner = base_of(model)
+                enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
+                contexts = functools.partial(peft_internals.checkpoint_contexts, model)
+                enable({"use_reentrant": False, "context_fn": contexts})
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
+
+
+def _inputs(sequences: Sequences) -> dict[str, Any]:
+    return {"input_ids": sequences.input_ids, "attention_mask": sequences.attention_mask, "use_cache": False}
+
+
+def apply_head(head: Any, hidden: Tensor) -> Tensor:
+    """A scalar head on hidden states [..., d], computed in the head's own dtype: [...] in fp32."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+    return scores
