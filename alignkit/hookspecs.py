@@ -7,7 +7,7 @@ hooks with ``@alignkit.hookimpl``. Every example below is a complete plugin and 
 a list of components and must not import torch: whatever needs torch is imported inside a component's functions.
 Components are chosen by name, never by order; two active plugins that give the same name are an error.
 
-**Run hooks** come second. ``alignkit.training.run`` calls them at fixed points of a run and never inside a training
+**Run hooks** come second. ``alignkit.training`` calls them at fixed points of a run and never inside a training
 step, in the order in which the plugins were named (``alignkit_load_model`` from the last to the first, so that the last
 wins)::
 
@@ -202,7 +202,7 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
     """
 
 
-# --- run hooks: called by alignkit.training.run ----------------------------------------------------------------------
+# --- run hooks: called by alignkit.training --------------------------------------------------------------------------
 
 
 @hookspec

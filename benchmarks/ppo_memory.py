@@ -300,7 +300,7 @@ def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
     """Two iterations of alignkit's PPO on random weights; the most that was allocated on the GPU, in bytes."""
     from alignkit.registry import Plugin, Registry, installed
     from alignkit.runs.plan import pipeline
-    from alignkit.training.run import execute
+    from alignkit.training import execute
 
     cuda = torch.cuda.is_available()
     global random_weights

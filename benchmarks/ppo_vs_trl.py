@@ -148,7 +148,7 @@ def execute(
     """One run of alignkit in this process."""
     from alignkit.registry import Plugin, Registry, installed
     from alignkit.runs.plan import pipeline
-    from alignkit.training.run import execute
+    from alignkit.training import execute
 
     registry = Registry([*installed(), Plugin("meter", "benchmarks", "0", EntryPoint("meter", "__main__:meter", "-"))])
     settings = {

@@ -4,7 +4,7 @@
 
     python benchmarks/sft_vs_trl.py --tuner lora --runs 3 --steps 10
 
-The process of alignkit runs ``alignkit.training.run.execute``; TRL's is ``SFTTrainer`` as its documentation shows it,
+The process of alignkit runs ``alignkit.training.execute``; TRL's is ``SFTTrainer`` as its documentation shows it,
 fed with conversational prompt-completion rows. Both train without evaluation, checkpoints and gradient checkpointing,
 and are watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the
 chat template writes after an answer's end, so its rows are one token longer; rows per second do not depend on that.
@@ -133,7 +133,7 @@ def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator  # of both
 
-    from alignkit.training.run import execute
+    from alignkit.training import execute
 
     collate = Collator.torch_call
 

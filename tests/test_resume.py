@@ -124,7 +124,7 @@ def test_ppo_trains_on_from_a_finished_run_as_if_it_had_been_longer(
     first = weights(part)
     capsys.readouterr()
 
-    with pytest.raises(AssertionError, match="add --resume to train it on"):
+    with pytest.raises(AssertionError, match="add --resume to extend it"):
         run_stage("ppo", *PPO, "ppo.iterations=4")
     assert run_stage("ppo", *PPO, "ppo.iterations=2", "reward.address=http://b") == part
     assert "nothing to train" in capsys.readouterr().out
@@ -299,7 +299,7 @@ def test_every_plugin_is_told_that_a_run_failed_though_one_of_them_raises(
 def test_a_model_folder_that_is_gone_after_the_plan_is_one_line(
     train: Train, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import alignkit.training.run as module
+    import alignkit.training.execution as module
 
     model, execute = shutil.copytree(tiny_model(), tmp_path / "model"), module.execute
 

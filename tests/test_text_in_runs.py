@@ -32,7 +32,7 @@ def test_a_run_keeps_its_day_when_resumed_and_hands_it_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("alignkit.training.run.today", lambda: "2026-01-01")
-        patch.setattr("alignkit.training.run.save", killed)
+        patch.setattr("alignkit.training.execution.save", killed)
         with pytest.raises(AssertionError, match="killed"):
             run_stage("sft", *asked)
     monkeypatch.setattr("alignkit.training.run.today", lambda: "2026-01-02")

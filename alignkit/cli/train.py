@@ -43,7 +43,7 @@ def train(
     common.quiet()
 
     from alignkit.runs import base
-    from alignkit.training.run import Interrupted, execute
+    from alignkit.training.execution import Interrupted, execute
 
     for plan in planned.to_train:
         if plan.config.stage.component.role == "reward":  # fail before earlier stages train

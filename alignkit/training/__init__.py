@@ -1,4 +1,4 @@
-"""One run of one stage: where hooks meet a run, and what every trainer has beside its own loss.
+"""One run of one stage: where hooks meet a run, and what every trainer shares apart from its loss.
 
 Importing this package imports no torch; using its names does.
 """
@@ -10,7 +10,7 @@ from alignkit.lazy import lazy_imports
 __all__ = ["Means", "RowMetrics", "execute", "last_logged"]
 
 if TYPE_CHECKING:
+    from alignkit.training.execution import execute
     from alignkit.training.meters import Means, RowMetrics, last_logged
-    from alignkit.training.run import execute
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -1,57 +1,89 @@
-"""A role's model before and after the tuner: how it is loaded, and whether what plugins gave can serve the role."""
+"""Loads the model of a role: the base model, then the tuner, then the adapter that it starts from.
+
+What plugins return is checked on the way. Importing this module imports torch.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignkit.errors import PluginError
+import transformers
+from torch import nn
+
+from alignkit.errors import ConfigError, PluginError, one_line
 from alignkit.models import adapters
 from alignkit.protocols import Run
 from alignkit.registry import handover
 from alignkit.runs import base
 from alignkit.training import learning
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
 
-
-def load(run: Run, role: str, name_or_path: str) -> PreTrainedModel:
-    """The model that a role starts from, loaded by a plugin where one wants to, as the tuner asks for it.
+def load(run: Run, role: str, start: str) -> nn.Module:
+    """The model of a role, made trainable by the tuner and started from the parent ``start``; see ``alignkit.Run``.
 
     Raises:
-        AlignkitError: it cannot be loaded, or the tuner cannot train it.
-        PluginError: a plugin gave something else.
+        AlignkitError: the model cannot be loaded, a weight of it is NaN or infinite, or the tuner cannot train it.
+        PluginError: a plugin returned something that cannot serve the role.
     """
-    from torch import nn
+    record = run.records.get(start)
+    name_or_path = base.under(record, run.parents[start], run.say) if record else run.base
+    loaded = _load_base(run, role, name_or_path)
+    transformers.set_seed(run.config.train.get("seed", 42))
+    if role in adapters.WITH_HEAD:
+        if record is None or record["role"] not in adapters.WITH_HEAD:
+            adapters.fresh_head(loaded, run.score_pad_token_id)
+    else:
+        loaded.generation_config.eos_token_id = run.stop_ids
+        loaded.generation_config.pad_token_id = run.tokenizer.pad_token_id
+    model = _wrap(run, role, loaded)
+    if record and record["weights"] == "adapter":
+        model = adapters.continue_adapter(model, run.parents[start])
+    _check_tuned(run, role, model)
+    if role in adapters.WITH_HEAD:
+        adapters.head_in_fp32(model)
+    run.registry.call("alignkit_model_ready", run=run, role=role, model=model)
+    learning.check_weights(model.named_parameters(), f"the model {name_or_path}")
+    run.say(f"{role}: {learning.describe(model)}")
+    if warning := learning.frozen_experts(model):
+        run.say(warning)
+    return model
 
+
+def _load_base(run: Run, role: str, name_or_path: str) -> Any:
+    """The base model of a role: from ``alignkit_load_model`` if a plugin returns one, else from Transformers."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
     arguments = handover.load_arguments(run.registry.who(tuner, "load"), tuner.load(config, run.dtype))
     kwargs = {"dtype": run.dtype, **arguments}
-    head = role in adapters.WITH_HEAD
+    with_head = role in adapters.WITH_HEAD
 
-    def right(given: Any) -> bool:
-        elsewhere = name_or_path != run.base and getattr(given, "name_or_path", name_or_path) == run.base
-        headless = head and not hasattr(given, "score")
-        return given is None or (isinstance(given, nn.Module) and not headless and not elsewhere)
+    def fits(model: Any) -> bool:
+        if model is None:
+            return True
+        of_other_base = name_or_path != run.base and getattr(model, "name_or_path", name_or_path) == run.base
+        return isinstance(model, nn.Module) and not of_other_base and (hasattr(model, "score") or not with_head)
 
     expected = f"a model or None, for a {role} from {name_or_path}"
-    loaded: Any = run.registry.call(
-        "alignkit_load_model", right, expected, run=run, role=role, name_or_path=name_or_path, kwargs=kwargs
+    loaded = run.registry.call(
+        "alignkit_load_model", fits, expected, run=run, role=role, name_or_path=name_or_path, kwargs=kwargs
     )
     if loaded is None:
-        loaded = base.load(name_or_path, kwargs, head)
+        loaded = base.load(name_or_path, kwargs, with_head)
     if getattr(loaded, "is_quantized", False) and not tuner.adapters:
         raise base.refuse_quantised(run.config.model, loaded.quantization_method.value, tuner)
     return base.without_repacking(loaded)
 
 
-def check_tuned(run: Run, role: str, model: nn.Module) -> None:
-    """Whether what a tuner gave trains what it declares, and the scalar head of a value or a reward.
+def _wrap(run: Run, role: str, loaded: Any) -> Any:
+    """The loaded model as the tuner makes it trainable."""
+    tuner, config = run.config.tuner.component, run.config.tuner.config
+    try:
+        return handover.model(run.registry.who(tuner, "wrap"), tuner.wrap(config, loaded, role))
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"tuner '{tuner.name}' cannot be put on {run.config.model}: {one_line(error)}") from error
 
-    Raises:
-        PluginError: it does not.
-    """
+
+def _check_tuned(run: Run, role: str, model: nn.Module) -> None:
+    """Check that a tuner trains what it declares, and the scalar head of a value or a reward."""
     tuner = run.config.tuner.component
     if adapters.trains_inputs(model) and tuner.trains != "inputs":
         raise PluginError(
@@ -62,15 +94,3 @@ def check_tuned(run: Run, role: str, model: nn.Module) -> None:
             f"{run.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use another tuner, "
             "or tell its author: modules_to_save=['score']"
         )
-
-
-def say_what_is_trained(run: Run, role: str, model: nn.Module, name_or_path: str) -> None:
-    """One line on what is trained, and a warning where experts are left out.
-
-    Raises:
-        AlignkitError: a weight is NaN or infinite.
-    """
-    learning.check_weights(model.named_parameters(), f"the model {name_or_path}")
-    run.say(f"{role}: {learning.describe(model)}")
-    if warning := learning.frozen_experts(model):
-        run.say(warning)

@@ -549,7 +549,7 @@ def test_a_classifier_without_a_pad_token_scores_batches(folder: Path, tiny_mode
 
 def test_a_run_that_had_only_to_be_finished_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after its last checkpoint: no step more, and the same weights."""
-    from alignkit.training import run as running
+    from alignkit.training import execution
 
     def killed(*arguments: Any) -> None:
         raise GeneratorExit  # which nothing handles
@@ -557,7 +557,7 @@ def test_a_run_that_had_only_to_be_finished_is_finished(folder: Path, monkeypatc
     settings = [*GOLD, "ppo.iterations=2", "ppo.ema=0.5"]
     whole = ppo(*settings, "--output", "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(running, "save", killed)
+        patch.setattr(execution, "save", killed)
         with pytest.raises(GeneratorExit):
             ppo(*settings, "--output", "cut")
     assert Path("cut/ppo.unfinished/checkpoints/checkpoint-4").is_dir()
