@@ -49,17 +49,17 @@ class PreferenceLogps:
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """PPO: what the policy and the value function say now, what they said when sampling, and what came of it."""
+    """Online stages such as PPO: outputs of the policy and the value function, and what they are trained towards."""
 
     logps: Tensor  # [B, T] now
     old_logps: Tensor  # [B, T] when sampled
-    advantages: Tensor  # [B, T], whitened
-    values: Tensor  # [B, T] now
-    old_values: Tensor  # [B, T] when sampled
-    returns: Tensor  # [B, T]
+    advantages: Tensor  # [B, T]
     entropy: Tensor  # [B, T] of the policy now, in nats
     mask: Tensor  # [B, T] bool, True on the response's tokens
     num_tokens: Tensor | int  # response tokens of the whole optimizer step, all microbatches and ranks together
+    values: Tensor | None = None  # [B, T] now; None, as the next two, for a stage without a value function
+    old_values: Tensor | None = None  # [B, T] when sampled
+    returns: Tensor | None = None  # [B, T]
 
 
 @dataclass(frozen=True)

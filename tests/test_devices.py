@@ -77,14 +77,14 @@ def test_a_cpu_does_not_train_in_fp16(train: Callable[..., Path]) -> None:
 
 def test_less_pretraining_text_than_processes_is_refused() -> None:
     from alignkit import ConfigError
+    from alignkit.online.build import microbatches
     from alignkit_ppo.config import PPOConfig
-    from alignkit_ppo.trainer import microbatches
 
     config = PPOConfig(batch_size=8, minibatches=1, ptx_coef=1.0, ptx_batch_size=1)
-    assert microbatches(config, 4, 1) == (4, 2)
+    assert microbatches("ppo", config, 4, 1) == (4, 2)
     with pytest.raises(ConfigError, match="ptx_batch_size=1 is less than one text for each of the 2 processes"):
-        microbatches(config, 4, 2)
-    assert microbatches(PPOConfig(batch_size=8, minibatches=1, ptx_batch_size=1), 4, 2) == (4, 1)
+        microbatches("ppo", config, 4, 2)
+    assert microbatches("ppo", PPOConfig(batch_size=8, minibatches=1, ptx_batch_size=1), 4, 2) == (4, 1)
 
 
 def test_a_run_that_was_killed_before_its_renaming_goes_on_in_every_process(

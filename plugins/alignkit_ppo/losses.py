@@ -1,4 +1,4 @@
-"""Losses on :class:`alignkit.PolicyBatch`: functions of what policy and value say now and said when sampling."""
+"""Losses on :class:`alignkit.PolicyBatch`: functions of outputs of policy and value function, now and when sampling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClipConfig:
         0.2, "clip range of the probability ratio: 1 - cliprange to 1 + cliprange"
     )
     value_cliprange: Annotated[float, Gt(0)] = option(0.2, "clip range of a value around its old value")
-    value_coef: Annotated[float, Ge(0)] = option(0.1, "weight of the value loss")
+    value_coef: Annotated[float, Ge(0)] = option(0.1, "weight of the value loss, if the stage has a value function")
     entropy_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the entropy bonus")
 
 
@@ -65,22 +65,27 @@ def ppo_dual_clip(config: DualClipConfig) -> Callable[[PolicyBatch], LossOutput]
 
 
 def _with_value(config: ClipConfig, batch: PolicyBatch, policy: Tensor, ratio: Tensor) -> LossOutput:
-    """The policy's loss, half the clipped squared error of the value, and the entropy, each a mean over tokens."""
-    import torch
+    """The policy's loss, half the clipped squared error of the value, and the entropy, each a mean over tokens.
 
-    near = batch.old_values + (batch.values - batch.old_values).clamp(-config.value_cliprange, config.value_cliprange)
-    value = 0.5 * torch.maximum((batch.values - batch.returns) ** 2, (near - batch.returns) ** 2)
+    Without a value function there is no value loss.
+    """
+    import torch
 
     def mean(per_token: Tensor) -> Tensor:
         return (per_token * batch.mask).sum() / batch.num_tokens
 
-    policy_loss, value_loss, entropy = mean(policy), mean(value), mean(batch.entropy)
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    policy_loss, entropy = mean(policy), mean(batch.entropy)
+    loss = policy_loss - config.entropy_coef * entropy
     log_ratio = batch.logps - batch.old_logps
+    metrics = {"policy_loss": policy_loss.detach()}
+    if batch.values is not None and batch.old_values is not None and batch.returns is not None:
+        change = (batch.values - batch.old_values).clamp(-config.value_cliprange, config.value_cliprange)
+        errors = (batch.values - batch.returns) ** 2, (batch.old_values + change - batch.returns) ** 2
+        value_loss = mean(0.5 * torch.maximum(*errors))
+        loss = loss + config.value_coef * value_loss
+        metrics["value_loss"] = value_loss.detach()
     with torch.no_grad():
-        metrics = {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
+        metrics |= {
             "ratio": mean(ratio),
             "clip_fraction": mean(((ratio - 1).abs() > config.cliprange).float()),
             "approx_kl": mean(ratio - 1 - log_ratio),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit_ppo import ema
+from alignkit.online import ema
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from conftest import on_two_processes
@@ -21,8 +22,9 @@ from safetensors.torch import load_file
 from alignkit import AlignkitError, PolicyBatch, Sampling
 from alignkit.cli import main
 from alignkit.models import Roles, Sequences
-from alignkit_ppo import advantages as adv
-from alignkit_ppo import diagnosis, losses
+from alignkit.online import diagnosis, kl
+from alignkit.online.statistics import Statistics
+from alignkit_ppo import gae, losses
 
 PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(12)]
 ONES = torch.ones(1, 3, dtype=torch.bool)
@@ -33,7 +35,7 @@ ONES = torch.ones(1, 3, dtype=torch.bool)
 
 def test_gae_by_hand() -> None:
     values, rewards = torch.tensor([[0.5, 0.4, 0.3]]), torch.tensor([[-0.1, 0.0, 1.0]])
-    advantages, returns = adv.gae(rewards, values, ONES, gamma=1.0, lam=0.95)
+    advantages, returns = gae.gae(rewards, values, ONES, gamma=1.0, lam=0.95)
 
     torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7]]))
     torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0]]))
@@ -43,7 +45,7 @@ def test_gae_does_not_see_padding() -> None:
     values = torch.tensor([[0.5, 0.4, 0.3, 9.0, 9.0]])
     rewards = torch.tensor([[-0.1, 0.0, 1.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, False, False]])
-    advantages, returns = adv.gae(rewards, values, mask, 1.0, 0.95)
+    advantages, returns = gae.gae(rewards, values, mask, 1.0, 0.95)
 
     torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7, 0, 0]]))
     torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0, 0, 0]]))
@@ -52,23 +54,24 @@ def test_gae_does_not_see_padding() -> None:
 def test_the_score_stands_at_the_last_token_of_the_answer() -> None:
     logps, reference = torch.tensor([[-1.0, -2, -3]] * 2), torch.tensor([[-1.5, -2, -2]] * 2)
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    rewards = adv.rewards(torch.tensor([2.0, 5.0]), logps, reference, mask, kl_coef=0.1)
+    penalty = kl.kl_penalty(logps, reference, mask, kl_coef=0.1)
+    rewards = gae.token_rewards(torch.tensor([2.0, 5.0]), penalty, mask)
 
     torch.testing.assert_close(rewards, torch.tensor([[-0.05, 0, 2.1], [-0.05, 5, 0]]))
 
 
 def test_whitening_is_over_tokens() -> None:
     values, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]])
-    sums = adv.moments(values, mask)
+    statistics = Statistics(accelerate.Accelerator(cpu=True))
 
-    torch.testing.assert_close(adv.whiten(values, mask, sums).float(), torch.tensor([[-1.0, 1.0, 0.0]]))
-    torch.testing.assert_close(adv.whiten(values, mask, sums, shift=False).float(), torch.tensor([[1.0, 3.0, 0.0]]))
+    torch.testing.assert_close(statistics.whiten(values, mask), torch.tensor([[-1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(statistics.whiten(values, mask, shift=False), torch.tensor([[1.0, 3.0, 0.0]]))
 
 
 def test_the_adaptive_coefficient_moves_by_a_fifth_at_most() -> None:
-    assert adv.next_kl_coef(0.1, kl=6.6, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.01)
-    assert adv.next_kl_coef(0.1, kl=99, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.02)
-    assert adv.next_kl_coef(0.1, kl=0, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 0.98)
+    assert kl.next_kl_coef(0.1, kl=6.6, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.01)
+    assert kl.next_kl_coef(0.1, kl=99, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.02)
+    assert kl.next_kl_coef(0.1, kl=0, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 0.98)
 
 
 def policy_batch(ratio: list[float], advantages: list[float], values: list[float], returns: list[float]) -> PolicyBatch:
@@ -243,38 +246,40 @@ def test_the_policy_of_the_best_evaluation_is_kept(folder: Path) -> None:
 def test_what_commonly_goes_wrong_is_warned_of_once() -> None:
     said: list[str] = []
     first = {"entropy": 2.0, "eos_rate": 0.8, "length": 20.0, "score": 0.0}
-    watch = diagnosis.Watch(said.append, ends=True)
-    watch.iteration(first, first)
+    watch = diagnosis.FailureSigns(said.append, expect_eos=True)
+    watch.check(first, first)
     assert not said
     for _ in range(2):
-        watch.iteration({"entropy": 0.3, "eos_rate": 0.0, "length": 50.0, "score": 1.0}, first)
+        watch.check({"entropy": 0.3, "eos_rate": 0.0, "length": 50.0, "score": 1.0}, first)
 
     assert [line.split()[1] for line in said] == ["entropy", "almost", "answers"]
 
 
 def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() -> None:
-    diagnosis.first_answers(torch.zeros(1, 3), ONES, exact=True)
+    diagnosis.check_reference(torch.zeros(1, 3), ONES, exact=True)
     with pytest.raises(AlignkitError, match="the reference is not the model"):
-        diagnosis.first_answers(torch.full((1, 3), 0.01), ONES, exact=True)
+        diagnosis.check_reference(torch.full((1, 3), 0.01), ONES, exact=True)
     model, batch = torch.nn.Linear(1, 1), policy_batch([1.0], [0.0], [0.0], [0.0])
-    assert diagnosis.first_step(batch, model, True, again=lambda: batch.logps) is None
+    assert diagnosis.check_first_step(batch, model, True, recompute=lambda: batch.logps) is None
     with pytest.raises(AlignkitError, match="dropout is on in 0"):
-        diagnosis.first_step(batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, again=lambda: batch.logps)
+        diagnosis.check_first_step(
+            batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, recompute=lambda: batch.logps
+        )
     other = policy_batch([1.1], [0.0], [0.0], [0.0])
     with pytest.raises(AlignkitError, match="differ from call to call"):
-        diagnosis.first_step(other, model, True, again=lambda: other.logps)
+        diagnosis.check_first_step(other, model, True, recompute=lambda: other.logps)
 
 
 def test_in_16_bits_a_difference_between_shapes_is_rounding_and_one_between_calls_is_not() -> None:
     model, batch = torch.nn.Linear(1, 1), policy_batch([1.05], [0.0], [0.0], [0.0])
-    line = diagnosis.first_step(batch, model, False, again=lambda: batch.logps)
+    line = diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.logps)
     assert line is not None
-    assert "differ by 0.049 a token between batches of different shapes" in line
+    assert "differ by 0.049 per token between batches of different shapes" in line
     with pytest.raises(AlignkitError, match="differ from call to call"):
-        diagnosis.first_step(batch, model, False, again=lambda: batch.old_logps)
+        diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.old_logps)
     far = policy_batch([1.5], [0.0], [0.0], [0.0])
     with pytest.raises(AlignkitError, match="differ from call to call"):  # far too much for rounding
-        diagnosis.first_step(far, model, False, again=lambda: far.logps)
+        diagnosis.check_first_step(far, model, False, recompute=lambda: far.logps)
 
 
 def test_a_large_kl_coefficient_keeps_the_policy_where_it_was(folder: Path) -> None:
@@ -422,7 +427,7 @@ def test_a_value_head_is_as_wide_as_the_states_that_a_trunk_gives(
     ("settings", "said"),
     [
         (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data has no effect without ppo.ptx_coef"),
-        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to learn from: set ppo.ptx_data"),
+        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to train on: set ppo.ptx_data"),
         (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3"),
         (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
         (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),

@@ -113,7 +113,7 @@ def test_what_asks_for_nothing_may_be_said(stage: str) -> None:
 
 def test_a_shared_key_is_left_out_where_another_stage_uses_it() -> None:
     shared = resolve(Registry(), {"plugins": ["ppo"], "train": {"logging_steps": 3, "learning_rate": 1e-4}}, {})
-    assert shared.unused == {"logging_steps": "PPO logs once an iteration"}
+    assert shared.unused == {"logging_steps": "there is one log line per iteration"}
     assert "logging_steps" not in shared.train
     assert shared.train["learning_rate"] == 1e-4
     assert resolve(Registry(), {"train": {"logging_steps": 3}}, {"plugins": ["ppo"]}, "sft").train["logging_steps"] == 3

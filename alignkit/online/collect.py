@@ -1,0 +1,138 @@
+"""An iteration's answers: sample them, score them, and compute their log-probabilities and values (steps 1 to 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import transformers
+from torch import Tensor
+
+from alignkit.batches import Answers, Sampling
+from alignkit.generation.sampling import text
+from alignkit.models import Logps, Sequences
+from alignkit.online import diagnosis, seeds
+from alignkit.online.config import OnlineConfig
+from alignkit.online.prompts import EncodedPrompt
+from alignkit.online.roles_trainer import RolesTrainer
+from alignkit.online.rollouts import Rollouts
+from alignkit.online.statistics import Statistics
+from alignkit.protocols import RewardFunction, Run
+
+
+class Collector:
+    """Samples answers from the policy of a trainer, scores them, and computes what the roles give for them."""
+
+    def __init__(
+        self,
+        trainer: RolesTrainer,
+        run: Run,
+        prompts: Sequence[EncodedPrompt],
+        reward: RewardFunction,
+        on_first_scores: Callable[[float], None],
+    ):
+        self.trainer, self.prompts, self.reward, self.on_first_scores = trainer, prompts, reward, on_first_scores
+        self.config: OnlineConfig = run.config.stage.config
+        self.args, self.device, self.statistics = trainer.args, trainer.args.device, Statistics(trainer.accelerator)
+        self.tokenizer, self.pad = run.tokenizer, run.tokenizer.pad_token_id
+        self.sampling = Sampling(
+            max_new_tokens=self.config.response_length,
+            temperature=self.config.temperature,
+            stop_ids=tuple(run.stop_ids),
+        )
+        self.engine = run.rollout(self.sampling)
+        self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
+        self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
+
+    def collect(self, iteration: int) -> Rollouts:
+        """Answers to the prompts of an iteration, with all that advantages are computed from."""
+        began = time.monotonic()
+        prompts = self._prompts_of(iteration)
+        prompt_ids = [prompt.ids for prompt in prompts]
+        answers = self.sample(prompt_ids, seeds.seed(self.args, iteration, seeds.SAMPLE))  # 1
+        sampled = time.monotonic()
+
+        raw_scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
+        kept = ~raw_scores.isnan()
+        raw_scores = raw_scores.nan_to_num()
+        scores = raw_scores - self.config.missing_eos_penalty * ~ended
+        if iteration == 0:
+            self.on_first_scores(self.statistics.mean(scores, kept))
+
+        roles = ("policy", "reference", *(["value"] if self.config.value_function else []))
+        outputs = self.forward_roles(prompt_ids, answers, roles)  # 3
+        logps, entropy = outputs["policy"]
+        (ref_logps, _), values = outputs["reference"], outputs["value"][0] if "value" in outputs else None
+        mask = Sequences.of(prompt_ids, answers, self.pad, self.device).mask
+        if iteration == 0:
+            diagnosis.check_reference(logps - ref_logps, mask, self.exact)
+
+        mean, total = self.statistics.mean, self.statistics.total
+        metrics = {
+            "score": mean(raw_scores, kept),
+            "kl": mean((logps - ref_logps).sum(1)),
+            "length": mean(mask.sum(1).float()),
+            "eos_rate": mean(ended.float()),
+            "entropy": mean(entropy, mask),
+            "sampled_tokens_per_second": total(mask.sum()) / max(sampled - began, 1e-9),
+            "seconds_sampling": sampled - began,
+            "seconds_scoring": time.monotonic() - sampled,
+        }
+        if self.skips_errors:
+            metrics["reward_errors"] = total((~kept).sum())
+        return Rollouts(prompt_ids, answers, scores, kept, mask, logps, ref_logps, values, metrics)
+
+    def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
+        """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times."""
+        samples = self.config.samples_per_prompt
+        number = self.config.batch_size // samples
+        indices = seeds.shuffled_passes(len(self.prompts), iteration * number, number, self.args.seed)
+        of_process = indices[self.args.process_index :: self.args.world_size]
+        return [self.prompts[index] for index in of_process for _ in range(samples)]
+
+    def sample(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+        """Sample an answer to each prompt from the policy, as token ids."""
+        transformers.set_seed(seed)
+        roles = self.trainer.roles.eval()
+        with roles.using("policy") as policy, torch.no_grad(), self.trainer.accelerator.autocast():
+            return self.engine(policy, prompts, roles)
+
+    def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]]) -> Tensor:
+        """The reward of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is ``skip``."""
+        texts = [text(self.tokenizer, answer) for answer in answers]
+        batch = Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers)
+        scores = torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
+        clip = self.config.score_clip
+        return scores.clamp(-clip, clip) if clip is not None else scores
+
+    @torch.no_grad()
+    def forward_roles(
+        self, prompts: list[list[int]], answers: list[list[int]], roles: Sequence[str]
+    ) -> dict[str, list[Tensor]]:
+        """The outputs of roles on answers, from the same forward as in training.
+
+        Returns for each role its tensors [B, A]: log-probabilities and entropies of a language model, or values.
+        Sequences of about equal length share a forward, which keeps padding low.
+        """
+        size, width = int(self.args.per_device_eval_batch_size), max(map(len, answers))
+        order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
+        model = self.trainer.roles.train(self.trainer.model.training)
+        parts: dict[str, list[list[Tensor]]] = {role: [] for role in roles}
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            sequences = Sequences.of([prompts[i] for i in rows], [answers[i] for i in rows], self.pad, self.device)
+            with self.trainer.compute_loss_context_manager():
+                outputs = model(sequences, roles)
+            for role, output in outputs.items():
+                tensors = [output.logps, output.entropy] if isinstance(output, Logps) else [output]
+                parts[role].append([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])
+        unsorted = torch.tensor(order, device=self.device).argsort()
+        return {
+            role: [torch.cat(tensors)[unsorted] for tensors in zip(*batches, strict=True)]
+            for role, batches in parts.items()
+        }
+
+    def ended(self, answers: list[list[int]]) -> Tensor:
+        """Whether each answer ended with a stop token, [B] bool."""
+        return torch.tensor([answer[-1] in self.sampling.stop_ids for answer in answers], device=self.device)

@@ -1,0 +1,123 @@
+"""The settings that every online stage has. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from alignkit.components import option
+from alignkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """Base of an online stage's config; the names are InstructGPT's and TRL's. Derive from it to add settings."""
+
+    iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training", resume="may_grow")
+    batch_size: Annotated[int, Gt(0)] = option(64, "answers per iteration, over all processes")
+    samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers per prompt of a batch")
+    minibatches: Annotated[int, Gt(0)] = option(
+        4, "optimizer steps per epoch, independent of train.per_device_train_batch_size"
+    )
+    epochs: Annotated[int, Gt(0)] = option(1, "passes over each batch")
+    response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of an answer")
+    temperature: Annotated[float, Gt(0)] = option(1.0, "sampling temperature; log-probabilities use it too")
+    max_prompt_length: Annotated[int, Gt(0)] = option(512, "maximum tokens of a prompt; longer ones stop the run")
+    kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: reward penalty per nat of KL to the reference")
+    kl_target: Annotated[float, Gt(0)] | None = option(
+        None, "adapt kl_coef to keep the KL per answer close to this; null: fixed"
+    )
+    kl_horizon: Annotated[int, Gt(0)] = option(
+        10000, "horizon of the adaptation of kl_coef, in answers; larger is slower"
+    )
+    missing_eos_penalty: Annotated[float, Ge(0)] = option(
+        1.0, "subtracted from the score of an answer that did not end"
+    )
+    score_clip: Annotated[float, Gt(0)] | None = option(None, "clip scores to plus or minus this; null: no clipping")
+    ema: Annotated[float, Ge(0), Lt(1)] | None = option(
+        None, "decay of an average of the policy's weights, which the run then saves; null: none"
+    )
+    ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text (PPO-ptx); 0: off")
+    ptx_data: str | None = option(
+        None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run", only_with="ptx_coef"
+    )
+    ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
+    ptx_length: Annotated[int, Gt(1)] = option(256, "maximum tokens of a PPO-ptx text; longer texts are split")
+    max_kl: Annotated[float, Gt(0)] | None = option(
+        None, "stop if the KL per answer exceeds this; null: never", resume="may_grow"
+    )
+    eval_every: Annotated[int, Gt(0)] = option(
+        5,
+        "iterations between evaluations on held-out prompts",
+        resume=lambda config: "same" if config.keep == "best" else "may_change",
+    )
+    save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints", resume="may_change")
+    keep: Literal["last", "best"] = option(
+        "last", "the policy to save: the last one, or the one with the best held-out score"
+    )
+
+    @property
+    def value_function(self) -> Literal["adapter", "head"] | None:
+        """What predicts values: an adapter (or model) of its own, a head on the policy, or None for no values."""
+        return None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an iteration."""
+        return self.epochs * self.minibatches
+
+
+def check(table: str, config: OnlineConfig) -> None:
+    """Check what can be checked without a model. ``table`` is the stage's name, for messages.
+
+    Raises:
+        ConfigError: settings contradict each other.
+    """
+    if config.batch_size % config.samples_per_prompt:
+        raise ConfigError(f"{table}.batch_size must be a multiple of {table}.samples_per_prompt")
+    if config.batch_size % config.minibatches:
+        raise ConfigError(
+            f"{table}.batch_size={config.batch_size} cannot be split into {table}.minibatches={config.minibatches}"
+        )
+    if config.keep == "best" and config.ema is not None:
+        raise ConfigError(
+            f"{table}.keep=best saves a policy that was evaluated, {table}.ema saves an average: choose one"
+        )
+
+
+def refused_train_keys(table: str) -> dict[str, str]:
+    """Keys of ``train`` that have no effect in an online stage, and what to set instead."""
+    batches = f"the batch is made of sampled answers: set {table}.batch_size"
+    logs = "there is one log line per iteration"
+    best = f"{table}.keep=best chooses by the held-out score"
+    recompute = "each layer is recomputed with the adapter that computed it"
+    return {
+        "num_train_epochs": f"set {table}.iterations",
+        "gradient_accumulation_steps": f"set {table}.minibatches and {table}.batch_size",
+        "logging_strategy": logs,
+        "logging_steps": logs,
+        "logging_first_step": logs,
+        "eval_strategy": f"set {table}.eval_every, or data.eval_size=0",
+        "eval_steps": f"set {table}.eval_every",
+        "eval_on_start": "held-out prompts are always evaluated before training: set data.eval_size",
+        "save_steps": f"set {table}.save_every",
+        "save_strategy=epoch": f"set {table}.save_every",
+        "save_strategy=best": f"set {table}.keep=best",
+        "load_best_model_at_end": f"set {table}.keep=best",
+        "metric_for_best_model": best,
+        "greater_is_better": best,
+        "eval_accumulation_steps": "set train.per_device_eval_batch_size",
+        "data_seed": "set train.seed",
+        "neftune_noise_alpha": "log-probabilities must be exact",
+        "activation_checkpointing_kwargs": recompute,
+        "gradient_checkpointing_kwargs": recompute,
+        "train_sampling_strategy": batches,
+        "dataloader_drop_last": batches,
+        "dataloader_num_workers": batches,
+        "dataloader_pin_memory": batches,
+        "dataloader_persistent_workers": batches,
+        "dataloader_prefetch_factor": batches,
+        "dataloader_multiprocessing_context": batches,
+    }

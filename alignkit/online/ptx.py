@@ -1,0 +1,134 @@
+"""PPO-ptx: the gradient of a next-token loss on text is mixed into every step, so that the policy forgets less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit import data
+from alignkit.data.chat_template import IGNORE, encode
+from alignkit.data.encoding import check_fit, encode_each
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.models import Sequences
+from alignkit.online.config import OnlineConfig
+from alignkit.online.roles_trainer import RolesTrainer
+from alignkit.online.seeds import shuffled_passes
+from alignkit.protocols import Run
+from alignkit.rows import Demonstration, Text
+
+
+@dataclass(frozen=True)
+class PtxText:
+    """A text to predict, as token ids up to its last target token."""
+
+    context: list[int]  # before the first target token
+    targets: list[int]  # from the first target token on
+    target_mask: list[bool]  # which of ``targets`` are trained on
+
+
+def encode_texts(run: Run) -> list[PtxText]:
+    """The texts of ``ptx_data``, or else the demonstrations that the policy was trained on.
+
+    Texts over ``ptx_length`` tokens are split into pieces of that length; longer demonstrations are left out.
+
+    Raises:
+        AlignkitError: there are none.
+    """
+    table, config = run.config.stage.component.name, run.config.stage.config
+    if config.ptx_data is None:
+        rows = run.parent_rows("policy")
+    else:
+        source = replace(run.config.data, path=config.ptx_data, format=None, eval_path=None)
+        rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
+    if not all(isinstance(row, Text | Demonstration) for _, row in rows):
+        raise AlignkitError(f"{table}.ptx_coef: the policy was trained on no texts: set {table}.ptx_data")
+    encoded = encode_each(
+        run,
+        rows,
+        lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes),
+        skip=config.ptx_data is None or run.config.data.on_bad_row == "skip",
+    )
+    check_fit(run, ((where, ids[: config.ptx_length]) for where, sequences in encoded for ids, _ in sequences))
+    splittable = {where for where, row in rows if isinstance(row, Text)}
+    texts, too_long = list[PtxText](), 0
+    for where, sequences in encoded:
+        for ids, labels in sequences:
+            if where not in splittable and len(ids) > config.ptx_length:
+                too_long += 1
+                continue
+            for start in range(0, len(ids) - 1, config.ptx_length):
+                end = start + config.ptx_length
+                texts.append(_ptx_text(ids[start:end], labels[start:end]))
+    if too_long:
+        total = sum(len(sequences) for _, sequences in encoded)
+        run.say(f"{too_long} of {total} demonstrations are over {table}.ptx_length={config.ptx_length}: left out")
+    texts = [text for text in texts if any(text.target_mask)]
+    if not texts:
+        raise ConfigError(f"{table}.ptx_coef: there is no text to train on: set {table}.ptx_data")
+    return texts
+
+
+def _ptx_text(ids: list[int], labels: list[int]) -> PtxText:
+    first = next((i for i, label in enumerate(labels) if i and label != IGNORE), len(ids))
+    return PtxText(ids[:first], ids[first:], [label != IGNORE for label in labels[first:]])
+
+
+class PtxGradient:
+    """Adds the gradient of a next-token loss to that of a trainer, once per optimizer step (step 10)."""
+
+    def __init__(self, trainer: RolesTrainer, config: OnlineConfig, texts: list[PtxText], pad: int) -> None:
+        self.trainer, self.config, self.texts, self.pad = trainer, config, texts, pad
+        self.gradients: dict[str, Tensor] = {}
+
+    def backward(self, model: Any) -> dict[str, float]:
+        """Add the gradient of ``ptx_coef`` times the mean loss over the target tokens of this step's texts.
+
+        It comes before the other microbatches of the step, whose backward passes synchronise it with theirs.
+        """
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        microbatches = list(self._microbatches())
+        device = trainer.args.device
+        tokens = accelerator.reduce(sum((mask.sum() for _, mask in microbatches), torch.tensor(0.0, device=device)))
+        total = torch.tensor(0.0, device=device)
+        for sequences, mask in microbatches:
+            with accelerator.no_sync(model), trainer.compute_loss_context_manager():
+                logps = model(sequences, ("policy",), temperature=1.0)["policy"].logps
+                loss = -(logps * mask).sum() / tokens
+                accelerator.backward(self.config.ptx_coef * loss * accelerator.num_processes)
+            total += loss.detach()
+        self.gradients = {
+            n: accelerator.reduce(p.grad.clone(), "mean") for n, p in model.named_parameters() if p.grad is not None
+        }
+        return {"ptx_loss": float(accelerator.reduce(total)), "ptx_grad_norm": self._norm(self.gradients.values())}
+
+    def other_norm(self, model: Any) -> float:
+        """The norm of what the other microbatches of the step have added since :meth:`backward`."""
+        added = [
+            p.grad - self.gradients[n] if n in self.gradients else p.grad
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        ]
+        self.gradients = {}
+        return self._norm(added)
+
+    def _norm(self, gradients: Any) -> float:
+        scaler = self.trainer.accelerator.scaler  # of fp16, which scales gradients up
+        norm = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients]))
+        return float(norm) / (scaler.get_scale() if scaler is not None else 1.0)
+
+    def _microbatches(self) -> Iterator[tuple[Sequences, Tensor]]:
+        """This process's texts of the step, with the mask [B, A] of their target tokens."""
+        args, number = self.trainer.args, self.config.ptx_batch_size
+        indices = shuffled_passes(len(self.texts), self.trainer.state.global_step * number, number, args.seed)
+        of_process = [self.texts[i] for i in indices[args.process_index :: args.world_size]]
+        for start in range(0, len(of_process), args.per_device_train_batch_size):
+            texts = of_process[start : start + args.per_device_train_batch_size]
+            sequences = Sequences.of([t.context for t in texts], [t.targets for t in texts], self.pad, args.device)
+            mask = torch.zeros(sequences.mask.shape, device=args.device)
+            for row, text in enumerate(texts):
+                mask[row, : len(text.target_mask)] = torch.tensor(text.target_mask, device=args.device).float()
+            yield sequences, mask

@@ -1,0 +1,40 @@
+"""What an iteration has sampled, and what a stage makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The answers of one iteration on this process: B answers of at most A tokens.
+
+    Answers to the same prompt are next to each other, ``samples_per_prompt`` of them.
+    """
+
+    prompts: list[list[int]]  # token ids
+    answers: list[list[int]]  # token ids, with the one that ended the answer
+    scores: Tensor  # [B] of the reward, clipped, less the penalty for a missing EOS; 0 where it refused the answer
+    kept: Tensor  # [B] bool, False where the reward refused the answer, which then has no part in the update
+    answer_mask: Tensor  # [B, A] bool, True on the answers' tokens
+    logps: Tensor  # [B, A] of the policy that sampled
+    ref_logps: Tensor  # [B, A] of the reference
+    values: Tensor | None  # [B, A], before each token; None without a value function
+    metrics: dict[str, float]  # for the log
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, A] bool: the tokens to train on, which are those of the answers that the reward accepted."""
+        return self.answer_mask & self.kept[:, None]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What a stage computes from :class:`Rollouts`."""
+
+    advantages: Tensor  # [B, A]
+    returns: Tensor | None = None  # [B, A], what values are trained towards; None without a value function
+    metrics: Mapping[str, float] = field(default_factory=dict)  # for the log
