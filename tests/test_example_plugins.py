@@ -26,6 +26,10 @@ SMALL = [
 SMALL_OF = {
     "sft": [],
     "kto": ["sft.data.path=demonstrations.jsonl"],
+    "group-advantage": [
+        *("sft.data.path=demonstrations.jsonl", "rm.data.path=rankings.jsonl", "group-advantage.batch_size=16"),
+        *("group-advantage.minibatches=2", "group-advantage.response_length=8"),
+    ],
     "ppo": [
         *("sft.data.path=demonstrations.jsonl", "rm.data.path=rankings.jsonl", "ppo.data.path=prompts.jsonl"),
         *("ppo.batch_size=16", "ppo.minibatches=2", "ppo.response_length=8"),
@@ -73,6 +77,7 @@ def alignkit(
 
 GIVES = {
     "dolly": ["format dolly"],
+    "group-advantage": ["stage group-advantage", "loss group-clip"],
     "ia3": ["tuner ia3"],
     "kto": ["stage kto", "loss kto"],
     "length-controlled": ["reward length-controlled"],
@@ -92,6 +97,7 @@ def test_they_are_listed_and_say_what_they_give(alignkit: Callable[..., Any]) ->
 
 SHOWN = {
     "dolly": lambda manifest: manifest["data"]["format"] == "dolly",
+    "group-advantage": lambda manifest: set(manifest["parents"]) == {"policy", "reward"},
     "ia3": lambda manifest: manifest["tuner"] == "ia3" and set(manifest["parents"]) == {"policy", "reward"},
     "kto": lambda manifest: manifest["data"]["format"] == "judgements" and set(manifest["parents"]) == {"policy"},
     "length-controlled": lambda manifest: manifest["config"]["stages"]["ppo"]["reward"]["name"] == "length-controlled",
