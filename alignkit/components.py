@@ -1,7 +1,7 @@
-"""Components: the named things that plugins declare. Frozen, keyword-only, and free of torch.
+"""Components: the named objects that plugins declare. They are frozen and keyword-only.
 
-Every component owns its config: a dataclass whose fields are the component's table in the config file. Whatever needs
-torch is imported inside the functions that a component carries, so that declaring costs nothing.
+Every component has its own config: a dataclass whose fields are the component's table in the config file. The functions
+of a component import torch inside, so that declaring it is cheap. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ Resume = Literal["same", "may_change", "may_grow"]
 def option(
     default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] = "same", only_with: str | None = None
 ) -> Any:
-    """A field of a config dataclass: its default, and the comment that ``alignkit config`` writes beside it.
+    """A field of a config dataclass: its default, and the help text that ``alignkit config`` writes next to it.
 
-    ``resume`` says whether ``--resume`` accepts another value, or is a function of the config that says so:
+    ``resume`` is what ``--resume`` accepts, or a function of the config that returns it:
 
-    - ``"same"``: no. The setting decides what is trained.
-    - ``"may_change"``: yes. It decides nothing of what is trained: an address, a time-out, how much is in memory. A
-      finished run that differs only in such settings is the same run.
-    - ``"may_grow"``: a larger value, or none where none means no limit. It decides when training stops, and a finished
-      run can be trained on with it.
+    - ``"same"``: no other value. The setting affects the result.
+    - ``"may_change"``: any value. The setting does not affect the result: an address, a timeout, a batch size in
+      memory. A finished run that differs only in such settings is the same run.
+    - ``"may_grow"``: a larger value, or None if None means no limit. The setting determines when training stops; a
+      larger value extends a finished run.
 
-    ``only_with`` names another setting of the same table without which this one has no effect, as ``"key"`` or
-    ``"key=value"``. Another value than the default is then an error.
+    ``only_with`` names another setting of the same table, as ``"key"`` or ``"key=value"``, without which this one has
+    no effect. Any value other than the default is then an error.
     """
     metadata = {"help": help, "resume": resume, "only_with": only_with}
     if isinstance(default, list | dict):
@@ -52,99 +52,96 @@ def option(
 
 @dataclass(frozen=True)
 class NoConfig:
-    """The config of a component that has nothing to set."""
+    """The config of a component without settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """What every kind of component has."""
+    """The fields of every component."""
 
     kind: ClassVar[str]
 
-    name: str  # how the command line and the config file call it
+    name: str  # on the command line and in config files
     summary: str  # one line for `alignkit plugins`
-    config: type = NoConfig  # a dataclass, its fields made with `option`
-    requires: tuple[str, ...] = ()  # import names of packages that alignkit itself does not depend on
-    check: Callable[[Any], None] | None = None  # of its config, before anything is loaded: raises ConfigError
+    config: type = NoConfig  # a dataclass whose fields are made with `option`
+    requires: tuple[str, ...] = ()  # import names of packages that it needs and alignkit does not depend on
+    check: Callable[[Any], None] | None = None  # called with its config before anything is loaded; raises ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Component):
-    """One kind of training."""
+    """A kind of training."""
 
     kind: ClassVar[str] = "stage"
 
-    build: Callable[[Run], Trainer]  # a transformers.Trainer, ready to train
-    rows: tuple[type[Row], ...]  # the rows it trains on
-    batch: type  # what its loss takes, from alignkit.batches
-    loss: str  # the loss it uses unless another is named
-    data: str | None = None  # the bundled data set it trains on unless another is named
-    data_of: str | None = None  # a stage on the same rows, whose data in a config are its own where it has none
-    role: str = "policy"  # what the model that it makes is for
-    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # role it starts from -> the stage that makes it
-    uses: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # "reward", "rollout" -> the one it uses by default
+    build: Callable[[Run], Trainer]  # creates the transformers.Trainer
+    rows: tuple[type[Row], ...]  # the types of rows that it trains on
+    batch: type  # the input of its loss, such as one of alignkit.batches
+    loss: str  # its default loss
+    data: str | None = None  # its default data
+    data_of: str | None = None  # a stage with the same kind of data; its data are the default if a config names them
+    role: str = "policy"  # the role of the model that it trains
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # role it starts from -> stage that trains it
+    uses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "reward", "rollout" -> its default component
     finish: Callable[[Run, Trainer], dict[str, Any] | None] | None = None  # after training; joins the manifest
-    extent: Callable[[Any], str] | None = None  # its config -> how much it trains, in words; else epochs and batches
-    in_memory: Callable[[Plan], str] | None = None  # which models it holds, in words; where that is more than one
-    trains: tuple[str, ...] = ("weights",)  # what a tuner may train here, see `Tuner.trains`
-    watch: tuple[str, ...] = ()  # held-out metrics that progress lines show; "x_error" is shown as the error of "x"
-    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults over TrainingArguments
+    extent: Callable[[Any], str] | None = None  # its config -> the amount of training, as text; else epochs and batches
+    in_memory: Callable[[Plan], str] | None = None  # the models in memory, as text; for stages with several
+    trains: tuple[str, ...] = ("weights",)  # the kinds of tuners that it supports, see `Tuner.trains`
+    watch: tuple[str, ...] = ()  # held-out metrics in progress lines; "x_error" is shown as the error of "x"
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults for TrainingArguments
     resume: Mapping[str, Resume] = dataclasses.field(default_factory=dict)  # keys of `train`, as in `option`
-    refuses: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # a key of `train` that has no effect in it, or "key=value" -> what to set instead
+    # keys of `train`, or "key=value", that have no effect in it -> what to set instead
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuner(Component):
-    """How a model is made trainable."""
+    """Makes a model trainable."""
 
     kind: ClassVar[str] = "tuner"
 
     load: Callable[[Any, torch.dtype], dict[str, Any]]  # its config, the run's dtype -> arguments of `from_pretrained`
-    wrap: Callable[[Any, PreTrainedModel, str], nn.Module]  # its config, the loaded model, its role -> what is trained
-    adapters: bool = False  # what it trains sits on a base that stays as it is and may serve several roles
+    wrap: Callable[[Any, PreTrainedModel, str], nn.Module]  # its config, the loaded model, its role -> the module
+    adapters: bool = False  # the base stays unchanged, so that several roles can share it
     trains: Literal["weights", "inputs"] = "weights"  # in layers, or before the prompt (prompt and prefix tuning)
-    lr_scale: float = 1.0  # a stage's default learning rate times this is the default under this tuner
+    lr_scale: float = 1.0  # multiplies a stage's default learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(Component):
-    """A pure function of tensors."""
+    """A function of a batch of tensors."""
 
     kind: ClassVar[str] = "loss"
 
-    batch: type  # what it takes, from alignkit.batches; it fits every stage that gives this
+    batch: type  # its input, such as one of alignkit.batches; it fits every stage with this batch type
     build: Callable[[Any], Callable[[Any], LossOutput]]  # its config -> the function
-    needs_reference: bool = True  # False: no reference model is built for it (DPO-like stages)
+    needs_reference: bool = True  # False: stages such as `dpo` build no reference model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Component):
-    """An optimizer class and its arguments; `transformers.Trainer` makes the parameter groups.
+    """An optimizer class and its arguments; ``transformers.Trainer`` creates the parameter groups.
 
-    An optimizer that must know which layer a parameter is of gives, in place of the class, a factory: called with
-    nothing, it gives a function of the model and the arguments, which makes the optimizer.
+    An optimizer that depends on the layer of a parameter returns a factory in place of the class: called without
+    arguments, it returns a function of the model and the optimizer's arguments that creates the optimizer.
     """
 
     kind: ClassVar[str] = "optimizer"
 
     build: Callable[[Any, TrainingArguments], tuple[OptimizerClass, dict[str, Any]]]
-    lr_scale: float = 1.0  # as a tuner's, for an optimizer that wants other rates than AdamW; the two multiply
-    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # a key of `train` that has no effect -> why
+    lr_scale: float = 1.0  # multiplies a stage's default learning rate, which is for AdamW
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)  # keys of `train` without effect -> why
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormat(Component):
-    """A way in which rows are written."""
+    """A format of rows in a file."""
 
     kind: ClassVar[str] = "format"
 
-    fits: Callable[[Mapping[str, Any]], int]  # how many fields of the row it reads; 0: the row is not in this format
-    # the raw row, and the format's config where it has one -> what the row means, or a list of several rows or none;
-    # pure; raises DataError saying what is missing
+    fits: Callable[[Mapping[str, Any]], int]  # raw row -> how many of its fields it reads; 0: not in this format
+    # the raw row, and the format's config if it has one -> a row, or a list of rows, which may be empty.
+    # A pure function; raises DataError for a bad row
     convert: Callable[..., Row | list[Row]]
 
 
@@ -154,12 +151,13 @@ class Reward(Component):
 
     kind: ClassVar[str] = "reward"
 
-    # its config, the run -> a function of Answers, and of the stage's `roles` if it has that parameter
+    # its config, the run -> a function of Answers, and of the stage's `roles` if it has that parameter, that returns a
+    # score for each answer
     build: Callable[[Any, Run], Callable[..., Sequence[float]]]
-    # its config -> {"reward": stage that makes it}; the config's `path` names the run, its `paths` a list of several
+    # its config -> {"reward": the stage that trains it}; `path` (or `paths`) in the config is the folder of that run
     needs: Callable[[Any], Mapping[str, str]] = lambda config: {}
-    parts: str | None = None  # the field of its config that holds other rewards: a table with a name, or a list of them
-    part_keys: tuple[str, ...] = ()  # the keys of such a table that are its own, such as a weight
+    parts: str | None = None  # the field of its config with other rewards: a table with a name, or a list of tables
+    part_keys: tuple[str, ...] = ()  # keys of such a table that belong to this reward, such as a weight
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self.config) and "on_error" not in self.config.__dataclass_fields__:
@@ -167,7 +165,7 @@ class Reward(Component):
 
 
 def _with_on_error(config: type) -> type:
-    """The config of a reward with the key that every reward has."""
+    """The config of a reward with the setting ``on_error``, which every reward has."""
     help = "an answer for which the reward fails or is NaN: stop the run, or leave the answer out of the update"
     field = ("on_error", Literal["stop", "skip"], option("stop", help, resume="may_change"))
     frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -177,12 +175,12 @@ def _with_on_error(config: type) -> type:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Component):
-    """Samples answers from the policy."""
+    """An engine that samples answers from the policy."""
 
     kind: ClassVar[str] = "rollout"
 
-    # its config, the tokenizer, the Sampling, and `run` if it has that parameter -> a function of the policy, the
-    # prompts' token ids, and `roles` if it has that parameter: the answers' token ids, `samples` per prompt in turn
+    # its config, the tokenizer, the Sampling, and `run` if it has that parameter -> the engine: a function of the
+    # policy, the prompts, and `roles` if it has that parameter, that returns the answers; both are token ids
     build: Callable[..., Callable[..., list[list[int]]]]
 
 
@@ -190,7 +188,7 @@ KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Opt
 
 
 def fields_of(*names: str) -> Callable[[Mapping[str, Any]], int]:
-    """A ``fits`` for formats that are told by their fields: all of ``names`` present and not null."""
+    """A ``fits`` for formats that are recognised by their fields: all of ``names`` are present and not null."""
 
     def fits(row: Mapping[str, Any]) -> int:
         return len(names) if all(row.get(name) is not None for name in names) else 0

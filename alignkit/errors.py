@@ -7,27 +7,27 @@ from collections.abc import Iterable
 
 
 class AlignkitError(Exception):
-    """Something that the user can mend. Its text is one line and needs no traceback."""
+    """An error that the user can fix. Its message is one line; the command line shows no traceback."""
 
 
 class ConfigError(AlignkitError):
-    """A key, a value or a combination of components in the configuration."""
+    """An invalid key, value or combination of components in the configuration."""
 
 
 class DataError(AlignkitError):
-    """A data source or a row in it."""
+    """An invalid data source, or an invalid row in it."""
 
 
 class PluginError(AlignkitError):
-    """A plugin that is missing, broken, or in conflict with another."""
+    """A plugin that is missing, broken, or in conflict with another plugin."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'ppo'?"`` for the closest known word, else an empty string."""
+    """``" Did you mean 'ppo'?"`` with the known word closest to ``word``; an empty string if none is close."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def one_line(error: BaseException) -> str:
-    """``"ValueError: its text"``, folded onto one line."""
+    """The type and the message of an error on one line, such as ``"ValueError: invalid literal"``."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths in settings."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def expand(name: str) -> Path:
-    """``name`` with ``~`` as the home folder. A ``~user`` that does not exist stays as it is, and so is not found."""
-    return Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    """Expand ``~`` to the home folder. The ``~user`` of an unknown user is left unchanged."""
+    return Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user

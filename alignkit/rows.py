@@ -1,7 +1,7 @@
-"""What a row of data means, whatever format it was written in.
+"""Rows of data, independent of the format of the file.
 
-A data format's ``convert`` turns one raw row into one of these four, or into a kind that a plugin brings; a stage says
-which of them it trains on.
+A data format's ``convert`` turns a raw row into one of these four types, or into a type of a plugin. ``Stage.rows`` are
+the types that a stage trains on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Message(TypedDict):
     """One turn of a conversation, as Transformers' chat templates take it."""
 
     role: str  # "system", "user", "assistant" or "tool"
-    content: str  # empty only beside tool_calls, or where a tool returned nothing
+    content: str  # empty only with tool_calls, or if a tool returned nothing
     tool_calls: NotRequired[list[dict[str, Any]]]  # [{"type": "function", "function": {"name", "arguments": {...}}}]
-    tool_call_id: NotRequired[str]  # of a tool's turn: the call that it answers
-    name: NotRequired[str]  # of the tool, or of who speaks
-    weight: NotRequired[int]  # of an assistant's turn: 1 (or absent) learnt, 0 context only
+    tool_call_id: NotRequired[str]  # of a tool turn: the call that it answers
+    name: NotRequired[str]  # of the tool or of the speaker
+    weight: NotRequired[int]  # of an assistant turn: 1 (the default) is trained on, 0 is context only
 
 
 Conversation: TypeAlias = list[Message]
@@ -30,7 +30,7 @@ Tools: TypeAlias = list[dict[str, Any]]  # JSON schemas of the functions that th
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation to imitate: the loss falls on its assistant turns, except those of weight 0."""
+    """A conversation to imitate: the loss is on its assistant turns, except those with weight 0."""
 
     messages: Conversation
     tools: Tools | None = None
@@ -44,70 +44,70 @@ class Demonstration:
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: everything before the first answer."""
+        """Rows with the same key stay on one side of the held-out split: everything before the first answer."""
         first = next((i for i, m in enumerate(self.messages) if m["role"] == "assistant"), len(self.messages))
         return _key(self.messages[:first], self.tools)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """K >= 2 answers to one prompt, with a rank for each: lower is better, equal is a tie. A pair has K = 2."""
+    """K >= 2 answers to a prompt and their ranks: lower is better, equal ranks are ties. A pair has K = 2."""
 
     prompt: Conversation
     answers: list[str]
     ranks: list[float]
-    margins: list[float] | None = None  # how good each answer is on a scale, where that is known; higher is better
+    margins: list[float] | None = None  # a rating of each answer, if known; higher is better
     tools: Tools | None = None
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: the prompt."""
+        """Rows with the same key stay on one side of the held-out split: the prompt."""
         return _key(self.prompt, self.tools)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for an answer."""
+    """A conversation that ends before the answer."""
 
     prompt: Conversation
     tools: Tools | None = None
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: the prompt."""
+        """Rows with the same key stay on one side of the held-out split: the prompt."""
         return _key(self.prompt, self.tools)
 
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text to model from its first token to its last."""
+    """Plain text; the loss is on all of its tokens."""
 
     text: str
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: the text."""
+        """Rows with the same key stay on one side of the held-out split: the text."""
         return self.text
 
 
 @runtime_checkable
 class Row(Protocol):
-    """Any of the above, or a plugin's own: a frozen dataclass with a ``key``. A format makes it, a stage takes it."""
+    """One of the types above, or a plugin's own: a frozen dataclass with a ``key``."""
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: as a rule the prompt."""
+        """Rows with the same key stay on one side of the held-out split; usually the prompt."""
 
 
 class Located(NamedTuple):
-    """A row and where it is from, for messages: ``"prefs.jsonl line 17"``."""
+    """A row and where it comes from, such as ``"prefs.jsonl line 17"``, for messages."""
 
     where: str
     row: Row
 
 
 def _key(messages: Conversation, tools: Tools | None) -> str:
-    """The texts, a line each; what a conversation has beside them follows as JSON."""
+    """The texts, one per line, followed by tool calls and tools as JSON."""
     calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
-    beside = [json.dumps(each, sort_keys=True) for each in (*calls, tools) if each]
-    return "\n".join([*(message["content"] for message in messages), *beside])
+    tool_texts = [json.dumps(value, sort_keys=True) for value in (*calls, tools) if value]
+    return "\n".join([*(message["content"] for message in messages), *tool_texts])
