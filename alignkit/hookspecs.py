@@ -70,14 +70,14 @@ def alignkit_stage() -> list[Stage]:  # type: ignore[empty-body]
         from alignkit import Demonstration, Stage, TokenLogps, hookimpl
 
         def build(run):
-            from alignkit_sft.trainer import build as build_sft
+            from alignkit_sft import build as build_sft
             trainer = build_sft(run)
             print("training on", len(run.train_rows), "demonstrations")
             return trainer
 
         @hookimpl
         def alignkit_stage():
-            from alignkit_sft.config import SFTConfig
+            from alignkit_sft import SFTConfig
             return [Stage(name="loud-sft", summary="SFT that says what it trains on", build=build, config=SFTConfig,
                           rows=(Demonstration,), batch=TokenLogps, loss="nll", data="bundled:demonstrations")]
     """
@@ -192,7 +192,7 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
 
         def build(config, tokenizer, sampling):
             def one_by_one(policy, prompts):
-                from alignkit.generation.sampling import sample
+                from alignkit.generation import sample
                 return [answer for ids in prompts for answer in sample(policy, tokenizer, [ids], sampling)]
             return one_by_one
 

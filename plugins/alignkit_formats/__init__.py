@@ -2,6 +2,9 @@
 
 from alignkit import DataFormat, fields_of, hookimpl
 from alignkit_formats import convert
+from alignkit_formats.convert import messages, prompt_completion
+
+__all__ = ["messages", "prompt_completion"]
 
 
 @hookimpl
@@ -11,13 +14,13 @@ def alignkit_data() -> list[DataFormat]:
             name="messages",
             summary="messages: [{role, content}, ...]",
             fits=lambda row: max(fields_of("messages")(row), fields_of("messages", "prompt")(row)),
-            convert=convert.messages,
+            convert=messages,
         ),
         DataFormat(
             name="prompt-completion",
             summary="prompt, and completion or response",
             fits=lambda row: max(fields_of("prompt", "completion")(row), fields_of("prompt", "response")(row)),
-            convert=convert.prompt_completion,
+            convert=prompt_completion,
         ),
         DataFormat(
             name="alpaca",

@@ -6,6 +6,8 @@ from alignkit import Demonstration, Loss, Run, Stage, Text, TokenLogps, hookimpl
 from alignkit_sft import nll
 from alignkit_sft.config import SFTConfig
 
+__all__ = ["SFTConfig", "build"]
+
 
 def build(run: Run) -> Any:
     """The trainer; imports torch."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 import alignkit
 from alignkit.lazy import lazy_imports
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = [
     "alignkit",
     *(f"alignkit.{module.name}" for module in pkgutil.iter_modules(alignkit.__path__) if module.ispkg),
@@ -45,3 +49,82 @@ def test_a_name_that_is_not_public_is_an_error() -> None:
 
     with pytest.raises(AttributeError, match=r"module 'alignkit.models' has no attribute 'nothing'"):
         get("nothing")
+
+
+# --- who uses them ---------------------------------------------------------------------------------------------------
+
+BUILT_IN = sorted(folder.name for folder in (ROOT / "plugins").glob("alignkit_*"))
+DEEPER = ("plugins/alignkit_rollouts/engines.py",)
+
+
+def _sources() -> dict[str, str]:
+    """The Python that plugin authors read: built-in plugins, templates, examples and blocks in the docs."""
+    files = [
+        *ROOT.glob("plugins/*/*.py"),
+        *ROOT.glob("alignkit/templates/*/*.py"),
+        *(file for file in ROOT.glob("examples/**/*.py") if "tests" not in file.parts),
+    ]
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
+    sources = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+    for page in pages:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        code = enumerate(block for block in blocks if "import" in block)  # not a mere signature
+        sources |= {f"{page.relative_to(ROOT)}-{number}": block for number, block in code}
+    return {name: source for name, source in sources.items() if name not in DEEPER}
+
+
+SOURCES = _sources()
+
+
+def private_names(source: str, own: str = "") -> list[str]:
+    """What a file uses of alignkit and of built-in plugins, except ``own``, that is not in an ``__all__``."""
+    used: list[tuple[str, str]] = []  # (package, name)
+    packages = {}  # local name -> package
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages |= {each.asname or each.name: each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for each in node.names:
+                if f"{node.module}.{each.name}" in PACKAGES:
+                    packages[each.asname or each.name] = f"{node.module}.{each.name}"
+                else:
+                    used.append((node.module, each.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in packages:
+            used.append((packages[ast.unparse(node.value)], node.attr))
+    ours = [(package, name) for package, name in used if package.split(".")[0] in ("alignkit", *BUILT_IN)]
+    return [
+        f"{package}.{name}"
+        for package, name in ours
+        if package.split(".")[0] != own and (package not in (*PACKAGES, *BUILT_IN) or name not in public(package))
+    ]
+
+
+def public(package: str) -> list[str]:
+    return list(getattr(importlib.import_module(package), "__all__", ()))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_code_that_plugin_authors_read_uses_public_names_only(name: str) -> None:
+    own = Path(name).parts[1] if name.startswith("plugins/") else ""
+
+    assert private_names(SOURCES[name], own) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "private"),
+    [
+        ("from alignkit.models import Roles, use_adapter", []),
+        ("from alignkit import data\ndata.encode", []),
+        ("import alignkit.data\nalignkit.data.encode", []),
+        ("from alignkit.models.roles import Roles", ["alignkit.models.roles.Roles"]),
+        ("from alignkit.models import adapters", ["alignkit.models.adapters"]),
+        ("def f():\n    from alignkit.models import _inner", ["alignkit.models._inner"]),
+        ("from alignkit import data\ndata.sources", ["alignkit.data.sources"]),
+        ("import alignkit.data.sources as s\ns.x", ["alignkit.data.sources.x"]),
+        ("from alignkit_sft.trainer import SFTTrainer", ["alignkit_sft.trainer.SFTTrainer"]),
+    ],
+)
+def test_private_names_are_found(source: str, private: list[str]) -> None:
+    assert private_names(source) == private

@@ -26,7 +26,7 @@ from alignkit import (
     hookimpl,
     option,
 )
-from alignkit_formats import convert
+from alignkit_formats import messages, prompt_completion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def judgement(row: Mapping[str, Any]) -> Judgement:
     """
     if not isinstance(row["label"], bool):
         raise DataError(f"'label' must be true or false, not {row['label']!r}")
-    read = convert.messages if row.get("messages") is not None else convert.prompt_completion
+    read = messages if row.get("messages") is not None else prompt_completion
     demonstration = read({key: value for key, value in row.items() if key != "label"})
     *prompt, answer = demonstration.messages
     if demonstration.tools or "tool_calls" in answer:
