@@ -1,0 +1,55 @@
+"""PPO's formulas by hand: GAE, rewards per token, losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ppo_runs import ONES, policy_batch
+
+from alignkit.online import kl
+from alignkit_ppo import gae, losses
+
+
+def test_gae_by_hand() -> None:
+    values, rewards = torch.tensor([[0.5, 0.4, 0.3]]), torch.tensor([[-0.1, 0.0, 1.0]])
+    advantages, returns = gae.gae(rewards, values, ONES, gamma=1.0, lam=0.95)
+
+    torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0]]))
+
+
+def test_gae_does_not_see_padding() -> None:
+    values = torch.tensor([[0.5, 0.4, 0.3, 9.0, 9.0]])
+    rewards = torch.tensor([[-0.1, 0.0, 1.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True, False, False]])
+    advantages, returns = gae.gae(rewards, values, mask, 1.0, 0.95)
+
+    torch.testing.assert_close(advantages, torch.tensor([[0.33675, 0.565, 0.7, 0, 0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0, 0, 0]]))
+
+
+def test_the_score_stands_at_the_last_token_of_the_answer() -> None:
+    logps, reference = torch.tensor([[-1.0, -2, -3]] * 2), torch.tensor([[-1.5, -2, -2]] * 2)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    penalty = kl.kl_penalty(logps, reference, mask, kl_coef=0.1)
+    rewards = gae.token_rewards(torch.tensor([2.0, 5.0]), penalty, mask)
+
+    torch.testing.assert_close(rewards, torch.tensor([[-0.05, 0, 2.1], [-0.05, 5, 0]]))
+
+
+def test_ppo_clip_by_hand() -> None:
+    batch = policy_batch([1.5, 0.5, 1.1], [1.0, -1.0, 2.0], [0.1, 0.5, -0.1], [1.0, 0.0, 0.0])
+    policy = (-1.2 + 0.8 - 2.2) / 3  # the first two are clipped
+    value = (0.9**2 + 0.5**2 + 0.1**2) / 2 / 3  # the second would be 0.2 clipped, and the larger counts
+    found = losses.ppo_clip(losses.ClipConfig(entropy_coef=0.01))(batch)
+
+    assert found.loss.item() == pytest.approx(policy + 0.1 * value - 0.01 * 2, abs=1e-6)
+    assert found.metrics["clip_fraction"] == pytest.approx(2 / 3)
+    assert found.metrics["ratio"] == pytest.approx(3.1 / 3)
+
+
+def test_dual_clip_bounds_bad_tokens_that_became_likely() -> None:
+    batch = policy_batch([10.0], [-1.0], [0.0], [0.0])
+
+    assert losses.ppo_clip(losses.ClipConfig())(batch).loss.item() == pytest.approx(10)
+    assert losses.ppo_dual_clip(losses.DualClipConfig())(batch).loss.item() == pytest.approx(3)

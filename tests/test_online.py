@@ -1,0 +1,86 @@
+"""What online stages share: KL, whitening, checks of the first step, warnings, and a stage of the docs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from ppo_runs import ONES, iterations, policy_batch
+
+from alignkit import AlignkitError
+from alignkit.online import diagnosis, kl
+from alignkit.online.statistics import Statistics
+
+
+def test_whitening_is_over_tokens() -> None:
+    values, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]])
+    statistics = Statistics(accelerate.Accelerator(cpu=True))
+
+    torch.testing.assert_close(statistics.whiten(values, mask), torch.tensor([[-1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(statistics.whiten(values, mask, shift=False), torch.tensor([[1.0, 3.0, 0.0]]))
+
+
+def test_the_adaptive_coefficient_moves_by_a_fifth_at_most() -> None:
+    assert kl.next_kl_coef(0.1, kl=6.6, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.01)
+    assert kl.next_kl_coef(0.1, kl=99, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 1.02)
+    assert kl.next_kl_coef(0.1, kl=0, target=6, answers=1000, horizon=10000) == pytest.approx(0.1 * 0.98)
+
+
+def test_what_commonly_goes_wrong_is_warned_of_once() -> None:
+    said: list[str] = []
+    first = {"entropy": 2.0, "eos_rate": 0.8, "length": 20.0, "score": 0.0}
+    watch = diagnosis.FailureSigns(said.append, expect_eos=True)
+    watch.check(first, first)
+    assert not said
+    for _ in range(2):
+        watch.check({"entropy": 0.3, "eos_rate": 0.0, "length": 50.0, "score": 1.0}, first)
+
+    assert [line.split()[1] for line in said] == ["entropy", "almost", "answers"]
+
+
+def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() -> None:
+    diagnosis.check_reference(torch.zeros(1, 3), ONES, exact=True)
+    with pytest.raises(AlignkitError, match="the reference is not the model"):
+        diagnosis.check_reference(torch.full((1, 3), 0.01), ONES, exact=True)
+    model, batch = torch.nn.Linear(1, 1), policy_batch([1.0], [0.0], [0.0], [0.0])
+    assert diagnosis.check_first_step(batch, model, True, recompute=lambda: batch.logps) is None
+    with pytest.raises(AlignkitError, match="dropout is on in 0"):
+        diagnosis.check_first_step(
+            batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, recompute=lambda: batch.logps
+        )
+    other = policy_batch([1.1], [0.0], [0.0], [0.0])
+    with pytest.raises(AlignkitError, match="differ from call to call"):
+        diagnosis.check_first_step(other, model, True, recompute=lambda: other.logps)
+
+
+def test_in_16_bits_a_difference_between_shapes_is_rounding_and_one_between_calls_is_not() -> None:
+    model, batch = torch.nn.Linear(1, 1), policy_batch([1.05], [0.0], [0.0], [0.0])
+    line = diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.logps)
+    assert line is not None
+    assert "differ by 0.049 per token between batches of different shapes" in line
+    with pytest.raises(AlignkitError, match="differ from call to call"):
+        diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.old_logps)
+    far = policy_batch([1.5], [0.0], [0.0], [0.0])
+    with pytest.raises(AlignkitError, match="differ from call to call"):  # far too much for rounding
+        diagnosis.check_first_step(far, model, False, recompute=lambda: far.logps)
+
+
+def test_the_stage_of_the_docs_trains(
+    folder: Path, run_stage: Callable[..., Path], install: Callable[..., None]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "stages.md").read_text(encoding="utf-8")
+    (code,) = [code for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "online_stage(" in code]
+    install("baseline", code)
+    gold = ["baseline.reward.name=function", "baseline.reward.call=gold:letters", "baseline.policy=base"]
+    small = ["baseline.batch_size=8", "baseline.minibatches=2", "baseline.response_length=6", "train.max_steps=4"]
+    run = run_stage("baseline", "--model", "base", *gold, *small)
+    metrics = iterations(run)
+
+    assert len(metrics) == 2
+    assert all("clip_fraction" in line and "value_loss" not in line for line in metrics)
+    assert metrics[0]["kl"] == 0
+    assert metrics[1]["kl"] != 0
