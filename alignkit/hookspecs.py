@@ -1,23 +1,22 @@
-"""The whole extension surface of alignkit, on one page.
+"""All hooks of alignkit.
 
-A plugin is a module (or any object) named by an entry point in the group ``alignkit``. It implements some of these
-hooks with ``@alignkit.hookimpl``. Every example below is a complete plugin and runs as it is.
+A plugin is a module (or any object) that an entry point in the group ``alignkit`` names. It implements some of these
+hooks with ``@alignkit.hookimpl``. Every example below is a complete plugin.
 
-**Declaration hooks** come first. The registry calls each once, when it activates the plugin. They take nothing, return
-a list of components and must not import torch: whatever needs torch is imported inside a component's functions.
-Components are chosen by name, never by order; two active plugins that give the same name are an error.
+**Declaration hooks** come first. The registry calls each of them once, when it activates the plugin. They take no
+arguments, return a list of components, and must not import torch; the functions of a component import it inside.
+Components are selected by name, never by order. Two active plugins that declare the same name are an error.
 
-**Run hooks** come second. ``alignkit.training`` calls them at fixed points of a run and never inside a training
-step, in the order in which the plugins were named (``alignkit_load_model`` from the last to the first, so that the last
-wins)::
+**Run hooks** come second. ``alignkit.training`` calls them at fixed points of a run, never inside a training step, in
+the order in which the plugins are named. ``alignkit_load_model`` is called in reverse order: the last plugin wins::
 
-    alignkit_run_start                     the data are read, nothing is loaded
-      alignkit_load_model                  once a role
-      alignkit_model_ready                 once a role, after the tuner
+    alignkit_run_start                     the data are read, no model is loaded
+      alignkit_load_model                  once per role
+      alignkit_model_ready                 once per role, after the tuner
       alignkit_callbacks                   before the trainer is built
         ... training ...
     alignkit_run_end                       the run folder is complete
-    alignkit_run_failed                    in its place, where an error ended the run
+    alignkit_run_failed                    instead, if an error ended the run
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ hookspec = pluggy.HookspecMarker("alignkit")
 _hookimpl = pluggy.HookimplMarker("alignkit")
 
 
-class _Model(Protocol):  # what is known of a model and of a callback where a type checker does not follow torch
+# Stand-ins for nn.Module and TrainerCallback, for type checkers that do not follow torch and transformers.
+class _Model(Protocol):
     def named_parameters(self) -> Any: ...
 
 
@@ -54,7 +54,7 @@ Hook = TypeVar(
 
 
 def hookimpl(function: Hook) -> Hook:
-    """Mark a function as the implementation of the hook that has its name; type checkers see what hooks give."""
+    """Mark a function as the implementation of the hook with its name. Type checkers check what it returns."""
     return _hookimpl(function)
 
 
@@ -63,7 +63,7 @@ def hookimpl(function: Hook) -> Hook:
 
 @hookspec
 def alignkit_stage() -> list[Stage]:  # type: ignore[empty-body]
-    """Declare stages: kinds of training. ``build`` gives a ``transformers.Trainer``; it runs after the data are read.
+    """Declare stages: kinds of training. ``build`` returns a ``transformers.Trainer``; the data are read before.
 
     ::
 
@@ -85,7 +85,7 @@ def alignkit_stage() -> list[Stage]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_model() -> list[Tuner]:  # type: ignore[empty-body]
-    """Declare tuners: how a model is made trainable. ``load`` and ``wrap`` run when a role's model is loaded.
+    """Declare tuners, which make a model trainable. ``load`` and ``wrap`` are called when a role's model is loaded.
 
     ::
 
@@ -105,9 +105,9 @@ def alignkit_model() -> list[Tuner]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_data() -> list[DataFormat]:  # type: ignore[empty-body]
-    """Declare data formats. ``fits`` sees a file's first rows; ``convert`` sees every row, before anything loads.
+    """Declare data formats. ``fits`` gets a file's first rows, ``convert`` every row, before a model is loaded.
 
-    ``convert`` gives a row, or a list of rows where one raw row means several. A format with a config gets it as the
+    ``convert`` returns a row, or a list of rows if a raw row contains several. A format with a config gets it as the
     second argument: ``convert(row, config)``.
 
     ::
@@ -127,7 +127,7 @@ def alignkit_data() -> list[DataFormat]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_loss() -> list[Loss]:  # type: ignore[empty-body]
-    """Declare losses: pure functions of a batch type. A loss fits every stage that gives its batch type.
+    """Declare losses: functions of a batch. A loss fits every stage with its batch type.
 
     ::
 
@@ -147,7 +147,7 @@ def alignkit_loss() -> list[Loss]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_optimizer() -> list[Optimizer]:  # type: ignore[empty-body]
-    """Declare optimizers. ``build`` runs when the trainer is built; the Trainer makes the parameter groups.
+    """Declare optimizers. ``build`` is called when the trainer is built. The Trainer creates the parameter groups.
 
     ::
 
@@ -165,7 +165,7 @@ def alignkit_optimizer() -> list[Optimizer]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_reward() -> list[Reward]:  # type: ignore[empty-body]
-    """Declare rewards: functions of prompts and answers. A stage that samples calls them after each sampling.
+    """Declare rewards: functions of prompts and answers. A stage that samples calls one after each sampling.
 
     ::
 
@@ -184,7 +184,7 @@ def alignkit_reward() -> list[Reward]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
-    """Declare rollout engines: how a stage that samples gets answers (token ids) from its policy.
+    """Declare rollout engines, which sample answers (token ids) from the policy.
 
     ::
 
@@ -207,7 +207,7 @@ def alignkit_rollout() -> list[Rollout]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_run_start(run: Run) -> None:
-    """Called once a run, after its data are read and before its model is loaded.
+    """Called once per run, after its data are read and before its model is loaded.
 
     ::
 
@@ -221,11 +221,11 @@ def alignkit_run_start(run: Run) -> None:
 
 @hookspec(firstresult=True)
 def alignkit_load_model(run: Run, role: str, name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
-    """Load the base model of a role. The last named plugin that returns one wins; else it is ``from_pretrained``.
+    """Load the base model of a role. The last named plugin that returns one wins; the default is ``from_pretrained``.
 
     ``name_or_path`` is the hub id or the folder that this role starts from: a value may start from another run than the
-    policy. ``kwargs`` are those of ``from_pretrained``: the dtype, and what the tuner's ``load`` asked for. The roles
-    ``value`` and ``reward`` need a scalar head.
+    policy. ``kwargs`` are arguments of ``from_pretrained``: the dtype, and those that the tuner's ``load`` returned. A
+    model for the role ``value`` or ``reward`` needs a scalar head.
 
     ::
 
@@ -243,7 +243,7 @@ def alignkit_load_model(run: Run, role: str, name_or_path: str, kwargs: dict[str
 
 @hookspec
 def alignkit_model_ready(run: Run, role: str, model: nn.Module) -> None:
-    """Called once a role, when its model is loaded and the tuner has made it trainable.
+    """Called once per role, when its model is loaded and the tuner has made it trainable.
 
     ::
 
@@ -257,7 +257,7 @@ def alignkit_model_ready(run: Run, role: str, model: nn.Module) -> None:
 
 @hookspec
 def alignkit_callbacks(run: Run) -> list[TrainerCallback]:  # type: ignore[empty-body]
-    """Called once a run, before its trainer is built: callbacks for ``transformers.Trainer``, in any number.
+    """Called once per run, before its trainer is built. Returns callbacks for ``transformers.Trainer``.
 
     ::
 
@@ -272,7 +272,7 @@ def alignkit_callbacks(run: Run) -> list[TrainerCallback]:  # type: ignore[empty
 
 @hookspec
 def alignkit_run_end(run: Run, result: Result) -> None:
-    """Called once a run, when its folder is complete. Not called when the run was interrupted or failed.
+    """Called once per run, when its folder is complete. Not called if the run was interrupted or failed.
 
     ::
 
@@ -286,10 +286,10 @@ def alignkit_run_end(run: Run, result: Result) -> None:
 
 @hookspec
 def alignkit_run_failed(run: Run, error: Exception) -> None:
-    """Called when an error ends a run, at ``alignkit_run_start`` or later. Not called when the user stops it.
+    """Called when an error ends a run, at ``alignkit_run_start`` or later. Not called if the user stops it.
 
-    The error is shown as ever afterwards, and what this hook raises beside it. ``run.folder`` has the checkpoints with
-    which ``--resume`` goes on.
+    The error is shown afterwards, along with any error that this hook raises. ``--resume`` continues from the
+    checkpoints in ``run.folder``.
 
     ::
 

@@ -1,8 +1,8 @@
 """What plugins receive: a run, its plan, its config and its result, and the reward and the engine of a run.
 
-They are protocols: plugins and the wings under ``training`` are written against these members. The classes behind them
-(``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.RunConfig``) have more, which may change.
-Importing this module imports no torch.
+Plugins, and the packages below ``training``, use only these members. The classes that implement the protocols
+(``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.RunConfig``) have others, which may
+change. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ Args = TypeVar("Args", bound="TrainingArguments")
 
 
 class RewardFunction(Protocol):
-    """A reward that is built: answers in, one checked score each out.
+    """A reward: a function that returns a checked score for each answer; higher is better.
 
-    ``roles`` is the stage's module of roles (``alignkit.models.Roles``), of which a reward model is one. A reward that
-    calls another one passes it on. It is None outside of training.
+    ``roles`` is the stage's :class:`alignkit.models.Roles`, which contains the reward model if there is one. A reward
+    that calls another reward passes it on. It is None outside training.
     """
 
     def __call__(self, answers: Answers, roles: nn.Module | None = None) -> list[float]: ...
 
 
 class Engine(Protocol):
-    """A rollout engine that is built: the policy and prompts in, checked answers out, all as token ids.
+    """A rollout engine: a function of the policy and prompts that returns checked answers, all as token ids.
 
-    There are ``Sampling.samples`` answers to the first prompt, then those to the second, and so on.
+    It returns ``Sampling.samples`` answers to the first prompt, then those to the second, and so on. ``roles`` is as in
+    :class:`RewardFunction`.
     """
 
     def __call__(self, policy: Any, prompts: list[list[int]], roles: nn.Module | None = None) -> list[list[int]]: ...
 
 
 class Limits(NamedTuple):
-    """What a model can read, as far as its config says."""
+    """The limits of a model's input, from its config; None if the config does not have them."""
 
     rows: int | None  # of its embeddings
-    positions: int | None  # longest sequence, in tokens
-    learnt: bool  # positions are embeddings too, so that a longer sequence cannot be read at all
+    positions: int | None  # the longest sequence, in tokens
+    learnt: bool  # positions have embeddings too, so a longer sequence is an error
 
 
 class Selected(Protocol):
@@ -119,7 +120,7 @@ class RunConfig(Protocol):
 
     @property
     def parents(self) -> dict[str, str | None]:
-        """Role -> the run folder that it starts from, ``"base"``, or None if the stage chooses."""
+        """Role -> the run folder that it starts from, ``"base"`` for the base model, or None if the user set none."""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in the shape of a config file."""
@@ -138,7 +139,7 @@ class Parent(Protocol):
 
 
 class Plan(Protocol):
-    """A run that can start: its settings, its rows, and the runs that it starts from. No model is loaded yet."""
+    """A run before it starts: its settings, its rows, and the runs that it starts from. No model is loaded."""
 
     @property
     def config(self) -> RunConfig:
@@ -158,11 +159,11 @@ class Plan(Protocol):
 
 
 class Run(Protocol):
-    """One run of one stage, as stages and run hooks see it. It does not show which tuner, loss or optimizer is used."""
+    """One run of one stage: its data and settings, and its models, loss, optimizer, reward and engine."""
 
     skipped: int  # bad rows that were left out
-    policy_learns_from: int  # the step from which the policy must have gradients; set by a stage that warms up
-    steps_between_checkpoints: int  # a run can be resumed at every so many steps; set by the stage
+    policy_learns_from: int  # the step from which the policy has gradients; a stage with a warm-up sets it
+    steps_between_checkpoints: int  # checkpoints are possible every so many steps; a stage may set it
 
     @property
     def config(self) -> RunConfig:
@@ -279,8 +280,8 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run left."""
+    """The result of a finished run."""
 
     folder: Path  # the run folder
     metrics: dict[str, float]  # as in the manifest: `train_loss`, `eval_...`, `first_eval_...`
-    seconds: float  # how long it took
+    seconds: float  # its duration
