@@ -1,4 +1,4 @@
-"""The reward model, the second of InstructGPT's three stages: K ranked answers a prompt, and its losses."""
+"""The reward model, InstructGPT's second stage, trained on prompts with K ranked answers; and its losses."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from alignkit_rm.config import BradleyTerryConfig, RMConfig
 
 
 def build(run: Run) -> Any:
-    """The trainer; imports torch."""
+    """Build the trainer. Imports torch."""
     from alignkit_rm.trainer import build
 
     return build(run)
 
 
 def finish(run: Run, trainer: Any) -> dict[str, Any]:
-    """Normalise the score and judge the model; imports torch."""
+    """Normalise the score and evaluate the model. Imports torch."""
     from alignkit_rm.trainer import finish
 
     return finish(run, trainer)
@@ -51,9 +51,9 @@ def alignkit_stage() -> list[Stage]:
                 "logging_steps": 0.05,
             },
             refuses={
-                "neftune_noise_alpha": "scores are compared, and each answer would have other noise",
-                "train_sampling_strategy=group_by_length": "rm.forward_tokens keeps padding low",
-                "train_sampling_strategy=batch_rebalance": "rm.forward_tokens keeps padding low",
+                "neftune_noise_alpha": "the answers of a pair would get different noise",
+                "train_sampling_strategy=group_by_length": "set rm.forward_tokens, which limits padding too",
+                "train_sampling_strategy=batch_rebalance": "set rm.forward_tokens, which limits padding too",
             },
         )
     ]

@@ -1,4 +1,4 @@
-"""The ``rm`` table and those of its losses."""
+"""The settings of the stage and of its losses."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from alignkit import option
 
 @dataclass(frozen=True)
 class RMConfig:
-    """What reward modelling has to set beside ``train``."""
+    """The ``rm`` table: settings in addition to ``train``."""
 
     max_length: Annotated[int, Gt(0)] = option(2048, "maximum tokens of prompt and answer together")
     too_long: Literal["error", "skip"] = option(

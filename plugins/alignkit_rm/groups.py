@@ -1,4 +1,4 @@
-"""From rankings to groups: pairs that share a prompt are put together, so that each answer is forwarded once."""
+"""Merges pairs that share a prompt into rankings, so that each answer is forwarded once."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from alignkit.data import EncodedRanking, Located, Ranked, encode_each, ranking_
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
-    """Rankings whose answers are each there once: pairs of one prompt become one ranking where they make one.
+    """Merge the pairs of each prompt into rankings that imply the same comparisons, and no others.
 
-    Pairs make a ranking when "not compared, directly or through others" is what ties are: then equal ranks say all that
-    is known. ``a > b`` and ``a > c`` do; ``a > b`` and ``c > d`` do not and stay apart, as do pairs that contradict a
-    ranking and pairs with margins.
+    In a ranking, two answers are tied exactly if no chain of pairs compares them. ``a > b`` and ``a > c`` are such a
+    ranking: ``b`` and ``c`` are tied. ``a > b`` and ``c > d`` are not, since ranks would also compare ``a`` with ``d``;
+    they stay apart, as do pairs that contradict each other and pairs with margins.
     """
     merged: list[Ranking] = []
     pairs: dict[str, list[Ranking]] = defaultdict(list)
     for row in rows:
-        if _stands_alone(row):
+        if not _is_mergeable(row):
             merged.append(row)
         else:
             if row.key not in pairs:
-                merged.append(row)  # keeps its place; replaced below
+                merged.append(row)  # holds the place of the prompt's rankings
             pairs[row.key].append(row)
     result = []
     for row in merged:
-        result += [row] if _stands_alone(row) else _rankings_of(pairs[row.key])
+        result += _rankings_of(pairs[row.key]) if _is_mergeable(row) else [row]
     return result
 
 
-def _stands_alone(row: Ranking) -> bool:
-    """Whether it is no pair that others may be put together with."""
-    return len(row.answers) > 2 or row.margins is not None or len(set(row.ranks)) == 1 or len(set(row.answers)) == 1
+def _is_mergeable(row: Ranking) -> bool:
+    """Whether a row is a pair of different answers and ranks, without margins."""
+    return len(row.answers) == 2 == len(set(row.answers)) == len(set(row.ranks)) and row.margins is None
 
 
 def _rankings_of(pairs: list[Ranking]) -> list[Ranking]:
-    """Pairs of one prompt as rankings, each of which says what its pairs say.
+    """The pairs of one prompt as rankings that imply the same comparisons.
 
-    Pairs that share answers, directly or through others, are one ranking where all of them together make one. Else each
-    goes, in its turn, to the first ranking so far that can take it.
+    Connected pairs become one ranking if they are consistent with one. Otherwise each pair is added to the first
+    ranking that it is consistent with.
     """
-    sets: list[list[tuple[str, str]]] = []
-    for linked in _linked(list(map(_better_first, pairs))):
-        if _depths(linked) is not None:
-            sets.append(linked)
+    consistent: list[list[tuple[str, str]]] = []
+    for connected in _connected(list(map(_better_first, pairs))):
+        if _depths(connected) is not None:
+            consistent.append(connected)
             continue
-        apart: list[list[tuple[str, str]]] = []
-        for pair in linked:
-            fitting = next((known for known in apart if _depths([*known, pair]) is not None), None)
+        split: list[list[tuple[str, str]]] = []
+        for pair in connected:
+            fitting = next((others for others in split if _depths([*others, pair]) is not None), None)
             if fitting is None:
-                apart.append([pair])
+                split.append([pair])
             else:
                 fitting.append(pair)
-        sets += apart
+        consistent += split
     rankings = []
-    for known in sets:
-        depths = _depths(known)
+    for comparisons in consistent:
+        depths = _depths(comparisons)
         assert depths is not None
         rankings.append(replace(pairs[0], answers=list(depths), ranks=[float(depth) for depth in depths.values()]))
     return rankings
@@ -69,55 +69,57 @@ def _better_first(pair: Ranking) -> tuple[str, str]:
     return (first, second) if pair.ranks[0] < pair.ranks[1] else (second, first)
 
 
-def _linked(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """The pairs, together where they share answers, directly or through others."""
+def _connected(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The pairs by connected component: pairs that share answers, directly or through other pairs."""
     groups: list[list[tuple[str, str]]] = []
     for pair in pairs:
         touching = [group for group in groups if any(set(pair) & set(other) for other in group)]
         groups = [group for group in groups if group not in touching]
-        groups.append([*(one for group in touching for one in group), pair])
+        groups.append([*(other for group in touching for other in group), pair])
     return groups
 
 
 def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
-    """The rank of each answer, by how many are in the longest chain above it; None where ranks would say too much."""
+    """The rank of each answer, the length of the longest chain above it; None if the pairs do not make a ranking.
+
+    Pairs are (better, worse).
+    """
     answers = list(dict.fromkeys(answer for pair in pairs for answer in pair))
     above: dict[str, set[str]] = {answer: {b for b, w in pairs if w == answer} for answer in answers}
-    for _ in answers:  # the transitive closure: one more link a round
+    for _ in answers:  # transitive closure
         above = {answer: up.union(*(above[b] for b in up)) for answer, up in above.items()}
     if any(answer in up for answer, up in above.items()):
-        return None  # a circle
+        return None  # the pairs contradict each other
     depths: dict[str, int] = {}
     for answer in sorted(answers, key=lambda answer: len(above[answer])):
         depths[answer] = max((depths[b] + 1 for b in above[answer]), default=0)
-    told = {(b, w) for w, up in above.items() for b in up}
+    implied = {(b, w) for w, up in above.items() for b in up}
     ranked = {(b, w) for b in answers for w in answers if depths[b] < depths[w]}
-    return depths if told == ranked else None
+    return depths if implied == ranked else None
 
 
 def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
-    """Rankings as token ids, pairs that share a prompt put together; as :func:`alignkit.data.encode_rankings`.
+    """Rankings as token ids, after :func:`merge_pairs`; otherwise as :func:`alignkit.data.encode_rankings`.
 
-    Which prompts and answers are the same is told by their tokens: a template may trim what differs in two texts.
+    Prompts and answers are the same if their tokens are: a chat template may trim what differs between two texts.
     """
     encoded = encode_each(run, rows, ranking_encoder(run))
-    first: dict[tuple[int, ...], Ranking] = {}  # row with these prompt tokens
-    texts: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}  # of the first answer with these tokens
-    tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # of a prompt's key and an answer's text
-    where: dict[int, str] = {}
+    first: dict[tuple[int, ...], Ranking] = {}  # prompt tokens -> the first row with them
+    texts: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}  # prompt and answer tokens -> the first text of both
+    tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # a prompt's key, an answer's text -> their tokens
+    where: dict[int, str] = {}  # id of a ranking -> its file and line
     rankings = []
-    for place, one in encoded:
-        prompt = tuple(one.prompt)
-        same = first.setdefault(prompt, one.row)
+    for place, ranking in encoded:
+        prompt = tuple(ranking.prompt)
+        row = first.setdefault(prompt, ranking.row)
         answers = []
-        for ids, text in zip(one.answers, one.row.answers, strict=True):
+        for ids, text in zip(ranking.answers, ranking.row.answers, strict=True):
             answers.append(texts.setdefault((prompt, tuple(ids)), text))
-            tokens[same.key, answers[-1]] = (one.prompt, ids)
-        rankings.append(replace(one.row, prompt=same.prompt, tools=same.tools, answers=answers))
+            tokens[row.key, answers[-1]] = (ranking.prompt, ids)
+        rankings.append(replace(ranking.row, prompt=row.prompt, tools=row.tools, answers=answers))
         where[id(rankings[-1])] = place
     merged = []
-    for ranking in merge_pairs(rankings):
-        both = [tokens[ranking.key, text] for text in ranking.answers]
-        again = EncodedRanking(ranking, both[0][0], [answer for _, answer in both])
-        merged.append((where.get(id(ranking), "pairs of one prompt"), again))
+    for row in merge_pairs(rankings):
+        prompts, answer_ids = zip(*(tokens[row.key, text] for text in row.answers), strict=True)
+        merged.append((where.get(id(row), "pairs of one prompt"), EncodedRanking(row, prompts[0], list(answer_ids))))
     return usable_rankings(run, merged, max_length, too_long)

@@ -1,4 +1,4 @@
-"""The losses of reward modelling: functions of the scores of ranked answers."""
+"""Losses for reward models: functions of the scores of ranked answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def pairs(batch: RankedScores) -> tuple[Tensor, Tensor, Tensor]:
-    """Every pair of a group that is no tie: indices of the better and of the worse answer, and the pair's group."""
+    """All pairs of a group's answers with different ranks, [P]: indices of the better and the worse, and the group."""
     same_group = batch.group[:, None] == batch.group[None, :]
     better, worse = (same_group & (batch.rank[:, None] < batch.rank[None, :])).nonzero(as_tuple=True)
     return better, worse, batch.group[better]
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Tensor:
-    """The mean over groups of the mean over a group's values: a prompt counts once, however many pairs it has."""
+    """The mean over groups of the mean of a group's values, so that a prompt counts once, however many pairs it has."""
     import torch
 
     _, index, count = torch.unique(group, return_inverse=True, return_counts=True)
@@ -46,10 +46,11 @@ def bradley_terry(config: BradleyTerryConfig) -> Callable[[RankedScores], LossOu
 
 
 def plackett_luce(config: NoConfig) -> Callable[[RankedScores], LossOutput]:
-    """The likelihood of the whole ranking (Plackett 1975): the best is drawn first, then the best of the rest.
+    """The negative log-likelihood of the whole ranking (Plackett 1975).
 
-    Each answer is drawn from itself and all worse ones, with probability softmax(scores). Of equal ranks none is drawn
-    from the other. The mean over draws makes groups of different K weigh the same; at K = 2 it is ``bradley-terry``.
+    The best answer is drawn first, then the best of the rest. Each answer is drawn from itself and all worse ones, with
+    probability softmax(scores). Answers of equal rank do not compete with each other. Taking the mean over the draws
+    gives groups of different K the same weight; at K = 2 the loss is that of ``bradley-terry``.
     """
 
     def loss(batch: RankedScores) -> LossOutput:

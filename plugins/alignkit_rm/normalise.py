@@ -1,11 +1,11 @@
-"""Mean 0 and deviation 1 on the demonstrations, written into the head itself.
+"""Normalises the score to mean 0 and standard deviation 1 on the demonstrations, by changing the weights of the head.
 
-InstructGPT adds a bias to the reward so that demonstrations average 0. Transformers' heads for sequence classification
-have no bias, and a number kept beside the model would be forgotten by whoever loads it with plain Transformers. So the
-shift goes into the weights: in a trunk's last hidden states there is a direction ``u`` with ``u . h`` close to 1 for
-every answer (their mean is far from zero), and taking ``mean * u`` off the head lowers every score by about the mean.
-On the demonstrations the mean is then exactly 0. By how much the shift differs from answer to answer is recorded
-(``shift_error``, in deviations of the score); the held-out figures are those of the model as it is delivered.
+InstructGPT adds a bias to the reward, so that demonstrations have mean 0. Transformers' sequence classification heads
+have no bias, and a number saved beside the model would be lost when it is loaded with plain Transformers. So the shift
+goes into the weights. The last hidden states ``h`` of a language model have a mean far from zero. Therefore there is a
+direction ``u`` with ``u . h`` close to 1 for every answer, and subtracting ``mean * u`` from the head's weights lowers
+every score by about ``mean``. On the demonstrations the mean is then exactly 0. ``shift_error`` records how much the
+shift varies between answers, in standard deviations of the score. The held-out metrics are those of the saved model.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from alignkit.data import Branches
     from alignkit_rm.trainer import RewardTrainer
 
-RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # times the hidden states' mean square; the best is picked
+RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # candidates, times the mean square of the hidden states
 
 
 def constant_direction(hidden: Tensor) -> Tensor:
     """``u`` [d] with ``hidden @ u`` as close to 1 as ridge regression gets; ``hidden`` is [N, d].
 
-    The ridge is the one that, fitted on every other row, does best on the rows between.
+    The ridge is chosen by fitting on every other row and comparing the errors on the remaining rows.
     """
     hidden = hidden.double()
-    fitted, between = hidden[::2], hidden[1::2]
-    ridge = min(RIDGES, key=lambda ridge: ((between @ _fit(fitted, ridge) - 1) ** 2).mean().item())
+    train, validation = hidden[::2], hidden[1::2]
+    ridge = min(RIDGES, key=lambda ridge: ((validation @ _fit(train, ridge) - 1) ** 2).mean().item())
     return _fit(hidden, ridge)
 
 
@@ -44,22 +44,28 @@ def _fit(hidden: Tensor, ridge: float) -> Tensor:
 
 
 def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: list[Branches]) -> dict[str, Any]:
-    """Change the head so that ``demonstrations`` score 0 on average with deviation 1; says what was done.
+    """Change the head so that the scores of ``demonstrations`` have mean 0 and standard deviation 1.
 
-    ``others`` are answers good and bad, which the shift shall not set against each other.
+    ``others`` are good and bad answers. The direction is fitted on them too, so that the shift is the same for both.
+
+    Returns:
+        What the manifest records.
+
+    Raises:
+        AlignkitError: the demonstrations all have the same score.
     """
     head = trainable_head(trainer.model)
-    hidden, apart = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
+    hidden, other_hidden = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
     weight = head.weight.data[0].double()
     mean = (hidden @ weight).mean()
-    direction = constant_direction(torch.cat([hidden, apart]))
-    direction = direction / (hidden.mean(0) @ direction)  # so that the mean is met exactly
+    direction = constant_direction(torch.cat([hidden, other_hidden]))
+    direction = direction / (hidden.mean(0) @ direction)  # the mean of the demonstrations becomes exactly 0
     shifted = weight - mean * direction
     deviation = (hidden @ shifted).std() if len(demonstrations) > 1 else hidden.new_zeros(())
     if not 1e-5 * (1 + abs(float(mean))) < float(deviation) < math.inf:
         raise AlignkitError(
-            f"the score cannot be normalised: it is the same for all {len(demonstrations)} demonstrations. It takes "
-            "several that differ"
+            f"the score cannot be normalised: it is the same for all {len(demonstrations)} demonstrations. "
+            "Normalisation needs several with different scores"
         )
     head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
@@ -67,25 +73,25 @@ def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: li
         "mean": float(mean),
         "deviation": float(deviation),
         "answers": len(demonstrations),
-        "shift_error": float((mean * (apart @ direction - 1) / deviation).square().mean().sqrt()),
+        "shift_error": float((mean * (other_hidden @ direction - 1) / deviation).square().mean().sqrt()),
     }
 
 
 def last_hidden(trainer: RewardTrainer, answers: list[Branches]) -> Tensor:
-    """What the head sees at the end of each answer, [N, d] in fp32."""
-    seen: list[Tensor] = []
+    """The input of the head at the last token of each answer, [N, d] in fp32."""
+    hidden: list[Tensor] = []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    hook = trainable_head(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
+    hook = trainable_head(model).register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0].detach().float()))
     model.eval()
     size = trainer.args.per_device_eval_batch_size
     with torch.no_grad(), trainer.compute_loss_context_manager():
         for start in range(0, len(answers), size):
             trainer.score(model, answers[start : start + size])
     hook.remove()
-    return torch.cat(seen)
+    return torch.cat(hidden)
 
 
 def trainable_head(model: Any) -> Any:
-    """The head that is trained: under PEFT, the adapter's copy of it."""
+    """The head that is trained. With PEFT, this is the adapter's copy of it."""
     head = (model.get_base_model() if hasattr(model, "get_base_model") else model).score
     return head.modules_to_save[head.active_adapters[0]] if hasattr(head, "modules_to_save") else head

@@ -1,4 +1,4 @@
-"""The reward model's trainer: K ranked answers a prompt, each forwarded once, all pairs of a prompt in one loss."""
+"""The reward model's trainer: each of a prompt's K answers is forwarded once, and all its pairs are in one loss."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> RewardTrainer:
-    """Tokenise the rankings, load the trunk with its head, and put both into a trainer."""
+    """Tokenise the rankings, load the model with its scalar head, and build the trainer."""
     config: RMConfig = run.config.stage.config
     groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])
-    loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
+    loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
     model = with_answer_scores(without_dropout(run.model("reward")))
     trainer = RewardTrainer(
         loss=loss,
@@ -60,7 +60,7 @@ def build(run: Run) -> RewardTrainer:
 
 
 def collate(groups: list[Ranked]) -> dict[str, Any]:
-    """A batch: ``labels`` [G, K, 2] are each answer's rank and length (-1 is padding), for the evaluation."""
+    """A batch; ``labels`` [G, K, 2] are each answer's rank and length, padded with -1, for the evaluation."""
     labels = torch.full((len(groups), max(len(group.ranks) for group in groups), 2), -1.0)
     for row, group in enumerate(groups):
         labels[row, : len(group.ranks), 0] = torch.unique(torch.tensor(group.ranks), return_inverse=True)[1].float()
@@ -79,13 +79,13 @@ class RewardTrainer(transformers.Trainer):
         self.pad = pad
         self.forward_tokens = forward_tokens
         self.shared_prompt = False
-        self.scale = 1.0  # by which scores were divided, once they are normalised; losses are of scores before that
-        self.means = Means(self.accelerator)
+        self.scale = 1.0  # the scores were divided by it when they were normalised; losses undo that
+        self.means = Means(self.accelerator)  # over groups
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
-        """The microbatches of a step, and how many groups they hold on all ranks: the loss is a mean over groups."""
+        """The microbatches of a step, and the number of their groups on all processes: the loss is their mean."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         groups = torch.tensor(sum(len(batch["groups"]) for batch in batches), device=device)
         return batches, self.accelerator.reduce(groups)
@@ -95,8 +95,9 @@ class RewardTrainer(transformers.Trainer):
     ) -> Any:
         """The loss of a microbatch, as its share of the step's.
 
-        A batch that takes several forwards keeps the graph of one at a time: scores come first, without gradients;
-        the loss gives the gradient of each score; then each forward is done again and passes its scores' gradients on.
+        A batch that takes several forward passes keeps the graph of one at a time. The scores are computed first,
+        without gradients. The loss gives the gradient of each score. Then each pass is repeated with the gradients of
+        its scores.
         """
         groups: Sequence[Ranked] = inputs["groups"]
         parts = list(self._forwards([group.branches for group in groups]))
@@ -111,41 +112,41 @@ class RewardTrainer(transformers.Trainer):
         scores.requires_grad_()
         loss = self._loss(groups, scores) * share
         (gradients,) = torch.autograd.grad(loss, scores)
-        done = 0
+        start = 0
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                again = answer_scores(model, part)
-                surrogate = (again * gradients[done : done + len(again)]).sum()
-                done += len(again)
+                recomputed = answer_scores(model, part)
+                surrogate = (recomputed * gradients[start : start + len(recomputed)]).sum()
+                start += len(recomputed)
                 if not last:
                     self.accelerator.backward(surrogate)
         return surrogate + (loss - surrogate).detach()  # the Trainer calls backward on the last
 
     def _loss(self, groups: Sequence[Ranked], scores: Tensor) -> Tensor:
-        output = self.loss(ranked(groups, scores * self.scale))
+        output = self.loss(ranked_scores(groups, scores * self.scale))
         if torch.is_grad_enabled():
             self.means.add(output.metrics, len(groups))
         loss: Tensor = output.loss
         return loss
 
     def _forwards(self, groups: Sequence[Branches]) -> Iterator[dict[str, Tensor]]:
-        """Inputs of one forward after another, each within ``forward_tokens`` if one answer is, in order."""
-        waiting: list[Branches] = []
+        """The inputs of each forward pass, in order. A pass of several answers has at most ``forward_tokens``."""
+        part: list[Branches] = []
         for group in groups:
             for number, answer in enumerate(group.answers):
-                if self.shared_prompt and number and waiting:
-                    more = [*waiting[:-1], Branches(group.prompt, [*waiting[-1].answers, answer])]
+                if self.shared_prompt and number and part:
+                    larger = [*part[:-1], Branches(group.prompt, [*part[-1].answers, answer])]
                 else:
-                    more = [*waiting, Branches(group.prompt, [answer])]
-                if waiting and self.forward_tokens is not None and self._tokens(more) > self.forward_tokens:
-                    yield self._inputs(waiting)
-                    more = [Branches(group.prompt, [answer])]
-                waiting = more
-        yield self._inputs(waiting)
+                    larger = [*part, Branches(group.prompt, [answer])]
+                if part and self.forward_tokens is not None and self._tokens(larger) > self.forward_tokens:
+                    yield self._inputs(part)
+                    larger = [Branches(group.prompt, [answer])]
+                part = larger
+        yield self._inputs(part)
 
     def _tokens(self, part: list[Branches]) -> int:
-        """Positions of a forward, padding included."""
+        """The number of tokens of a forward pass, including padding."""
         rows = 1 + max(row for row, _ in pack_trees(part)) if self.shared_prompt else len(part)
         return rows * max(map(tree_size, part))
 
@@ -157,16 +158,16 @@ class RewardTrainer(transformers.Trainer):
         return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
 
     def score(self, model: Any, answers: Sequence[Branches]) -> Tensor:
-        """Scores of any answers, [N]."""
+        """The scores of answers, [N]."""
         return torch.cat([answer_scores(model, part) for part in self._forwards(answers)])
 
     def score_group(self, group: Branches, shared: bool) -> Tensor:
-        """Scores of a group's answers, [K], with the prompt computed once or with each answer."""
+        """The scores of a group's answers, [K], with or without a shared prompt."""
         self.shared_prompt = shared
         return self.score(self.model, [group])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the loss measures, as means over the groups of all processes, to what the Trainer logs."""
+        """Add the metrics of the loss, as means over the groups of all processes, to what the Trainer logs."""
         if "loss" in logs:
             logs.update(self.means.take())
         super().log(logs, start_time)
@@ -174,7 +175,7 @@ class RewardTrainer(transformers.Trainer):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loss, scores [G, K] and labels [G, K, 2] of a batch."""
+        """The loss, scores [G, K] and labels [G, K, 2] of a batch."""
         labels = inputs["labels"].to(self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, scores = self.compute_loss(model, inputs, return_outputs=True)
@@ -184,13 +185,13 @@ class RewardTrainer(transformers.Trainer):
 
     def _metrics(self, prediction: transformers.EvalPrediction) -> dict[str, float]:
         ranks, lengths = prediction.label_ids[..., 0], prediction.label_ids[..., 1]
-        numbers: dict[tuple[int, ...], int] = {}
-        prompts = [numbers.setdefault(tuple(g.branches.prompt), len(numbers)) for g in self.eval_dataset]
+        index: dict[tuple[int, ...], int] = {}  # of each distinct prompt
+        prompts = [index.setdefault(tuple(group.branches.prompt), len(index)) for group in self.eval_dataset]
         return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale, prompts)
 
 
-def ranked(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
-    """What the loss takes: the scores of some groups, in order. Where one group has margins, others have zeros."""
+def ranked_scores(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
+    """The batch for the loss; ``scores`` are in the groups' order. If any group has margins, the others get zeros."""
     sizes = torch.tensor([len(group.ranks) for group in groups])
     margins = [group.margins or [0.0] * len(group.ranks) for group in groups]
     return RankedScores(
@@ -204,38 +205,38 @@ def ranked(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
 
 
 def finish(run: Run, trainer: RewardTrainer) -> dict[str, Any]:
-    """Normalise the score on the demonstrations, evaluate what is delivered, and say whether it is of use."""
+    """Normalise the score on the demonstrations, evaluate the model as it is saved, and give a verdict."""
     config: RMConfig = run.config.stage.config
-    over, name = demonstrations(run, config), "the demonstrations"
-    if not over:
-        over, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
+    good, name = demonstrations(run, config), "the demonstrations"
+    if not good:
+        good, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
     answers = [Branches(g.branches.prompt, [answer]) for g in trainer.train_dataset for answer in g.branches.answers]
-    some = random.Random(0).sample(answers, min(config.normalise_on, len(answers)))
-    record = normalise(trainer, over[: config.normalise_on], some)
-    record["over"] = name
-    run.say(f"scores now have mean 0 and deviation 1 on {record['answers']} answers: {name}")
-    told: dict[str, Any] = {"normalisation": record, "pad_token_id": run.score_pad_token_id}
+    ranked = random.Random(0).sample(answers, min(config.normalise_on, len(answers)))
+    normalisation = normalise(trainer, good[: config.normalise_on], ranked)
+    normalisation["over"] = name
+    run.say(f"scores now have mean 0 and standard deviation 1 on {normalisation['answers']} answers: {name}")
+    record: dict[str, Any] = {"normalisation": normalisation, "pad_token_id": run.score_pad_token_id}
     if trainer.eval_dataset is not None:
-        told["verdict"] = metrics.verdict(trainer.evaluate())
-        run.say(told["verdict"])
-    return told
+        record["verdict"] = metrics.verdict(trainer.evaluate())
+        run.say(record["verdict"])
+    return record
 
 
 def demonstrations(run: Run, config: RMConfig) -> list[Branches]:
-    """The last answers of the demonstrations that the policy was trained on; those too long are left out."""
-    found = []
+    """The last answers of the demonstrations that the policy was trained on, without those over ``max_length``."""
+    answers = []
     for _, row in run.parent_rows("policy"):
         if isinstance(row, Demonstration) and row.messages[-1]["role"] == "assistant":
             prompt, answer = row.messages[:-1], row.messages[-1]
             try:
                 ids, start = encode_answer(run.tokenizer, prompt, answer, run.stop_ids, tools=row.tools)
-            except DataError:  # a bad row, which the policy was not trained on either
+            except DataError:  # a bad row, which SFT left out too
                 continue
             if len(ids) <= config.max_length:
-                found.append(Branches(ids[:start], [ids[start:]]))
-        if len(found) == config.normalise_on:
+                answers.append(Branches(ids[:start], [ids[start:]]))
+        if len(answers) == config.normalise_on:
             break
-    return found
+    return answers
 
 
 def best_of(group: Ranked) -> Branches:

@@ -16,7 +16,7 @@ from alignkit.data.encoding import Branches, Ranked
 from alignkit_rm import losses, metrics
 from alignkit_rm.config import BradleyTerryConfig
 from alignkit_rm.groups import merge_pairs
-from alignkit_rm.trainer import collate, ranked
+from alignkit_rm.trainer import collate, ranked_scores
 
 
 def batch(scores: list[float], rank: list[float], group: list[int] | None = None, margin: Any = None) -> RankedScores:
@@ -142,7 +142,7 @@ def test_a_batch_may_hold_groups_of_different_k_and_some_margins() -> None:
         Ranked([], Branches([1], [[2], [3, 3], [4]]), [5.0, 1.0, 5.0]),
         Ranked([], Branches([1], [[2], [3]]), [0.0, 1.0], [2.0, 0.0]),
     ]
-    scores = ranked(groups, torch.arange(5.0))
+    scores = ranked_scores(groups, torch.arange(5.0))
 
     assert scores.group.tolist() == [0, 0, 0, 1, 1]
     assert scores.rank.tolist() == [5, 1, 5, 0, 1]
@@ -191,10 +191,10 @@ def judged(**changed: float) -> str:
 
 
 def test_the_verdict_says_whether_and_why_not() -> None:
-    assert judged() == "usable for PPO: 80.0% ± 2.0% of 400 held-out pairs are ordered rightly"
+    assert judged() == "usable for PPO: pairwise accuracy 80.0% ± 2.0% on 400 held-out pairs"
     assert "not usable for PPO" in judged(accuracy=0.53)
     assert "no better than chance" in judged(accuracy=0.8, accuracy_error=0.2)
     assert "with care" in judged(length_accuracy=0.9)
-    assert "length alone orders 90.0%" in judged(length_accuracy=0.9)
-    assert "follows length" in judged(length_correlation=-0.9)
-    assert "calibration error 0.30" in judged(ece=0.3)
+    assert "length alone reaches 90.0%" in judged(length_accuracy=0.9)
+    assert "correlates with length (-0.90)" in judged(length_correlation=-0.9)
+    assert "poorly calibrated (ECE 0.30)" in judged(ece=0.3)
