@@ -1,11 +1,11 @@
-"""Settings that would have no effect, which are errors: a user who is not told would believe that they act.
+"""Rejects settings without an effect, so that nobody assumes that they have one.
 
-They are declared where they are known:
+They are declared in these places:
 
-- ``Stage.refuses`` and ``Optimizer.refuses``: keys of ``train`` that do nothing in that stage, or with that optimizer.
-- ``option(..., only_with=...)``: settings of a component that act only with another one.
+- ``Stage.refuses`` and ``Optimizer.refuses``: keys of ``train`` without an effect in that stage, or with that optimizer.
+- ``option(..., only_with=...)``: settings of a component that have an effect only with another one.
 - ``training_args.ONLY_WITH``: the same for keys of ``train``.
-- ``training_args.REFUSED``: keys of ``train`` that no stage takes. They are refused like unknown keys.
+- ``training_args.REFUSED``: keys of ``train`` that no stage accepts. They are errors like unknown keys.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from alignkit.errors import ConfigError
 
 
 def holds(condition: str, values: Mapping[str, Any]) -> bool:
-    """Whether ``values`` meet a condition: ``"key"`` for any value but null, false and 0, or ``"key=value"``."""
+    """Whether ``values`` meet a condition: ``"key"`` for any value except null, false and 0, or ``"key=value"``."""
     name, equals, value = condition.partition("=")
-    given = values.get(name)
-    return str(given).lower() == value if equals else given not in (None, False)
+    actual = values.get(name)
+    return str(actual).lower() == value if equals else actual not in (None, False)
 
 
 def without_unused(
     train: Mapping[str, Any], own: Collection[str], refuses: Mapping[str, str], where: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Split a ``train`` table into the keys that act, and those that ``refuses`` declares, with what to do instead.
+    """Split a ``train`` table into keys with an effect, and keys without one -> what to set instead.
 
     Args:
         own: keys that were set for ``where`` only. Others may have been set for another stage of the command.
@@ -46,10 +46,10 @@ def without_unused(
 
 
 def check_only_with(values: Mapping[str, Any], only_with: Mapping[str, tuple[str, ...]], table: str) -> None:
-    """Whether each of the settings in ``only_with`` has one of the conditions with which it acts.
+    """Check that each setting in ``only_with`` meets one of the conditions with which it has an effect.
 
     Raises:
-        ConfigError: one has none.
+        ConfigError: a setting meets none.
     """
     for name, conditions in only_with.items():
         if not any(holds(condition, values) for condition in conditions):
@@ -60,7 +60,7 @@ def check_config(config: Any, table: str) -> None:
     """:func:`check_only_with` for the fields of a config dataclass that differ from their defaults.
 
     Raises:
-        ConfigError: one of them has no effect; or ``only_with`` names no field.
+        ConfigError: a field has no effect, or its ``only_with`` does not name a field.
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     only_with = {}
@@ -71,7 +71,7 @@ def check_config(config: Any, table: str) -> None:
         if condition is None:
             continue
         if condition.partition("=")[0] not in values:
-            raise ConfigError(f"{table}{field.name}: only_with names {condition}, which is no setting of {table[:-1]}")
+            raise ConfigError(f"{table}{field.name}: only_with is {condition}, but {table[:-1]} has no such setting")
         default = field.default_factory() if callable(field.default_factory) else field.default
         if value != default:
             only_with[field.name] = (condition,)

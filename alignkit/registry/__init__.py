@@ -1,6 +1,6 @@
 """Discovers plugins from package metadata, activates them by name, and checks what they return.
 
-No torch here.
+No module here imports torch at module level.
 """
 
 from alignkit.registry.plugin import Plugin, installed

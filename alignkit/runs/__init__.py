@@ -1,6 +1,6 @@
 """Plans, lineage, run folders, fingerprints and resume: what a command will do, and what it saves.
 
-Nothing here imports torch at the top.
+No module here imports torch at module level.
 """
 
 from typing import TYPE_CHECKING
