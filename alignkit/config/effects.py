@@ -2,7 +2,7 @@
 
 They are declared in these places:
 
-- ``Stage.refuses`` and ``Optimizer.refuses``: keys of ``train`` without an effect in that stage, or with that optimizer.
+- ``Stage.refuses`` and ``Optimizer.refuses``: keys of ``train`` without an effect in a stage or with an optimizer.
 - ``option(..., only_with=...)``: settings of a component that have an effect only with another one.
 - ``training_args.ONLY_WITH``: the same for keys of ``train``.
 - ``training_args.REFUSED``: keys of ``train`` that no stage accepts. They are errors like unknown keys.
