@@ -13,7 +13,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
 
 from alignkit import bundled, yaml
 from alignkit.components import KINDS, Stage, option
@@ -51,6 +53,9 @@ class DataConfig:
         None, "rows to hold out: a share if below 1, else a count; null: 10 %, at most 200"
     )
     seed: int = option(0, "random seed of the choice of held-out rows")
+    num_proc: Annotated[int, Gt(0)] | None = option(
+        None, "processes that tokenise the rows; null: one for each core", resume="may_change"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ so that a tokenizer whose pad token is its end-of-sequence token learns to end a
 
 from __future__ import annotations
 
+import copy
 import datetime
+import hashlib
+import importlib.metadata
+import secrets
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import alignkit
 from alignkit import paths
 from alignkit.data import pieces, turns
 from alignkit.data.rendering import ChatTemplate
@@ -80,8 +85,7 @@ def load_tokenizer(
         tokenizer.chat_template = tokenizer.chat_template["default"]
     if tokenizer.pad_token in (None, tokenizer.eos_token):
         tokenizer.pad_token = pad_token(tokenizer)
-    setattr(tokenizer, _WRITER, Writer(tokenizer, day, special_tokens))
-    return tokenizer
+    return with_writer(tokenizer, day, special_tokens)
 
 
 def today() -> str:
@@ -133,9 +137,11 @@ def encode(
         return [(ids, [IGNORE, *ids[1:]])]  # nothing predicts the first token
 
     found: list[tuple[list[int], list[int]]] = []
-    for turn, message in enumerate(row.messages):
+    known = writer(tokenizer)
+    messages, tools = known.hide(row.messages), known.hide(row.tools)
+    for turn, message in enumerate(messages):
         if message["role"] == "assistant" and message.get("weight", 1):
-            prompt, answer = writer(tokenizer).turn(row.messages[: turn + 1], stop_ids, notes, row.tools)
+            prompt, answer = known.turn(messages[: turn + 1], stop_ids, notes, tools)
             labels = [IGNORE] * len(prompt)
             if found and prompt[: len(found[-1][0])] == found[-1][0]:
                 former = found.pop()[1]
@@ -160,7 +166,8 @@ def encode_answer(
     :func:`encode`.
     """
     turn = Message(role="assistant", content=answer) if isinstance(answer, str) else answer
-    before, ids = writer(tokenizer).turn([*prompt, turn], stop_ids, notes, tools)
+    known = writer(tokenizer)
+    before, ids = known.turn(known.hide([*prompt, turn]), stop_ids, notes, known.hide(tools))
     return [*before, *ids], len(before)
 
 
@@ -191,7 +198,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> i
     return next((token for token in [*every, *candidates] if token in stop_ids), candidates[0] if candidates else None)
 
 
-_WRITER = "alignkit_writer"
+_WRITER = "alignkit_writer"  # the attribute of a tokenizer that holds its Writer
 ANSWERS = "answers"  # the number of turns that were encoded, in notes
 SPLIT = "rows are split into one row a turn, since the chat template rewrites earlier turns"
 
@@ -215,7 +222,9 @@ class Writer:
             }
         )
         self.style = turns.probe(self.renderer())
-        self.pieces = pieces.of(tokenizer, f"{self.source}{tokenizer.eos_token}{self._sample()}")
+        self.pieces = pieces.of(
+            tokenizer, f"{self.source}{self.template.named_tokens.get('eos_token')}{self._sample()}"
+        )
 
     def _sample(self) -> str:
         """A short conversation as the template writes it; nothing where it refuses it."""
@@ -223,6 +232,20 @@ class Writer:
             return turns.prompt(self.renderer(), self.style, [Message(role="user", content="u")]) + self.style.inner
         except DataError:
             return ""
+
+    def fingerprint(self) -> str:
+        """What the token ids of a conversation depend on beside its messages and tools."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer written in Python: its class may hold anything
+            return secrets.token_hex()
+        backend.no_truncation()
+        backend.no_padding()
+        parts = [
+            *(alignkit.__version__, importlib.metadata.version("tokenizers"), type(self.tokenizer).__name__),
+            *(backend.to_str(), self.source, str(sorted(self.template.named_tokens.items())), self.special_tokens),
+            self.template.day if "strftime_now" in self.source else "",
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def hide(self, value: T) -> T:
         """Messages or tools with the special tokens of their own texts set apart, unless those are to be tokens."""
@@ -260,10 +283,12 @@ class Writer:
         notes: Counter[str] | None = None,
         tools: Tools | None = None,
     ) -> tuple[list[int], list[int]]:
-        """The ids of the last turn of a conversation: its prompt, and its answer with the token that ends it."""
+        """The ids of the last turn of a conversation: its prompt, and its answer with the token that ends it.
+
+        The special tokens in the messages and tools are set apart already, by :meth:`hide`.
+        """
         notes = Counter() if notes is None else notes
         notes[ANSWERS] += 1
-        messages, tools = self.hide(messages), self.hide(tools)
         before = self._before(messages[:-1], tools)
         answer = turns.answer(self.renderer(tools), self.style, messages, before, notes)
         prompt, whole = self.ids(before), self.ids(before + answer)
@@ -307,12 +332,24 @@ class Writer:
         return text if led else self.style.opening + text
 
 
+def with_writer(tokenizer: PreTrainedTokenizerBase, day: str | None, special_tokens: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, which writes conversations with this day, and special tokens in texts in this way."""
+    setattr(tokenizer, _WRITER, Writer(tokenizer, day, special_tokens))
+    return tokenizer
+
+
+def without_writer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that can be pickled, for :func:`with_writer`."""
+    bare = copy.copy(tokenizer)
+    vars(bare).pop(_WRITER, None)
+    return bare
+
+
 def writer(tokenizer: PreTrainedTokenizerBase) -> Writer:
     """The writer of a tokenizer; one that asks for today's date where the tokenizer has none yet."""
     known: Writer | None = getattr(tokenizer, _WRITER, None)
-    if known is None:
-        known = Writer(tokenizer, None, "text")
-    elif known.source != tokenizer.chat_template or known.tokenizer is not tokenizer:
-        known = Writer(tokenizer, known.template.day, known.special_tokens)
-    setattr(tokenizer, _WRITER, known)
-    return known
+    if known is not None and known.source == tokenizer.chat_template and known.tokenizer is tokenizer:
+        return known
+    day, special_tokens = (known.template.day, known.special_tokens) if known else (None, "text")
+    with_writer(tokenizer, day, special_tokens)
+    return writer(tokenizer)

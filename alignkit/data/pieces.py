@@ -7,7 +7,6 @@ of its pieces, each of which begins with a special token and ends before the nex
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +21,7 @@ class Pieces:
         self._backend = backend
         longest_first = sorted(filter(None, cuts), key=len, reverse=True)
         self._cut = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._known: tuple[str, list[int]] = "", []  # the last text up to its last piece, with its token ids
         self._of_piece = functools.lru_cache(KEPT)(self._tokenize)
 
     def ids(self, text: str) -> list[int]:
@@ -29,12 +29,17 @@ class Pieces:
         self._backend.encode_special_tokens = False  # whoever used the backend last may have set these
         self._backend.no_truncation()
         self._backend.no_padding()
-        starts = [0, *(cut.start() for cut in self._cut.finditer(text)), len(text)]
-        ids: list[int] = []
-        for start, end in itertools.pairwise(starts):
-            if start < end:
-                ids += self._of_piece(text[start:end])
-        return ids
+        known, ids = self._known
+        if text.startswith(known) and self._cut.match(text, len(known)):  # the conversation goes on
+            ids = ids.copy()
+        else:
+            known, ids = "", []
+        start = len(known)
+        for cut in self._cut.finditer(text, start + 1):
+            ids += self._of_piece(text[start : cut.start()])
+            start = cut.start()
+        self._known = text[:start], ids.copy()
+        return ids + self._of_piece(text[start:]) if start < len(text) else ids
 
     def _tokenize(self, piece: str) -> list[int]:
         [encoded] = self._backend.encode_batch_fast([piece], add_special_tokens=False)

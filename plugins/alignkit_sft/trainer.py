@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 import torch
 import trl
 
 from alignkit import DataError, Run, TokenLogps
-from alignkit.data import IGNORE, check_fit, encode, encode_each
+from alignkit.data import IGNORE, SequenceEncoder, check_column_fits, encode_rows
 from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
 from alignkit.training import Means, last_logged
 from alignkit_sft import packing
@@ -54,27 +55,24 @@ def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Datas
     Raises:
         DataError: a row is longer than ``max_length`` and ``too_long`` is ``error``, or none is left.
     """
-    encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
-    sequences = [(where, *sequence) for where, of_row in encoded for sequence in of_row]
-    kept, too_long = [], []
-    for where, ids, labels in sequences:
-        if len(ids) > config.max_length:
-            too_long.append((len(ids), where))
-            if config.too_long == "skip" or all(label == IGNORE for label in labels[: config.max_length]):
-                continue  # also where the prompt alone fills it
-        kept.append((where, ids[: config.max_length], labels[: config.max_length]))
-    if too_long:
-        longest, where = max(too_long)
-        over = f"{len(too_long)} of {len(sequences)} rows are over {config.max_length} tokens"
-        found = f"{over}, the longest {longest} ({where})"
+    cut = config.too_long == "cut"
+    encoder = SequenceEncoder(run.tokenizer, run.stop_ids, max_length=config.max_length, cut=cut)
+    encoded = encode_rows(run, rows, encoder)
+    lengths = encoded.column("length").to_numpy()
+    kept = np.flatnonzero(encoded.column("input_ids").is_valid())
+    if over := int((lengths > config.max_length).sum()):
+        longest = np.nanmax(lengths)
+        where = max(encoded.where(int(record)) for record in np.flatnonzero(lengths == longest))
+        sequences = int((lengths >= 0).sum())
+        found = f"{over} of {sequences} rows are over {config.max_length} tokens, the longest {longest:.0f} ({where})"
         if config.too_long == "error":
             raise DataError(f"{found}. Raise sft.max_length, or set sft.too_long to skip or cut")
-        left_out = len(sequences) - len(kept)
-        run.say(f"{found}: {left_out} left out, {len(too_long) - left_out} cut")
-    if not kept:
+        left_out = sequences - len(kept)
+        run.say(f"{found}: {left_out} left out, {over - left_out} cut")
+    if not len(kept):
         raise DataError(f"no row fits into sft.max_length={config.max_length} tokens")
-    check_fit(run, ((where, ids) for where, ids, _ in kept))
-    return datasets.Dataset.from_dict({"input_ids": [ids for _, ids, _ in kept], "labels": [row[2] for row in kept]})
+    check_column_fits(run, encoded, "input_ids")
+    return encoded.dataset.select_columns(["input_ids", "labels"]).select(kept)
 
 
 class SFTTrainer(trl.SFTTrainer):

@@ -1,0 +1,231 @@
+"""Rows encoded by all cores into an Arrow file in the cache of ``datasets``, which the next start reads.
+
+An encoder makes records of a row: dictionaries of numbers and lists of token ids. The file is found by a fingerprint of
+everything that the records depend on: the rows, the tokenizer, its chat template, the encoder's settings and the
+versions of the libraries. Where several processes train together, the first encodes and the others wait for its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from alignkit.data.spool import Spool, spool
+from alignkit.errors import AlignkitError, DataError, one_line
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+    from alignkit.data.reading import Located
+
+CACHED = 2000  # rows; fewer are encoded in memory
+ROWS_A_PROCESS = 2500  # at least, or starting the process takes longer than its work
+
+
+class Encoder(Protocol):
+    """Makes records of a row. It is pickled into the processes that share the work."""
+
+    columns: ClassVar[dict[str, str]]  # of its records: names and types, such as "list<int32>"
+
+    def __call__(self, row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+        """The records; ``notes`` counts what is reported.
+
+        Raises:
+            DataError: it is a bad row.
+        """
+
+    def fingerprint(self) -> str:
+        """What its records depend on beside the row."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Records in an Arrow table, in the order of their rows. A row without records has one that is all null."""
+
+    dataset: datasets.Dataset  # the encoder's columns, and `row`, `error`, `notes`
+    rows: Sequence[Located]  # bad ones included, as `row` counts them
+
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        """A column of the table."""
+        return self.dataset.data.column(name)
+
+    def where(self, record: int) -> str:
+        """Where the row of a record stands."""
+        return self.rows[self.column("row")[record].as_py()].where
+
+    def notes(self) -> Counter[str]:
+        """What the encoder counted."""
+        total: Counter[str] = Counter()
+        for each in self.column("notes").value_counts():
+            for note, count in json.loads(each["values"].as_py() or "{}").items():
+                total[note] += count * each["counts"].as_py()
+        return total
+
+    def errors(self) -> dict[int, str]:
+        """Why rows are bad, by their numbers."""
+        if self.column("error").null_count == len(self.dataset):
+            return {}
+        import pyarrow.compute as pc
+
+        bad = self.dataset.data.table.select(["row", "error"]).filter(pc.is_valid(self.column("error")))
+        return dict(zip(bad["row"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+
+def encode_all(
+    rows: Sequence[Located], encoder: Encoder, *, skip: bool, processes: int | None, say: Callable[[str], None]
+) -> Encoded:
+    """Each row through ``encoder``. It stops at the first bad row, unless ``skip`` is set.
+
+    ``processes`` is how many share the work; None is one for each core.
+    """
+    import datasets
+
+    features = datasets.Features(_features(encoder.columns))
+    if len(rows) < CACHED:
+        records = list(_records([(0, rows)], encoder, skip))
+        return Encoded(datasets.Dataset.from_list(records, features), rows)
+    key = _key(rows, encoder, skip)
+    for attempt in range(2):
+        try:
+            return Encoded(_cached(key, rows, encoder, skip, features, processes, say), rows)
+        except _Damaged as error:
+            if attempt:
+                raise DataError(f"the cache of encoded rows cannot be read: {error}") from error
+            say(f"encoding the rows again: their cache is damaged ({error})")
+    raise AssertionError
+
+
+class _Damaged(Exception):  # noqa: N818
+    """A file of the cache cannot be read."""
+
+
+def _cached(
+    key: str,
+    rows: Sequence[Located],
+    encoder: Encoder,
+    skip: bool,
+    features: Any,
+    processes: int | None,
+    say: Callable[[str], None],
+) -> datasets.Dataset:
+    import datasets
+
+    folder = datasets.config.HF_DATASETS_CACHE / "generator" / f"default-fingerprint={key}"
+
+    def generate(shards: list[tuple[int, Sequence[Located]]], processes: int | None = None) -> datasets.Dataset:
+        return datasets.Dataset.from_generator(
+            _records,
+            features=features,
+            gen_kwargs={"shards": shards, "encoder": encoder, "skip": skip},
+            fingerprint=key,
+            num_proc=processes,
+        )
+
+    is_cached = folder.exists()
+    try:
+        if is_cached or (shares := _shares(len(rows), processes)) == 1:
+            dataset = generate([(0, rows)])
+        else:
+            say(f"encoding {len(rows)} rows in {shares} processes")
+            dataset = _in_parallel(rows, shares, generate, say)
+        dataset.data.validate()
+        if len(dataset) != dataset.info.splits["train"].num_examples:
+            raise OSError(f"{len(dataset)} records are left")
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise AlignkitError(f"the encoded rows cannot be written to {folder}: {error.__cause__}") from error
+        raise (error.__cause__ or error) from None
+    except Exception as error:  # what is wrong with the files, by many libraries
+        if not is_cached:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _Damaged(one_line(error)) from error
+    return dataset
+
+
+def _in_parallel(
+    rows: Sequence[Located], shares: int, generate: Callable[..., datasets.Dataset], say: Callable[[str], None]
+) -> datasets.Dataset:
+    """As ``generate`` with several processes, which read the rows from a file. One does all where that fails."""
+    written = rows if isinstance(rows, Spool) else spool(rows)
+    edges = [len(rows) * n // shares for n in range(shares + 1)]
+    shards = [(start, written[start:end]) for start, end in itertools.pairwise(edges)]
+    try:
+        with _without_threads():
+            return generate(shards, shares)
+    except Exception as error:  # a plugin's code that the processes cannot import, a system without processes
+        say(f"encoding in one process, since several failed: {one_line(error.__cause__ or error)}")
+        return generate([(0, rows)])
+
+
+def _records(shards: list[tuple[int, Sequence[Located]]], encoder: Encoder, skip: bool) -> Iterator[dict[str, Any]]:
+    """The records of rows; ``shards`` are parts of them, each with the number of its first row."""
+    empty = dict.fromkeys(encoder.columns)
+    for first, rows in shards:
+        for number, located in enumerate(rows, first):
+            notes: Counter[str] = Counter()
+            try:
+                made = encoder(located.row, notes)
+            except DataError as error:
+                yield {**empty, "row": number, "error": str(error), "notes": ""}
+                if not skip:
+                    return
+                continue
+            written = json.dumps(notes) if notes else ""
+            for n, record in enumerate(made or [empty]):
+                yield {**record, "row": number, "error": None, "notes": "" if n else written}
+
+
+def _features(columns: dict[str, str]) -> dict[str, Any]:
+    """Columns as ``datasets`` names them."""
+    from datasets import List, Value
+
+    def feature(type_: str) -> Any:
+        return List(feature(type_[5:-1])) if type_.startswith("list<") else Value(type_)
+
+    own = {"row": "int64", "error": "string", "notes": "string"}
+    return {name: feature(type_) for name, type_ in {**columns, **own}.items()}
+
+
+def _shares(rows: int, processes: int | None) -> int:
+    """How many processes share the work on so many rows."""
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processes, rows // ROWS_A_PROCESS))
+
+
+@contextlib.contextmanager
+def _without_threads() -> Iterator[None]:
+    """One thread of the ``tokenizers`` library in each process, where the user has set no other number."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+
+
+def _key(rows: Sequence[Located], encoder: Encoder, skip: bool) -> str:
+    """The fingerprint of the records of these rows."""
+    import xxhash
+
+    kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+    digest = xxhash.xxh3_128(json.dumps([kind, encoder.columns, encoder.fingerprint(), skip]).encode())
+    for located in rows:
+        content = io.BytesIO()
+        pickler = pickle.Pickler(content, protocol=5)
+        pickler.fast = True  # no references to what was written before: the bytes depend on the values alone
+        pickler.dump(located.row)
+        digest.update(content.getbuffer())
+    return digest.hexdigest()

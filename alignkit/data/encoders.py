@@ -1,0 +1,87 @@
+"""Encoders of the kinds of rows that come with alignkit: what :func:`alignkit.data.encoding.encode_rows` takes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from alignkit.data.chat_template import IGNORE, encode, encode_answer, prompt_ids, with_writer, without_writer, writer
+from alignkit.rows import Demonstration, Prompt, Ranking, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IDS, LISTS_OF_IDS = "list<int32>", "list<list<int32>>"
+
+
+class TokenEncoder:
+    """An encoder with a tokenizer; ``stop_ids`` are the tokens at which an answer ends."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], **settings: Any) -> None:
+        self.tokenizer, self.stop_ids, self.settings = tokenizer, list(stop_ids), settings
+
+    def fingerprint(self) -> str:
+        """What the token ids depend on beside the row."""
+        return json.dumps([writer(self.tokenizer).fingerprint(), self.stop_ids, self.settings], sort_keys=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = writer(self.tokenizer)  # it holds a compiled template, which cannot be pickled
+        how = known.template.day, known.special_tokens
+        return {**vars(self), "tokenizer": without_writer(self.tokenizer), "how": how}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        how = state.pop("how")
+        vars(self).update(state)
+        with_writer(self.tokenizer, *how)
+
+
+class SequenceEncoder(TokenEncoder):
+    """Demonstrations and texts as sequences to learn, each cut at ``max_length`` tokens.
+
+    A sequence without a label in its first ``max_length`` tokens is null, and so is a longer one, unless ``cut`` is
+    set. ``length`` is the whole sequence's.
+    """
+
+    columns: ClassVar[dict[str, str]] = {"input_ids": IDS, "labels": IDS, "length": "int32"}
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], *, max_length: int, cut: bool
+    ) -> None:
+        super().__init__(tokenizer, stop_ids, max_length=max_length, cut=cut)
+        self.max_length, self.cut = max_length, cut
+
+    def __call__(self, row: Demonstration | Text, notes: Counter[str]) -> list[dict[str, Any]]:
+        """The sequences of a row: several where the chat template rewrites earlier turns."""
+        return [self._record(ids, labels) for ids, labels in encode(self.tokenizer, row, self.stop_ids, notes)]
+
+    def _record(self, ids: list[int], labels: list[int]) -> dict[str, Any]:
+        length, labels = len(ids), labels[: self.max_length]
+        if length > self.max_length and (not self.cut or all(label == IGNORE for label in labels)):
+            return {"input_ids": None, "labels": None, "length": length}
+        return {"input_ids": ids[: self.max_length], "labels": labels, "length": length}
+
+
+class RankingEncoder(TokenEncoder):
+    """Rankings as a prompt and its answers, each with the token that ends it."""
+
+    columns: ClassVar[dict[str, str]] = {"prompt": IDS, "answers": LISTS_OF_IDS}
+
+    def __call__(self, row: Ranking, notes: Counter[str]) -> list[dict[str, Any]]:
+        """One record."""
+        encoded = [
+            encode_answer(self.tokenizer, row.prompt, answer, self.stop_ids, notes, row.tools) for answer in row.answers
+        ]
+        start = encoded[0][1]  # the prompt is the same for all of them
+        return [{"prompt": encoded[0][0][:start], "answers": [ids[start:] for ids, _ in encoded]}]
+
+
+class PromptEncoder(TokenEncoder):
+    """Prompts, up to where the assistant begins to answer; also those of rankings."""
+
+    columns: ClassVar[dict[str, str]] = {"prompt": IDS}
+
+    def __call__(self, row: Prompt | Ranking, notes: Counter[str]) -> list[dict[str, Any]]:
+        """One record."""
+        return [{"prompt": prompt_ids(self.tokenizer, row.prompt, row.tools)}]

@@ -1,0 +1,78 @@
+"""Rows in a file instead of in memory: a sequence that reads each row when it is asked for."""
+
+from __future__ import annotations
+
+import array
+import pickle
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast, overload
+
+T = TypeVar("T")
+
+
+class Spool(Sequence[T]):
+    """Items that were written to a file, in order; each is read when it is asked for.
+
+    A part of it shares its file. It can be pickled for another process, which reads the file by its path.
+    """
+
+    def __init__(self, file: _File, offsets: Sequence[int]) -> None:
+        self._file, self._offsets = file, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Spool[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Spool[T]:
+        if isinstance(index, slice):
+            return Spool(self._file, self._offsets[index])
+        return cast(T, self._file.read(self._offsets[index]))
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._file.read, self._offsets)
+
+    def keep(self, indices: Iterable[int]) -> None:
+        """Leave the other items out."""
+        self._offsets = array.array("q", [self._offsets[index] for index in indices])
+
+
+class _File:
+    """Pickled items in a file, which is deleted when this object is collected, unless it is another process's."""
+
+    def __init__(self, path: Path, is_own: bool) -> None:
+        self.path, self._handles = path, list[IO[bytes]]()
+        weakref.finalize(self, _drop, self._handles, path if is_own else None)
+
+    def read(self, offset: int) -> Any:
+        """The item that begins at a byte."""
+        if not self._handles:
+            self._handles.append(self.path.open("rb"))
+        self._handles[0].seek(offset)
+        return pickle.load(self._handles[0])
+
+    def __reduce__(self) -> Any:
+        return _File, (self.path, False)
+
+
+def _drop(handles: list[IO[bytes]], path: Path | None) -> None:
+    for handle in handles:
+        handle.close()
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def spool(items: Iterable[T]) -> Spool[T]:
+    """The items in a temporary file, which is deleted when nothing in this process refers to it any more."""
+    handle, name = tempfile.mkstemp(prefix="alignkit-rows-")
+    written, offsets = _File(Path(name), is_own=True), array.array("q")
+    with open(handle, "wb") as file:
+        for item in items:
+            offsets.append(file.tell())
+            pickle.dump(item, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return Spool(written, offsets)
