@@ -16,6 +16,9 @@ __all__ = [
     "Located",
     "PromptEncoder",
     "Ranked",
+    "RankingEncoder",
+    "SequenceEncoder",
+    "check_column_fits",
     "check_fit",
     "conversation_ids",
     "encode",
@@ -45,13 +48,17 @@ if TYPE_CHECKING:
         prompt_ids,
         tokenizer_of_run,
     )
+    from alignkit.data.encoded import Encoded, Encoder
+    from alignkit.data.encoders import PromptEncoder, RankingEncoder, SequenceEncoder
     from alignkit.data.encoding import (
         Branches,
         EncodedRanking,
         Ranked,
+        check_column_fits,
         check_fit,
         encode_each,
         encode_rankings,
+        encode_rows,
         ranking_encoder,
         usable_rankings,
     )
