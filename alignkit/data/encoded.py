@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-    from alignkit.data.reading import Located
+    from alignkit.rows import Located
 
 CACHED = 2000  # rows; fewer are encoded in memory
 ROWS_A_PROCESS = 2500  # at least, or starting the process takes longer than its work
