@@ -1,4 +1,4 @@
-"""DPO: a policy from ranked answers without a reward model, in place of InstructGPT's last two stages; its losses."""
+"""DPO: trains a policy on ranked answers without a reward model, in place of InstructGPT's last two stages."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from alignkit_dpo.reference import reference_of
 
 
 def build(run: Run) -> Any:
-    """The trainer; imports torch."""
+    """Build the trainer. Imports torch."""
     from alignkit_dpo.trainer import build
 
     return build(run)
 
 
 def in_memory(plan: Plan) -> str:
-    """For the plan: what the reference costs."""
+    """Which models the plan reports as in memory."""
     adapters, policy = plan.config.tuner.component.adapters, plan.parents.get("policy")
     started = policy is not None and (adapters if policy.manifest is None else policy.manifest["weights"] == "adapter")
     return reference_of(plan.config, adapters, started).describe()
@@ -52,8 +52,8 @@ def alignkit_stage() -> list[Stage]:
             },
             refuses={
                 "neftune_noise_alpha": "DPO compares exact log-probabilities with those of the reference",
-                "train_sampling_strategy=group_by_length": "a batch's pairs share prompts and answers in any order",
-                "train_sampling_strategy=batch_rebalance": "a batch's pairs share prompts and answers in any order",
+                "train_sampling_strategy=group_by_length": "a pair has two answers, and so no length of its own",
+                "train_sampling_strategy=batch_rebalance": "a pair has two answers, and so no length of its own",
             },
         )
     ]

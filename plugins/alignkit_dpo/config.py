@@ -1,4 +1,4 @@
-"""The ``dpo`` table and those of its losses; names are TRL's where TRL has the thing."""
+"""The settings of the stage and of its losses, named as in TRL where TRL has them."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ Beta = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True)
 class DPOConfig:
-    """What DPO has to set beside ``train``."""
+    """The ``dpo`` table: settings in addition to ``train``."""
 
     max_length: Annotated[int, Gt(0)] = option(2048, "maximum tokens of prompt and answer together")
     too_long: Literal["error", "skip"] = option(
@@ -30,7 +30,7 @@ class DPOConfig:
 
 @dataclass(frozen=True)
 class BetaConfig:
-    """The ``loss`` table of losses with nothing but a ``beta``."""
+    """The ``loss`` table of losses whose only setting is ``beta``."""
 
     beta: Beta = option(0.1, "strength of the penalty for moving away from the reference")
 

@@ -15,7 +15,7 @@ import trl
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
-from alignkit import AlignkitError, PreferenceLogps, Run
+from alignkit import ConfigError, PreferenceLogps, Run
 from alignkit.data import Ranked, encode_rankings
 from alignkit.evaluation import error_bar
 from alignkit.models import (
@@ -43,7 +43,7 @@ def build(run: Run) -> DPOTrainer:
     """Tokenise the rankings, load the policy and its reference, and build the trainer."""
     config: DPOConfig = run.config.stage.config
     if config.precompute_ref_log_probs and run.processes > 1:
-        raise AlignkitError("dpo.precompute_ref_log_probs: TRL keeps what it finds in a file of one process alone")
+        raise ConfigError("dpo.precompute_ref_log_probs needs a single process. Set it to false, or drop torchrun")
     rankings = encode_rankings(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_rankings(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else []
     pairs = pairs_of(rankings)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations, the first of InstructGPT's three stages, and its loss."""
+"""Supervised fine-tuning on demonstrations, InstructGPT's first stage; and its loss."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["SFTConfig", "build"]
 
 
 def build(run: Run) -> Any:
-    """The trainer; imports torch."""
+    """Build the trainer. Imports torch."""
     from alignkit_sft.trainer import build
 
     return build(run)

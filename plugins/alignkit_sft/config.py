@@ -1,4 +1,4 @@
-"""The ``sft`` table."""
+"""The settings of the stage."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from alignkit import option
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """What SFT has to set beside ``train``."""
+    """The ``sft`` table: settings in addition to ``train``."""
 
     max_length: Annotated[int, Gt(0)] = option(1024, "maximum tokens of prompt and response together")
     too_long: Literal["error", "skip", "cut"] = option(

@@ -8,13 +8,13 @@ from alignkit import LossOutput, NoConfig, TokenLogps
 
 
 def build(config: NoConfig) -> Callable[[TokenLogps], LossOutput]:
-    """The function: it has nothing to configure."""
+    """Return :func:`nll`, which has no settings."""
     return nll
 
 
 def nll(batch: TokenLogps) -> LossOutput:
-    """Mean negative log-likelihood of the target tokens of a whole optimizer step.
+    """The negative log-likelihood, as a mean over the target tokens of the whole optimizer step.
 
-    ``-sum(logps) / num_tokens``: however a step is cut into microbatches, their losses add up to the same.
+    ``-sum(logps) / num_tokens``: the losses of the microbatches add up to that of the step, however it is split.
     """
     return LossOutput(-(batch.logps * batch.mask).sum() / batch.num_tokens)

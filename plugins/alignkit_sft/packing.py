@@ -1,7 +1,7 @@
-"""Whether a model keeps the rows of a packed sequence apart, tried on the model itself.
+"""Tests whether a model keeps the rows of a packed sequence apart.
 
-TRL tells a model where rows begin by positions that start again at 0. Some architectures ignore positions, so that
-every row sees those before it, and some do not take them.
+TRL marks the beginning of each row by restarting the position ids at 0. Some architectures ignore position ids, so that
+each row attends to the rows before it, and some do not accept any.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def check(trainer: Any) -> None:
-    """Compare a short row that is packed behind two different others, and alone.
+    """Compare the log-probabilities of a short row by itself and packed behind two different rows.
 
     Raises:
-        ConfigError: it does not get the same log-probabilities each time.
+        ConfigError: they differ.
     """
     import torch
 
     inner = base_of(trainer.model)
 
     def logps(*rows: list[int]) -> Tensor:
-        """Of the last row's tokens, in the batch that the trainer makes of rows that are packed together."""
+        """Log-probabilities of the last row's tokens, when the trainer packs the rows."""
         ids = [token for row in rows for token in row]
         example = {"input_ids": ids, "labels": ids, "seq_lengths": [len(row) for row in rows]}
         batch = trainer._prepare_inputs(trainer.data_collator([example]))
@@ -34,15 +34,15 @@ def check(trainer: Any) -> None:
 
     with probing(inner) as inputs:
         ids = inputs["input_ids"][0].tolist()
-        row, former, other = ids[2:], ids, ids[::-1]
+        row, first, second = ids[2:], ids, ids[::-1]
         try:
-            packed, also_packed, alone = logps(former, row), logps(other, row), logps(row)
-        except Exception:  # the model does not take positions
-            apart = False
+            packed, packed_behind_other, unpacked = logps(first, row), logps(second, row), logps(row)
+        except Exception:  # the model accepts no position ids
+            separate = False
         else:
-            rounding = 1e-4 if inner.dtype is torch.float32 else 2e-2
-            apart = torch.allclose(packed, also_packed, rtol=1e-5) and torch.allclose(packed, alone, rtol=rounding)
-    if not apart:
+            separate = torch.allclose(packed, packed_behind_other, rtol=1e-5)
+            separate &= torch.allclose(packed, unpacked, rtol=1e-4 if inner.dtype is torch.float32 else 2e-2)
+    if not separate:
         raise ConfigError(
             f"sft.packing: {type(inner).__name__} does not keep the rows of a packed sequence apart. "
             "Set sft.packing=false"

@@ -1,4 +1,4 @@
-"""SFT on TRL's trainer: ours are the tokens that it sees and the loss, which comes through the hook."""
+"""SFT on TRL's trainer, with tokenisation and metrics of its own, and a loss that comes from a plugin."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> SFTTrainer:
-    """Tokenise the rows, load the policy, and put both into a trainer."""
+    """Tokenise the rows, load the policy, and build the trainer."""
     config: SFTConfig = run.config.stage.config
     train_dataset = tokenize(run, run.train_rows, config)
     eval_dataset = tokenize(run, run.eval_rows, config) if run.eval_rows else None
     args = run.training_arguments(
         trl.SFTConfig,
-        max_length=config.max_length if config.packing else None,  # rows are cut or refused above, never by TRL
+        max_length=config.max_length if config.packing else None,  # `tokenize` handles long rows
         packing=config.packing,
         eval_packing=False,
     )
-    loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they may refuse
+    loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
     trainer = SFTTrainer(
         loss=loss,
         model=run.model("policy"),
@@ -50,10 +50,10 @@ def build(run: Run) -> SFTTrainer:
 
 
 def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Dataset:
-    """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied; some are several (see :func:`encode`).
+    """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied. A row may become several (see :func:`encode`).
 
     Raises:
-        DataError: a row is longer than ``max_length`` and ``too_long`` is ``error``, or none is left.
+        DataError: a row is longer than ``max_length`` and ``too_long`` is ``error``, or no row is left.
     """
     cut = config.too_long == "cut"
     encoder = SequenceEncoder(run.tokenizer, run.stop_ids, max_length=config.max_length, cut=cut)
@@ -64,11 +64,11 @@ def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Datas
         longest = np.nanmax(lengths)
         where = max(encoded.where(int(record)) for record in np.flatnonzero(lengths == longest))
         sequences = int((lengths >= 0).sum())
-        found = f"{over} of {sequences} rows are over {config.max_length} tokens, the longest {longest:.0f} ({where})"
+        counts = f"{over} of {sequences} rows are over {config.max_length} tokens, the longest {longest:.0f} ({where})"
         if config.too_long == "error":
-            raise DataError(f"{found}. Raise sft.max_length, or set sft.too_long to skip or cut")
-        left_out = sequences - len(kept)
-        run.say(f"{found}: {left_out} left out, {over - left_out} cut")
+            raise DataError(f"{counts}. Raise sft.max_length, or set sft.too_long to skip or cut")
+        skipped = sequences - len(kept)
+        run.say(f"{counts}: {skipped} skipped, {over - skipped} cut")
     if not len(kept):
         raise DataError(f"no row fits into sft.max_length={config.max_length} tokens")
     check_column_fits(run, encoded, "input_ids")
@@ -85,13 +85,13 @@ class SFTTrainer(trl.SFTTrainer):
         with adapter_on_head(), kept_dtypes(kwargs["model"]):
             super().__init__(**kwargs)
         self.loss = loss
-        self.model_accepts_loss_kwargs = True  # have the target tokens counted, whatever the model's signature
+        self.model_accepts_loss_kwargs = True  # makes the Trainer count target tokens, whatever the model's signature
         self.means = {mode: Means(self.accelerator) for mode in ("train", "eval")}  # over tokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """One microbatch: ``input_ids``, ``labels`` [B, T] -> the loss, scalar."""
+        """The loss of a microbatch, as its share of the step's; ``input_ids`` and ``labels`` are [B, T]."""
         if self.aux_loss_enabled:  # mixture of experts
             inputs["output_router_logits"] = True
         outputs = fused_logps(model, inputs)
@@ -100,12 +100,9 @@ class SFTTrainer(trl.SFTTrainer):
         step_tokens = torch.as_tensor(num_items_in_batch) if counted else tokens
         output = self.loss(TokenLogps(outputs.log_probs, outputs.label_mask, step_tokens.clamp(min=1)))
         loss = output.loss
-        metrics = {
-            "mean_token_accuracy": outputs.is_top1.sum() / tokens,
-            **{
-                name: value * step_tokens / tokens for name, value in output.metrics.items()
-            },  # each a share of a step's
-        }
+        metrics = {"mean_token_accuracy": outputs.is_top1.sum() / tokens}
+        for name, value in output.metrics.items():  # a share of the step's mean, as the loss
+            metrics[name] = value * step_tokens / tokens
         if model.training:
             self.means["train"].add(metrics, tokens)
             self.means["train"].count(num_tokens=_input_tokens(inputs))
@@ -113,22 +110,22 @@ class SFTTrainer(trl.SFTTrainer):
             metrics |= {"loss": loss, "perplexity": -outputs.log_probs.sum() / tokens}  # `log` takes its exponential
             self.means["eval"].add(metrics, tokens)
         if counted:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; num_items counts every rank's tokens
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         if self.aux_loss_enabled and model.training:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """An evaluation's batch, without the rows that only fill the last one up so that each process has as many."""
+        """Evaluate a batch, without the rows that are repeated so that each process has the same number."""
         state, size = self.accelerator.gradient_state, self.args.eval_batch_size
         if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
-            there = min(max(state.remainder - self.args.process_index * size, 0), size)
+            rows = min(max(state.remainder - self.args.process_index * size, 0), size)
             labels = inputs["labels"]
-            if "position_ids" in inputs:  # rows one after another, each from position 0
+            if "position_ids" in inputs:  # packed rows, each from position 0
                 row = (inputs["position_ids"] == 0).cumsum(1) - 1
             else:
                 row = torch.arange(len(labels), device=labels.device)[:, None]
-            inputs["labels"] = labels.masked_fill(row >= there, IGNORE)
+            inputs["labels"] = labels.masked_fill(row >= rows, IGNORE)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -147,5 +144,5 @@ class SFTTrainer(trl.SFTTrainer):
 
 
 def _input_tokens(inputs: dict[str, Any]) -> Any:
-    """The number of tokens of a microbatch, padding excluded."""
+    """The number of tokens of a microbatch, without padding."""
     return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()

@@ -136,7 +136,7 @@ def test_several_processes_do_not_precompute(
     monkeypatch.setenv("WORLD_SIZE", "2")
 
     assert main(["train", *dpo_command("dpo.precompute_ref_log_probs=true")]) == 2
-    assert "in a file of one process alone" in capsys.readouterr().err
+    assert "precompute_ref_log_probs needs a single process" in capsys.readouterr().err
 
 
 def test_a_config_file_of_ppo_does_for_dpo(
@@ -164,8 +164,11 @@ def test_a_config_file_of_ppo_does_for_dpo(
     [
         (["--plugin", "lora"], "policy, reference on one base"),
         (["--plugin", "full"], "policy, reference: a model each"),
-        (["--plugin", "full", "--plugin", "simpo"], "policy alone, the loss needs no reference"),
-        (["--plugin", "full", "dpo.precompute_ref_log_probs=true"], "policy alone, the reference speaks once before"),
+        (["--plugin", "full", "--plugin", "simpo"], "policy only; the loss needs no reference"),
+        (
+            ["--plugin", "full", "dpo.precompute_ref_log_probs=true"],
+            "policy only; the reference log-probabilities are computed",
+        ),
     ],
 )
 def test_the_plan_says_what_the_reference_costs(

@@ -207,7 +207,7 @@ def test_too_long_rows_are_skipped_or_cut_when_told(
     assert len(skipped) < 12
     assert len(cut) == 12
     assert max(len(ids) for ids in cut["input_ids"]) == 40
-    assert f"{12 - len(skipped)} left out, 0 cut" in capsys.readouterr().out
+    assert f"{12 - len(skipped)} skipped, 0 cut" in capsys.readouterr().out
 
 
 def test_a_setting_that_would_do_nothing_is_refused(trainer: Callable[..., Any]) -> None:
