@@ -9,10 +9,12 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
-from ppo_runs import ONES, iterations, policy_batch
+from ppo_runs import GOLD, ONES, SMALL, iterations, policy_batch, ppo, trained
 
 from alignkit import AlignkitError
+from alignkit.cli import main
 from alignkit.online import diagnosis, kl
+from alignkit.online.microbatches import by_length, shuffled
 from alignkit.online.statistics import Statistics
 
 
@@ -84,3 +86,38 @@ def test_the_stage_of_the_docs_trains(
     assert all("clip_fraction" in line and "value_loss" not in line for line in metrics)
     assert metrics[0]["kl"] == 0
     assert metrics[1]["kl"] != 0
+
+
+def test_microbatches_are_of_about_equal_length_and_keep_the_answers_to_a_prompt_together() -> None:
+    lengths = [9, 3, 7, 5, 2, 8]
+
+    assert list(by_length(range(6), lengths, group=1, size=2)) == [[0, 5], [2, 3], [1, 4]]
+    assert list(by_length([1, 2, 3, 4, 5], lengths, group=2, size=2)) == [[4, 5], [2, 3], [1]]
+    order = shuffled(6, 3, torch.Generator().manual_seed(0))
+    assert order in ([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2])
+    assert sorted(shuffled(6, 1, torch.Generator().manual_seed(0))) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_prompt_that_is_computed_once_for_its_answers_trains_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str], tuner: str
+) -> None:
+    """One step on four answers to each of two prompts, with and without."""
+    settings = ["ppo.samples_per_prompt=4", "ppo.minibatches=1", "ppo.iterations=1", "--plugin", tuner, *GOLD]
+    runs = {}
+    for shared in ("true", "false"):
+        run = ppo(*settings, f"ppo.shared_prompt={shared}", "--output", f"shared-{shared}")
+        runs[shared] = trained(run), iterations(run)[0]
+        assert ("each prompt is computed once" in capsys.readouterr().out) == (shared == "true")
+    (with_tree, metrics), (without, expected) = runs["true"], runs["false"]
+
+    assert metrics["kl"] == pytest.approx(expected["kl"], abs=1e-6)
+    for name in ("score", "entropy", "policy_loss", "value_loss", "explained_variance", "clip_fraction"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    assert with_tree.keys() == without.keys()
+    assert all(torch.allclose(with_tree[name], without[name], atol=2e-5) for name in without)
+
+
+def test_a_shared_prompt_without_several_answers_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--plugin", "ppo", *SMALL, *GOLD, "ppo.shared_prompt=true"]) == 2
+    assert "ppo.shared_prompt has no effect without ppo.samples_per_prompt of 2 or more" in capsys.readouterr().err

@@ -66,34 +66,28 @@ class Roles(nn.Module):
 
     def _forward_role(self, role: str, states: dict[Any, Tensor], sequences: Sequences, temperature: float) -> Any:
         member = self.members[role]
-        mask = sequences.mask
-        row, column = mask.nonzero(as_tuple=True)
-        before = sequences.start[row] + column - 1  # the position that an answer's token is drawn at
         if member.head is not None:
             hidden = self._hidden(role, states, sequences)
             if role in lineage.rewards_in(self.members):
-                rows = torch.arange(len(hidden), device=hidden.device)
-                return apply_head(member.head, hidden[rows, sequences.start + sequences.length - 1])
-            values = apply_head(member.head, hidden[row, before])
-            return hidden.new_zeros(mask.shape, dtype=torch.float).masked_scatter(mask, values)
-        targets, form = sequences.input_ids[row, before + 1], self._form(role)
+                return apply_head(member.head, sequences.gather(hidden, sequences.ends))
+            return sequences.scatter(apply_head(member.head, sequences.gather(hidden, sequences.before)))
+        form = self._form(role)
         if form is None:
             with self.using(role) as model:
-                logits = model(**_inputs(sequences)).logits[row, before]
-            logps, entropy = from_logits(logits, targets, temperature)
+                logits = sequences.gather(model(**sequences.inputs).logits, sequences.before)
+            logps, entropy = from_logits(logits, sequences.targets, temperature)
         else:
-            states_before = self._hidden(role, states, sequences)[row, before]
+            states_before = sequences.gather(self._hidden(role, states, sequences), sequences.before)
             with self.using(role):  # the head may have an adapter too
-                logps, entropy = token_logps(base_of(member.model), states_before, targets, temperature, form)
-        zeros = torch.zeros(mask.shape, device=logps.device)
-        return Logps(zeros.masked_scatter(mask, logps), zeros.masked_scatter(mask, entropy))
+                logps, entropy = token_logps(base_of(member.model), states_before, sequences.targets, temperature, form)
+        return Logps(sequences.scatter(logps), sequences.scatter(entropy))
 
     def _hidden(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Tensor:
         """The last hidden states [B, T, d] of a role, computed once for roles with the same model and adapter."""
         member = self.members[role]
         if _key(member) not in states:
             with self.using(role):
-                states[_key(member)] = logit_form.trunk_of(member.model)(**_inputs(sequences)).last_hidden_state
+                states[_key(member)] = logit_form.trunk_of(member.model)(**sequences.inputs).last_hidden_state
         return states[_key(member)]
 
     def _form(self, role: str) -> LogitForm | None:
@@ -176,10 +170,6 @@ class Roles(nn.Module):
                 enable({"use_reentrant": False, "context_fn": contexts})
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
-
-
-def _inputs(sequences: Sequences) -> dict[str, Any]:
-    return {"input_ids": sequences.input_ids, "attention_mask": sequences.attention_mask, "use_cache": False}
 
 
 def apply_head(head: Any, hidden: Tensor) -> Tensor:

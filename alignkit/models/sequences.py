@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,33 +10,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.data.encoding import Branches
+from alignkit.models import branches
+
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts and their answers as tensors: right-padded rows, and where each answer is."""
+    """B answers of at most A tokens, with their prompts, as R rows of T tokens, and where each answer is.
 
-    input_ids: Tensor  # [B, T]
-    attention_mask: Tensor  # [B, T]
-    start: Tensor  # [B] tokens of the prompt
-    length: Tensor  # [B] tokens of the answer
+    Each answer has a row of its own; or answers to one prompt branch off it in one row (``share``), so that the prompt
+    is computed once. Indices are made on the CPU, so that a forward pass never waits for the device.
+    """
+
+    input_ids: Tensor  # [R, T]
+    attention_mask: Tensor  # [R, T], or [R, 1, T, T] with shared prompts
+    position_ids: Tensor | None  # [R, T] with shared prompts
+    mask: Tensor  # [B, A] bool: the answers' tokens
+    slots: Tensor  # [N] for each answer token, its index in a flattened [B, A]
+    before: Tensor  # [N] for each answer token, the index in a flattened [R, T] of the token before it
+    targets: Tensor  # [N] the answer tokens
+    ends: Tensor  # [B] the index in a flattened [R, T] of each answer's last token
 
     @classmethod
-    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any) -> Sequences:
-        """From token ids."""
-        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        width = max(map(len, rows))
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return cls(
-            torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
-            (torch.arange(width, device=device) < lengths[:, None]).long(),
-            torch.tensor([len(prompt) for prompt in prompts], device=device),
-            torch.tensor([len(answer) for answer in answers], device=device),
-        )
+    def of(
+        cls,
+        prompts: Sequence[list[int]],
+        answers: Sequence[list[int]],
+        pad: int,
+        device: Any,
+        share: torch.dtype | None = None,
+    ) -> Sequences:
+        """From token ids. With ``share``, the mask's dtype, equal prompts that are neighbours are computed once."""
+        lengths = torch.tensor([len(answer) for answer in answers])
+        if share is None:
+            groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+            inputs = branches.collate_separate(groups, pad)
+            del inputs["position_ids"]
+        else:  # the last token of a prompt belongs to every branch: the first token of an answer is drawn at it
+            pairs = itertools.groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0])
+            groups = [Branches(p[:-1], [p[-1:] + answer for _, answer in group]) for p, group in pairs]
+            inputs = branches.collate_tree(groups, pad, share)
+        row, column = inputs.pop("ends").T
+        end = row * inputs["input_ids"].shape[1] + column
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        answer, place = mask.nonzero(as_tuple=True)
+        before = end[answer] - lengths[answer] + place
+        fields = {
+            "mask": mask,
+            "slots": mask.flatten().nonzero().squeeze(1),
+            "before": before,
+            "targets": inputs["input_ids"].flatten()[before + 1],
+            "ends": end,
+        }
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in {**inputs, **fields}.items()}
+        return cls(**{"position_ids": None, **tensors})
 
     @property
-    def mask(self) -> Tensor:
-        """[B, A] bool: the answers' tokens, A being the longest answer."""
-        return torch.arange(int(self.length.max()), device=self.length.device) < self.length[:, None]
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of a model's forward."""
+        positions = {} if self.position_ids is None else {"position_ids": self.position_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "use_cache": False, **positions}
+
+    def gather(self, per_position: Tensor, index: Tensor) -> Tensor:
+        """``per_position`` [R, T, ...] at ``before`` or ``ends``: [N, ...] or [B, ...]."""
+        return per_position.flatten(0, 1)[index]
+
+    def scatter(self, per_token: Tensor) -> Tensor:
+        """What was computed for each answer token [N], as [B, A] with 0 where there is no token."""
+        flat = per_token.new_zeros(self.mask.numel()).index_copy(0, self.slots, per_token)
+        return flat.view(self.mask.shape)
 
 
 @dataclass(frozen=True)

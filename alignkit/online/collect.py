@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,10 +11,12 @@ import transformers
 from torch import Tensor
 
 from alignkit.batches import Answers, Sampling
+from alignkit.data import Branches
 from alignkit.generation.sampling import text
-from alignkit.models import Logps, Sequences
+from alignkit.models import Logps, Sequences, decide_shared_prompt
 from alignkit.online import diagnosis, seeds
 from alignkit.online.config import OnlineConfig
+from alignkit.online.microbatches import by_length
 from alignkit.online.prompts import EncodedPrompt
 from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.rollouts import Rollouts
@@ -42,6 +45,8 @@ class Collector:
             stop_ids=tuple(run.stop_ids),
         )
         self.engine = run.rollout(self.sampling)
+        self.share = self._decide_sharing(run)
+        self.group = self.config.samples_per_prompt if self.share else 1  # answers that stay together
         self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
         self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
 
@@ -83,6 +88,30 @@ class Collector:
             metrics["reward_errors"] = total((~kept).sum())
         return Rollouts(prompt_ids, answers, scores, kept, mask, logps, ref_logps, values, metrics)
 
+    def _decide_sharing(self, run: Run) -> torch.dtype | None:
+        """The dtype of the mask if each prompt is computed once for all its answers, else None."""
+        samples, length = self.config.samples_per_prompt, self.config.response_length
+        if samples == 1:
+            return None
+        roles = self.trainer.roles
+        policy = roles.members["policy"].model
+        answers = [list(itertools.islice(itertools.cycle(prompt.ids), length)) for prompt in self.prompts]
+        groups = [Branches(p.ids, [answer] * samples) for p, answer in zip(self.prompts, answers, strict=True)]
+
+        def forward(group: Branches, shared: bool) -> Tensor:
+            prompts, share = [group.prompt] * samples, policy.dtype if shared else None
+            logps: Tensor = roles(Sequences.of(prompts, group.answers, self.pad, self.device, share), ("policy",))[
+                "policy"
+            ].logps
+            return logps
+
+        shared = decide_shared_prompt(run, policy, groups, forward, self.device)
+        return policy.dtype if shared else None
+
+    def sequences(self, prompts: list[list[int]], answers: list[list[int]]) -> Sequences:
+        """Token ids as input of the roles."""
+        return Sequences.of(prompts, answers, self.pad, self.device, self.share)
+
     def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times."""
         samples = self.config.samples_per_prompt
@@ -113,15 +142,15 @@ class Collector:
         """The outputs of roles on answers, from the same forward as in training.
 
         Returns for each role its tensors [B, A]: log-probabilities and entropies of a language model, or values.
-        Sequences of about equal length share a forward, which keeps padding low.
         """
         size, width = int(self.args.per_device_eval_batch_size), max(map(len, answers))
-        order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         model = self.trainer.roles.train(self.trainer.model.training)
         parts: dict[str, list[list[Tensor]]] = {role: [] for role in roles}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            sequences = Sequences.of([prompts[i] for i in rows], [answers[i] for i in rows], self.pad, self.device)
+        order: list[int] = []
+        for rows in by_length(range(len(answers)), lengths, self.group, size):
+            order += rows
+            sequences = self.sequences([prompts[i] for i in rows], [answers[i] for i in rows])
             with self.trainer.compute_loss_context_manager():
                 outputs = model(sequences, roles)
             for role, output in outputs.items():

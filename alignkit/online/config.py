@@ -18,6 +18,9 @@ class OnlineConfig:
     iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training", resume="may_grow")
     batch_size: Annotated[int, Gt(0)] = option(64, "answers per iteration, over all processes")
     samples_per_prompt: Annotated[int, Gt(0)] = option(1, "answers per prompt of a batch")
+    shared_prompt: bool | None = option(
+        None, "compute a prompt once for all its answers; null: if the results are the same and it is faster"
+    )
     minibatches: Annotated[int, Gt(0)] = option(
         4, "optimizer steps per epoch, independent of train.per_device_train_batch_size"
     )
@@ -77,6 +80,8 @@ def check(table: str, config: OnlineConfig) -> None:
     """
     if config.batch_size % config.samples_per_prompt:
         raise ConfigError(f"{table}.batch_size must be a multiple of {table}.samples_per_prompt")
+    if config.shared_prompt and config.samples_per_prompt == 1:
+        raise ConfigError(f"{table}.shared_prompt has no effect without {table}.samples_per_prompt of 2 or more")
     if config.batch_size % config.minibatches:
         raise ConfigError(
             f"{table}.batch_size={config.batch_size} cannot be split into {table}.minibatches={config.minibatches}"

@@ -26,6 +26,11 @@ class Rollouts:
     metrics: dict[str, float]  # for the log
 
     @property
+    def lengths(self) -> list[int]:
+        """[B] tokens of each answer and its prompt."""
+        return [len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+
+    @property
     def mask(self) -> Tensor:
         """[B, A] bool: the tokens to train on, which are those of the answers that the reward accepted."""
         return self.answer_mask & self.kept[:, None]

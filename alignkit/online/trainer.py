@@ -15,7 +15,7 @@ from alignkit.batches import PolicyBatch
 from alignkit.evaluation import error_bar, write_answers
 from alignkit.generation.sampling import text
 from alignkit.models import Sequences
-from alignkit.online import diagnosis, ema, seeds
+from alignkit.online import diagnosis, ema, microbatches, seeds
 from alignkit.online.collect import Collector
 from alignkit.online.kl import next_kl_coef
 from alignkit.online.prompts import EncodedPrompt
@@ -95,8 +95,10 @@ class OnlineTrainer(RolesTrainer):
 
     def _microbatches(self) -> Iterator[dict[str, Any]]:
         size = self.args.per_device_train_batch_size
+        minibatch, group = size * self.args.gradient_accumulation_steps, self.collector.group
         while True:
             rollouts = self.collector.collect(self.iteration)  # steps 1 to 3
+            lengths = rollouts.lengths
             estimates = self.estimate_advantages(rollouts)  # 4 to 6
             self.metrics = {**rollouts.metrics, "kl_coef": self.kl_coef, **estimates.metrics}
             self.began = time.monotonic()
@@ -110,13 +112,15 @@ class OnlineTrainer(RolesTrainer):
                 )
             shuffle = torch.Generator().manual_seed(seeds.seed(self.args, self.iteration, seeds.SHUFFLE))
             for _ in range(self.config.epochs):
-                order = torch.randperm(len(rollouts.answers), generator=shuffle).tolist()
-                for start in range(0, len(order), size):
-                    yield self._microbatch(rollouts, estimates, order[start : start + size])
+                order = microbatches.shuffled(len(lengths), group, shuffle)
+                for start in range(0, len(order), minibatch):
+                    rows = order[start : start + minibatch]
+                    for part in microbatches.by_length(rows, lengths, group, size):
+                        yield self._microbatch(rollouts, estimates, part)
 
     def _microbatch(self, rollouts: Rollouts, estimates: Advantages, rows: list[int]) -> dict[str, Any]:
         prompts, answers = [rollouts.prompts[i] for i in rows], [rollouts.answers[i] for i in rows]
-        sequences = Sequences.of(prompts, answers, self.collector.pad, self.args.device)
+        sequences = self.collector.sequences(prompts, answers)
         width = sequences.mask.shape[1]
         fields = {
             "mask": rollouts.mask,
