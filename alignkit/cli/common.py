@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import typer
 
 from alignkit import yaml
-from alignkit.config.resolve import asked_stage, parse_override
+from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
 from alignkit.registry import Registry
 from alignkit.runs.plan import Pipeline, Plan
@@ -58,7 +58,7 @@ def read_arguments(
     flags: dict[str, Any] = {"plugins": plugins, "model": model, "output": output}
     cli = merge({key: value for key, value in flags.items() if value}, *map(parse_override, overrides or []))
     if data:
-        cli = merge(cli, {"stages": {asked_stage(registry, from_file, cli): {"data": {"path": data}}}})
+        cli = merge(cli, {"stages": {requested_stage(registry, from_file, cli): {"data": {"path": data}}}})
     return Arguments(registry, from_file, cli)
 
 

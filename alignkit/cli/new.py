@@ -76,6 +76,6 @@ def check_name(name: str) -> None:
         raise ConfigError("invalid plugin name 'check': `alignkit plugins check` is a command")
     registry = Registry()
     taken = {plugin.name: plugin.provider for plugin in installed()}
-    taken |= {c.name: p.provider for p in registry.active for c in registry.given_by(p)}
+    taken |= {c.name: p.provider for p in registry.active for c in registry.components_of(p)}
     if name in taken:
         raise ConfigError(f"{taken[name]} already provides '{name}'. Choose another name")

@@ -56,7 +56,7 @@ def show_installed(as_json: bool) -> None:
 
 def _entry(registry: Registry, plugin: Plugin) -> dict[str, Any]:
     gives: dict[str, list[str]] = {}
-    for component in registry.given_by(plugin):
+    for component in registry.components_of(plugin):
         gives.setdefault(component.kind, []).append(component.name)
     return {
         "name": plugin.name,
@@ -84,7 +84,7 @@ def described(name: str) -> Iterator[str]:
     components = [registry.get(kind, bare(name)) for kind in DECLARATIONS if registry.has(kind, bare(name))]
     for plugin in named or dict.fromkeys(map(registry.provider, components)):
         yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
-        provided: list[Component] = registry.given_by(plugin)
+        provided: list[Component] = registry.components_of(plugin)
         for component in provided if named else [c for c in provided if c in components]:
             yield f"{component.kind} {component.name}: {component.summary}"
             yield from fields_with_help(component)

@@ -44,7 +44,7 @@ class Layer:
         return as_table(self.stages.get(stage, {}).get(key), f"stages.{stage}.{key}")
 
 
-def layers(registry: Registry, source: Mapping[str, Any], asked: str, from_cli: bool) -> Iterator[Layer]:
+def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_cli: bool) -> Iterator[Layer]:
     """The layers of a source, lowest first. ``sft: {...}`` at the top level means ``stages: {sft: {...}}``."""
     known = {stage.name for stage in registry.all("stage")}
     source = _with_format_tables(source)
@@ -59,7 +59,7 @@ def layers(registry: Registry, source: Mapping[str, Any], asked: str, from_cli: 
         if name in known:  # the name of a stage does not select a loss: TRL has a loss named sft
             kinds = [kind for kind in kinds if kind not in OF_A_STAGE]
         picked = {kind: {"name": name} for kind in kinds if kind != "format"}
-        of_asked = {asked: {"data": {"format": {"name": name}}}} if "format" in kinds else {}
+        of_asked = {requested: {"data": {"format": {"name": name}}}} if "format" in kinds else {}
         yield Layer(picked, of_asked, from_cli, picks=name)
     short = {key: as_table(value, f"stages.{key}") for key, value in source.items() if key in known}
     long = {key: as_table(value, f"stages.{key}") for key, value in tables.items()}
@@ -75,13 +75,13 @@ def plugins(source: Mapping[str, Any]) -> list[str]:
     return value
 
 
-def to_train(registry: Registry, of: Sequence[Layer], asked: str) -> list[Stage]:
+def to_train(registry: Registry, of: Sequence[Layer], requested: str) -> list[Stage]:
     """The requested stage, and the earlier stages that may have to be trained because no run of them is named."""
-    stage = registry.stage(asked)
-    named = {role for layer in of for role, run in layer.stages.get(asked, {}).items() if run is not None}
+    stage = registry.stage(requested)
+    named = {role for layer in of for role, run in layer.stages.get(requested, {}).items() if run is not None}
     needs = {role: need for role, need in stage.needs.items() if role not in named}
     if "reward" in stage.uses:
-        tables = [table for layer in of for table in (layer.table("reward"), layer.of(asked, "reward"))]
+        tables = [table for layer in of for table in (layer.table("reward"), layer.of(requested, "reward"))]
         needs |= stages_needed(registry, select(registry, "reward", stage.uses["reward"], tables))
     return [stage, *(each for need in needs.values() for each in to_train(registry, of, need))]
 
@@ -92,24 +92,24 @@ def fits(component: Component, stage: Stage) -> bool:
 
 
 def shared_tables(
-    registry: Registry, of: Sequence[Layer], layer: Layer, stage: Stage, trained: Sequence[Stage], there: bool
+    registry: Registry, of: Sequence[Layer], layer: Layer, stage: Stage, trained: Sequence[Stage], may_exist: bool
 ) -> dict[str, Any]:
     """The shared tables of a layer that apply to ``stage``.
 
     ``trained`` are the stages of the command; the first is the requested one. A loss, reward or rollout table with a
     name applies to the stages that can use that component. A key without a name applies to the stages whose component
-    has it. Keys that fit no stage are left to the requested stage, which rejects them. With ``there``, shared tables of
-    the command line apply only if they concern the model or are not for the requested stage.
+    has it. Keys that fit no stage are left to the requested stage, which rejects them. With ``may_exist``, shared
+    tables of the command line apply only if they concern the model or are not for the requested stage.
     """
-    asked, tables = trained[0], dict(layer.shared)
+    requested, tables = trained[0], dict(layer.shared)
     for kind in OF_A_STAGE:
         if kind in tables:
             tables[kind] = _for(registry, of, layer, kind, stage, trained)
-    if not there or not layer.from_cli:
+    if not may_exist or not layer.from_cli:
         return tables
     kept = {"model", "output", "chat_template", "tuner"}
     for kind in OF_A_STAGE:
-        if layer.picks or not _for(registry, of, layer, kind, asked, trained):
+        if layer.picks or not _for(registry, of, layer, kind, requested, trained):
             kept.add(kind)
     return {key: table for key, table in tables.items() if key in kept}
 

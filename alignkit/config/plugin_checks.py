@@ -117,10 +117,10 @@ def _check(plugin: Plugin) -> Checked:
             "this plugin. Import inside the functions that need it"
         )
     if registry and plugin in registry.active:
-        result.gives = [(component.kind, component.name) for component in registry.given_by(plugin)]
+        result.gives = [(component.kind, component.name) for component in registry.components_of(plugin)]
         if isinstance(module := plugin.entry_point.load(), ModuleType):
             result.problems += _unmarked(module, registry.hooks_of(plugin))
-        for component in registry.given_by(plugin):
+        for component in registry.components_of(plugin):
             result.problems += _problems_of(component, registry)
     return result
 

@@ -133,7 +133,7 @@ def parse_override(text: str) -> dict[str, Any]:
     return nested
 
 
-def asked_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> str:
+def requested_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> str:
     """Activate the named plugins. The requested stage is the last one among them.
 
     Raises:
@@ -155,7 +155,7 @@ def resolve(
     cli: Mapping[str, Any],
     stage_name: str | None = None,
     inherited: Mapping[str, Any] | None = None,
-    there: bool = False,
+    may_exist: bool = False,
 ) -> RunConfig:
     """Resolve the config of the requested stage, or of ``stage_name``, an earlier stage that it needs.
 
@@ -165,26 +165,26 @@ def resolve(
         cli: flags and overrides in the same shape (see :func:`parse_override`).
         stage_name: the stage, if it is not the requested one.
         inherited: settings of the run that this one starts from, which apply unless a source sets them.
-        there: resolve the config of a run that may already exist. Shared settings of the command line are meant for the
-            runs that are trained now, so they do not apply.
+        may_exist: resolve the config of a run that may already exist. Shared settings of the command line are meant
+            for the runs that are trained now, so they do not apply.
 
     Raises:
         ConfigError: no stage, an unknown key, a value of the wrong type, or a loss that does not fit the stage.
         PluginError: from the registry.
     """
-    asked = asked_stage(registry, file, cli)
-    stage_name = stage_name or asked
+    requested = requested_stage(registry, file, cli)
+    stage_name = stage_name or requested
     stage = registry.stage(stage_name)
     all_layers = [
-        *layers.layers(registry, file, asked, from_cli=False),
-        *layers.layers(registry, cli, asked, from_cli=True),
+        *layers.layers(registry, file, requested, from_cli=False),
+        *layers.layers(registry, cli, requested, from_cli=True),
     ]
-    trained = layers.to_train(registry, all_layers, asked)
+    trained = layers.to_train(registry, all_layers, requested)
     for layer in all_layers:  # in a file they may be meant for another command; here they have no effect
         for kind in ("reward", "rollout"):
             alone = layer.from_cli and not layer.picks_several
             if alone and kind in layer.shared and not any(kind in each.uses for each in trained):
-                raise ConfigError(f"{kind} has no effect: {asked} uses no {kind}")
+                raise ConfigError(f"{kind} has no effect: {requested} uses no {kind}")
 
     shared = [*names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
@@ -198,7 +198,7 @@ def resolve(
         like = layer.of(stage.data_of, "data") if stage.data_of else {}
         if like and not own_data:
             of_stage = merge({"data": like}, of_stage)
-        tables += [layers.shared_tables(registry, all_layers, layer, stage, trained, there), of_stage]
+        tables += [layers.shared_tables(registry, all_layers, layer, stage, trained, may_exist), of_stage]
     stated = merge(*tables)
     of_stage_alone = [key for table in tables[1::2] for key in as_table(table.get("train"), "train")]
     own_path = as_table(stated.get("data"), "data").get("path")
@@ -242,7 +242,7 @@ def resolve(
         stated=_stated(stage, stated),
         model=top.model,
         output=top.output,
-        plugins=[*(name for name in registry.asked if name != stage_name), stage_name],
+        plugins=[*(name for name in registry.requested if name != stage_name), stage_name],
         chat_template=top.chat_template,
         stage=Selected(stage, typed(stage.config, merged, f"{stage_name}.")),
         data=data,

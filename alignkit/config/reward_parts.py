@@ -86,7 +86,7 @@ def with_runs(
 
 def _needs(registry: Registry, reward: Selected) -> Mapping[str, str]:
     component, config = reward
-    return handover.needs(registry.who(component, "needs"), component.needs(config))
+    return handover.needs(registry.describe(component, "needs"), component.needs(config))
 
 
 def _tables(reward: Selected, key: str) -> list[tuple[Mapping[str, Any], str]]:

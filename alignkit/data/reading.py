@@ -51,7 +51,7 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     """
     source = open_source(config, path)
     chosen, raw = _recognise(registry, config, path, source.rows)
-    who, rows = registry.who(chosen.component), list[Located]()
+    who, rows = registry.describe(chosen.component), list[Located]()
     skipped: list[str] = []
     empty = 0
     for where, content in raw:
@@ -77,7 +77,7 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
     """The rows at ``path`` one after another, none of them kept in memory; raises as :func:`load` at a bad row."""
     chosen, raw = _recognise(registry, config, path, open_source(config, path).rows)
-    who = registry.who(chosen.component)
+    who = registry.describe(chosen.component)
     for where, content in raw:
         yield from _accepted(chosen, who, where, content, path, accepts)
 
@@ -151,7 +151,7 @@ def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | D
     votes: Counter[tuple[str, ...]] = Counter()
     for where, row in first:
         if not isinstance(row, DataError):
-            scores = {name: _fits(registry.who(f, "fits"), f, row, where) for name, f in formats.items()}
+            scores = {name: _fits(registry.describe(f, "fits"), f, row, where) for name, f in formats.items()}
             best = max(scores.values())
             votes[tuple(name for name in formats if scores[name] == best > 0)] += 1
     if not votes:  # nothing but bad rows, or none

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
     component, config = reward
-    score = handover.with_roles(handover.function(run.registry.who(component, "build"), component.build(config, run)))
-    who = run.registry.who(component, which=which)
+    score = handover.with_roles(
+        handover.function(run.registry.describe(component, "build"), component.build(config, run))
+    )
+    who = run.registry.describe(component, which=which)
 
     def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         return rankings.checked(who, lambda: handover.scores(who, score(answers, roles=roles)), answers.texts)

@@ -20,7 +20,7 @@ from alignkit.registry.plugin import Plugin
 from alignkit.rows import Row
 
 
-def who(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
+def describe(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
     """A component or one of its functions, for error messages.
 
     Such as ``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``. Built-in plugins are not named.
@@ -31,15 +31,15 @@ def who(plugin: Plugin | None, component: Component, function: str = "", which: 
     return f"{of}{named}" if plugin is None or plugin.builtin else f"{plugin}: {of}its {named}"
 
 
-def expect(who: str, value: Any, right: bool, expected: str) -> None:
-    """Check a value that ``who`` returned.
+def expect(source: str, value: Any, valid: bool, expected: str) -> None:
+    """Check a value that ``source``, a description of a function, returned.
 
     Raises:
-        PluginError: ``right`` is false.
+        PluginError: ``valid`` is false.
     """
-    if not right:
+    if not valid:
         hint = ". Is a `return` missing?" if value is None else ""
-        raise PluginError(f"{who} returned {shown(value)}, expected {expected}{hint}")
+        raise PluginError(f"{source} returned {shown(value)}, expected {expected}{hint}")
 
 
 def shown(value: Any) -> str:
@@ -51,10 +51,10 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def function(who: str, given: Any) -> Any:
+def function(source: str, value: Any) -> Any:
     """Check the result of a ``build`` that must be a function."""
-    expect(who, given, callable(given), "a function")
-    return given
+    expect(source, value, callable(value), "a function")
+    return value
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
@@ -72,64 +72,64 @@ def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, roles=None: function(*arguments)
 
 
-def text(who: str, given: Any) -> str:
+def text(source: str, value: Any) -> str:
     """Check the result of a stage's ``extent`` or ``in_memory``: a string."""
-    expect(who, given, isinstance(given, str), "a string")
-    return str(given)
+    expect(source, value, isinstance(value, str), "a string")
+    return str(value)
 
 
-def needs(who: str, given: Any) -> Mapping[str, str]:
+def needs(source: str, value: Any) -> Mapping[str, str]:
     """Check the result of a reward's ``needs``: role -> stage."""
-    right = isinstance(given, Mapping) and all(isinstance(each, str) for each in (*given, *given.values()))
-    expect(who, given, right, "a dict of roles and stages, such as {'reward': 'rm'}, or {}")
-    return dict(given)
+    valid = isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values()))
+    expect(source, value, valid, "a dict of roles and stages, such as {'reward': 'rm'}, or {}")
+    return dict(value)
 
 
-def scores(who: str, given: Any) -> Any:
+def scores(source: str, value: Any) -> Any:
     """Check the result of a reward. :func:`alignkit.generation.rankings.checked` checks the number of scores."""
-    right = hasattr(given, "__iter__") and not isinstance(given, str | Mapping)
-    expect(who, given, right, "a list with one score per answer")
-    return given
+    valid = hasattr(value, "__iter__") and not isinstance(value, str | Mapping)
+    expect(source, value, valid, "a list with one score per answer")
+    return value
 
 
-def rows(who: str, given: Any) -> list[Row]:
+def rows(source: str, value: Any) -> list[Row]:
     """Check the result of a format's ``convert``: a row, or a list of rows, which may be empty."""
-    converted = given if isinstance(given, list) else [given]
-    expect(who, given, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
+    converted = value if isinstance(value, list) else [value]
+    expect(source, value, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
     return converted
 
 
-def load_arguments(who: str, given: Any) -> dict[str, Any]:
+def load_arguments(source: str, value: Any) -> dict[str, Any]:
     """Check the result of a tuner's ``load``: arguments of ``from_pretrained``."""
-    expect(who, given, isinstance(given, dict), "a dict of arguments of from_pretrained")
-    return dict(given)
+    expect(source, value, isinstance(value, dict), "a dict of arguments of from_pretrained")
+    return dict(value)
 
 
-def model(who: str, given: Any) -> Any:
+def model(source: str, value: Any) -> Any:
     """Check the result of a tuner's ``wrap``: a module."""
     from torch import nn
 
-    expect(who, given, isinstance(given, nn.Module), "a torch.nn.Module")
-    return given
+    expect(source, value, isinstance(value, nn.Module), "a torch.nn.Module")
+    return value
 
 
-def loss(who: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
+def loss(source: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
     """Wrap a loss to check its results: a scalar, with a gradient if the batch has one, and numbers as metrics."""
     import torch
 
     def checked(batch: Any) -> LossOutput:
         output = function(batch)
         if not isinstance(output, LossOutput):
-            expect(who, output, False, "LossOutput(loss, metrics)")
+            expect(source, output, False, "LossOutput(loss, metrics)")
         value = output.loss
         if not (isinstance(value, torch.Tensor) and value.numel() == 1):
             shape = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else shown(value)
-            raise PluginError(f"{who} returned a loss of {shape}, expected a scalar tensor")
+            raise PluginError(f"{source} returned a loss of {shape}, expected a scalar tensor")
         if torch.is_grad_enabled() and not value.requires_grad and _has_gradients(batch):
-            raise PluginError(f"{who} returned a loss without a gradient. Is it detached?")
+            raise PluginError(f"{source} returned a loss without a gradient. Is it detached?")
         for name, number in output.metrics.items():
             if not (isinstance(number, numbers.Real) or (isinstance(number, torch.Tensor) and number.numel() == 1)):
-                raise PluginError(f"{who} returned the metric '{name}' as {shown(number)}, expected a number")
+                raise PluginError(f"{source} returned the metric '{name}' as {shown(number)}, expected a number")
         return output
 
     return checked
@@ -139,17 +139,17 @@ def _has_gradients(batch: Any) -> bool:
     return any(getattr(value, "requires_grad", False) for value in vars(batch).values())
 
 
-def optimizer(who: str, given: Any) -> tuple[Any, dict[str, Any]]:
+def optimizer(source: str, value: Any) -> tuple[Any, dict[str, Any]]:
     """Check the result of an optimizer's ``build``: a class or a factory, and a dict of arguments."""
     from torch.optim import Optimizer
 
-    right = isinstance(given, tuple | list) and len(given) == 2 and callable(given[0]) and isinstance(given[1], dict)
-    right = right and (not isinstance(given[0], type) or issubclass(given[0], Optimizer))
-    expect(who, given, right, "a tuple of a torch.optim.Optimizer class or a factory, and a dict of its arguments")
-    return given[0], given[1]
+    valid = isinstance(value, tuple | list) and len(value) == 2 and callable(value[0]) and isinstance(value[1], dict)
+    valid = valid and (not isinstance(value[0], type) or issubclass(value[0], Optimizer))
+    expect(source, value, valid, "a tuple of a torch.optim.Optimizer class or a factory, and a dict of its arguments")
+    return value[0], value[1]
 
 
-def name_optimizer(who: str, trainer: Any) -> None:
+def name_optimizer(source: str, trainer: Any) -> None:
     """Make errors of the trainer's ``create_optimizer`` name the plugin of the optimizer."""
     from torch.optim import Optimizer
 
@@ -161,14 +161,14 @@ def name_optimizer(who: str, trainer: Any) -> None:
         except AlignkitError:
             raise
         except Exception as error:
-            raise PluginError(f"{who} could not be created: {one_line(error)}") from error
-        expect(who, created, isinstance(created, Optimizer), "a torch.optim.Optimizer")
+            raise PluginError(f"{source} could not be created: {one_line(error)}") from error
+        expect(source, created, isinstance(created, Optimizer), "a torch.optim.Optimizer")
         return created
 
     trainer.create_optimizer = named
 
 
-def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Engine:
+def engine(source: str, function: Callable[..., Any], sampling: Sampling) -> Engine:
     """Wrap a rollout engine to check its answers: their number, lengths, token ids and where they end."""
 
     function = with_roles(function)
@@ -178,56 +178,56 @@ def engine(who: str, function: Callable[..., Any], sampling: Sampling) -> Engine
         ids = isinstance(answers, list) and all(
             isinstance(answer, list) and all(type(token) is int for token in answer) for answer in answers
         )
-        expect(who, answers, ids, "a list of answers, each a list of token ids")
+        expect(source, answers, ids, "a list of answers, each a list of token ids")
         expected, limit = len(prompts) * sampling.samples, sampling.max_new_tokens
         if len(answers) != expected:
             raise PluginError(
-                f"{who} returned {len(answers)} answers, expected {expected} ({sampling.samples} per prompt)"
+                f"{source} returned {len(answers)} answers, expected {expected} ({sampling.samples} per prompt)"
             )
         vocabulary = policy.get_input_embeddings().weight.shape[0]
         for answer in answers:
             if not 0 < len(answer) <= limit:
-                raise PluginError(f"{who} returned an answer of {len(answer)} tokens, expected 1 to {limit}")
+                raise PluginError(f"{source} returned an answer of {len(answer)} tokens, expected 1 to {limit}")
             if any(token in sampling.stop_ids for token in answer[:-1]):
-                raise PluginError(f"{who} returned an answer that continues after a stop token")
+                raise PluginError(f"{source} returned an answer that continues after a stop token")
             if not 0 <= min(answer) <= max(answer) < vocabulary:
-                raise PluginError(f"{who} returned a token id outside the vocabulary of {vocabulary} tokens")
+                raise PluginError(f"{source} returned a token id outside the vocabulary of {vocabulary} tokens")
         return cast(list[list[int]], answers)
 
     return checked
 
 
-def trainer(who: str, given: Any) -> Any:
+def trainer(source: str, value: Any) -> Any:
     """Check the result of a stage's ``build``: a trainer."""
     import transformers
 
-    expect(who, given, isinstance(given, transformers.Trainer), "a transformers.Trainer")
-    return given
+    expect(source, value, isinstance(value, transformers.Trainer), "a transformers.Trainer")
+    return value
 
 
-def manifest_keys(who: str, given: Any) -> dict[str, Any]:
+def manifest_keys(source: str, value: Any) -> dict[str, Any]:
     """Check the result of a stage's ``finish``: keys for the manifest, or None."""
     try:
-        json.dumps(given)
+        json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise PluginError(f"{who} returned a value that cannot be written as JSON: {error}") from error
-    expect(who, given, given is None or isinstance(given, dict), "a dict or None")
-    return given or {}
+        raise PluginError(f"{source} returned a value that cannot be written as JSON: {error}") from error
+    expect(source, value, value is None or isinstance(value, dict), "a dict or None")
+    return value or {}
 
 
-def declared_components(plugin: Plugin, hook: str, kind: type[Component], given: Any) -> Iterator[Component]:
+def declared_components(plugin: Plugin, hook: str, kind: type[Component], value: Any) -> Iterator[Component]:
     """Check the components that a declaration hook returned.
 
     Raises:
         PluginError: the result is not a list of components of that kind, or a field has the wrong type.
     """
-    right = isinstance(given, list | tuple) and all(isinstance(each, kind) for each in given)
-    expect(f"{plugin}: {hook}", given, right, f"a list of {kind.__name__}")
-    for component in given:
+    valid = isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+    expect(f"{plugin}: {hook}", value, valid, f"a list of {kind.__name__}")
+    for component in value:
         for name, expected in _wrong_fields(component):
-            value = shown(getattr(component, name))
+            actual = shown(getattr(component, name))
             of = f"{component.kind} '{component.name}'"
-            raise PluginError(f"{plugin}: the {name} of {of} is {value}, expected {expected}")
+            raise PluginError(f"{plugin}: the {name} of {of} is {actual}, expected {expected}")
         yield component
 
 

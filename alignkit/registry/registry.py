@@ -16,7 +16,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
-from alignkit.registry.handover import declared_components, expect, who
+from alignkit.registry.handover import declared_components, describe, expect
 from alignkit.registry.plugin import GROUP, Plugin, bare, installed
 
 # kind of component -> the hook that declares it
@@ -43,7 +43,7 @@ class Registry:
         self._components: dict[str, dict[str, list[tuple[Component, Plugin]]]] = {kind: {} for kind in KINDS}
         self._active: dict[str, Plugin] = {}  # by their names in pluggy
         self._picked: dict[str, str] = {}  # name -> the distribution that the user chose
-        self._asked: dict[str, None] = {}
+        self._requested: dict[str, None] = {}
         for plugin in self.installed:
             if plugin.builtin:
                 self._activate(plugin)
@@ -59,11 +59,11 @@ class Registry:
         return list(self._active.values())
 
     @property
-    def asked(self) -> list[str]:
+    def requested(self) -> list[str]:
         """The activated names, other than built-in plugins, as written. Activating them again gives this registry."""
-        return list(self._asked)
+        return list(self._requested)
 
-    def activate(self, *asked: str) -> None:
+    def activate(self, *requested: str) -> None:
         """Import plugins by name, in this order, and register their components. Plugins that are active are skipped.
 
         A name may also be that of a component of an active plugin (``adafactor``). If several distributions provide the
@@ -73,10 +73,12 @@ class Registry:
             PluginError: no such plugin; several distributions provide it; it cannot be imported; its declarations are
                 invalid.
         """
-        for name in asked:
+        for name in requested:
             if "@" in name:
                 self._picked[bare(name)] = name.partition("@")[2]
-        for name in sorted(asked, key=lambda name: "@" not in name and name not in self._installed):  # components last
+        for name in sorted(
+            requested, key=lambda name: "@" not in name and name not in self._installed
+        ):  # components last
             matches = self.matches(name)
             for plugin in matches:
                 if plugin not in self.active:
@@ -84,7 +86,7 @@ class Registry:
             if "@" in name:
                 self._check_provides(name, matches)
             if "@" in name or any(not plugin.builtin for plugin in matches):
-                self._asked[name] = None
+                self._requested[name] = None
 
     def matches(self, name: str) -> list[Plugin]:
         """The plugins to activate for a name. Empty if it is the name of a registered component."""
@@ -113,12 +115,12 @@ class Registry:
             raise PluginError(f"no plugin named '{name}' is installed.{hint} Installed: {', '.join(known)}")
         return candidates
 
-    def _check_provides(self, asked: str, plugins: list[Plugin]) -> None:
-        provided = [component.name for plugin in plugins for component in self.given_by(plugin)]
-        if bare(asked) not in [*provided, *(plugin.name for plugin in plugins)]:
-            hint = did_you_mean(bare(asked), provided)
+    def _check_provides(self, requested: str, plugins: list[Plugin]) -> None:
+        provided = [component.name for plugin in plugins for component in self.components_of(plugin)]
+        if bare(requested) not in [*provided, *(plugin.name for plugin in plugins)]:
+            hint = did_you_mean(bare(requested), provided)
             raise PluginError(
-                f"{plugins[0].distribution} provides no '{bare(asked)}'.{hint} It provides: {', '.join(provided)}"
+                f"{plugins[0].distribution} provides no '{bare(requested)}'.{hint} It provides: {', '.join(provided)}"
             )
 
     def _activate(self, plugin: Plugin) -> None:
@@ -197,12 +199,12 @@ class Registry:
         return next((pair for pair in registered if pair[1].is_from(picked)), None)
 
     def call(
-        self, hook: str, right: Callable[[Any], bool] = lambda result: True, expected: str = "", **arguments: Any
+        self, hook: str, valid: Callable[[Any], bool] = lambda result: True, expected: str = "", **arguments: Any
     ) -> Any:
         """Call a run hook of the active plugins, in order of activation, and return the list of results.
 
         A ``firstresult`` hook calls the last activated plugin first, and returns the first result that is not None, or
-        None. ``right`` tells whether a result is what was ``expected``.
+        None. ``valid`` tells whether a result is what was ``expected``.
 
         Raises:
             AlignkitError: a plugin raised, or returned something else. The message names the plugin.
@@ -211,7 +213,7 @@ class Registry:
         implementations = self._implementations(hook)
         results = []
         for implementation in reversed(implementations) if first_counts else implementations:
-            result = self._call_one(implementation, hook, right, expected, arguments)
+            result = self._call_one(implementation, hook, valid, expected, arguments)
             if first_counts and result is not None:
                 return result
             results.append(result)
@@ -232,7 +234,7 @@ class Registry:
         return list(getattr(self._manager.hook, hook).get_hookimpls())
 
     def _call_one(
-        self, implementation: Any, hook: str, right: Callable[[Any], bool], expected: str, arguments: dict[str, Any]
+        self, implementation: Any, hook: str, valid: Callable[[Any], bool], expected: str, arguments: dict[str, Any]
     ) -> Any:
         plugin = self._active[implementation.plugin_name]
         try:
@@ -242,7 +244,7 @@ class Registry:
         except (Exception, SystemExit) as error:
             remedy = f"Run without --plugin {plugin.name}, or report this to its author"
             raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {remedy}") from error
-        expect(f"{plugin}: {hook}", result, right(result), expected)
+        expect(f"{plugin}: {hook}", result, valid(result), expected)
         return result
 
     def has(self, kind: str, name: str) -> bool:
@@ -253,7 +255,7 @@ class Registry:
         """All components of a kind, sorted by name."""
         return [self.get(kind, name) for name in sorted(self._components[kind])]
 
-    def given_by(self, plugin: Plugin) -> list[Component]:
+    def components_of(self, plugin: Plugin) -> list[Component]:
         """The components of a plugin."""
         registered = (pair for named in self._components.values() for pairs in named.values() for pair in pairs)
         return [component for component, provider in registered if provider == plugin]
@@ -287,11 +289,11 @@ class Registry:
         """The stage of that name. Raises as :meth:`get`."""
         return cast(Stage, self.get("stage", name))
 
-    def who(self, component: Component, function: str = "", which: str = "") -> str:
+    def describe(self, component: Component, function: str = "", which: str = "") -> str:
         """A component, or one of its functions, with its plugin, for an error message."""
         registered = self._components[component.kind].get(component.name, [])
         provider = next((plugin for each, plugin in registered if each is component), None)  # None: not registered
-        return who(provider, component, function, which)
+        return describe(provider, component, function, which)
 
     def provider(self, component: Component) -> Plugin:
         """The plugin that provides a component."""

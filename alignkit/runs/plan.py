@@ -70,14 +70,14 @@ class Plan:
         """The active third-party plugins, each with its components and run hooks."""
         for plugin in self.registry.active:
             if not plugin.builtin:
-                gives = [f"{component.kind} {component.name}" for component in self.registry.given_by(plugin)]
+                gives = [f"{component.kind} {component.name}" for component in self.registry.components_of(plugin)]
                 yield f"{plugin.name} ({plugin.provider}): {', '.join([*gives, *self.registry.run_hooks_of(plugin)])}"
 
     def _stage_text(self, field: str, argument: Any) -> str:
         """The text of a function of the stage, or an empty string if the stage has none."""
         stage = self.config.stage.component
         function = getattr(stage, field)
-        return handover.text(self.registry.who(stage, field), function(argument)) if function else ""
+        return handover.text(self.registry.describe(stage, field), function(argument)) if function else ""
 
     def _named(self, kind: str) -> str:
         component = getattr(self.config, kind).component
@@ -122,7 +122,7 @@ def _check_used(registry: Registry, cli: Mapping[str, Any], planned: Pipeline) -
     used = _texts([cli, *configs, *(run.manifest["config"] for run in planned.finished if run.manifest)])
     for name in layers.plugins(cli):
         for plugin in registry.matches(name):
-            provided = registry.given_by(plugin)
+            provided = registry.components_of(plugin)
             names = {component.name for component in provided}
             automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
             if bare(name) not in names and not names & used and not automatic:
@@ -195,7 +195,7 @@ class _Planner:
     def _find(self, stage_name: str, key: str) -> Parent:
         """The newest finished run of a stage that matches the user's settings, or one that is trained first."""
         if stage_name not in self.known:
-            config = resolve(self.registry, self.file, self.cli, stage_name, there=True)
+            config = resolve(self.registry, self.file, self.cli, stage_name, may_exist=True)
             fingerprint = sources.fingerprint(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
             matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
@@ -315,7 +315,7 @@ def check_requires(registry: Registry, component: Component) -> None:
         except ModuleNotFoundError:  # a submodule of a package that is not installed
             is_installed = False
         if not is_installed:
-            component_name, distribution = registry.who(component), package.partition(".")[0]
+            component_name, distribution = registry.describe(component), package.partition(".")[0]
             raise ConfigError(f"{component_name} needs {package}, which is not installed: pip install {distribution}")
 
 

@@ -202,8 +202,8 @@ class Learning(TrainerCallback):
     def _stop(self, why: str) -> None:
         tuner, stage = self.run.config.tuner.component, self.run.config.stage.component
         raise AlignkitError(
-            f"{why}: nothing would be learnt. What {self.run.registry.who(tuner)} trains has no effect on the loss of "
-            f"{self.run.registry.who(stage)}"
+            f"{why}: nothing would be learnt. What {self.run.registry.describe(tuner)} trains has no effect on the "
+            f"loss of {self.run.registry.describe(stage)}"
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

@@ -81,8 +81,8 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
     """Build the stage's trainer, train from the last checkpoint on, and save; the final metrics."""
     stage = run.config.stage.component
     run.registry.call("alignkit_run_start", run=run)
-    trainer = handover.trainer(run.registry.who(stage, "build"), stage.build(run))
-    handover.name_optimizer(run.registry.who(run.config.optimizer.component), trainer)
+    trainer = handover.trainer(run.registry.describe(stage, "build"), stage.build(run))
+    handover.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)
     training_args.check_batches(trainer.args, trainer.train_dataset)
     learning.watch_loss(trainer, run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress speaks for it
@@ -111,7 +111,7 @@ def _train(run: Run, resume: bool, grown: list[str], started: float) -> dict[str
         raise Interrupted(f"stopped at step {trainer.state.global_step}. The same command with --resume goes on")
 
     more = stage.finish(run, trainer) if stage.finish else {}
-    more = handover.manifest_keys(run.registry.who(stage, "finish"), more)
+    more = handover.manifest_keys(run.registry.describe(stage, "finish"), more)
     metrics = final_metrics(trainer)
     learning.check_weights(trainer.model.named_parameters(), "the trained model. Nothing was finished")
     save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)

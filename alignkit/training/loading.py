@@ -52,7 +52,7 @@ def load(run: Run, role: str, start: str) -> nn.Module:
 def _load_base(run: Run, role: str, name_or_path: str) -> Any:
     """The base model of a role: from ``alignkit_load_model`` if a plugin returns one, else from Transformers."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
-    arguments = handover.load_arguments(run.registry.who(tuner, "load"), tuner.load(config, run.dtype))
+    arguments = handover.load_arguments(run.registry.describe(tuner, "load"), tuner.load(config, run.dtype))
     kwargs = {"dtype": run.dtype, **arguments}
     with_head = role in adapters.WITH_HEAD
 
@@ -77,7 +77,7 @@ def _wrap(run: Run, role: str, loaded: Any) -> Any:
     """The loaded model as the tuner makes it trainable."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
     try:
-        return handover.model(run.registry.who(tuner, "wrap"), tuner.wrap(config, loaded, role))
+        return handover.model(run.registry.describe(tuner, "wrap"), tuner.wrap(config, loaded, role))
     except (ValueError, ImportError) as error:
         raise ConfigError(f"tuner '{tuner.name}' cannot be put on {run.config.model}: {one_line(error)}") from error
 
@@ -87,10 +87,10 @@ def _check_tuned(run: Run, role: str, model: nn.Module) -> None:
     tuner = run.config.tuner.component
     if adapters.trains_inputs(model) and tuner.trains != "inputs":
         raise PluginError(
-            f"{run.registry.who(tuner)} trains inputs and declares weights. Tell its author: trains='inputs'"
+            f"{run.registry.describe(tuner)} trains inputs and declares weights. Tell its author: trains='inputs'"
         )
     if role in adapters.WITH_HEAD and not adapters.saves_head(model):
         raise PluginError(
-            f"{run.registry.who(tuner)} does not train and save the scalar head of a {role} model. Use another tuner, "
-            "or tell its author: modules_to_save=['score']"
+            f"{run.registry.describe(tuner)} does not train and save the scalar head of a {role} model. Use another "
+            "tuner, or tell its author: modules_to_save=['score']"
         )

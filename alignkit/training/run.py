@@ -130,11 +130,11 @@ class Run:
     def loss(self) -> Callable[[Any], LossOutput]:
         """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
         component, config = self.config.loss
-        loss = handover.function(self.registry.who(component, "build"), component.build(config))
+        loss = handover.function(self.registry.describe(component, "build"), component.build(config))
         if has_state(loss):
             self._loss_states.append(LossState(loss))
             loss = untouched_by_evaluation(loss)
-        return handover.loss(self.registry.who(component), loss)
+        return handover.loss(self.registry.describe(component), loss)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
@@ -168,13 +168,13 @@ class Run:
         component, config = self.config.rollout
         run = {"run": self} if handover.accepts(component.build, "run") else {}
         given = component.build(config, self.tokenizer, sampling, **run)
-        engine = handover.function(self.registry.who(component, "build"), given)
-        return handover.engine(self.registry.who(component), engine, sampling)
+        engine = handover.function(self.registry.describe(component, "build"), given)
+        return handover.engine(self.registry.describe(component), engine, sampling)
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
         """The optimizer's class (or factory) and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
         component, config = self.config.optimizer
-        return handover.optimizer(self.registry.who(component, "build"), component.build(config, args))
+        return handover.optimizer(self.registry.describe(component, "build"), component.build(config, args))
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The run's own callbacks and those of plugins."""

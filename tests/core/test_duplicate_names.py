@@ -50,7 +50,7 @@ def test_a_component_given_twice_is_picked_by_its_distribution(install: Callable
         registry = Registry()
         registry.activate("mine", f"adamw@{distribution}")
         assert registry.provider(registry.get("optimizer", "adamw")).name == who
-        assert registry.asked == ["mine", f"adamw@{distribution}"]
+        assert registry.requested == ["mine", f"adamw@{distribution}"]
 
 
 def test_a_component_given_twice_by_one_distribution_is_for_its_author(install: Callable[..., None]) -> None:

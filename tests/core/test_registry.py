@@ -276,4 +276,4 @@ def test_every_kind_of_component_comes_through_its_hook(install: Callable[..., N
     given = {"stage": "s", "tuner": "t", "loss": "l", "optimizer": "o", "format": "f", "reward": "r", "rollout": "e"}
     for kind, name in given.items():
         assert registry.get(kind, name).name == name
-    assert len(registry.given_by(registry.active[-1])) == len(given)
+    assert len(registry.components_of(registry.active[-1])) == len(given)
