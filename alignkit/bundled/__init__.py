@@ -94,7 +94,7 @@ def convert(name: str, say: Callable[[str], None]) -> Path:
         loaded = AutoModelForCausalLM.from_pretrained(
             **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
-    loaded.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    loaded.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(**at)
     # the GGUF file lacks the rule that digits are split one by one
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(

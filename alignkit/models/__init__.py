@@ -22,6 +22,7 @@ __all__ = [
     "collate_tree",
     "copy_adapter",
     "decide_shared_prompt",
+    "disable_gradient_checkpointing",
     "fused_logps",
     "install_fused_head",
     "kept_dtypes",
@@ -55,6 +56,6 @@ if TYPE_CHECKING:
     from alignkit.models.roles import Member, Roles
     from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt
-    from alignkit.models.trl_internals import adapter_on_head, kept_dtypes
+    from alignkit.models.trl_internals import adapter_on_head, disable_gradient_checkpointing, kept_dtypes
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -45,9 +45,8 @@ def copy_adapter(model: Any, source: str, name: str, trained: bool) -> None:
 def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor | None:
     """Give a PEFT model the adapter in ``folder`` as ``name``; the weight of its scalar head, where it has one."""
     import peft
-    from peft.utils import load_peft_weights
 
-    weights = load_peft_weights(str(folder), device="cpu")
+    weights = peft.load_peft_weights(str(folder), device="cpu")
     head = next((weights.pop(key) for key in list(weights) if key.endswith("score.weight")), None)
     _add_adapter(model, name, peft.PeftConfig.from_pretrained(str(folder)), weights, trained)
     return head
@@ -104,7 +103,6 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
         AlignkitError: the adapter does not fit.
     """
     import peft
-    from peft.utils import load_peft_weights
 
     if not isinstance(model, peft.PeftModel):
         if peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
@@ -114,7 +112,7 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
         return model
-    weights, fresh = load_peft_weights(str(folder), device="cpu"), peft.get_peft_model_state_dict(model)
+    weights, fresh = peft.load_peft_weights(str(folder), device="cpu"), peft.get_peft_model_state_dict(model)
     inner = model.get_base_model()
     if inner.get_output_embeddings() is None:  # a scalar head: what was saved of a language model's head has no place
         trunk = f"base_model.model.{inner.base_model_prefix}."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.encoding import Branches
+from alignkit.models.transformers_internals import attention_of
 
 
 def collate_separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
@@ -119,7 +120,7 @@ def supports_tree(config: Any, longest: int) -> bool:
     The attention must be PyTorch's or the eager one, positions must be rotary or learnt, and no layer may look back
     less far than ``longest`` (sliding windows) or keep a state (linear attention).
     """
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+    if attention_of(config) not in ("sdpa", "eager"):
         return False
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "rotary") == "alibi":
         return False

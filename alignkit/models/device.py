@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.errors import ConfigError
+from alignkit.models import transformers_internals
 
 if TYPE_CHECKING:
     import transformers
@@ -41,8 +42,7 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float32 if "fp16" in train else torch.float16
-    has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if kind == "xpu" or (kind == "cpu" and has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if kind == "xpu" or (kind == "cpu" and transformers_internals.cpu_multiplies_bf16()):
         return torch.bfloat16
     return torch.float32
 
@@ -57,4 +57,4 @@ def one_gpu(args: transformers.TrainingArguments, say: Callable[[str], None]) ->
             f"training on one of {args.n_gpu} GPUs. To use all of them: torchrun --nproc_per_node {args.n_gpu} "
             "-m alignkit train ..."
         )
-        args._n_gpu = 1
+        transformers_internals.train_on_one_gpu(args)

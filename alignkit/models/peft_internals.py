@@ -56,7 +56,7 @@ def checkpoint_contexts(model: Any) -> tuple[Any, Any]:
     layers = _adapted_modules(model)
     if not layers:
         return contextlib.nullcontext(), contextlib.nullcontext()
-    active = None if layers[0]._disable_adapters else layers[0]._active_adapter[0]
+    active = None if layers[0].disable_adapters else layers[0].active_adapters[0]
     return contextlib.nullcontext(), use_adapter(model, active)
 
 

@@ -1,13 +1,34 @@
-"""What alignkit uses of Transformers, accelerate and torch that is not their public API, and of nothing else.
+"""What alignkit uses of Transformers, accelerate and torch that is not their public API.
 
-Each function names the versions that it was checked with. ``tests/test_internals.py`` fails when a release changes one.
+Each use names the version that it was checked with. ``tests/test_internals.py`` fails when a release changes one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from transformers.trainer_callback import ExportableState  # Transformers 5.23: what the Trainer saves of a callback
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+__all__ = [
+    "ExportableState",
+    "attention_of",
+    "check_report_to",
+    "cpu_multiplies_bf16",
+    "forward_without_autocast",
+    "load_balancing_loss",
+    "set_learning_rates",
+    "train_on_one_gpu",
+]
+
+
+def attention_of(config: Any) -> str | None:
+    """The attention that a model computes with, such as ``"sdpa"`` (Transformers 5.23)."""
+    return getattr(config, "_attn_implementation", None)
 
 
 def forward_without_autocast(model: Any) -> Any:
@@ -30,3 +51,32 @@ def load_balancing_loss(model: Any, outputs: Any, attention_mask: Tensor | None)
         outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
     )
     return loss
+
+
+def check_report_to(args: TrainingArguments) -> None:
+    """Whether the packages behind ``train.report_to`` are installed, as the Trainer checks it (Transformers 5.23).
+
+    Raises:
+        ImportError, ValueError: they are not, or there is no such integration.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    get_reporting_integration_callbacks(args.report_to)
+
+
+def train_on_one_gpu(args: TrainingArguments) -> None:
+    """Have the Trainer use one of several visible GPUs, without ``DataParallel`` (Transformers 5.23)."""
+    args._n_gpu = 1
+
+
+def set_learning_rates(schedule: Any, optimizer: Any, rates: list[Any]) -> None:
+    """Set the rate of each parameter group, and the rates that the Trainer logs, ``get_last_lr()`` (torch 2.13)."""
+    schedule._last_lr = rates
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 that torch uses (torch 2.13)."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,4 +1,8 @@
-"""What alignkit uses of TRL that is not its public API. ``tests/test_internals.py`` fails when a release changes it."""
+"""What alignkit uses of TRL that is not its public API. ``tests/test_internals.py`` fails when a release changes it.
+
+Everything here was checked with TRL 1.16. ``disable_gradient_checkpointing`` switches it off for a forward without
+gradients, and on again.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from collections.abc import Callable, Iterator
 import trl.trainer.dpo_trainer
 import trl.trainer.sft_trainer
 from torch import nn
+from trl.models.utils import disable_gradient_checkpointing
+
+__all__ = ["adapter_on_head", "disable_gradient_checkpointing", "kept_dtypes"]
 
 
 @contextlib.contextmanager
 def adapter_on_head() -> Iterator[None]:
-    """Build an ``SFTTrainer`` or ``DPOTrainer`` although the head has an adapter (TRL 1.16).
+    """Build an ``SFTTrainer`` or ``DPOTrainer`` although the head has an adapter.
 
     TRL refuses such a model, because its fused head would leave the adapter out. Ours computes all logits there. The
     check is ``isinstance(head, BaseTunerLayer)``, with the name imported into each trainer's module.
@@ -32,7 +39,7 @@ def adapter_on_head() -> Iterator[None]:
 def kept_dtypes(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Build an ``SFTTrainer`` or ``DPOTrainer``, and the trained weights of ``model`` keep their values and dtypes.
 
-    TRL 1.16 casts the adapters of a quantised model to bf16, where small updates are lost. The weights come back when
+    TRL casts the adapters of a quantised model to bf16, where small updates are lost. The weights come back when
     the context ends, or earlier, when the function that it yields is called.
     """
     trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}

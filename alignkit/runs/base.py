@@ -58,14 +58,14 @@ def check_head(name: str) -> None:
     Raises:
         ConfigError: it does not.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
     try:
-        kind = AutoConfig.from_pretrained(locate(name, lambda line: None)).model_type
+        config = AutoConfig.from_pretrained(locate(name, lambda line: None))
     except (OSError, ValueError):  # loading the model will report the error
         return
-    if kind not in KNOWN:
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        kind = config.model_type
         raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
 
 

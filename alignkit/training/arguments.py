@@ -53,11 +53,12 @@ def _check(args: TrainingArguments) -> None:
     import torch
     from accelerate.utils import DynamoBackend  # type: ignore[import-untyped]
     from transformers import get_scheduler
-    from transformers.integrations import get_reporting_integration_callbacks
+
+    from alignkit.models import transformers_internals
 
     if args.torch_compile:
         DynamoBackend(str(args.torch_compile_backend).upper())
-    get_reporting_integration_callbacks(args.report_to)
+    transformers_internals.check_report_to(args)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     kwargs = args.lr_scheduler_kwargs
     get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, dict(kwargs) if isinstance(kwargs, dict) else None)

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models import Roles
+from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
 from alignkit.runs import manifest
 from alignkit.training.meters import last_logged
@@ -137,9 +138,7 @@ class Resumed(TrainerCallback):
         schedule = kwargs["lr_scheduler"]
         if isinstance(schedule, LambdaLR):
             rates = [b * f(schedule.last_epoch) for b, f in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-            schedule._last_lr = rates  # what the Trainer logs
-            for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
-                group["lr"] = rate
+            set_learning_rates(schedule, kwargs["optimizer"], rates)
 
 
 class Interrupt(TrainerCallback):

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.trainer_callback import ExportableState
+
+from alignkit.models.transformers_internals import ExportableState
 
 
 def has_state(loss: Any) -> bool:

@@ -68,7 +68,8 @@ class HeldOutAnswers:
                 answers += sampled
                 if trainer.reference.kind != "none":
                     groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, sampled, strict=True)]
-                    batch = trainer._prepare_inputs(inputs(groups, Collator(tokenizer.pad_token_id)))
+                    collated = inputs(groups, Collator(tokenizer.pad_token_id))
+                    batch = {name: tensor.to(policy.device) for name, tensor in collated.items()}
                     log_ratios += (answer_logps(policy, batch)[0] - trainer.ref_logps(batch)).tolist()
         return answers, log_ratios
 

@@ -13,7 +13,6 @@ import datasets
 import torch
 import trl
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit import ConfigError, PreferenceLogps, Run
 from alignkit.data import Ranked, encode_rankings
@@ -22,6 +21,7 @@ from alignkit.models import (
     adapter_on_head,
     check_apart,
     copy_adapter,
+    disable_gradient_checkpointing,
     install_fused_head,
     kept_dtypes,
     use_adapter,

@@ -89,8 +89,7 @@ def load(name: str, run: Run) -> tuple[Any, str]:
         ConfigError: weights are missing, which Transformers would have filled with random numbers.
         AlignkitError: it cannot be loaded.
     """
-    from peft import PeftConfig, PeftModel
-    from peft.utils import load_peft_weights
+    from peft import PeftConfig, PeftModel, load_peft_weights
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import find_adapter_config_file
 

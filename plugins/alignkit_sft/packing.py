@@ -29,7 +29,7 @@ def check(trainer: Any) -> None:
         """Log-probabilities of the last row's tokens, when the trainer packs the rows."""
         ids = [token for row in rows for token in row]
         example = {"input_ids": ids, "labels": ids, "seq_lengths": [len(row) for row in rows]}
-        batch = trainer._prepare_inputs(trainer.data_collator([example]))
+        batch = {name: tensor.to(inner.device) for name, tensor in trainer.data_collator([example]).items()}
         return fused_logps(trainer.model, batch).log_probs[0, -len(rows[-1]) + 1 :].float()
 
     with probing(inner) as inputs:

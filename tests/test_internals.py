@@ -1,0 +1,387 @@
+"""What alignkit uses of other libraries' internals is still there and behaves as relied on; nothing else uses any.
+
+A failure here means that a release of PEFT, TRL, Transformers, accelerate, torch or datasets changed something that is
+not its public API. The message names the file to look at.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import peft
+import pytest
+import torch
+import transformers
+import trl
+from torch import nn
+from trl.kernels import ChunkedLogProbFunction
+
+from alignkit.models import fused_head, peft_internals, transformers_internals, trl_internals
+from alignkit.models.logit_form import LogitForm
+from alignkit.online import RolesTrainer
+from alignkit_dpo.trainer import DPOTrainer
+from alignkit_ppo.trainer import PPOTrainer
+from alignkit_rm.trainer import RewardTrainer
+from alignkit_sft.trainer import SFTTrainer
+
+ROOT = Path(__file__).parents[1]
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+@contextlib.contextmanager
+def used_by(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"a library has changed what {place} relies on: {error}") from error
+
+
+def load(tiny_model: Callable[..., Path], architecture: str = "llama", **kwargs: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny_model(architecture), **kwargs).eval()
+
+
+# --- PEFT ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(tiny_model: Callable[..., Path]) -> Any:
+    """A model with the adapters ``default`` and ``other``: LoRA layers, a module saved whole, and trained tokens."""
+    torch.manual_seed(0)
+    config = {"target_modules": ["q_proj"], "init_lora_weights": False, "modules_to_save": ["lm_head"]}
+    model = peft.get_peft_model(load(tiny_model), peft.LoraConfig(**config, trainable_token_indices=[5, 6]))
+    model.add_adapter("other", peft.LoraConfig(**config, trainable_token_indices=[5, 6]))
+    with torch.no_grad():
+        for parameter in (p for name, p in model.named_parameters() if ".default" in name or ".other" in name):
+            parameter.add_(torch.randn_like(parameter))
+        return model.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        output: torch.Tensor = model(input_ids=IDS).logits
+    return output
+
+
+@used_by("use_adapter in alignkit/models/peft_internals.py")
+def test_use_adapter_switches_all_that_pefts_own_methods_switch(adapted: Any) -> None:
+    expected: dict[str | None, torch.Tensor] = {}
+    for adapter in ("default", "other"):
+        adapted.set_adapter(adapter)
+        expected[adapter] = logits(adapted)
+    with adapted.disable_adapter():
+        expected[None] = logits(adapted)
+    adapted.set_adapter("default")
+    trained = {name: parameter.requires_grad for name, parameter in adapted.named_parameters()}
+
+    for adapter in (None, "other", "default"):
+        with peft_internals.use_adapter(adapted, adapter):
+            assert torch.equal(logits(adapted), expected[adapter])
+    assert torch.equal(logits(adapted), expected["default"])
+    assert {name: parameter.requires_grad for name, parameter in adapted.named_parameters()} == trained
+    assert not torch.equal(expected["default"], expected["other"])
+    assert not torch.equal(expected["default"], expected[None])
+
+
+@used_by("is_adapted in alignkit/models/peft_internals.py")
+def test_adapted_modules_are_layers_modules_saved_whole_and_trained_tokens(adapted: Any) -> None:
+    kinds = {type(module).__name__ for module in adapted.modules() if peft_internals.is_adapted(module)}
+
+    assert {"Linear", "ModulesToSaveWrapper", "TrainableTokensWrapper"} <= kinds
+    assert not any(type(module) is nn.Linear for module in adapted.modules() if peft_internals.is_adapted(module))
+
+
+@used_by("belongs_to in alignkit/models/peft_internals.py")
+def test_a_parameter_carries_the_name_of_its_adapter(adapted: Any) -> None:
+    named = dict(adapted.named_parameters())
+    of = {a: {n for n in named if peft_internals.belongs_to(a, n)} for a in ("default", "other")}
+
+    assert len(of["default"]) == len(of["other"]) == 2 * 2 + 1 + 1  # A and B of two layers, the head, the tokens
+    assert {n.replace(".default", ".other") for n in of["default"]} == of["other"]
+    assert {n for n, p in named.items() if p.requires_grad} == of["default"]
+
+
+@used_by("checkpoint_contexts in alignkit/models/peft_internals.py")
+@pytest.mark.parametrize("adapter", ["default", "other", None])
+def test_recomputation_uses_the_adapter_of_the_first_forward(adapted: Any, adapter: str | None) -> None:
+    with peft_internals.use_adapter(adapted, adapter):
+        expected = logits(adapted)
+        _, recompute = peft_internals.checkpoint_contexts(adapted)
+    with peft_internals.use_adapter(adapted, "other" if adapter == "default" else "default"), recompute:
+        assert torch.equal(logits(adapted), expected)
+
+
+@used_by("checkpoint_contexts in alignkit/models/peft_internals.py")
+def test_recomputation_uses_the_adapter_that_peft_made_active(adapted: Any) -> None:
+    expected = logits(adapted)
+    _, recompute = peft_internals.checkpoint_contexts(adapted)
+    with peft_internals.use_adapter(adapted, "other"), recompute:
+        assert torch.equal(logits(adapted), expected)
+
+
+# --- TRL -------------------------------------------------------------------------------------------------------------
+
+
+@used_by("fused_logps in alignkit/models/fused_head.py")
+@pytest.mark.parametrize("form", [LogitForm(), LogitForm(0.3), LogitForm(0.3, 0.8)])
+def test_trls_kernel_gives_log_probabilities_and_whether_the_label_is_likeliest(form: LogitForm) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(7, 8), torch.randn(50, 8), torch.randn(50)
+    expected = form(nn.functional.linear(hidden, weight, bias)).log_softmax(-1)
+    labels = torch.randint(0, 50, (7,))
+    labels[:3] = expected[:3].argmax(-1)
+    logps, _, _, _, is_top1 = ChunkedLogProbFunction.apply(
+        hidden, weight, bias, labels, 1.0, 16, form.cap, form.scale, ("is_top1",)
+    )
+
+    torch.testing.assert_close(logps, expected.gather(-1, labels[:, None])[:, 0])
+    assert torch.equal(is_top1, labels == expected.argmax(-1))
+
+
+@used_by("adapter_on_head in alignkit/models/trl_internals.py")
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
+    tiny_model: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model(), pad_token="<eos>")
+    columns = {"sft": ["input_ids"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}[kind]
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": [], "max_length": None}
+
+    def build() -> Any:
+        config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"])
+        trainer, args = (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (_PreparedDPO, trl.DPOConfig)
+        return trainer(
+            model=peft.get_peft_model(load(tiny_model), config),
+            args=args(**arguments),
+            train_dataset=datasets.Dataset.from_list([{column: [5, 6, 7] for column in columns}]),
+            processing_class=tokenizer,
+        )
+
+    with pytest.raises(ValueError, match="lm_head"):
+        build()
+    with trl_internals.adapter_on_head():
+        build()
+    with pytest.raises(ValueError, match="lm_head"):
+        build()
+
+
+class _PreparedDPO(trl.DPOTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+
+@used_by("disable_gradient_checkpointing in alignkit/models/trl_internals.py")
+def test_gradient_checkpointing_is_off_for_a_while(tiny_model: Callable[..., Path]) -> None:
+    model = load(tiny_model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with trl_internals.disable_gradient_checkpointing(model, {"use_reentrant": False}):
+        assert not model.is_gradient_checkpointing
+    assert model.is_gradient_checkpointing
+
+
+# --- Transformers, accelerate, torch, datasets -----------------------------------------------------------------------
+
+
+@used_by("attention_of in alignkit/models/transformers_internals.py")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_config_names_the_attention_of_its_model(tiny_model: Callable[..., Path], attention: str) -> None:
+    config = load(tiny_model, attn_implementation=attention).config
+
+    assert transformers_internals.attention_of(config) == attention
+
+
+@used_by("forward_without_autocast in alignkit/models/transformers_internals.py")
+def test_accelerate_keeps_the_forward_that_it_wraps(tiny_model: Callable[..., Path]) -> None:
+    model = load(tiny_model)
+    plain = logits(model)
+    prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+
+    assert not torch.equal(logits(prepared), plain)
+    with torch.no_grad():
+        output = transformers_internals.forward_without_autocast(prepared)(input_ids=IDS)
+    assert torch.equal(output.logits, plain)
+
+
+@used_by("load_balancing_loss in alignkit/models/transformers_internals.py")
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
+def test_load_balancing_is_that_of_the_models_own_forward(tiny_model: Callable[..., Path], architecture: str) -> None:
+    model = load(tiny_model, architecture)
+    inputs = {"input_ids": IDS.repeat(2, 1), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    with torch.no_grad():
+        expected = model(**inputs, output_router_logits=True).aux_loss
+    fused_head.install_fused_head(model)
+    with torch.no_grad():
+        output = fused_head.fused_logps(model, {**inputs, "labels": inputs["input_ids"], "output_router_logits": True})
+
+    assert fused_head.uses_fused_head(model)
+    torch.testing.assert_close(output.aux_loss, expected)
+
+
+@used_by("check_report_to in alignkit/models/transformers_internals.py")
+def test_an_unknown_integration_is_refused() -> None:
+    args = transformers.TrainingArguments(use_cpu=True, report_to=["nonesuch"])
+
+    with pytest.raises(ValueError, match="nonesuch"):
+        transformers_internals.check_report_to(args)
+    args.report_to = []
+    transformers_internals.check_report_to(args)
+
+
+@used_by("train_on_one_gpu in alignkit/models/transformers_internals.py")
+def test_the_number_of_gpus_can_be_set() -> None:
+    args = transformers.TrainingArguments(use_cpu=True, report_to=[])
+    args._n_gpu = 4
+
+    assert args.n_gpu == 4
+    transformers_internals.train_on_one_gpu(args)
+    assert args.n_gpu == 1
+
+
+@used_by("set_learning_rates in alignkit/models/transformers_internals.py")
+def test_learning_rates_that_are_set_are_those_that_are_logged() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    transformers_internals.set_learning_rates(schedule, optimizer, [0.25])
+
+    assert schedule.get_last_lr() == [0.25]
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+@used_by("cpu_multiplies_bf16 in alignkit/models/transformers_internals.py")
+def test_torch_tells_whether_the_cpu_has_bf16() -> None:
+    assert transformers_internals.cpu_multiplies_bf16() in (True, False)
+
+
+@used_by("ExportableState in alignkit/training/loss_state.py")
+def test_the_trainer_keeps_the_state_of_an_exportable_callback() -> None:
+    class Kept(transformers.TrainerCallback, transformers_internals.ExportableState):  # type: ignore[misc]
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"number": 3}}
+
+    kept = transformers.TrainerState(stateful_callbacks=[Kept()]).stateful_callbacks
+
+    assert kept["Kept"] == {"args": {}, "attributes": {"number": 3}}
+
+
+@used_by("load in plugins/alignkit_rewards/classify.py")
+def test_transformers_finds_the_config_of_an_adapter(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    peft.LoraConfig().save_pretrained(str(tmp_path))
+
+    assert transformers.utils.find_adapter_config_file(str(tmp_path)) is not None
+    assert transformers.utils.find_adapter_config_file(str(tiny_model())) is None
+
+
+@used_by("_hub in alignkit/data/sources.py")
+def test_a_data_set_has_a_fingerprint_of_its_content(tmp_path: Path) -> None:
+    def fingerprint(text: str) -> str:
+        file = tmp_path / "rows.jsonl"
+        file.write_text(f'{{"text": "{text}"}}\n', encoding="utf-8")
+        rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path / text))
+        return str(rows._fingerprint)
+
+    assert fingerprint("one") != fingerprint("another")
+
+
+# --- methods that cannot move: the Trainer calls them ----------------------------------------------------------------
+
+OVERRIDDEN = {
+    "plugins/alignkit_dpo/trainer.py": {
+        "_prepare_dataset": "(self, dataset, processing_class, args, dataset_name)",
+        "_precompute_ref_logps": "(self, dataset, name, batch_size)",
+        "_save": "(self, output_dir=None, state_dict=None)",
+    },
+    "alignkit/online/roles_trainer.py": {
+        "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
+    },
+}
+TRAINERS = (RolesTrainer, *PPOTrainer.__mro__[:2], DPOTrainer, RewardTrainer, SFTTrainer)
+
+
+def _signature(method: Any) -> str:
+    signature = inspect.signature(method)
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
+def test_overridden_private_methods_are_known_and_have_the_signature_that_they_had() -> None:
+    found: dict[str, dict[str, str]] = {}
+    for trainer in TRAINERS:
+        file = str(Path(inspect.getfile(trainer)).relative_to(ROOT))
+        library = [cls for cls in trainer.__mro__ if cls.__module__.split(".")[0] in ("trl", "transformers")]
+        for name in (name for name in vars(trainer) if name.startswith("_") and not name.startswith("__")):
+            owner = next((cls for cls in library if name in vars(cls)), None)
+            if owner is not None:
+                found.setdefault(file, {})[name] = _signature(vars(owner)[name])
+
+    assert found == OVERRIDDEN, "a private method of a trainer that these files override has changed"
+
+
+# --- nothing else ----------------------------------------------------------------------------------------------------
+
+ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "transformers", "trl")}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+DOCUMENTED = {  # modules below the top of a library that its documentation imports from
+    *("torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.checkpoint"),
+    *("accelerate.utils", "transformers.utils", "trl.kernels"),
+}
+# wings under `models` cannot import its modules
+ELSEWHERE = {
+    ("alignkit/data/sources.py", "_fingerprint"),  # tested above
+    ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenised whole
+}
+PYTHONS = {"_getframe", "_replace", "_asdict"}  # documented, in spite of their names
+
+
+def _private_uses(tree: ast.Module) -> Iterator[str]:
+    """Private names in a module that are not defined in it, and imports from undocumented modules of libraries."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) if name not in own and _is_private(name):
+                yield name
+            case ast.Call(func=ast.Name(id=function), args=[_, ast.Constant(value=str(name)), *_]) if (
+                function in ("getattr", "hasattr", "setattr", "delattr") and name not in own and _is_private(name)
+            ):
+                yield name
+            case ast.ImportFrom(module=str(module)) if module.split(".")[0] in LIBRARIES:
+                if "." in module and module not in DOCUMENTED:
+                    yield module
+                yield from (alias.name for alias in node.names if _is_private(alias.name))
+            case ast.Import():
+                modules = (a.name for a in node.names if a.name.split(".")[0] in LIBRARIES and "." in a.name)
+                yield from (module for module in modules if module not in DOCUMENTED)
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith(("__", "_alignkit")) and name not in PYTHONS
+
+
+def test_no_other_file_uses_what_is_private_to_a_library() -> None:
+    files = [*ROOT.glob("alignkit/**/*.py"), *ROOT.glob("plugins/**/*.py")]
+    used = {
+        (str(file.relative_to(ROOT)), name)
+        for file in files
+        for name in _private_uses(ast.parse(file.read_text(encoding="utf-8")))
+    }
+
+    assert len(files) > 100
+    assert {file for file, _ in used} >= ROOMS, "the search finds what is known to be there"
+    assert {(file, name) for file, name in used if file not in ROOMS} == ELSEWHERE
+
+
+def test_nothing_is_mocked_outside_of_tests() -> None:
+    files = [*ROOT.glob("alignkit/**/*.py"), *ROOT.glob("plugins/**/*.py")]
+
+    assert [str(file) for file in files if "mock" in file.read_text(encoding="utf-8")] == []
