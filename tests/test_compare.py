@@ -131,7 +131,7 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
         (["out/sft", "out/nosuch"], "compare: out/nosuch is not a finished run"),
         (["out/sft", "out/dpo", "--reward", "out/sft"], "--reward: out/sft is a policy (stage sft), not a reward"),
         (["out/sft", "out/dpo", "--reward", "judges:f"], "judges has no function f"),
-        (["out/sft", "out/dpo", "-o", "table.txt"], "write the table as .jsonl or the points as .png"),
+        (["out/sft", "out/dpo", "-o", "table.txt"], "the file must end in .jsonl (the table) or .png (a plot)"),
         (["out/sft", "out/dpo", "-o", "points.png"], "needs matplotlib, which is not installed: pip install"),
     ],
 )

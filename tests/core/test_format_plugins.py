@@ -131,7 +131,7 @@ def test_settings_of_a_format_come_from_the_file_and_the_command_line(tree: Path
     ):
         with pytest.raises(ConfigError, match=told):
             chosen(in_file, wrong)
-    with pytest.raises(ConfigError, match="data.format has settings, but no name"):
+    with pytest.raises(ConfigError, match="data.format has settings but no name"):
         chosen({}, "data.format.max_depth=2")
 
 

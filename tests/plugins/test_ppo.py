@@ -159,7 +159,7 @@ def test_pretraining_text_is_that_of_the_sft_run_where_it_is_short_enough(
         (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3"),
         (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
         (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),
-        (["rollout.name=runs-on"], "goes on after the token that ends it"),
+        (["rollout.name=runs-on"], "continues after a stop token"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

@@ -156,7 +156,7 @@ def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.Mon
     ("parts", "said"),
     [
         ("[{name: reward-modle}]", "Did you mean 'reward-model'"),
-        ("[{weight: 2}]", "reward.parts[0] needs the name of a reward"),
+        ("[{weight: 2}]", "reward.parts[0] must name a reward"),
         ("[{name: reward-model, pth: a}]", "unknown key reward.parts[0].pth. Did you mean 'path'"),
         ("[{name: reward-model}, {name: classifier}]", "reward 'classifier' needs reward.model"),
         ("[{name: function, call: 'os:nothing'}]", "os has no function nothing"),

@@ -134,11 +134,11 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["per_device_eval_batch_size=-1"], "per_device_eval_batch_size: Input should be greater than or equal to 1"),
         (["learning_rate=-1e-5"], "learning_rate: Input should be greater than or equal to 0"),
         (["learning_rate=.nan"], "learning_rate: "),
-        (["num_train_epochs=.inf"], "num_train_epochs: must be a finite number"),
+        (["num_train_epochs=.inf"], "num_train_epochs must be a finite number"),
         (["num_train_epochs=0"], "num_train_epochs: Input should be greater than 0"),
         (["eval_steps=0"], "eval_steps: Input should be greater than 0"),
-        (["save_steps=2.5"], "save_steps: must be a number of steps, or a share of them below 1"),
-        (["max_steps=0"], "max_steps: must be 1 or more, or -1 for no limit"),
+        (["save_steps=2.5"], "save_steps must be a whole number of steps, or a fraction below 1"),
+        (["max_steps=0"], "max_steps must be 1 or more, or -1 for no limit"),
         (["adam_beta2=1"], "adam_beta2: Input should be less than 1"),
         (["seed=-1"], "seed: Input should be greater than or equal to 0"),
         (["lr_scheduler_type=cosin"], "lr_scheduler_type: Input should be 'linear', 'cosine'"),
@@ -153,7 +153,7 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["train_sampling_strategy=sorted"], "train_sampling_strategy: Input should be 'random', 'sequential'"),
         (["save_strategy=best"], "train.save_strategy=best needs train.metric_for_best_model"),
         (["report_to=dvclive"], "train.report_to: dvclive is not installed: pip install dvclive"),
-        (["load_best_model_at_end=true", "save_strategy=no"], "needs a checkpoint of every evaluation"),
+        (["load_best_model_at_end=true", "save_strategy=no"], "needs a checkpoint at every evaluation"),
     ],
 )
 def test_values_that_cannot_be_are_told_before_torch_is_imported(overrides: list[str], message: str) -> None:

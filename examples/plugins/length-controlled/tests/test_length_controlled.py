@@ -71,7 +71,7 @@ def test_the_scores_are_those_of_the_reward_inside_without_length(
 def test_a_reward_inside_has_to_be_there() -> None:
     run = SimpleNamespace(registry=Registry())
 
-    with pytest.raises(ConfigError, match="needs the name of a reward"):
+    with pytest.raises(ConfigError, match="must name a reward"):
         build(LengthConfig(of={"call": "a:b"}), run)
     with pytest.raises(PluginError, match="Did you mean 'reward-model'"):
         build(LengthConfig(of={"name": "reward-modle"}), run)
