@@ -17,7 +17,7 @@ from alignkit.components import (
 from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.hookspecs import hookimpl
 from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
-from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row, Text
+from alignkit.rows import Conversation, Demonstration, Located, Message, Prompt, Ranking, Row, Text
 
 __version__ = "0.1.0"
 API_VERSION = "0.1"  # of what plugins use; a plugin says which it is built for: dependencies = ["alignkit>=0.1,<0.2"]
@@ -33,6 +33,7 @@ __all__ = [
     "DataFormat",
     "Demonstration",
     "Engine",
+    "Located",
     "Loss",
     "LossOutput",
     "Message",

@@ -1,8 +1,8 @@
 """What plugins receive: a run, its plan, its config and its result, and the reward and the engine of a run.
 
 Plugins, and the packages below ``training``, use only these members. The classes that implement the protocols
-(``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.RunConfig``) have others, which may
-change. Importing this module imports no torch.
+(``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.resolve.RunConfig``) have others,
+which may change. Importing this module imports no torch.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.data.encoding import Branches
-from alignkit.models import Member, Roles, Sequences, adapters, branches
-from alignkit.runs import base, manifest
+from alignkit.models import Member, Roles, Sequences, adapters, branches, pretrained
+from alignkit.runs import manifest
 
 
 def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    model: Any = base.load(str(tiny_model("llama")), {"dtype": torch.bfloat16}, head=True)
+    model: Any = pretrained.load(str(tiny_model("llama")), {"dtype": torch.bfloat16}, head=True)
     torch.manual_seed(0)
     model.score.weight.data.normal_()
     model.save_pretrained(tmp_path)

@@ -13,8 +13,8 @@ import typer
 from alignkit import yaml
 from alignkit.cli import common
 from alignkit.components import Component
-from alignkit.config import DataConfig, RunConfig, resolve, training_args
-from alignkit.config.resolve import TopLevel
+from alignkit.config import DataConfig, resolve, training_args
+from alignkit.config.resolve import RunConfig, TopLevel
 from alignkit.config.settings import check_defaults, nested, plain, type_text
 
 

@@ -12,11 +12,10 @@ import typer
 
 from alignkit.cli import common
 from alignkit.config import DataConfig
-from alignkit.data import Located
 from alignkit.data.reading import read
 from alignkit.errors import DataError
 from alignkit.registry import Registry
-from alignkit.rows import Demonstration, Ranking, Tools
+from alignkit.rows import Demonstration, Located, Ranking, Tools
 from alignkit.runs import lineage
 
 WINDOW = 256  # rows in memory at a time

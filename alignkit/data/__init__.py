@@ -13,7 +13,6 @@ __all__ = [
     "Encoded",
     "EncodedRanking",
     "Encoder",
-    "Located",
     "PromptEncoder",
     "Ranked",
     "RankingEncoder",
@@ -64,6 +63,5 @@ if TYPE_CHECKING:
     )
     from alignkit.data.prompts import prompt_of, prompt_text
     from alignkit.data.reading import load
-    from alignkit.rows import Located
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from alignkit.components import DataFormat, NoConfig
-from alignkit.config import DataConfig, Selected
+from alignkit.config import DataConfig
 from alignkit.config.resolve import named_format
+from alignkit.config.settings import Selected
 from alignkit.data.sources import RawRow, RawRows, open_source
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, handover

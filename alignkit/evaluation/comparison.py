@@ -18,7 +18,7 @@ from alignkit.evaluation.error_bars import error_bar
 from alignkit.evaluation.judges import Judge
 from alignkit.generation import rankings
 from alignkit.registry import Registry
-from alignkit.rows import Conversation, Text
+from alignkit.rows import Conversation, Located, Text
 from alignkit.runs import lineage, manifest
 from alignkit.runs.lineage import Parent
 
@@ -94,7 +94,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     return Prompts(new, "held out by the runs", 0, unknown)
 
 
-def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located]]:
+def _rows(record: dict[str, Any]) -> tuple[list[Located], list[Located]]:
     """The rows that a run was trained on and those that it held out."""
     registry = Registry()
     for plugin in record["config"]["plugins"]:
@@ -115,7 +115,7 @@ def _rows(record: dict[str, Any]) -> tuple[list[data.Located], list[data.Located
     return source.rows, data.load(registry, split, config.eval_path, accepts).rows
 
 
-def _prompts(rows: Iterable[data.Located]) -> list[Conversation]:
+def _prompts(rows: Iterable[Located]) -> list[Conversation]:
     return [prompt_of(row) for _, row in rows if not isinstance(row, Text)]
 
 

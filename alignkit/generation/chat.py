@@ -50,14 +50,14 @@ class Opened(NamedTuple):
 def open_model(where: Where) -> Opened:
     """The model of a run, on the base in the form that it was trained on; or the model of that name."""
     from alignkit.data.chat_template import load_tokenizer, tokenizer_of_run
-    from alignkit.models import adapters, device
+    from alignkit.models import adapters, device, pretrained
 
     if where.manifest is not None:
         model: Any = adapters.open_run(Path(where.name), where.manifest)
         tokenizer, stops = tokenizer_of_run(Path(where.name), where.manifest), where.manifest["stop_ids"]
     else:
         located = base.locate(where.name, print)
-        model = base.load(located, {"dtype": device.run_dtype({})}).eval()
+        model = pretrained.load(located, {"dtype": device.run_dtype({})}).eval()
         tokenizer = load_tokenizer(located, None)
         stops = base.stop_ids(located, tokenizer)
     model.to(device.run_device({}))

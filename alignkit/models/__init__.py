@@ -12,24 +12,23 @@ __all__ = [
     "Member",
     "Roles",
     "Sequences",
-    "TokenLogpsOutput",
     "adapter_on_head",
     "answer_scores",
     "assemble",
     "base_of",
-    "check_apart",
+    "check_base_frozen",
     "collate_separate",
     "collate_tree",
     "copy_adapter",
     "decide_shared_prompt",
     "disable_gradient_checkpointing",
     "fused_logps",
+    "head_in_fp32",
     "install_fused_head",
     "kept_dtypes",
     "open_run",
     "pack_trees",
     "probing",
-    "run_device",
     "run_dtype",
     "tree_size",
     "use_adapter",
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from alignkit.models.adapters import check_apart, copy_adapter, open_run, without_dropout
+    from alignkit.models.adapters import check_base_frozen, copy_adapter, open_run, without_dropout
     from alignkit.models.assembly import assemble
     from alignkit.models.branches import (
         answer_scores,
@@ -49,10 +48,11 @@ if TYPE_CHECKING:
         tree_size,
         with_answer_scores,
     )
-    from alignkit.models.device import run_device, run_dtype
-    from alignkit.models.fused_head import TokenLogpsOutput, fused_logps, install_fused_head, uses_fused_head
+    from alignkit.models.device import run_dtype
+    from alignkit.models.fused_head import fused_logps, install_fused_head, uses_fused_head
     from alignkit.models.logit_form import base_of, probing
     from alignkit.models.peft_internals import use_adapter
+    from alignkit.models.pretrained import head_in_fp32
     from alignkit.models.roles import Member, Roles
     from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt

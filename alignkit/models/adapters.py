@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError
-from alignkit.models import device
+from alignkit.models import device, pretrained
 from alignkit.models.peft_internals import belongs_to
 from alignkit.runs import base, lineage
 
@@ -67,7 +67,7 @@ def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor],
         parameter.requires_grad_(trained if belongs_to(name, key) else before.get(key, False))
 
 
-def check_apart(model: Any) -> None:
+def check_base_frozen(model: Any) -> None:
     """Whether all that a PEFT model trains belongs to its adapter, so that the model without it is still there.
 
     Raises:
@@ -170,8 +170,8 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     head = record["role"] in WITH_HEAD
     kwargs: dict[str, Any] = {"dtype": dtype or device.run_dtype({})}
     if record["weights"] == "model":
-        return base.load(str(folder), kwargs, head).eval()
+        return pretrained.load(str(folder), kwargs, head).eval()
     tuner, config = lineage.tuner(record)
     kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
-    trunk = base.load(base.under(record, folder, print), kwargs, head)
+    trunk = pretrained.load(base.under(record, folder, print), kwargs, head)
     return peft.PeftModel.from_pretrained(trunk, str(folder)).eval()

@@ -31,7 +31,7 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
     policy = adapters.without_dropout(run.model("policy"))
     shared = hasattr(policy, "peft_config")
     if shared:
-        adapters.check_apart(policy)
+        adapters.check_base_frozen(policy)
     members = {"policy": Member(policy, "default" if shared else None)}
     if not shared:
         members["reference"] = Member(copy.deepcopy(policy).requires_grad_(False))

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["Parent", "head_in_fp32", "is_run", "locate_model", "make_plan", "model_folder", "pipeline", "read_manifest"]
+__all__ = ["is_run", "locate_model", "make_plan", "model_folder", "pipeline", "read_manifest"]
 
 if TYPE_CHECKING:
     from alignkit.runs.base import folder_of as model_folder
-    from alignkit.runs.base import head_in_fp32
     from alignkit.runs.base import locate as locate_model
-    from alignkit.runs.lineage import Parent
     from alignkit.runs.manifest import is_run
     from alignkit.runs.manifest import read as read_manifest
     from alignkit.runs.plan import make as make_plan

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, paths, protocols
-from alignkit.config import RunConfig, identity
+from alignkit.config import identity
+from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, did_you_mean
 from alignkit.registry import Registry

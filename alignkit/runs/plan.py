@@ -15,12 +15,14 @@ from typing import Any
 
 from alignkit import data, paths
 from alignkit.components import Component
-from alignkit.config import RunConfig, identity, layers, resolve, reward_parts
-from alignkit.data import Located, reading, sources
+from alignkit.config import identity, layers, resolve, reward_parts
+from alignkit.config.resolve import RunConfig
+from alignkit.data import reading, sources
 from alignkit.data.reading import Rows
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare
+from alignkit.rows import Located
 from alignkit.runs import base, lineage, manifest
 from alignkit.runs.lineage import Parent
 

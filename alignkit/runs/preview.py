@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
 from alignkit import bundled
-from alignkit.config import RunConfig
-from alignkit.data import Located
+from alignkit.config.resolve import RunConfig
 from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
 from alignkit.errors import DataError
-from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
+from alignkit.rows import Demonstration, Located, Prompt, Ranking, Row, Text
 from alignkit.runs import base
 
 ROWS = 2000  # the others are checked when training starts

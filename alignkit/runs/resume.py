@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import yaml
-from alignkit.config import RunConfig, identity
+from alignkit.config import identity
+from alignkit.config.resolve import RunConfig
 from alignkit.errors import ConfigError
 from alignkit.runs import manifest
 from alignkit.runs.plan import Plan

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from alignkit.errors import ConfigError, PluginError, one_line
-from alignkit.models import adapters
+from alignkit.models import adapters, pretrained
 from alignkit.protocols import Run
 from alignkit.registry import handover
 from alignkit.runs import base
@@ -67,10 +67,10 @@ def _load_base(run: Run, role: str, name_or_path: str) -> Any:
         "alignkit_load_model", fits, expected, run=run, role=role, name_or_path=name_or_path, kwargs=kwargs
     )
     if loaded is None:
-        loaded = base.load(name_or_path, kwargs, with_head)
+        loaded = pretrained.load(name_or_path, kwargs, with_head)
     if getattr(loaded, "is_quantized", False) and not tuner.adapters:
         raise base.refuse_quantised(run.config.model, loaded.quantization_method.value, tuner)
-    return base.without_repacking(loaded)
+    return pretrained.without_repacking(loaded)
 
 
 def _wrap(run: Run, role: str, loaded: Any) -> Any:

@@ -19,7 +19,7 @@ from alignkit.data import Ranked, encode_rankings
 from alignkit.evaluation import error_bar
 from alignkit.models import (
     adapter_on_head,
-    check_apart,
+    check_base_frozen,
     copy_adapter,
     disable_gradient_checkpointing,
     install_fused_head,
@@ -60,7 +60,7 @@ def build(run: Run) -> DPOTrainer:
     started = "policy" in run.records and run.records["policy"]["weights"] == "adapter"
     reference = reference_of(run.config, adapters=not full, started=started)
     if reference.kind in ("adapter", "base"):
-        check_apart(policy)
+        check_base_frozen(policy)
     # otherwise TRL would load a reference model
     args.precompute_ref_log_probs = reference.precomputed or (full and reference.kind == "none")
     shared = shares_prompts(run, policy, pairs, args.device)

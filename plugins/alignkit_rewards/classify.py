@@ -23,7 +23,7 @@ from alignkit import (
     one_line,
 )
 from alignkit.data import conversation_ids, encode_answer, pad_token, prompt_of, prompt_text, tokenizer_of_run
-from alignkit.runs import head_in_fp32, is_run, locate_model, model_folder, read_manifest
+from alignkit.runs import is_run, locate_model, model_folder, read_manifest
 
 if TYPE_CHECKING:
     from alignkit_rewards import ClassifierConfig
@@ -126,6 +126,8 @@ def _has_tokenizer(located: str) -> bool:
 
 def scores_in_fp32(model: Any, located: str) -> None:
     """Have what follows the trunk compute in fp32: in bf16 only 128 scores lie between 1 and 2."""
+    from alignkit.models import head_in_fp32
+
     head_in_fp32(model, located)
     for name, module in model.named_children():
         if name != model.base_model_prefix:

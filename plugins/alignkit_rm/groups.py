@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from alignkit import Ranking, Run
-from alignkit.data import EncodedRanking, Located, Ranked, encode_each, ranking_encoder, usable_rankings
+from alignkit import Located, Ranking, Run
+from alignkit.data import EncodedRanking, Ranked, encode_each, ranking_encoder, usable_rankings
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 import trl
 
-from alignkit import DataError, Run, TokenLogps
+from alignkit import DataError, Located, Run, TokenLogps
 from alignkit.data import IGNORE, SequenceEncoder, check_column_fits, encode_rows
 from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
 from alignkit.training import Means, last_logged
 from alignkit_sft import packing
 
 if TYPE_CHECKING:
-    from alignkit.data import Located
     from alignkit_sft.config import SFTConfig
 
 

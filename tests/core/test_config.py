@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from alignkit import ConfigError, yaml
-from alignkit.config import RunConfig, resolve
-from alignkit.config.resolve import parse_override
+from alignkit.config import resolve
+from alignkit.config.resolve import RunConfig, parse_override
 from alignkit.registry import Registry
 
 

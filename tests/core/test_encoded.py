@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import datasets
 import pytest
 
-from alignkit import DataError, Demonstration, Prompt, Ranking
-from alignkit.data import Located, encoded, load_tokenizer
+from alignkit import DataError, Demonstration, Located, Prompt, Ranking
+from alignkit.data import encoded, load_tokenizer
 from alignkit.data.encoded import encode_all
 from alignkit.data.encoders import PromptEncoder, RankingEncoder, SequenceEncoder
 from alignkit.data.spool import spool

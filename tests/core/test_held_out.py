@@ -7,8 +7,8 @@ import random
 import pytest
 
 from alignkit import DataError, Demonstration
-from alignkit.data import Located
 from alignkit.data.reading import hold_out
+from alignkit.rows import Located
 
 
 def demonstrations(prompts: int, answers: int = 1) -> list[Located]:

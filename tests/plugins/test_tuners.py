@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from alignkit.cli import main
 from alignkit.config import resolve
+from alignkit.models import pretrained
 from alignkit.registry import Registry
-from alignkit.runs import base
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -23,7 +23,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 def tuned(folder: Path, name: str, **table: Any) -> Any:
     """A model as a run makes it, in fp32."""
     tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": name, **table}}, {}).tuner
-    model = base.load(str(folder), {"dtype": torch.float32, **tuner.load(config, torch.float32)})
+    model = pretrained.load(str(folder), {"dtype": torch.float32, **tuner.load(config, torch.float32)})
     torch.manual_seed(0)
     return tuner.wrap(config, model, "policy")
 
@@ -111,7 +111,7 @@ def test_gradients_through_four_bits_are_right_after_sampling(
 
     def gradient(sample_first: bool) -> torch.Tensor:
         tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": name}}, {}).tuner
-        model: Any = base.load(str(folder), {"dtype": torch.bfloat16, **tuner.load(config, torch.bfloat16)})
+        model: Any = pretrained.load(str(folder), {"dtype": torch.bfloat16, **tuner.load(config, torch.bfloat16)})
         torch.manual_seed(0)
         model = tuner.wrap(config, model, "policy")
         assert any(isinstance(m, Linear4bit) for m in model.modules())

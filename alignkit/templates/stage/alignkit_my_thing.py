@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import Demonstration, Run, Stage, TokenLogps, hookimpl, option
+from alignkit import Demonstration, Located, Run, Stage, TokenLogps, hookimpl, option
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from alignkit.data import Located
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,13 @@ import peft
 import torch
 import trl
 
-from alignkit import ConfigError, DataError, Run
+from alignkit import ConfigError, DataError, Located, Run
 from alignkit.data import IGNORE, encode_answer, encode_each
 from alignkit.models import fused_logps, install_fused_head
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:
     from collections import Counter
-
-    from alignkit.data import Located
 
 
 def build(run: Run) -> KTOTrainer:

@@ -12,7 +12,8 @@ import pytest
 from alignkit_length_controlled import LengthConfig, alignkit_reward, build, without_length
 
 from alignkit import Answers, ConfigError, PluginError
-from alignkit.config import Selected, reward_parts
+from alignkit.config import reward_parts
+from alignkit.config.settings import Selected
 from alignkit.registry import Registry
 
 
