@@ -1,6 +1,15 @@
 """alignkit: RLHF on one GPU, every stage a plugin. Importing it imports no torch."""
 
-from alignkit.batches import Answers, LossOutput, PolicyBatch, PreferenceLogps, RankedScores, Sampling, TokenLogps
+from alignkit.batches import (
+    Answers,
+    LossOutput,
+    PolicyBatch,
+    PreferenceLogps,
+    RankedScores,
+    SampledAnswers,
+    Sampling,
+    TokenLogps,
+)
 from alignkit.components import (
     Component,
     DataFormat,
@@ -53,6 +62,7 @@ __all__ = [
     "Row",
     "Run",
     "RunConfig",
+    "SampledAnswers",
     "Sampling",
     "Stage",
     "Text",

@@ -6,7 +6,7 @@ module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,17 @@ class Sampling:
     stop_ids: tuple[int, ...]  # the tokens that end an answer; an answer that ended includes its stop token
     top_p: float = 1.0
     samples: int = 1  # answers to each prompt
+
+
+class SampledAnswers(list[list[int]]):
+    """Answers as token ids, in the order of their prompts, and optionally the log-probability of each of their tokens.
+
+    Log-probabilities are at the sampling temperature (at 1 for greedy decoding), over the whole vocabulary.
+    """
+
+    def __init__(self, answers: Iterable[list[int]], logps: list[list[float]] | None = None) -> None:
+        super().__init__(answers)
+        self.logps = logps  # one for each token, or None if the engine does not compute them
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from alignkit.batches import Answers, LossOutput, Sampling
+from alignkit.batches import Answers, LossOutput, SampledAnswers, Sampling
 from alignkit.rows import Located
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class RewardFunction(Protocol):
 class Engine(Protocol):
     """A rollout engine: a function of the policy and prompts that returns checked answers, all as token ids.
 
-    It returns ``Sampling.samples`` answers to the first prompt, then those to the second, and so on. ``roles`` is as in
-    :class:`RewardFunction`.
+    It returns ``Sampling.samples`` answers to the first prompt, then those to the second, and so on, with
+    log-probabilities if the engine computes them. ``roles`` is as in :class:`RewardFunction`.
     """
 
-    def __call__(self, policy: Any, prompts: list[list[int]], roles: nn.Module | None = None) -> list[list[int]]: ...
+    def __call__(self, policy: Any, prompts: list[list[int]], roles: nn.Module | None = None) -> SampledAnswers: ...
 
 
 class Limits(NamedTuple):

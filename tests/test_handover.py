@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import LossOutput, PluginError, Sampling, TokenLogps
+from alignkit import LossOutput, PluginError, SampledAnswers, Sampling, TokenLogps
 from alignkit.cli import main
 from alignkit.registry import handover
 
@@ -178,6 +179,20 @@ def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for
     assert handover.engine("x", lambda *given: [[1], [2, 0], [3, 4, 5], [8]], sampling)(policy, prompts)
     with pytest.raises(PluginError, match=f"^engine 'x' {told}"):
         handover.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
+
+
+@pytest.mark.parametrize("logps", [[[-1.0]], [[-1.0, 0.5]], [[-1.0, math.nan]], [[-1.0, -math.inf]], "-1"])
+def test_log_probabilities_of_an_engine_are_one_number_for_each_token(logps: Any) -> None:
+    policy = torch.nn.Module()
+    policy.get_input_embeddings = lambda: torch.nn.Embedding(9, 1)  # type: ignore[assignment]
+    sampling = Sampling(max_new_tokens=3, temperature=1.0, stop_ids=(0,))
+    given = [SampledAnswers([[5, 6]], [[-1.0, -0.5]]), SampledAnswers([[5, 6]]), [[5, 6]]]
+
+    checked = [handover.engine("it", lambda *_, answers=each: answers, sampling)(policy, [[1]]) for each in given]
+    assert checked == [[[5, 6]]] * 3
+    assert [each.logps for each in checked] == [[[-1.0, -0.5]], None, None]
+    with pytest.raises(PluginError, match="^it returned log-probabilities that are not a number <= 0 for each token$"):
+        handover.engine("it", lambda *_: SampledAnswers([[5, 6]], logps), sampling)(policy, [[1]])
 
 
 def test_rewards_and_engines_get_the_roles_only_if_they_have_a_parameter_for_them() -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["build_reward", "import_scorer", "sample", "text"]
+__all__ = ["build_reward", "generate", "import_scorer", "sample", "text"]
 
 if TYPE_CHECKING:
+    from alignkit.generation.hf_generate import generate
     from alignkit.generation.rankings import import_scorer
     from alignkit.generation.rewards import build_reward
     from alignkit.generation.sampling import sample, text

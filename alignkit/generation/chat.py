@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import paths
+from alignkit.batches import Sampling
 from alignkit.errors import AlignkitError
 from alignkit.rows import Conversation, Message
 from alignkit.runs import base, lineage, manifest
@@ -68,36 +69,26 @@ class Chat:
     """A model in memory and what was said so far."""
 
     def __init__(self, where: Where, max_new_tokens: int, temperature: float) -> None:
-        from transformers import GenerationConfig
-
         from alignkit.data.chat_template import writer
 
         self.model, self.tokenizer, stop_ids = open_model(where)
         writer(self.tokenizer).special_tokens = "text"  # what is typed is text, whatever the run's data were
-        self.generation = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
-            eos_token_id=stop_ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
+        self.sampling = Sampling(max_new_tokens, temperature, tuple(stop_ids))
         self.conversation: Conversation = []
 
     def say(self, text: str) -> str:
-        """Say something; the answer is streamed to stdout, remembered, and returned."""
-        import torch
+        """Ask; the answer is streamed to stdout, added to the conversation, and returned."""
         from transformers import TextStreamer
 
         from alignkit.data.chat_template import answer_text, prompt_ids
+        from alignkit.generation.sampling import sample
 
         self.conversation.append(Message(role="user", content=text))
-        ids = torch.tensor([prompt_ids(self.tokenizer, self.conversation)], device=self.model.device)
-        room = self.generation.max_new_tokens
-        base.check_length(self.model, ids.shape[1] + room, "the conversation", "Start a new one")
+        ids = prompt_ids(self.tokenizer, self.conversation)
+        length = len(ids) + self.sampling.max_new_tokens
+        base.check_length(self.model, length, "the conversation", "Start a new one")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        output = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=self.generation, streamer=streamer
-        )
-        answer = answer_text(self.tokenizer, output[0, ids.shape[1] :].tolist())
+        answers = sample(self.model, self.tokenizer, [ids], self.sampling, streamer=streamer)
+        answer = answer_text(self.tokenizer, answers[0])
         self.conversation.append(Message(role="assistant", content=answer))
         return answer

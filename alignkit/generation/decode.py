@@ -1,165 +1,174 @@
-"""Sample answers by a plain loop over the model and its cache: what ``generate`` does, and less of it.
+"""Sample answers by a plain loop over a model and its key-value cache.
 
-Three things make it faster. The draw takes one uniform number a row, where ``torch.multinomial`` draws one for every
-entry of the vocabulary. Rows that have ended leave the batch. A prompt is computed once for all of its answers, and
-without the head. Importing this module imports torch.
+It samples from the same distribution as Transformers' ``generate``, in less time: each distinct prompt is computed
+once for all of its answers, finished answers leave the batch, a token needs one random number instead of one for each
+entry of the vocabulary, and LoRA adapters are cast once. Importing this module imports torch.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor
+from torch.nn import functional
 
-from alignkit.batches import Sampling
-from alignkit.generation.sampling import nothing_but_what_is_asked
+from alignkit.batches import SampledAnswers, Sampling
+from alignkit.generation.cache import cache_of
+from alignkit.models import logit_form
+from alignkit.models.lora_inference import lora_inference
 
-LEAVE = 0.25  # ended rows leave the batch when they are this share of it: leaving copies the cache
+LEAVE = 0.125  # the share of a batch that has to be finished before it leaves: that copies the cache of the others
+BLOCK = 256  # entries of the vocabulary
 
 
 class Decoder:
-    """A causal language model with its cache, one token a step. B rows, each as wide as the longest so far."""
+    """A causal language model and its cache, for B rows; ``length`` is the maximum of tokens in a row."""
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.forward = inner
-        self.trunk = getattr(inner, inner.base_model_prefix)
-        self.counts_positions = "position_ids" in inspect.signature(inner.forward).parameters
-        self.cache: Any = transformers.DynamicCache(config=inner.config.get_text_config(decoder=True))
-        width, device = max(map(len, prompts)), inner.device
-        # [B, width]: 1 where there is a token; prompts are padded on the left, with any token
+    def __init__(self, model: Any, prompts: Sequence[list[int]], length: int) -> None:
+        self.model = logit_form.base_of(model)
+        self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.cache: Any = cache_of(self.model.config, length)
+        width, device = max(map(len, prompts)), self.model.device
+        # [B, width], 1 where there is a token; prompts are padded on the left, with any token
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         ids = torch.tensor([[p[0]] * (width - len(p)) + p for p in prompts], device=device)
-        if width > 1:
-            self.trunk(**self._inputs(ids[:, :-1], self.mask[:, :-1]))
+        if width > 1:  # without the head
+            logit_form.trunk_of(model)(**self._inputs(ids[:, :-1], self.mask[:, :-1]))
         self.last = ids[:, -1:]  # [B, 1] tokens that are not in the cache yet
 
     def logits(self) -> Tensor:
-        """Logits of the next token, [B, V] in fp32."""
-        logits: Tensor = self.forward(**self._inputs(self.last, self.mask)).logits
+        """The logits of the next token, [B, V] in fp32."""
+        logits: Tensor = self.model(**self._inputs(self.last, self.mask)).logits
         return logits[:, -1].float()
 
     def append(self, tokens: Tensor) -> None:
-        """Go on with ``tokens`` [B]."""
+        """Append one token to each row, [B]."""
         self.last = tokens[:, None]
         self.mask = torch.cat([self.mask, torch.ones_like(self.last)], dim=1)
 
-    def repeat(self, times: int) -> None:
-        """Every row ``times`` in a row."""
-        self.cache.batch_repeat_interleave(times)
-        self.mask, self.last = (t.repeat_interleave(times, dim=0) for t in (self.mask, self.last))
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows."""
-        self.cache.batch_select_indices(rows)
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows; a row can be selected more than once."""
+        self.cache.reorder_cache(rows)
         self.mask, self.last = self.mask[rows], self.last[rows]
 
     def _inputs(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
-        if self.counts_positions:
+        if self.takes_positions:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return inputs
 
 
-@torch.no_grad()
-def decode(model: Any, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
-    """``how.samples`` answers to each prompt in turn, as token ids up to and with the one that ends it, if one does.
+class Step(NamedTuple):
+    """The next token of some answers."""
 
-    Tokens are drawn with torch's global generator of the model's device.
+    answers: Tensor  # [n] their indices
+    tokens: Tensor  # [n]
+    logps: Tensor  # [n]
+
+
+@torch.no_grad()
+def decode(model: Any, prompts: Sequence[list[int]], sampling: Sampling, streamer: Any = None) -> SampledAnswers:
+    """Sample ``sampling.samples`` answers to each prompt in turn, with their log-probabilities.
+
+    An answer is token ids up to and including the stop token, if it has one. ``streamer`` is one of Transformers' and
+    gets the tokens of a single answer. For random numbers see :func:`steps`.
     """
-    decoder = Decoder(model, prompts)
-    drawn = how.samples if how.temperature else 1  # greedy answers to one prompt are all the same
-    if drawn > 1:
-        decoder.repeat(drawn)
-    answers: list[list[int]] = [[] for _ in range(len(prompts) * drawn)]
-    stops = torch.tensor(how.stop_ids, device=decoder.mask.device)
-    rows = torch.arange(len(answers), device=stops.device)  # the answer that each row of the batch is
-    going = torch.ones_like(rows, dtype=torch.bool)
-    steps: list[tuple[Tensor, Tensor]] = []  # (answers, their next token)
-    for step in range(how.max_new_tokens):
-        tokens = draw(decoder.logits(), how)
-        steps.append((rows[going], tokens[going]))
-        going = going & ~torch.isin(tokens, stops)
-        left = int(going.sum())
-        if not left or step + 1 == how.max_new_tokens:
-            break
-        decoder.append(tokens)
-        if left <= (1 - LEAVE) * len(going):
-            chosen = going.nonzero().squeeze(1)
-            decoder.keep(chosen)
-            rows, going = rows[chosen], going[chosen]
-    for of, tokens in steps:
-        for number, token in zip(of.tolist(), tokens.tolist(), strict=True):
+    times = 1 if sampling.temperature else sampling.samples  # greedy answers to one prompt are all the same
+    sampling = dataclasses.replace(sampling, samples=sampling.samples // times)
+    drawn: list[Step] = []
+    if streamer:
+        streamer.put(torch.tensor(prompts))
+    for step in steps(model, prompts, sampling):
+        drawn.append(step)
+        if streamer:
+            streamer.put(step.tokens.cpu())
+    if streamer:
+        streamer.end()
+    answers: list[list[int]] = [[] for _ in range(len(prompts) * sampling.samples)]
+    logps: list[list[float]] = [[] for _ in answers]
+    for step in drawn:
+        for number, token, logp in zip(*(each.tolist() for each in step), strict=True):
             answers[number].append(token)
-    return [answer for answer in answers for _ in range(how.samples // drawn)]
-
-
-def draw(logits: Tensor, how: Sampling) -> Tensor:
-    """A token for each row of logits [B, V], drawn at ``how.temperature`` from the ``how.top_p`` likeliest; [B].
-
-    The token is where the cumulative distribution first exceeds a uniform number.
-    """
-    if not how.temperature:
-        return logits.argmax(-1)
-    p = (logits / how.temperature).softmax(-1)
-    order = None
-    if how.top_p < 1:
-        p, order = p.sort(-1, descending=True)
-        p = p.masked_fill(p.cumsum(-1) - p >= how.top_p, 0)
-    cumulative = p.cumsum(-1, dtype=torch.double)
-    total = cumulative[:, -1:]
-    uniform = torch.rand(total.shape, dtype=torch.double, device=p.device) * total
-    place = torch.searchsorted(cumulative, torch.minimum(uniform, total.nextafter(torch.zeros_like(total))), right=True)
-    return (place if order is None else order.gather(1, place)).squeeze(1)
+            logps[number].append(logp)
+    repeated = [number for number in range(len(answers)) for _ in range(times)]
+    return SampledAnswers((list(answers[number]) for number in repeated), [list(logps[number]) for number in repeated])
 
 
 @torch.no_grad()
-def same_as_generate(model: Any, prompt: list[int], exact: bool) -> bool:
-    """Whether a :class:`Decoder` gives the logits of ``generate`` on this model, to the rounding of fp32 or of 16 bits.
+def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[Step]:
+    """The tokens of all answers, position by position.
 
-    The model decodes three tokens after ``prompt`` and after its last token alone, so that one row is padded.
+    The random numbers of all answers are drawn first, from torch's global CPU generator. So those of an answer depend
+    on its place, and not on when other answers end or on the device.
     """
-    prompts, width = [prompt, prompt[-1:]], len(prompt)
-    ids = torch.tensor([prompt, [prompt[0]] * (width - 1) + prompt[-1:]], device=model.device)
-    mask = torch.tensor([[1] * width, [0] * (width - 1) + [1]], device=model.device)
-    config = transformers.GenerationConfig(
-        max_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
-    )
-    with nothing_but_what_is_asked(model):
-        expected = model.generate(ids, attention_mask=mask, generation_config=config)
-    try:
-        decoder = Decoder(model, prompts)
-        decoder.repeat(2)
-        decoder.keep(torch.tensor([0, 3], device=model.device))
-        for step, logits in enumerate(expected.logits):
-            far = (decoder.logits() - logits.float()).abs().max() / (1 + logits.float().abs().max())
-            if not far <= (1e-4 if exact else 0.05):
-                return False
-            decoder.append(expected.sequences[:, width + step])
-    except (AttributeError, TypeError, ValueError, NotImplementedError, RuntimeError):
-        return False  # a model with a state or a cache of its own
-    return True
+    uniform = torch.rand(len(prompts) * sampling.samples, sampling.max_new_tokens, dtype=torch.double)
+    distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    with lora_inference(model):
+        length = max(map(len, prompts)) + sampling.max_new_tokens
+        decoder = Decoder(model, [list(prompt) for prompt in distinct], length)
+        device = decoder.mask.device
+        uniform, stops = uniform.to(device), torch.tensor(sampling.stop_ids, device=device)
+        rows = [distinct[tuple(prompt)] for prompt in prompts for _ in range(sampling.samples)]
+        if rows != list(range(len(distinct))):
+            decoder.select(torch.tensor(rows, device=device))
+        answers = torch.arange(len(rows), device=device)  # of each row of the batch
+        alive = torch.ones_like(answers, dtype=torch.bool)
+        for position in range(sampling.max_new_tokens):
+            tokens, logps = draw(decoder.logits(), uniform[answers, position], sampling)
+            yield Step(answers[alive], tokens[alive], logps[alive])
+            alive = alive & ~torch.isin(tokens, stops)
+            left = int(alive.sum())
+            if not left or position + 1 == sampling.max_new_tokens:
+                return
+            decoder.append(tokens)
+            if left <= (1 - LEAVE) * len(alive):
+                chosen = alive.nonzero().squeeze(1)
+                decoder.select(chosen)
+                answers, alive = answers[chosen], alive[chosen]
 
 
-@contextlib.contextmanager
-def adapters_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
-    """The fp32 adapters of a base in 16 bits in its ``dtype``, for forwards without gradients.
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row of logits [B, V] in fp32: the tokens [B], and their log-probabilities [B].
 
-    Under autocast an adapter's weights would be cast at every call. Afterwards the parameters are the former tensors.
+    ``uniform`` [B] are random numbers in [0, 1), which ``temperature=0`` does not use. Log-probabilities are at
+    ``sampling.temperature`` (at 1 if that is 0) over the whole vocabulary, also with ``top_p``.
     """
-    base = {p.dtype for name, p in model.named_parameters() if not p.requires_grad}
-    fp32 = [p for p in model.parameters() if p.dtype is torch.float32] if dtype in base else []
-    former = [p.data for p in fp32]
-    for p in fp32:
-        p.data = p.data.to(dtype)
-    try:
-        with torch.autocast(model.device.type, enabled=False) if fp32 else contextlib.nullcontext():
-            yield
-    finally:
-        for p, data in zip(fp32, former, strict=True):
-            p.data = data
+    scaled = logits / sampling.temperature if sampling.temperature not in (0, 1) else logits
+    largest = scaled.amax(-1, keepdim=True)
+    weights = (scaled - largest).exp()  # not normalised, [B, V]
+    log_total = largest + weights.sum(-1, keepdim=True).log()
+    if not sampling.temperature:
+        tokens = scaled.argmax(-1, keepdim=True)
+    elif sampling.top_p < 1:
+        weights, order = weights.sort(-1, descending=True)
+        before = weights.cumsum(-1, dtype=torch.double) - weights
+        weights = weights.masked_fill(before >= sampling.top_p * weights.sum(-1, keepdim=True), 0)
+        tokens = order.gather(1, _inverse(weights, uniform[:, None]))
+    else:
+        tokens = _inverse(weights, uniform[:, None])
+    return tokens.squeeze(1), (scaled.gather(1, tokens) - log_total).squeeze(1)
+
+
+def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first index [B, 1] at which the cumulative sum of weights [B, V] exceeds the share ``uniform`` [B, 1] of it.
+
+    The block of the index is found first, so that cumulative sums are short: they are in double precision.
+    """
+    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.double)
+    target = uniform * ends[:, -1:]
+    block = _first_above(ends, target)
+    inside = blocks.take_along_dim(block[..., None], 1).squeeze(1).cumsum(-1, dtype=torch.double)
+    start = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
+    return block * BLOCK + _first_above(inside, target - start)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first index at which a cumulative sum exceeds ``target``, always one that adds to the sum."""
+    last = cumulative[:, -1:]
+    below = torch.minimum(target, last.nextafter(torch.zeros_like(last)))
+    return torch.searchsorted(cumulative, below, right=True)

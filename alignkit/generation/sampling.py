@@ -1,73 +1,107 @@
-"""Sample answers from a policy, batched."""
+"""Sample answers from a policy, and their text."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
 
-from alignkit.batches import Sampling
+from alignkit.batches import SampledAnswers, Sampling
 from alignkit.data.chat_template import answer_text
+from alignkit.generation.decode import Decoder, decode
+from alignkit.generation.hf_generate import generate, without_generation_config
+from alignkit.models import logit_form
+from alignkit.models.lora_inference import lora_inference
 from alignkit.runs import base
+
+CHECKED = 3  # tokens
+_supported: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # base models already checked
 
 
 def sample(
-    model: Any, tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[list[int]], how: Sampling
-) -> list[list[int]]:
-    """``how.samples`` answers to each prompt in turn, as token ids up to and with the one that ends it, if one does.
+    model: Any,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    say: Callable[[str], None] = print,
+    streamer: Any = None,
+) -> SampledAnswers:
+    """Sample ``sampling.samples`` answers to each prompt in turn, as token ids up to and including a stop token.
 
-    All prompts are one batch. Tokens are drawn with torch's global generator.
+    All prompts are one batch. :mod:`alignkit.generation.decode` samples where its logits are those of Transformers'
+    ``generate``, which is checked once for each model. Elsewhere ``generate`` does, and ``say`` gets one line.
+    ``streamer`` is one of Transformers' and gets the tokens of a single answer.
+
+    Raises:
+        AlignkitError: a prompt with its answer is too long for the model.
     """
-    width = max(len(ids) for ids in prompts)
-    pad = tokenizer.pad_token_id
-    said = f"a prompt of {width} tokens and up to {how.max_new_tokens} of its answer"
-    base.check_length(model, width + how.max_new_tokens, said, "Sample fewer new tokens, or shorten the prompt")
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    warped = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
-    drawn = how.samples if how.temperature else 1  # greedy answers to one prompt are all the same
-    config = transformers.GenerationConfig(
-        max_new_tokens=how.max_new_tokens,
-        do_sample=how.temperature > 0,
-        num_return_sequences=drawn,
-        eos_token_id=list(how.stop_ids),
-        pad_token_id=pad,
-        **warped,
-    )
-    with torch.no_grad(), nothing_but_what_is_asked(model):
-        output = model.generate(ids, attention_mask=mask, generation_config=config)
-    answers = [list(_until_stop(row, how.stop_ids)) for row in output[:, width:].tolist()]
-    return [answer for answer in answers for _ in range(how.samples // drawn)]
+    width = max(map(len, prompts))
+    length = f"a prompt of {width} tokens and up to {sampling.max_new_tokens} of its answer"
+    base.check_length(model, width + sampling.max_new_tokens, length, "Sample fewer new tokens, or shorten the prompt")
+    if is_supported(model, prompts[0], say):
+        return decode(model, prompts, sampling, streamer)
+    return generate(model, tokenizer, prompts, sampling, streamer)
 
 
 def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> str:
-    """An answer's ids as text, without the token that ends it and what the chat template writes around it.
+    """The text of an answer, without its stop token and what the chat template adds around it.
 
-    An answer of white space alone is empty, as data formats have it.
+    An answer of white space is empty text, as in the data formats.
     """
-    said = answer_text(tokenizer, answer)
-    return said if said.strip() else ""
+    answered = answer_text(tokenizer, answer)
+    return answered if answered.strip() else ""
 
 
-@contextlib.contextmanager
-def nothing_but_what_is_asked(model: Any) -> Iterator[None]:
-    """Without the generation config that came with the model, from which ``generate`` takes what is not asked for.
+def is_supported(model: Any, prompt: list[int], say: Callable[[str], None]) -> bool:
+    """Whether :mod:`alignkit.generation.decode` can sample from this model; if not, ``say`` gets one line, once."""
+    inner = logit_form.base_of(model)
+    if inner not in _supported:
+        shorter = prompt[: -CHECKED + 1] or prompt  # with the tokens of the check no longer than the model can read
+        _supported[inner] = matches_generate(model, shorter[:64])
+        if not _supported[inner]:
+            say(f"the decode loop does not support {type(inner).__name__}: sampling with Transformers' generate")
+    return _supported[inner]
 
-    A repetition penalty, say, would make answers that the model's log-probabilities do not describe.
+
+@torch.no_grad()
+def matches_generate(model: Any, prompt: list[int]) -> bool:
+    """Whether a :class:`Decoder` has the logits of ``generate`` on this model, to rounding.
+
+    It decodes three tokens after ``prompt`` and after its last token alone, so that one row is padded. Meanwhile rows
+    are repeated, reordered and removed.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own, inner.generation_config = inner.generation_config, transformers.GenerationConfig()
+    dtype, kind = logit_form.base_of(model).dtype, model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    tolerance = 1e-4 if dtype is torch.float32 else 0.05
     try:
-        yield
-    finally:
-        inner.generation_config = own
+        expected, sequences = _greedy_logits(model, prompt)
+        with lora_inference(model):
+            decoder = Decoder(model, [prompt, prompt[-1:]], len(prompt) + CHECKED)
+            rows = torch.arange(2, device=model.device)
+            for position, kept in enumerate(([0, 0, 1], [2, 0], [0])):
+                decoder.select(torch.tensor(kept, device=rows.device))
+                rows, logits = rows[kept], expected[position].float()
+                difference = (decoder.logits() - logits[rows]).abs().max() / (1 + logits.abs().max())
+                if not difference <= tolerance:
+                    return False
+                decoder.append(sequences[rows, len(prompt) + position])
+    except Exception:  # whatever a model does that has a state or a cache of its own kind
+        return False
+    return True
 
 
-def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Iterator[int]:
-    for token in ids:
-        yield token
-        if token in stop_ids:
-            return
+def _greedy_logits(model: Any, prompt: list[int]) -> tuple[Sequence[Tensor], Tensor]:
+    """The logits of ``generate``, [2, V] for each new token, and its sequences: ``prompt``, and its last token."""
+    padding = len(prompt) - 1
+    ids = torch.tensor([prompt, [prompt[0]] * padding + prompt[-1:]], device=model.device)
+    mask = torch.tensor([[1] * len(prompt), [0] * padding + [1]], device=model.device)
+    config = transformers.GenerationConfig(
+        max_new_tokens=CHECKED, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
+    with without_generation_config(model):
+        output = model.generate(ids, attention_mask=mask, generation_config=config)
+    return output.logits, output.sequences

@@ -51,6 +51,26 @@ def use_adapter(model: Any, adapter: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
+def plain_lora(module: nn.Module) -> str | None:
+    """The active adapter of a linear layer, if it is one adapter and its forward is ``base(x) + scaling * B(A(x))``.
+
+    That is not so for DoRA and other variants, adapters with a bias, and dropout in training.
+    """
+    from peft.tuners.lora import Linear, LoraLayer
+
+    if not isinstance(module, LoraLayer) or "forward" in vars(module):  # such as one that accelerate has wrapped
+        return None
+    if type(module) is not Linear and type(module).__name__ not in ("Linear4bit", "Linear8bitLt"):
+        return None
+    if module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+        return None
+    name: str = module.active_adapters[0]
+    if name not in module.lora_A or name in module.lora_variant or module.lora_bias[name]:
+        return None
+    dropout = module.lora_dropout[name]
+    return name if isinstance(dropout, nn.Identity) or not dropout.training else None
+
+
 def checkpoint_contexts(model: Any) -> tuple[Any, Any]:
     """``context_fn`` of ``torch.utils.checkpoint``: recompute with the adapter that is active now."""
     layers = _adapted_modules(model)

@@ -55,7 +55,7 @@ def online_stage(
         loss=loss,
         data="bundled:prompts",
         needs={"policy": "sft"},
-        uses={"reward": "reward-model", "rollout": "generate"},
+        uses={"reward": "reward-model", "rollout": "decode"},
         watch=("score", "kl", "length", "eos_rate"),
         train=defaults | (train or {}),
         resume={"per_device_train_batch_size": "may_change"},  # the number of minibatches decides what a step is

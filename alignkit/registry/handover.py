@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
-from alignkit.batches import LossOutput, Sampling
+from alignkit.batches import LossOutput, SampledAnswers, Sampling
 from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
 from alignkit.protocols import Engine
@@ -169,11 +170,11 @@ def name_optimizer(source: str, trainer: Any) -> None:
 
 
 def engine(source: str, function: Callable[..., Any], sampling: Sampling) -> Engine:
-    """Wrap a rollout engine to check its answers: their number, lengths, token ids and where they end."""
+    """Wrap a rollout engine to check its answers: their number, lengths, token ids, ends and log-probabilities."""
 
     function = with_roles(function)
 
-    def checked(policy: Any, prompts: list[list[int]], roles: Any = None) -> list[list[int]]:
+    def checked(policy: Any, prompts: list[list[int]], roles: Any = None) -> SampledAnswers:
         answers = function(policy, prompts, roles=roles)
         ids = isinstance(answers, list) and all(
             isinstance(answer, list) and all(type(token) is int for token in answer) for answer in answers
@@ -192,9 +193,18 @@ def engine(source: str, function: Callable[..., Any], sampling: Sampling) -> Eng
                 raise PluginError(f"{source} returned an answer that continues after a stop token")
             if not 0 <= min(answer) <= max(answer) < vocabulary:
                 raise PluginError(f"{source} returned a token id outside the vocabulary of {vocabulary} tokens")
-        return cast(list[list[int]], answers)
+        logps = getattr(answers, "logps", None)
+        if logps is not None and not _fit(logps, answers):
+            raise PluginError(f"{source} returned log-probabilities that are not a number <= 0 for each token")
+        return SampledAnswers(answers, logps)
 
     return checked
+
+
+def _fit(logps: Any, answers: list[list[int]]) -> bool:
+    """Whether log-probabilities are one for each token; rounding may make a certain token's slightly positive."""
+    lengths = isinstance(logps, list) and [len(row) for row in logps] == [len(answer) for answer in answers]
+    return lengths and all(-math.inf < logp < 1e-3 for row in logps for logp in row)
 
 
 def trainer(source: str, value: Any) -> Any:

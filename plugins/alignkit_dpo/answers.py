@@ -64,7 +64,7 @@ class HeldOutAnswers:
         with torch.no_grad(), trainer.accelerator.autocast(), _seeded(trainer.args.seed, trainer.args.device):
             for start in range(0, len(self.prompts), size):
                 prompts = [ranked.branches.prompt for ranked in self.prompts[start : start + size]]
-                sampled = sample(policy, tokenizer, prompts, self.sampling)
+                sampled = sample(policy, tokenizer, prompts, self.sampling, self.run.say)
                 answers += sampled
                 if trainer.reference.kind != "none":
                     groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, sampled, strict=True)]

@@ -1,4 +1,4 @@
-"""Engines that sample answers: Transformers' batched generation, a loop of our own, and continuous batching."""
+"""Engines that sample answers: alignkit's own loop, Transformers' ``generate``, and its continuous batching."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,21 +9,21 @@ from alignkit import Rollout, Run, hookimpl, option
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """The ``rollout`` table of ``generate`` and ``decode``."""
+class BatchConfig:
+    """The ``rollout`` table of ``decode`` and ``generate``."""
 
     batch: Annotated[int, Gt(0)] | None = option(
         None, "answers to sample at a time, to save memory; null: all at once", resume="may_change"
     )
 
 
-def generate(config: GenerateConfig, tokenizer: Any, sampling: Any) -> Any:
+def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:
     from alignkit_rollouts.engines import generate
 
     return generate(config, tokenizer, sampling)
 
 
-def decode(config: GenerateConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
+def decode(config: BatchConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
     from alignkit_rollouts.engines import decode
 
     return decode(config, tokenizer, sampling, run)
@@ -39,13 +39,13 @@ def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
 def alignkit_rollout() -> list[Rollout]:
     return [
         Rollout(
-            name="generate", summary="Transformers' generate, in padded batches", config=GenerateConfig, build=generate
+            name="decode",
+            summary="computes each prompt once for all its answers, drops finished answers from the batch",
+            config=BatchConfig,
+            build=decode,
         ),
         Rollout(
-            name="decode",
-            summary="a plain loop: computes a prompt once for its answers, drops finished answers",
-            config=GenerateConfig,
-            build=decode,
+            name="generate", summary="Transformers' generate, in padded batches", config=BatchConfig, build=generate
         ),
         Rollout(name="continuous", summary="Transformers' continuous batching with a paged cache", build=continuous),
     ]

@@ -1,61 +1,49 @@
-"""The engines: functions of the policy and of prompts as token ids, to answers as token ids."""
+"""The engines ``decode`` and ``generate``: functions of the policy and prompts, to answers, all as token ids."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Run, Sampling
+from alignkit import Run, SampledAnswers, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit_rollouts import GenerateConfig
+    from alignkit_rollouts import BatchConfig
 
-Engine = Callable[[Any, list[list[int]]], list[list[int]]]
+Engine = Callable[[Any, list[list[int]]], SampledAnswers]
 
 
-def generate(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
-    """``model.generate`` on left-padded batches: fastest where answers are about equally long."""
-    from alignkit.generation.sampling import sample
+def decode(config: BatchConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, run: Run) -> Engine:
+    """alignkit's own loop, with log-probabilities; ``generate`` for models that the loop does not support."""
+    from alignkit.generation import sample
 
-    def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
+    return _in_batches(config, sampling, lambda policy, part: sample(policy, tokenizer, part, sampling, run.say))
+
+
+def generate(config: BatchConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
+    """Transformers' ``generate`` on left-padded batches."""
+    from alignkit.generation import generate
+
+    return _in_batches(config, sampling, lambda policy, part: generate(policy, tokenizer, part, sampling))
+
+
+def _in_batches(config: BatchConfig, sampling: Sampling, sample: Engine) -> Engine:
+    """``sample`` for ``config.batch`` answers at a time. Several batches hold prompts of similar length each."""
+
+    def engine(policy: Any, prompts: list[list[int]]) -> SampledAnswers:
         size = max(1, (config.batch or len(prompts) * sampling.samples) // sampling.samples)
-        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [answer for part in parts for answer in sample(policy, tokenizer, part, sampling)]
+        if size >= len(prompts):
+            return sample(policy, prompts)
+        order = sorted(range(len(prompts)), key=lambda number: (len(prompts[number]), prompts[number]))
+        parts = [order[start : start + size] for start in range(0, len(prompts), size)]
+        sampled = [sample(policy, [prompts[number] for number in part]) for part in parts]
+        answers = list(itertools.chain(*sampled))
+        logps = list(itertools.chain(*(part.logps or () for part in sampled)))
+        place = {number: index * sampling.samples for index, number in enumerate(order)}  # of a prompt's first answer
+        back = [place[number] + sample for number in range(len(prompts)) for sample in range(sampling.samples)]
+        return SampledAnswers((answers[i] for i in back), [logps[i] for i in back] if logps else None)
 
     return engine
-
-
-def decode(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, run: Run) -> Engine:
-    """A loop of our own where it agrees with ``generate`` on the model at hand, else ``generate``."""
-    from alignkit.generation.decode import adapters_in, same_as_generate
-    from alignkit.generation.decode import decode as answers_of
-    from alignkit.generation.sampling import sample
-
-    agrees: list[bool] = []  # found out at the first call
-
-    def engine(policy: Any, prompts: list[list[int]]) -> list[list[int]]:
-        if not agrees:
-            agrees.append(same_as_generate(policy, prompts[0], exact=run.dtype.itemsize == 4))
-            if not agrees[0]:
-                run.say("rollout 'decode' cannot decode this model, which has a cache of its own: using generate")
-        answers: dict[int, list[list[int]]] = {}
-        for part in _batches(config, prompts, sampling):
-            if agrees[0]:
-                with adapters_in(run.dtype, policy):
-                    given = answers_of(policy, [prompts[i] for i in part], sampling)
-            else:
-                given = sample(policy, tokenizer, [prompts[i] for i in part], sampling)
-            for place, number in enumerate(part):
-                answers[number] = given[place * sampling.samples : (place + 1) * sampling.samples]
-        return [answer for number in range(len(prompts)) for answer in answers[number]]
-
-    return engine
-
-
-def _batches(config: GenerateConfig, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    """The numbers of the prompts of each batch; several batches hold prompts of about one length."""
-    size = max(1, (config.batch or len(prompts) * sampling.samples) // sampling.samples)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i])) if size < len(prompts) else range(len(prompts))
-    return [list(order[start : start + size]) for start in range(0, len(prompts), size)]
