@@ -19,7 +19,7 @@ from typing import Any
 from alignkit import yaml
 from alignkit.errors import ConfigError, did_you_mean
 
-__all__ = ["DATA", "MODELS", "data", "model"]
+__all__ = ["DATA", "MODELS", "data"]
 
 PREFIX = "bundled:"
 MODELS = ("bundled:smollm2-135m",)

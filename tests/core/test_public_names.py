@@ -51,6 +51,21 @@ def test_a_name_that_is_not_public_is_an_error() -> None:
         get("nothing")
 
 
+def test_the_page_on_public_names_has_all_of_them_and_no_others() -> None:
+    page = (ROOT / "docs" / "public-names.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (alignkit[\w.]*)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    cells = {package: re.findall(r"^\| (`.*?) \| .+ \|$", text, re.M) for package, text in sections.items()}
+    listed = {package: re.findall(r"`(\w+)`", " ".join(names)) for package, names in cells.items()}
+
+    assert {package: sorted(names) for package, names in listed.items()} == {p: sorted(public(p)) for p in PACKAGES}
+
+
+def test_the_page_on_public_names_has_those_of_built_in_plugins() -> None:
+    page = (ROOT / "docs" / "public-names.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"`(alignkit_\w+\.\w+)`", page)) == {f"{p}.{name}" for p in BUILT_IN for name in public(p)}
+
+
 # --- who uses them ---------------------------------------------------------------------------------------------------
 
 BUILT_IN = sorted(folder.name for folder in (ROOT / "plugins").glob("alignkit_*"))
