@@ -169,7 +169,7 @@ def test_a_schedule_of_the_longer_run_holds_from_there_on_and_that_is_said(
 
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert (folder / "checkpoints" / "checkpoint-4" / "optimizer.pt").exists()
-    assert "from here on the linear schedule is that of the longer run" in capsys.readouterr().out
+    assert "from now on, it follows the linear schedule of the longer run" in capsys.readouterr().out
     crash_at(-1)
     train(*settings, "train.max_steps=8", "--resume")
 

@@ -271,7 +271,7 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on_from_there(
     lines, errors = process.communicate()
     assert process.returncode == 130
     assert "stopping after this step" in lines
-    assert "The same command with --resume goes on" in errors
+    assert "To continue, add --resume to the same command" in errors
     subprocess.run(command("lora", str(tmp_path / "cut"), "--resume"), check=True, capture_output=True)
 
     whole, cut = weights(tmp_path / "whole" / "sft"), weights(tmp_path / "cut" / "sft")

@@ -36,7 +36,7 @@ def test_a_temperature_without_do_sample_is_mended_and_the_run_can_be_saved(
     saved = GenerationConfig.from_pretrained(folder)
     saved.validate(strict=True)
     assert (saved.do_sample, saved.temperature, saved.top_p) == (True, 0.9, 0.6)
-    assert "has settings of sampling without do_sample: do_sample is set to true" in capsys.readouterr().out
+    assert "has sampling settings without do_sample: it is saved with do_sample=true" in capsys.readouterr().out
 
 
 def test_what_cannot_be_saved_stops_the_run_before_its_first_step(
@@ -50,6 +50,6 @@ def test_what_cannot_be_saved_stops_the_run_before_its_first_step(
     (base / "generation_config.json").unlink()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(AssertionError, match="has 0.0 GB free, and what is trained takes 0.0 GB: make room"):
+    with pytest.raises(AssertionError, match="has 0.0 GB free, and the trained weights need 0.0 GB: free some space"):
         train(*settings)
     assert not list((tmp_path / "out").rglob("*"))

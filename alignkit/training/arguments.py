@@ -1,4 +1,4 @@
-"""``transformers.TrainingArguments`` from the ``train`` table, and what only the libraries can say of its values."""
+"""``transformers.TrainingArguments`` from the ``train`` table, with the checks that need the libraries."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def build(
     dtype: torch.dtype,
     **own: Any,
 ) -> Args:
-    """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s.
+    """``cls`` from the ``train`` table and ``own``, which wins. Other arguments have the defaults of Transformers.
 
     Raises:
-        ConfigError: a value that the libraries refuse.
+        ConfigError: the libraries reject a value.
     """
     import torch
     from transformers import TrainingArguments
@@ -49,7 +49,7 @@ def build(
 
 
 def _check(args: TrainingArguments) -> None:
-    """Make what the Trainer would make after the model is loaded, or after the first steps."""
+    """Create what the Trainer would create only after the model is loaded, or after the first steps."""
     import torch
     from accelerate.utils import DynamoBackend  # type: ignore[import-untyped]
     from transformers import get_scheduler

@@ -1,10 +1,8 @@
-"""What every run does beside training: show progress, write metrics, stop on Ctrl-C or where nothing is learnt."""
+"""Callbacks of every run: progress, the metrics file, resuming, Ctrl-C and the best checkpoint."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import signal
 import threading
 import time
@@ -17,8 +15,7 @@ from rich.progress import Progress as Bar
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models import Roles
+from alignkit.errors import ConfigError
 from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
 from alignkit.runs import manifest
@@ -26,14 +23,14 @@ from alignkit.training.meters import last_logged
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, plain lines elsewhere; on both a line for every evaluation and every round of sampling."""
+    """A progress bar on a terminal, else lines; in both cases a line per evaluation and per round of sampling."""
 
     def __init__(self, run: Run) -> None:
         self.name = run.config.stage.component.name
         self.watch = run.config.stage.component.watch
         self.console = Console(highlight=False)
         self.bar: Bar | None = None
-        self.tokens = (0.0, time.monotonic())  # as of the last log
+        self.tokens = (0.0, time.monotonic())  # tokens trained on, and the time, at the last log
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,15 +77,15 @@ class Progress(TrainerCallback):
                 self.bar.update(self.task, now=now)
 
     def _watched(self, logs: dict[str, float], prefix: str) -> str:
-        told = ""
+        line = ""
         for name in self.watch:
             if (value := logs.get(f"{prefix}{name}")) is not None:
                 error = logs.get(f"{prefix}{name}_error")
-                told += f"  {name} " + (f"{value:.4g}" if error is None else f"{value:.3f} ± {error:.3f}")
-        return told
+                line += f"  {name} " + (f"{value:.4g}" if error is None else f"{value:.3f} ± {error:.3f}")
+        return line
 
     def close(self) -> None:
-        """Give the terminal back, however training ended."""
+        """Stop the bar. Called whether or not training succeeded."""
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -98,7 +95,7 @@ class Progress(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Everything that is logged, one JSON object a line, in the run folder's ``metrics.jsonl``."""
+    """Writes all logged metrics to the run folder's ``metrics.jsonl``, one JSON object per line."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -116,15 +113,15 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps(manifest.finite({"step": state.global_step, **(logs or {})})) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # a pickle that nothing reads: the run folder's config.yaml says the same
+        # a pickle that nothing reads; config.yaml in the run folder has the same settings
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "training_args.bin").unlink(missing_ok=True)
 
 
 class Resumed(TrainerCallback):
-    """Lets a run that goes on from a checkpoint follow its own settings where the Trainer would take the checkpoint's.
+    """Makes a resumed run use its own settings where the Trainer would use those of the checkpoint.
 
-    Those are how often it logs, evaluates and saves, and the learning rate of the first step, where the schedule of a
-    run that was made longer has another.
+    These are how often it logs, evaluates and saves, and the learning rate of the first step, which the schedule of an
+    extended run changes.
     """
 
     def on_train_begin(
@@ -142,77 +139,35 @@ class Resumed(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C finishes the step, writes a checkpoint and stops; a second one stops at once."""
+    """Ctrl-C finishes the step, writes a checkpoint and stops. A second Ctrl-C stops immediately."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.asked = False
+        self.requested = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.former = signal.signal(signal.SIGINT, self._ask)
+            self.previous_handler = signal.signal(signal.SIGINT, self._request)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.former)
-        self.run.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+    def _request(self, *_: Any) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, self.previous_handler)
+        self.run.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.asked and state.global_step % self.run.steps_between_checkpoints == 0:
+        if self.requested and state.global_step % self.run.steps_between_checkpoints == 0:
             control.should_save = control.should_training_stop = True
 
     def close(self) -> None:
-        """Give Ctrl-C back, however training ended."""
-        if hasattr(self, "former") and not self.asked:
-            signal.signal(signal.SIGINT, self.former)
-
-
-PATIENCE = 10  # optimizer steps with gradients of zero before a run stops
-
-
-class Learning(TrainerCallback):
-    """Stops a run whose policy gets no gradient, and one whose held-out loss is not a number."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.learns = bool(os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-        self.zero = 0  # optimizer steps so far whose gradients were all zero
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self.learns or state.global_step < self.run.policy_learns_from:
-            return
-        has_roles = isinstance(model, Roles)
-        trained = model.trained("policy") if has_roles else model.named_parameters()
-        gradients = [p.grad for _, p in trained if p.requires_grad and p.grad is not None]
-        if not gradients:
-            self._stop("no weight of the policy has a gradient")
-        # A batch of answers that all score alike teaches a policy nothing; other losses always do.
-        self.learns = has_roles or any(bool(gradient.any()) for gradient in gradients)
-        self.zero += not self.learns
-        if self.zero == PATIENCE:
-            self._stop(f"all gradients of the first {PATIENCE} steps are zero")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.zero and not self.learns and state.global_step >= state.max_steps:
-            self._stop("all gradients were zero")
-
-    def _stop(self, why: str) -> None:
-        tuner, stage = self.run.config.tuner.component, self.run.config.stage.component
-        raise AlignkitError(
-            f"{why}: nothing would be learnt. What {self.run.registry.describe(tuner)} trains has no effect on the "
-            f"loss of {self.run.registry.describe(stage)}"
-        )
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        loss = (metrics or {}).get("eval_loss", 0.0)
-        if not math.isfinite(loss):
-            raise AlignkitError(f"the held-out loss at step {state.global_step} is {loss}. Nothing was finished")
+        """Restore the previous handler of Ctrl-C. Called whether or not training succeeded."""
+        if hasattr(self, "previous_handler") and not self.requested:
+            signal.signal(signal.SIGINT, self.previous_handler)
 
 
 class BestMetric(TrainerCallback):
-    """Looks at the first evaluation for the metric by which the best checkpoint is chosen."""
+    """Checks at each evaluation that ``train.metric_for_best_model`` is one of the held-out metrics."""
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         name, metrics = args.metric_for_best_model, kwargs.get("metrics") or {}

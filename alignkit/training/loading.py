@@ -79,7 +79,7 @@ def _wrap(run: Run, role: str, loaded: Any) -> Any:
     try:
         return handover.model(run.registry.describe(tuner, "wrap"), tuner.wrap(config, loaded, role))
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"tuner '{tuner.name}' cannot be put on {run.config.model}: {one_line(error)}") from error
+        raise ConfigError(f"tuner '{tuner.name}' does not work with {run.config.model}: {one_line(error)}") from error
 
 
 def _check_tuned(run: Run, role: str, model: nn.Module) -> None:
@@ -87,7 +87,8 @@ def _check_tuned(run: Run, role: str, model: nn.Module) -> None:
     tuner = run.config.tuner.component
     if adapters.trains_inputs(model) and tuner.trains != "inputs":
         raise PluginError(
-            f"{run.registry.describe(tuner)} trains inputs and declares weights. Tell its author: trains='inputs'"
+            f"{run.registry.describe(tuner)} trains inputs, but declares trains='weights'. Tell its author to declare "
+            "trains='inputs'"
         )
     if role in adapters.WITH_HEAD and not adapters.saves_head(model):
         raise PluginError(

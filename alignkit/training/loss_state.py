@@ -1,8 +1,8 @@
-"""The state of a loss that has one: kept in checkpoints, untouched by evaluation.
+"""Losses with a state: it is saved in checkpoints, and evaluation does not change it.
 
-A loss is a function. One that remembers something from step to step, such as a running mean, is an object with
-``__call__``, ``state_dict`` and ``load_state_dict``, as modules and optimizers of PyTorch have them. Its state is a
-flat dictionary of tensors and numbers, the same on every process. Tensors are loaded on the CPU.
+A loss is a function. A loss with a state, such as a running mean, is an object with ``__call__``, ``state_dict`` and
+``load_state_dict``, like a module or an optimizer of PyTorch. The state is a flat dictionary of tensors and numbers,
+the same on every process. Tensors are loaded on the CPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def has_state(loss: Any) -> bool:
     return hasattr(loss, "state_dict") and hasattr(loss, "load_state_dict")
 
 
-def untouched_by_evaluation(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``loss``, whose state after a call without gradients is what it was before."""
+def unchanged_by_evaluation(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``loss``, with its state restored after a call without gradients."""
     stateful: Any = loss
 
     def call(batch: Any) -> Any:
@@ -39,13 +39,13 @@ def untouched_by_evaluation(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class LossState(transformers.TrainerCallback, ExportableState):
-    """Keeps the state of a loss in ``trainer_state.json``, which the Trainer writes last into every checkpoint."""
+    """Saves the state of a loss in ``trainer_state.json``, the last file that the Trainer writes of a checkpoint."""
 
     def __init__(self, loss: Any) -> None:
         self.loss = loss
 
     def state(self) -> dict[str, Any]:
-        """Called by the Trainer for a checkpoint."""
+        """The state to save. The Trainer calls this for every checkpoint."""
         return {"args": {}, "attributes": {name: _to_json(value) for name, value in self.loss.state_dict().items()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

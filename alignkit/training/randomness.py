@@ -1,4 +1,4 @@
-"""Random numbers that are drawn beside training must not change it."""
+"""Keeps evaluation from changing the random numbers of training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put the generators of Python, NumPy and torch back to where they were, on the CPU and on the current GPU."""
+    """Restore the random states of Python, NumPy and torch afterwards, on the CPU and on the current GPU."""
     import numpy as np
     import torch
 
@@ -29,9 +29,9 @@ def undisturbed() -> Iterator[None]:
 
 
 def evaluate_undisturbed(trainer: transformers.Trainer) -> None:
-    """Make ``trainer.evaluate`` leave training's random numbers alone: how often it is called changes no weight.
+    """Make ``trainer.evaluate`` restore the random state, so that evaluating more often changes no weight.
 
-    A data loader draws a seed whenever it begins, and a stage may sample answers.
+    Evaluation draws random numbers: a data loader draws a seed when it starts, and a stage may sample answers.
     """
     evaluate = trainer.evaluate
 

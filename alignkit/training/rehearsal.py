@@ -1,4 +1,4 @@
-"""What can fail when a run is saved is tried before it trains: a run must not be lost after its last step."""
+"""Checks before training that the result can be saved, so that no run is lost after its last step."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ if TYPE_CHECKING:
 
 
 def rehearse(run: Run, trainer: transformers.Trainer) -> None:
-    """Write everything but the weights into a temporary folder, and look whether the disk has room for them.
+    """Write everything but the weights to a temporary folder, and check that the disk has space for the weights.
 
-    A generation config that Transformers refuses to save is mended where that is possible.
+    A generation config that Transformers would not save is repaired if possible.
 
     Raises:
         AlignkitError: the result could not be saved.
     """
-    saved = list(_saved(trainer.accelerator.unwrap_model(trainer.model)))
-    for model in saved:
-        if not _is_adapter(model) and model.can_generate():
-            mend_generation_config(model, run.say)
+    models = list(_saved_models(trainer.accelerator.unwrap_model(trainer.model)))
+    for model in models:
+        if not _has_adapters(model) and model.can_generate():
+            repair_generation_config(model, run.say)
     if not trainer.is_world_process_zero():
         return
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         try:
             json.dumps(run.config.to_dict())
             run.tokenizer.save_pretrained(folder)
-            for model in saved:
+            for model in models:
                 _save_configs(model, folder)
-        except Exception as error:  # whatever it is, it would come after the last step
+        except Exception as error:  # any error here would otherwise occur after the last step
             raise AlignkitError(f"the trained model could not be saved: {one_line(error)}") from error
     needed = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
     check_disk(run.folder, needed)
 
 
-def _is_adapter(model: Any) -> bool:
+def _has_adapters(model: Any) -> bool:
     import peft
 
     return isinstance(model, peft.PeftModel)
 
 
-def _saved(module: Any) -> Iterator[Any]:
-    """The models in a module that have a ``save_pretrained`` of their own, the outermost ones."""
+def _saved_models(module: Any) -> Iterator[Any]:
+    """The outermost models in a module that have a ``save_pretrained``."""
     import transformers
 
-    if _is_adapter(module) or isinstance(module, transformers.PreTrainedModel):
+    if _has_adapters(module) or isinstance(module, transformers.PreTrainedModel):
         yield module
         return
     for child in module.children():
-        yield from _saved(child)
+        yield from _saved_models(child)
 
 
 def _save_configs(model: Any, folder: str) -> None:
-    if _is_adapter(model):
+    if _has_adapters(model):
         for config in model.peft_config.values():
             config.save_pretrained(folder)
         return
@@ -69,44 +69,43 @@ def _save_configs(model: Any, folder: str) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def mend_generation_config(model: Any, say: Callable[[str], None]) -> None:
-    """Make the model's generation config one that Transformers saves, and say so.
+def repair_generation_config(model: Any, say: Callable[[str], None]) -> None:
+    """Set ``do_sample=True`` in a generation config that Transformers would not save without it, and say so.
 
-    Some published ones have a temperature without ``do_sample``, without which it has no effect; ``do_sample=True``
-    then is what Transformers recommends.
+    Some published models have a temperature without ``do_sample``. Transformers recommends this repair.
 
     Raises:
-        AlignkitError: that does not help.
+        AlignkitError: the generation config is still invalid.
     """
     config = model.generation_config
     try:
         config.validate(strict=True)
         return
     except ValueError:
-        former, config.do_sample = config.do_sample, True
+        do_sample, config.do_sample = config.do_sample, True
     try:
         config.validate(strict=True)
     except ValueError as error:
-        config.do_sample = former
+        config.do_sample = do_sample
         raise AlignkitError(
             f"the generation config of {model.name_or_path} is invalid and cannot be saved: {one_line(error)}. Correct "
             "its generation_config.json"
         ) from error
     say(
-        f"the generation config of {model.name_or_path} has settings of sampling without do_sample: do_sample is set "
-        "to true in what is saved"
+        f"the generation config of {model.name_or_path} has sampling settings without do_sample: it is saved with "
+        "do_sample=true"
     )
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Whether the disk of a folder has room for ``needed`` bytes.
+    """Check that the disk of a folder has ``needed`` bytes of free space.
 
     Raises:
-        AlignkitError: it has not.
+        AlignkitError: it does not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AlignkitError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free, and what is trained takes {needed / 1e9:.1f} GB: make "
-            "room, or choose another --output"
+            f"the disk of {folder} has {free / 1e9:.1f} GB free, and the trained weights need {needed / 1e9:.1f} GB: "
+            "free some space, or choose another --output"
         )

@@ -1,4 +1,4 @@
-"""What a stage gets: the models, the loss, the optimizer, the reward and the engine of its run, built from its config.
+"""A run: builds the models, the loss, the optimizer, the reward and the engine of a stage from its config.
 
 ``alignkit.training.execution`` trains with them. Importing this module imports torch.
 """
@@ -28,14 +28,15 @@ from alignkit.runs import base, fingerprints, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import DAY, METRICS, began
 from alignkit.training import arguments, loading
-from alignkit.training.callbacks import BestMetric, Interrupt, Learning, MetricsFile, Progress
-from alignkit.training.loss_state import LossState, has_state, untouched_by_evaluation
+from alignkit.training.callbacks import BestMetric, Interrupt, MetricsFile, Progress
+from alignkit.training.learning import LearningCheck
+from alignkit.training.loss_state import LossState, has_state, unchanged_by_evaluation
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
 
 
 class Run:
-    """One run of one stage. Stages and hooks use the members that :class:`alignkit.Run` lists."""
+    """One run of one stage: the class behind :class:`alignkit.Run`, which documents its members."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None], resume: bool = False) -> None:
         self.plan = plan
@@ -43,8 +44,8 @@ class Run:
         self.registry = plan.registry
         self.train_rows = plan.train_rows
         self.eval_rows = plan.eval_rows
-        self.say = say  # one line for the user
-        self.folder = manifest.unfinished(plan.config.folder)  # while it trains
+        self.say = say
+        self.folder = manifest.unfinished(plan.config.folder)
         self.parents = {role: parent.folder for role, parent in plan.parents.items()}
         self.records = {role: manifest.read(folder) for role, folder in self.parents.items()}
         self.base = base.locate(plan.config.model, say)
@@ -53,13 +54,13 @@ class Run:
         self.device = device.run_device(plan.config.train)
         self.dtype = device.run_dtype(plan.config.train)
         self.today = (began(plan.config) if resume else None) or self.records.get("policy", {}).get("today") or today()
-        self.skipped = len(plan.source.skipped)  # bad rows, those included that only the chat template refuses
-        self.policy_learns_from = 0  # a stage may say the step before which it trains something else
-        self.steps_between_checkpoints = 1  # a stage may say that only every so many steps can be gone on from
+        self.skipped = len(plan.source.skipped)  # with the rows that the chat template rejects
+        self.policy_learns_from = 0
+        self.steps_between_checkpoints = 1
         self._loss_states: list[LossState] = []
 
     def surroundings(self) -> dict[str, Any]:
-        """What the outcome depends on beside the config."""
+        """What the result depends on apart from the config."""
         folder, plan = base.folder_of(self.base), self.plan
         return {
             "the data": plan.source.fingerprint,
@@ -74,70 +75,70 @@ class Run:
 
     @property
     def processes(self) -> int:
-        """How many processes train together, under torchrun or accelerate launch."""
+        """The number of processes, under torchrun or accelerate launch."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
-        """The tokenizer of the policy it goes on from, or of the base, with a chat template and a pad token."""
+        """The tokenizer of the policy that it starts from, or of the base, with a chat template and a pad token."""
         folder, special_tokens = self.parents.get("policy", self.base), self.config.data.special_tokens
         return load_tokenizer(str(folder), self.config.chat_template, self.today, special_tokens)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
-        """The tokens at which an answer ends."""
+        """The tokens that end an answer."""
         if "policy" in self.records:
             return list(self.records["policy"]["stop_ids"])
         return base.stop_ids(self.base, self.tokenizer)
 
     @functools.cached_property
     def limits(self) -> Limits:
-        """How many tokens and positions the base has."""
+        """The numbers of tokens and positions of the base."""
         return base.limits(self.base)
 
     def model(self, role: str, start: str = "policy") -> nn.Module:
-        """The model of a role, made trainable by the tuner and started from the run that is the parent ``start``.
+        """The model of a role, made trainable by the tuner and started from the parent ``start``.
 
-        A ``value`` or a ``reward`` has a scalar head. Fresh weights depend on ``train.seed`` alone.
+        A ``value`` or a ``reward`` has a scalar head. New weights depend only on ``train.seed``.
         """
         return loading.load(self, role, start)
 
     @functools.cached_property
     def base_weights(self) -> str | None:
-        """The fingerprint of what adapters sit on."""
+        """The fingerprint of the base's weights."""
         folder = base.folder_of(self.base)
         return fingerprints.weights(folder) if folder else None
 
     @property
     def score_pad_token_id(self) -> int | None:
-        """The pad token, where it cannot be mistaken for the token that ends an answer."""
+        """The pad token; None if it also ends an answer."""
         pad = self.tokenizer.pad_token_id
         return None if pad in self.stop_ids else int(pad)
 
     def parent_rows(self, role: str) -> list[Located]:
-        """The rows that a parent was trained on; none where there is no parent or its data are gone."""
+        """The rows that a parent was trained on; empty if there is no parent or its data are gone."""
         if role not in self.records:
             return []
         record = self.records[role]
-        theirs = record["config"]["stages"][record["stage"]]["data"]
+        table = record["config"]["stages"][record["stage"]]["data"]
         stage = self.registry.stage(record["stage"])
         try:
-            return data.load(self.registry, DataConfig(**theirs), theirs["path"], stage.rows).rows
+            return data.load(self.registry, DataConfig(**table), table["path"], stage.rows).rows
         except AlignkitError as error:
             self.say(f"the rows that {self.parents[role]} was trained on cannot be read: {error}")
             return []
 
     def loss(self) -> Callable[[Any], LossOutput]:
-        """The loss function: of the stage's batch type, to :class:`alignkit.LossOutput`."""
+        """The loss: a function of the stage's batch that returns an :class:`alignkit.LossOutput`."""
         component, config = self.config.loss
         loss = handover.function(self.registry.describe(component, "build"), component.build(config))
         if has_state(loss):
             self._loss_states.append(LossState(loss))
-            loss = untouched_by_evaluation(loss)
+            loss = unchanged_by_evaluation(loss)
         return handover.loss(self.registry.describe(component), loss)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
-        """``cls`` from the ``train`` table. What the table does not say has Transformers' default, not ``cls``'s."""
+        """``cls`` from the ``train`` table. Other arguments have the defaults of Transformers, not of ``cls``."""
         if not self.eval_rows:
             own = {"eval_strategy": "no", "eval_on_start": False} | own
         folder = self.folder / "checkpoints"
@@ -146,43 +147,40 @@ class Run:
         return args
 
     def reward(self) -> RewardFunction:
-        """The reward: a function of :class:`alignkit.Answers` and the stage's roles, to a checked score per answer.
-
-        With ``reward.on_error=skip`` the score of an answer that the reward refuses is NaN.
-        """
+        """The reward. With ``reward.on_error=skip``, an answer that it rejects has the score NaN."""
         assert self.config.reward is not None
         score = rewards.build(self.config.reward, self)
         return rewards.skipping(score, self.say) if self.config.reward.config.on_error == "skip" else score
 
     def reward_run(self, path: str | None) -> RewardFunction:
-        """The scores of the reward model in the run folder ``path``; called with the roles that it is one of.
+        """The scores of the reward model in the run folder ``path``, which is one of the stage's roles.
 
         Raises:
-            ConfigError: ``needs`` of the reward did not name this run.
+            ConfigError: the reward's ``needs`` does not name this run.
         """
         return rewards.of_role(self, path)
 
     def rollout(self, sampling: Sampling) -> Engine:
-        """The engine that samples: a function of the policy, prompts as token ids and the stage's roles."""
+        """The rollout engine."""
         assert self.config.rollout is not None
         component, config = self.config.rollout
         run = {"run": self} if handover.accepts(component.build, "run") else {}
-        given = component.build(config, self.tokenizer, sampling, **run)
-        engine = handover.function(self.registry.describe(component, "build"), given)
+        engine = component.build(config, self.tokenizer, sampling, **run)
+        engine = handover.function(self.registry.describe(component, "build"), engine)
         return handover.engine(self.registry.describe(component), engine, sampling)
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
-        """The optimizer's class (or factory) and arguments, as ``Trainer(optimizer_cls_and_kwargs=...)`` takes them."""
+        """The class (or factory) of the optimizer and its arguments, for ``Trainer(optimizer_cls_and_kwargs=...)``."""
         component, config = self.config.optimizer
         return handover.optimizer(self.registry.describe(component, "build"), component.build(config, args))
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
-        """The run's own callbacks and those of plugins."""
+        """The callbacks of every run, and those of plugins."""
         expected = "a list of TrainerCallback"
-        theirs = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
-        own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), Learning(self), BestMetric()]
-        return [*own, *self._loss_states, *theirs]
+        from_plugins = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
+        own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), LearningCheck(self), BestMetric()]
+        return [*own, *self._loss_states, *from_plugins]
 
 
-def _are_callbacks(given: Any) -> bool:
-    return isinstance(given, list | tuple) and all(isinstance(each, transformers.TrainerCallback) for each in given)
+def _are_callbacks(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, transformers.TrainerCallback) for one in value)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its final metrics, the model, the manifest and the model card."""
+"""Saves a finished run: its final metrics, the model, the manifest and the model card."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 
 
 def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
-    """The training loss, and the held-out metrics of the trained model and (as ``first_eval_...``) before training."""
+    """The training loss, and the held-out metrics after training and, as ``first_eval_...``, before it."""
     if trainer.eval_dataset is not None:
-        evaluated = [log["step"] for log in trainer.state.log_history if any(name.startswith("eval_") for name in log)]
-        done = trainer.state.global_step in evaluated
-        if not done or trainer.args.load_best_model_at_end:
+        steps = [log["step"] for log in trainer.state.log_history if any(name.startswith("eval_") for name in log)]
+        if trainer.state.global_step not in steps or trainer.args.load_best_model_at_end:
             trainer.evaluate()
     metrics: dict[str, float] = {}
     for log in trainer.state.log_history:
-        found = {name: value for name, value in log.items() if name.startswith("eval_")}
-        metrics.update({f"first_{name}": value for name, value in found.items() if log["step"] == 0})
-        metrics.update(found)
+        held_out = {name: value for name, value in log.items() if name.startswith("eval_")}
+        metrics.update({f"first_{name}": value for name, value in held_out.items() if log["step"] == 0})
+        metrics.update(held_out)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    if losses:  # the Trainer's own train_loss forgets what was before a resume
+    if losses:  # the Trainer's own train_loss leaves out the steps before a resume
         metrics["train_loss"] = sum(losses) / len(losses)
     timing = ("_runtime", "_per_second")
     return {name: value for name, value in metrics.items() if not name.endswith(timing)}
@@ -46,7 +45,7 @@ def save(
 ) -> None:
     """Write model, tokenizer, manifest and card into the unfinished run folder. ``more`` joins the manifest."""
     if config := getattr(trainer.model, "config", None):
-        config.pad_token_id = run.score_pad_token_id  # the Trainer set it to the tokenizer's
+        config.pad_token_id = run.score_pad_token_id  # the Trainer set it to that of the tokenizer
     trainer.save_model(str(run.folder))
     if not trainer.is_world_process_zero():
         return
@@ -58,7 +57,7 @@ def save(
         )
     if not (run.folder / "tokenizer_config.json").exists():
         run.tokenizer.save_pretrained(str(run.folder))
-    (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the config says the same
+    (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same settings
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
     record = {**describe(run, source, metrics, trainer.state.global_step, seconds), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record))
@@ -68,7 +67,7 @@ def save(
 
 
 def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
-    """The manifest: what was trained, from what, with what."""
+    """The manifest: what was trained, from which runs and data, and with which settings and versions."""
     config = run.config
     base_folder = base.folder_of(run.base)
     model_folder = base.folder_of(base.locate(config.model, run.say))
@@ -89,14 +88,14 @@ def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seco
         "loss": config.loss.component.name,
         "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
         "model": {"name": config.model, **(fingerprints.of(model_folder) if model_folder else {})},
-        "base": {  # what the adapter sits on: the model, or a parent that was trained whole
+        "base": {  # what the adapter is for: the model, or a parent without adapters
             "name": config.model if run.base == base.locate(config.model, run.say) else run.base,
             "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
             "weights": fingerprints.weights(base_folder) if base_folder else None,
         },
         "fingerprints": fingerprints.of(run.folder),
         "stop_ids": run.stop_ids,
-        "today": run.today,  # what a chat template gets that asks for the date
+        "today": run.today,  # the date that chat templates get
         "parents": parents,
         "data": {
             "source": source.source,
@@ -108,7 +107,7 @@ def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seco
         },
         "metrics": metrics,
         "steps": steps,
-        "longer": longer_since(run.folder),  # at which steps it was trained on for longer than it was to be, and how
+        "longer": longer_since(run.folder),  # the steps at which it was extended, and by which settings
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
