@@ -13,6 +13,7 @@ __all__ = [
     "Encoded",
     "EncodedRanking",
     "Encoder",
+    "Mapped",
     "PromptEncoder",
     "Ranked",
     "RankingEncoder",
@@ -25,13 +26,15 @@ __all__ = [
     "encode_each",
     "encode_rankings",
     "encode_rows",
+    "encoded_rankings",
+    "ids_key",
     "load",
     "load_tokenizer",
     "pad_token",
     "prompt_ids",
     "prompt_of",
     "prompt_text",
-    "ranking_encoder",
+    "stored_dataset",
     "tokenizer_of_run",
     "usable_rankings",
 ]
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
         prompt_ids,
         tokenizer_of_run,
     )
-    from alignkit.data.encoded import Encoded, Encoder
+    from alignkit.data.encoded import Encoded, Encoder, stored_dataset
     from alignkit.data.encoders import PromptEncoder, RankingEncoder, SequenceEncoder
     from alignkit.data.encoding import (
         Branches,
@@ -58,10 +61,12 @@ if TYPE_CHECKING:
         encode_each,
         encode_rankings,
         encode_rows,
-        ranking_encoder,
+        encoded_rankings,
+        ids_key,
         usable_rankings,
     )
     from alignkit.data.prompts import prompt_of, prompt_text
     from alignkit.data.reading import load
+    from alignkit.data.spool import Mapped
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -7,6 +7,7 @@ versions of the libraries. Where several processes train together, the first enc
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import itertools
@@ -14,9 +15,11 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.data.spool import Spool, spool
@@ -59,9 +62,23 @@ class Encoded:
         """A column of the table."""
         return self.dataset.data.column(name)
 
+    def ids(self, name: str, record: int) -> Any:
+        """The token ids in a column of one record: a list, or a list of lists."""
+        return _plain(self.column(name)[record].values)
+
+    def located(self, record: int) -> Located:
+        """The row of a record."""
+        return self.rows[self.column("row")[record].as_py()]
+
     def where(self, record: int) -> str:
         """Where the row of a record stands."""
-        return self.rows[self.column("row")[record].as_py()].where
+        return self.located(record).where
+
+    def good(self) -> Sequence[int]:
+        """The records that are not of bad rows."""
+        if not self.errors():
+            return range(len(self.dataset))
+        return [n for n, error in enumerate(self.column("error")) if error.as_py() is None]
 
     def notes(self) -> Counter[str]:
         """What the encoder counted."""
@@ -79,6 +96,12 @@ class Encoded:
 
         bad = self.dataset.data.table.select(["row", "error"]).filter(pc.is_valid(self.column("error")))
         return dict(zip(bad["row"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+
+def _plain(ids: pyarrow.Array) -> list[Any]:
+    """An Arrow array of token ids as a list."""
+    nested = hasattr(ids, "offsets")
+    return [_plain(each.values) for each in ids] if nested else ids.to_numpy(zero_copy_only=False).tolist()
 
 
 def encode_all(
@@ -188,13 +211,33 @@ def _records(shards: list[tuple[int, Sequence[Located]]], encoder: Encoder, skip
 
 def _features(columns: dict[str, str]) -> dict[str, Any]:
     """Columns as ``datasets`` names them."""
+    own = {"row": "int64", "error": "string", "notes": "string"}
+    return {name: _feature(type_) for name, type_ in {**columns, **own}.items()}
+
+
+def _feature(type_: str) -> Any:
     from datasets import List, Value
 
-    def feature(type_: str) -> Any:
-        return List(feature(type_[5:-1])) if type_.startswith("list<") else Value(type_)
+    return List(_feature(type_[5:-1])) if type_.startswith("list<") else Value(type_)
 
-    own = {"row": "int64", "error": "string", "notes": "string"}
-    return {name: feature(type_) for name, type_ in {**columns, **own}.items()}
+
+def stored_dataset(records: Sequence[Mapping[str, Any]], columns: dict[str, str]) -> datasets.Dataset:
+    """Records as a data set, in a temporary file if they are many. ``columns`` are as those of an :class:`Encoder`."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features({name: _feature(type_) for name, type_ in columns.items()})
+    if len(records) < CACHED:
+        return datasets.Dataset.from_list(list(records), features)
+    handle, name = tempfile.mkstemp(prefix="alignkit-records-", suffix=".arrow")
+    os.close(handle)
+    with ArrowWriter(features=features, path=name) as writer:
+        for record in records:
+            writer.write(record)
+        writer.finalize()
+    dataset = datasets.Dataset.from_file(name)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return dataset
 
 
 def _shares(rows: int, processes: int | None) -> int:

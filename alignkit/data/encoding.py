@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from alignkit.data.chat_template import ANSWERS, encode_answer
+from alignkit.data.chat_template import ANSWERS
 from alignkit.data.encoded import Encoded, Encoder, encode_all
-from alignkit.data.spool import Spool
+from alignkit.data.encoders import RankingEncoder
+from alignkit.data.spool import Mapped, Spool, stored
 from alignkit.errors import DataError
 from alignkit.protocols import Run
 from alignkit.rows import Conversation, Located, Ranking
@@ -84,31 +87,52 @@ def _report(run: Run, notes: Counter[str], rows: int) -> None:
         run.say(f"{count} of {answers if what.startswith(ANSWERS) else rows} {what}")
 
 
-def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: int = 0, setting: str = "") -> None:
-    """Whether the model can read these token ids, followed by ``room`` more: each is given with where it stands.
+class Fit:
+    """Whether the model can read sequences, each followed by ``room`` more tokens, which ``setting`` can lower."""
 
-    Where positions are not learnt (rotary embeddings), a model can be run past those that it was trained for; that is
-    reported. ``setting`` is what the user can lower.
+    def __init__(self, run: Run, room: int = 0, setting: str = "") -> None:
+        self.run, self.room, self.setting = run, room, setting
+        self.longest = 0, ""  # tokens, and where
+        self.unknown: tuple[int, str] | None = None  # the first token without an embedding, and where
 
-    Raises:
-        DataError: a token has no row in the embeddings, or a sequence is longer than the positions that were learnt.
-    """
-    limits, longest = run.limits, (0, "")
-    for where, ids in sequences:
-        longest = max(longest, (len(ids) + room, where))
-        if limits.rows is not None and ids and max(ids) >= limits.rows:
-            token, tokens = max(ids), len(run.tokenizer)
+    def add(self, where: str, ids: Sequence[int]) -> None:
+        """Look at a sequence."""
+        self.longest = max(self.longest, (len(ids) + self.room, where))
+        rows = self.run.limits.rows
+        if rows is not None and self.unknown is None and ids and max(ids) >= rows:
+            self.unknown = max(ids), where
+
+    def check(self) -> None:
+        """Report sequences longer than a model was trained for, if its positions are not learnt.
+
+        Raises:
+            DataError: a token has no row in the embeddings, or a sequence is longer than the positions that were
+                learnt.
+        """
+        limits, tokenizer = self.run.limits, self.run.tokenizer
+        if self.unknown is not None:
+            (token, where), tokens = self.unknown, len(tokenizer)
             raise DataError(
-                f"{where}: the token {run.tokenizer.convert_ids_to_tokens(token)!r} has the id {token}: the tokenizer "
+                f"{where}: the token {tokenizer.convert_ids_to_tokens(token)!r} has the id {token}: the tokenizer "
                 f"has {tokens} tokens, but the embeddings of the model have {limits.rows} rows. Save the model after "
                 f"model.resize_token_embeddings({tokens}), or use the tokenizer that it came with"
             )
-    if limits.positions is None or longest[0] <= limits.positions:
-        return
-    over = f"{longest[1]}: {longest[0]} tokens{f' with {setting}={room}' if room else ''} are more than the "
-    if limits.learnt:
-        raise DataError(f"{over}{limits.positions} positions of the model. Shorten the row{_or(setting)}")
-    run.say(f"{over}{limits.positions} positions that the model was trained for: expect worse answers")
+        length, where = self.longest
+        if limits.positions is None or length <= limits.positions:
+            return
+        with_room = f" with {self.setting}={self.room}" if self.room else ""
+        over = f"{where}: {length} tokens{with_room} are more than the {limits.positions} positions "
+        if limits.learnt:
+            raise DataError(f"{over}of the model. Shorten the row{_or(self.setting)}")
+        self.run.say(f"{over}that the model was trained for: expect worse answers")
+
+
+def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: int = 0, setting: str = "") -> None:
+    """:class:`Fit` of sequences of token ids, each given with where it stands."""
+    fit = Fit(run, room, setting)
+    for where, ids in sequences:
+        fit.add(where, ids)
+    fit.check()
 
 
 def check_column_fits(run: Run, encoded: Encoded, name: str, room: int = 0, setting: str = "") -> None:
@@ -120,7 +144,7 @@ def check_column_fits(run: Run, encoded: Encoded, name: str, room: int = 0, sett
     if rows is not None and (pc.max(pc.list_flatten(column)).as_py() or 0) >= rows:
         suspects += (n for n, ids in enumerate(column) if max(ids.as_py() or [0]) >= rows)
     suspects.append(pc.index(lengths, pc.max(lengths)).as_py())
-    check_fit(run, ((encoded.where(n), column[n].as_py()) for n in suspects), room, setting)
+    check_fit(run, ((encoded.where(n), encoded.ids(name, n)) for n in suspects), room, setting)
 
 
 def _or(setting: str) -> str:
@@ -150,14 +174,14 @@ class Ranked:
         return [(i, j) for i in number for j in number if self.ranks[i] < self.ranks[j]]
 
 
-def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
+def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
     """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
 
     Raises:
         DataError: an answer and its prompt are longer than ``max_length`` and ``too_long`` is ``error``; nothing is
             left.
     """
-    return usable_rankings(run, encode_each(run, rows, ranking_encoder(run)), max_length, too_long)
+    return usable_rankings(run, encoded_rankings(run, rows), max_length, too_long)
 
 
 @dataclass(frozen=True)
@@ -169,58 +193,66 @@ class EncodedRanking:
     answers: list[list[int]]  # each with the token that ends it
 
 
-def ranking_encoder(run: Run) -> Callable[[Any, Counter[str]], EncodedRanking]:
-    """For :func:`encode_each`."""
+def encoded_rankings(run: Run, rows: list[Located]) -> Sequence[tuple[str, EncodedRanking]]:
+    """Every ranking as token ids, with where it stands; each is read when it is asked for."""
+    encoded = encode_rows(run, rows, RankingEncoder(run.tokenizer, run.stop_ids))
 
-    def encode(row: Ranking, notes: Counter[str]) -> EncodedRanking:
-        found = [
-            encode_answer(run.tokenizer, row.prompt, answer, run.stop_ids, notes, row.tools) for answer in row.answers
-        ]
-        start = found[0][1]  # the prompt is the same for all of them
-        return EncodedRanking(row, found[0][0][:start], [ids[start:] for ids, _ in found])
+    def read(record: int) -> tuple[str, EncodedRanking]:
+        where, row = encoded.located(record)
+        return where, EncodedRanking(cast(Ranking, row), encoded.ids("prompt", record), encoded.ids("answers", record))
 
-    return encode
+    return Mapped(read, encoded.good())
 
 
 def usable_rankings(
     run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str
-) -> list[Ranked]:
+) -> Sequence[Ranked]:
     """As :func:`encode_rankings`, of rankings that are encoded already."""
-    stage = run.config.stage.component.name
-    found, over, tied, same, longest, answers = [], 0, 0, 0, (0, ""), 0
-    for where, encoded in rows:
-        row, lengths = encoded.row, [len(encoded.prompt) + len(answer) for answer in encoded.answers]
-        answers += len(lengths)
-        over += sum(length > max_length for length in lengths)
-        longest = max(longest, (max(lengths), where))
-        fitting = [index for index, length in enumerate(lengths) if length <= max_length]
-        kept = _without_contradictions(encoded, fitting)
-        same += len(fitting) - len(kept)
-        ranks = [row.ranks[index] for index in kept]
-        if len(set(ranks)) < 2:
-            tied += len(kept) == len(row.answers)
-            continue
-        branches = Branches(encoded.prompt, [encoded.answers[index] for index in kept])
-        margins = [row.margins[index] for index in kept] if row.margins else None
-        found.append((where, Ranked(row.prompt, branches, ranks, margins)))
-    if over:
-        said = f"{over} of {answers} answers are over {max_length} tokens, the longest {longest[0]} ({longest[1]})"
+    stage, counts, fit = run.config.stage.component.name, Counter[str](), Fit(run)
+    longest = 0, ""
+
+    def usable() -> Iterator[Ranked]:
+        nonlocal longest
+        for where, encoded in rows:
+            row, lengths = encoded.row, [len(encoded.prompt) + len(answer) for answer in encoded.answers]
+            longest = max(longest, (max(lengths), where))
+            fitting = [index for index, length in enumerate(lengths) if length <= max_length]
+            kept = _without_contradictions(encoded, fitting)
+            counts.update(answers=len(lengths), over=len(lengths) - len(fitting), same=len(fitting) - len(kept))
+            ranks = [row.ranks[index] for index in kept]
+            if len(set(ranks)) < 2:
+                counts.update(tied=len(kept) == len(row.answers))
+                continue
+            branches = Branches(encoded.prompt, [encoded.answers[index] for index in kept])
+            margins = [row.margins[index] for index in kept] if row.margins else None
+            for answer in branches.answers:
+                fit.add(where, encoded.prompt + answer)
+            yield Ranked(row.prompt, branches, ranks, margins)
+
+    rankings = stored(usable())
+    answers = counts["answers"]
+    if counts["over"]:
+        over = f"{counts['over']} of {answers} answers are over {max_length} tokens"
+        over += f", the longest {longest[0]} ({longest[1]})"
         if too_long == "error":
-            raise DataError(f"{said}. Raise {stage}.max_length, or set {stage}.too_long=skip to leave them out")
-        run.say(f"{said}: left out")
-    if same:
+            raise DataError(f"{over}. Raise {stage}.max_length, or set {stage}.too_long=skip to leave them out")
+        run.say(f"{over}: left out")
+    if counts["same"]:
         run.say(
-            f"{same} of {answers} answers are left out: they are the same tokens as another answer to their prompt, "
-            "which has another rank"
+            f"{counts['same']} of {answers} answers are left out: they are the same tokens as another answer to their "
+            "prompt, which has another rank"
         )
-    if tied:
-        run.say(f"{tied} of {len(rows)} rankings are all ties: left out")
-    if not found:
+    if counts["tied"]:
+        run.say(f"{counts['tied']} of {len(rows)} rankings are all ties: left out")
+    if not rankings:
         raise DataError("no ranking is left to train on")
-    check_fit(
-        run, ((where, ranked.branches.prompt + answer) for where, ranked in found for answer in ranked.branches.answers)
-    )
-    return [ranked for _, ranked in found]
+    fit.check()
+    return rankings
+
+
+def ids_key(ids: Sequence[int]) -> bytes:
+    """A short key of token ids: a dictionary with the ids of all rows as its keys would not fit into memory."""
+    return hashlib.blake2b(array.array("i", ids).tobytes(), digest_size=16).digest()
 
 
 def _without_contradictions(encoded: EncodedRanking, indices: list[int]) -> list[int]:

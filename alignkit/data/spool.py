@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import array
+import itertools
+import os
 import pickle
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast, overload
 
@@ -43,28 +45,51 @@ class Spool(Sequence[T]):
 
 
 class _File:
-    """Pickled items in a file, which is deleted when this object is collected, unless it is another process's."""
+    """Pickled items in a file, which is deleted when this object is collected in the process that wrote it."""
 
     def __init__(self, path: Path, is_own: bool) -> None:
-        self.path, self._handles = path, list[IO[bytes]]()
-        weakref.finalize(self, _drop, self._handles, path if is_own else None)
+        self.path, self._handles = path, dict[int, IO[bytes]]()  # by process: one that is forked has its own
+        weakref.finalize(self, _drop, self._handles, path, os.getpid() if is_own else None)
 
     def read(self, offset: int) -> Any:
         """The item that begins at a byte."""
-        if not self._handles:
-            self._handles.append(self.path.open("rb"))
-        self._handles[0].seek(offset)
-        return pickle.load(self._handles[0])
+        process = os.getpid()
+        if process not in self._handles:
+            self._handles[process] = self.path.open("rb")
+        self._handles[process].seek(offset)
+        return pickle.load(self._handles[process])
 
     def __reduce__(self) -> Any:
         return _File, (self.path, False)
 
 
-def _drop(handles: list[IO[bytes]], path: Path | None) -> None:
-    for handle in handles:
+def _drop(handles: dict[int, IO[bytes]], path: Path, owner: int | None) -> None:
+    for handle in handles.values():
         handle.close()
-    if path is not None:
+    if owner == os.getpid():
         path.unlink(missing_ok=True)
+
+
+class Mapped(Sequence[T]):
+    """A function's results for the items of a sequence; each is computed when it is asked for."""
+
+    def __init__(self, function: Callable[[Any], T], items: Sequence[Any]) -> None:
+        self._function, self._items = function, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Mapped[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Mapped[T]:
+        if isinstance(index, slice):
+            return Mapped(self._function, self._items[index])
+        return self._function(self._items[index])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._function, self._items)
 
 
 def spool(items: Iterable[T]) -> Spool[T]:
@@ -76,3 +101,15 @@ def spool(items: Iterable[T]) -> Spool[T]:
             offsets.append(file.tell())
             pickle.dump(item, file, protocol=pickle.HIGHEST_PROTOCOL)
     return Spool(written, offsets)
+
+
+IN_MEMORY = 20_000  # items; more are written to a file
+
+
+def stored(items: Iterable[T]) -> Sequence[T]:
+    """The items as a list, or if they are many as a spool."""
+    iterator = iter(items)
+    first = list(itertools.islice(iterator, IN_MEMORY))
+    if len(first) < IN_MEMORY:
+        return first
+    return spool(itertools.chain(first, iterator))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.chat_template import prompt_ids
-from alignkit.data.encoding import check_fit, encode_each
+from alignkit.data.encoders import PromptEncoder
+from alignkit.data.encoding import check_column_fits, encode_rows, ids_key
+from alignkit.data.spool import Mapped
 from alignkit.errors import DataError
 from alignkit.protocols import Run
 from alignkit.rows import Conversation
@@ -20,22 +22,32 @@ class EncodedPrompt:
     ids: list[int]
 
 
-def encode_prompts(run: Run, rows: list[Any]) -> list[EncodedPrompt]:
+def encode_prompts(run: Run, rows: list[Any]) -> Sequence[EncodedPrompt]:
     """Encode the prompts of ``rows`` and drop duplicates. The first of several equal prompts stays.
 
     Raises:
         DataError: a prompt is longer than the stage's ``max_prompt_length``.
     """
+    if not rows:
+        return []
     table, config = run.config.stage.component.name, run.config.stage.config
-    encoded = encode_each(
-        run, rows, lambda row, _: EncodedPrompt(row.prompt, prompt_ids(run.tokenizer, row.prompt, row.tools))
-    )
-    for where, prompt in encoded:
-        if len(prompt.ids) > config.max_prompt_length:
-            raise DataError(
-                f"{where}: the prompt has {len(prompt.ids)} tokens, over {table}.max_prompt_length="
-                f"{config.max_prompt_length}. Raise it, or remove the row"
-            )
-    sequences = ((where, prompt.ids) for where, prompt in encoded)
-    check_fit(run, sequences, config.response_length, f"{table}.response_length")
-    return list({tuple(prompt.ids): prompt for _, prompt in reversed(encoded)}.values())[::-1]
+    encoded = encode_rows(run, rows, PromptEncoder(run.tokenizer, run.stop_ids))
+    too_long: tuple[int, int] | None = None  # the first record over the limit, and its tokens
+    distinct: dict[bytes, int] = {}  # the first record of each prompt
+    for record in reversed(encoded.good()):
+        ids = encoded.ids("prompt", record)
+        distinct[ids_key(ids)] = record
+        if len(ids) > config.max_prompt_length:
+            too_long = record, len(ids)
+    if too_long is not None:
+        raise DataError(
+            f"{encoded.where(too_long[0])}: the prompt has {too_long[1]} tokens, over {table}.max_prompt_length="
+            f"{config.max_prompt_length}. Raise it, or remove the row"
+        )
+    check_column_fits(run, encoded, "prompt", config.response_length, f"{table}.response_length")
+
+    def prompt(record: int) -> EncodedPrompt:
+        row: Any = encoded.located(record).row
+        return EncodedPrompt(row.prompt, encoded.ids("prompt", record))
+
+    return Mapped(prompt, list(distinct.values())[::-1])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Run
-from alignkit.data import Branches
+from alignkit.data import Branches, Mapped
 from alignkit.models import decide_shared_prompt, fused_logps
 from alignkit_dpo.pairs import Collator, Pair, inputs
 
@@ -37,9 +37,11 @@ def shares_prompts(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.d
         logits = policy(**arguments, use_cache=False).logits[batch["rows"][:, None], batch["columns"]]
         return logits.float().log_softmax(-1)[_is_token(batch)]  # [tokens, V]
 
-    groups = [Branches(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in pairs]
+    def group_of(pair: Pair) -> Branches:
+        return Branches(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]])
+
     experts = hasattr(policy.config, "output_router_logits")
-    return decide_shared_prompt(run, policy, groups, token_logps, device, supported=not experts)
+    return decide_shared_prompt(run, policy, Mapped(group_of, pairs), token_logps, device, supported=not experts)
 
 
 def _is_token(batch: dict[str, Tensor]) -> Tensor:

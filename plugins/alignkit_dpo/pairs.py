@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data import IGNORE, Branches, Ranked
+from alignkit.data import IGNORE, Branches, Mapped, Ranked, ids_key
 from alignkit.models import collate_separate, collate_tree, tree_size
 
 if TYPE_CHECKING:
@@ -17,19 +17,31 @@ if TYPE_CHECKING:
 Pair = dict[str, Any]  # TRL's columns prompt_ids, chosen_ids and rejected_ids, and prompt_index
 
 
-def pairs_of(rankings: Sequence[Ranked]) -> list[Pair]:
-    """Every pair of answers with different ranks, of every ranking."""
-    index: dict[tuple[int, ...], int] = {}  # of each distinct prompt
-    return [
-        {
-            "prompt_ids": ranked.branches.prompt,
-            "chosen_ids": ranked.branches.answers[better],
-            "rejected_ids": ranked.branches.answers[worse],
-            "prompt_index": index.setdefault(tuple(ranked.branches.prompt), len(index)),
-        }
-        for ranked in rankings
+COLUMNS = {"prompt_ids": "list<int32>", "chosen_ids": "list<int32>", "rejected_ids": "list<int32>"}
+COLUMNS |= {"prompt_index": "int64"}
+
+
+def pairs_of(rankings: Sequence[Ranked]) -> Sequence[Pair]:
+    """Every pair of answers with different ranks, of every ranking; each is made when it is asked for."""
+    index: dict[bytes, int] = {}  # of each distinct prompt
+    places = [
+        (number, better, worse, index.setdefault(ids_key(ranked.branches.prompt), len(index)))
+        for number, ranked in enumerate(rankings)
         for better, worse in ranked.pairs()
     ]
+
+    def pair(place: tuple[int, int, int, int]) -> Pair:
+        number, better, worse, prompt_index = place
+        branches = rankings[number].branches
+        chosen, rejected = branches.answers[better], branches.answers[worse]
+        return {
+            "prompt_ids": branches.prompt,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "prompt_index": prompt_index,
+        }
+
+    return Mapped(pair, places)
 
 
 @dataclass

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 import trl
 from torch import Tensor
 
 from alignkit import ConfigError, PreferenceLogps, Run
-from alignkit.data import Ranked, encode_rankings
+from alignkit.data import Ranked, encode_rankings, stored_dataset
 from alignkit.evaluation import error_bar
 from alignkit.models import (
     adapter_on_head,
@@ -32,7 +31,7 @@ from alignkit.training import Means, RowMetrics, last_logged
 from alignkit_dpo import metrics
 from alignkit_dpo.answers import HeldOutAnswers
 from alignkit_dpo.logps import answer_logps, shares_prompts
-from alignkit_dpo.pairs import Collator, pairs_of
+from alignkit_dpo.pairs import COLUMNS, Collator, pairs_of
 from alignkit_dpo.reference import Reference, reference_of
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def build(run: Run) -> DPOTrainer:
         ref_model=copy.deepcopy(policy).requires_grad_(False).eval() if reference.kind == "model" else None,
         args=args,
         data_collator=Collator(run.tokenizer.pad_token_id, tree=policy.dtype if shared else None),
-        train_dataset=datasets.Dataset.from_list(pairs),
-        eval_dataset=datasets.Dataset.from_list(pairs_of(held_out)) if held_out else None,
+        train_dataset=stored_dataset(pairs, COLUMNS),
+        eval_dataset=stored_dataset(pairs_of(held_out), COLUMNS) if held_out else None,
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from alignkit import Located, Ranking, Run
-from alignkit.data import EncodedRanking, Ranked, encode_each, ranking_encoder, usable_rankings
+from alignkit.data import EncodedRanking, Mapped, Ranked, encoded_rankings, ids_key, usable_rankings
 
 
 def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
@@ -98,28 +98,32 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
     return depths if implied == ranked else None
 
 
-def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> list[Ranked]:
+def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
     """Rankings as token ids, after :func:`merge_pairs`; otherwise as :func:`alignkit.data.encode_rankings`.
 
     Prompts and answers are the same if their tokens are: a chat template may trim what differs between two texts.
     """
-    encoded = encode_each(run, rows, ranking_encoder(run))
-    first: dict[tuple[int, ...], Ranking] = {}  # prompt tokens -> the first row with them
-    texts: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}  # prompt and answer tokens -> the first text of both
-    tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # a prompt's key, an answer's text -> their tokens
+    encoded = encoded_rankings(run, rows)
+    first: dict[bytes, Ranking] = {}  # prompt tokens -> the first row with them
+    texts: dict[tuple[bytes, bytes], str] = {}  # prompt and answer tokens -> the first text of both
+    tokens: dict[tuple[str, str], tuple[int, int]] = {}  # a prompt's key, an answer's text -> a ranking and its answer
     where: dict[int, str] = {}  # id of a ranking -> its file and line
     rankings = []
-    for place, ranking in encoded:
-        prompt = tuple(ranking.prompt)
+    for number, (place, ranking) in enumerate(encoded):
+        prompt = ids_key(ranking.prompt)
         row = first.setdefault(prompt, ranking.row)
         answers = []
-        for ids, text in zip(ranking.answers, ranking.row.answers, strict=True):
-            answers.append(texts.setdefault((prompt, tuple(ids)), text))
-            tokens[row.key, answers[-1]] = (ranking.prompt, ids)
+        for index, (ids, text) in enumerate(zip(ranking.answers, ranking.row.answers, strict=True)):
+            answers.append(texts.setdefault((prompt, ids_key(ids)), text))
+            tokens[row.key, answers[-1]] = number, index
         rankings.append(replace(ranking.row, prompt=row.prompt, tools=row.tools, answers=answers))
         where[id(rankings[-1])] = place
-    merged = []
-    for row in merge_pairs(rankings):
-        prompts, answer_ids = zip(*(tokens[row.key, text] for text in row.answers), strict=True)
-        merged.append((where.get(id(row), "pairs of one prompt"), EncodedRanking(row, prompts[0], list(answer_ids))))
-    return usable_rankings(run, merged, max_length, too_long)
+
+    def merged(row: Ranking) -> tuple[str, EncodedRanking]:
+        places = [tokens[row.key, text] for text in row.answers]
+        sources = {number: encoded[number][1] for number, _ in places}
+        answer_ids = [sources[number].answers[index] for number, index in places]
+        prompt_ids = sources[places[0][0]].prompt
+        return where.get(id(row), "pairs of one prompt"), EncodedRanking(row, prompt_ids, answer_ids)
+
+    return usable_rankings(run, Mapped(merged, merge_pairs(rankings)), max_length, too_long)

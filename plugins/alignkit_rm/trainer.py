@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from alignkit import DataError, Demonstration, RankedScores, Run
-from alignkit.data import Branches, Ranked, encode_answer
+from alignkit.data import Branches, Mapped, Ranked, encode_answer
 from alignkit.models import (
     answer_scores,
     collate_separate,
@@ -54,7 +54,7 @@ def build(run: Run) -> RewardTrainer:
         optimizer_cls_and_kwargs=optimizer,
     )
     trainer.shared_prompt = decide_shared_prompt(
-        run, model, [group.branches for group in groups], trainer.score_group, args.device
+        run, model, Mapped(lambda group: group.branches, groups), trainer.score_group, args.device
     )
     return trainer
 
