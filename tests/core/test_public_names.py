@@ -69,7 +69,6 @@ def test_the_page_on_public_names_has_those_of_built_in_plugins() -> None:
 # --- who uses them ---------------------------------------------------------------------------------------------------
 
 BUILT_IN = sorted(folder.name for folder in (ROOT / "plugins").glob("alignkit_*"))
-DEEPER = ("plugins/alignkit_rollouts/engines.py",)
 
 
 def _sources() -> dict[str, str]:
@@ -85,7 +84,7 @@ def _sources() -> dict[str, str]:
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
         code = enumerate(block for block in blocks if "import" in block)  # not a mere signature
         sources |= {f"{page.relative_to(ROOT)}-{number}": block for number, block in code}
-    return {name: source for name, source in sources.items() if name not in DEEPER}
+    return sources
 
 
 SOURCES = _sources()
