@@ -1,7 +1,7 @@
-"""Models by the role that they play in a stage: policy, reference, value, reward.
+"""The model of a role: its adapters, its scalar head, and its dropout.
 
-A policy is a causal language model; a value or a reward is the same trunk with a scalar head, which is exactly
-Transformers' model for sequence classification with one label. Importing this module imports torch.
+A policy is a causal language model. A value or a reward is the same trunk with a scalar head: Transformers' model for
+sequence classification with one label.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ WITH_HEAD = ("value", "reward")
 
 
 def fresh_head(model: Any, pad_token_id: int | None) -> None:
-    """Start the scalar head at N(0, 1/sqrt(d + 1)), as "learning to summarize" (arXiv 2009.01325) does; d is the width.
+    """Initialise the scalar head from N(0, 1/sqrt(d + 1)), as in "learning to summarize" (arXiv 2009.01325).
 
-    ``pad_token_id`` is what plain Transformers looks for to find where a padded sequence ends.
+    d is the hidden size. Transformers uses ``pad_token_id`` to find where a padded sequence ends.
     """
     weight = model.score.weight
     with torch.no_grad():
@@ -34,7 +34,7 @@ def fresh_head(model: Any, pad_token_id: int | None) -> None:
 
 
 def copy_adapter(model: Any, source: str, name: str, trained: bool) -> None:
-    """Give a PEFT model another adapter ``name`` with the settings and the weights of its adapter ``source``."""
+    """Add an adapter ``name`` to a PEFT model, with the config and the weights of its adapter ``source``."""
     import peft
 
     config = copy.deepcopy(model.peft_config[source])
@@ -43,7 +43,7 @@ def copy_adapter(model: Any, source: str, name: str, trained: bool) -> None:
 
 
 def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor | None:
-    """Give a PEFT model the adapter in ``folder`` as ``name``; the weight of its scalar head, where it has one."""
+    """Add the adapter in ``folder`` to a PEFT model as ``name``, and return the weight of its scalar head, if any."""
     import peft
 
     weights = peft.load_peft_weights(str(folder), device="cpu")
@@ -53,14 +53,14 @@ def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor |
 
 
 def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor], trained: bool) -> None:
-    """``weights`` may lack modules that the adapter was saved with, such as a scalar head: those are not added."""
+    """Add an adapter with these weights. Modules that it was saved with but that have no weights here are left out."""
     import peft
 
-    saved = getattr(config, "modules_to_save", None) or []
-    config.modules_to_save = [module for module in saved if any(f".{module}." in key for key in weights)] or None
+    modules = getattr(config, "modules_to_save", None) or []
+    config.modules_to_save = [module for module in modules if any(f".{module}." in key for key in weights)] or None
     config.task_type, config.inference_mode = model.peft_config["default"].task_type, False
     before = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    # not a classifier's own `add_adapter`, which adds a head; it may freeze modules that other adapters train
+    # the method of PeftModelForSequenceClassification adds a head; both may freeze modules of other adapters
     peft.PeftModel.add_adapter(model, name, config)
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
     for key, parameter in model.named_parameters():
@@ -68,10 +68,10 @@ def _add_adapter(model: Any, name: str, config: Any, weights: dict[str, Tensor],
 
 
 def check_base_frozen(model: Any) -> None:
-    """Whether all that a PEFT model trains belongs to its adapter, so that the model without it is still there.
+    """Check that a PEFT model trains its adapter only, so that the base without it can be the reference.
 
     Raises:
-        AlignkitError: it also trains weights of the base, which the reference would share.
+        AlignkitError: it also trains weights of the base.
     """
     shared = [name for name, p in model.named_parameters() if p.requires_grad and not belongs_to("default", name)]
     if shared:
@@ -82,31 +82,35 @@ def check_base_frozen(model: Any) -> None:
 
 
 def trains_inputs(model: Any) -> bool:
-    """Whether a model is PEFT's and has trained inputs (prompt or prefix tuning) in place of weights in its layers."""
+    """Whether a model is a PEFT model with prompt or prefix tuning, which trains inputs and no weights of layers."""
     return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def check_weights_trained(model: Any) -> None:
-    """Whether a model computes all that was trained where its layers are called past PEFT's own forward.
+    """Check that nothing is lost when the model inside of PEFT's wrapper is called directly.
 
     Raises:
-        AlignkitError: it has trained inputs, which PEFT puts before the prompt.
+        AlignkitError: the model has trained inputs, which PEFT's forward puts before the prompt.
     """
     if trains_inputs(model):
-        raise AlignkitError("a model of prompt or prefix tuning can be trained by sft and sampled from, no more")
+        raise AlignkitError("a model with prompt or prefix tuning can only be trained by sft and sampled from")
 
 
 def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """``model`` started from the adapter in ``folder``: its adapter gets the same weights; without one they are merged.
+    """``model`` initialised from the adapter in ``folder``, whose weights are copied into its adapter, or merged.
+
+    They are merged into the base if the model is not a PEFT model.
 
     Raises:
-        AlignkitError: the adapter does not fit.
+        AlignkitError: the adapter does not fit the model.
     """
     import peft
 
     if not isinstance(model, peft.PeftModel):
         if peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
-            raise AlignkitError(f"the trained inputs in {folder} cannot be merged into weights: use its own tuner")
+            raise AlignkitError(
+                f"{folder} has trained inputs, which cannot be merged into weights: use the tuner that trained it"
+            )
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         model = _with_adapter(model, folder).merge_and_unload()
         for name, parameter in model.named_parameters():
@@ -114,18 +118,20 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
         return model
     weights, fresh = peft.load_peft_weights(str(folder), device="cpu"), peft.get_peft_model_state_dict(model)
     inner = model.get_base_model()
-    if inner.get_output_embeddings() is None:  # a scalar head: what was saved of a language model's head has no place
+    if inner.get_output_embeddings() is None:  # a scalar head: drop weights of the language model's head
         trunk = f"base_model.model.{inner.base_model_prefix}."
         weights = {name: tensor for name, tensor in weights.items() if name.startswith(trunk) or name in fresh}
     for name, tensor in weights.items():
         if name not in fresh or fresh[name].shape != tensor.shape:
-            raise AlignkitError(f"the adapter in {folder} cannot be continued: there is no such {name} in this model's")
-    peft.set_peft_model_state_dict(model, {**fresh, **weights})  # a head that the former had not stays fresh
+            raise AlignkitError(
+                f"the adapter in {folder} cannot be continued: {name} does not fit the adapter of this model"
+            )
+    peft.set_peft_model_state_dict(model, {**fresh, **weights})  # a head that the saved adapter lacks stays fresh
     return model
 
 
 def saves_head(model: nn.Module) -> bool:
-    """Whether the scalar head is trained, and under PEFT saved with the adapter."""
+    """Whether the scalar head is trained, and saved with the adapter if there is one."""
     adapter = "modules_to_save." if hasattr(model, "peft_config") else ""
     return any(p.requires_grad and f"score.{adapter}" in name for name, p in model.named_parameters())
 
@@ -141,7 +147,7 @@ DROPOUTS = ("dropout", "attention_dropout", "attn_dropout", "resid_dropout", "ac
 
 
 def without_dropout(model: Any) -> Any:
-    """``model`` with every dropout at 0, so that a score or a log-probability is the same number each time."""
+    """``model`` with every dropout set to 0, so that scores and log-probabilities are deterministic."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -155,15 +161,15 @@ def _with_adapter(model: nn.Module, folder: Path) -> Any:
     import peft
 
     config = peft.PeftConfig.from_pretrained(str(folder))
-    config.task_type = None  # the trunk alone matters, whatever is on top of it here
+    config.task_type = None  # the adapter of the trunk, whatever head is on it
     return peft.PeftModel.from_pretrained(model, str(folder), config=config)
 
 
 def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
-    """The model of a finished run, on its base in the form that it was trained on, in evaluation mode.
+    """The model of a finished run in evaluation mode, on its base in the form that it was trained on.
 
-    A reward run gives a model for sequence classification with one label, every other a causal language model.
-    ``dtype`` is what it computes in; None is what the device does well.
+    It is a model for sequence classification with one label for a reward run, else a causal language model. It computes
+    in ``dtype``, or if that is None in the fastest number format that suits the device.
     """
     import peft
 

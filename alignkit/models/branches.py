@@ -1,8 +1,8 @@
-"""Prompts with several answers each, as input of a model: every answer by itself, or all branching off one prompt.
+"""Batches of prompts with several answers each: one row per answer, or one prompt for all its answers.
 
-In the second form a row holds the prompt once and its answers after it. A position sees its prompt and what came before
-it in its own answer (a tree attention mask), and positions count on from the prompt's end in every answer, so that each
-answer is computed exactly as if it stood alone, while the prompt is computed once.
+In the second form, a row holds the prompt once and its answers after it. Under a tree attention mask, a token attends
+to its prompt and to the tokens before it in its own answer. Positions continue from the prompt's end in every answer.
+So each answer is computed exactly as in a row of its own, while the prompt is computed once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from alignkit.data.encoding import Branches
+from alignkit.models.logit_form import base_of, trunk_of
 from alignkit.models.transformers_internals import attention_of
 
 
 def collate_separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
-    """One row an answer, padded at the end: ``input_ids``, ``attention_mask``, ``position_ids`` [N, T]; ``ends`` [N, 2]
+    """One row per answer, padded on the right: ``input_ids``, ``attention_mask``, ``position_ids`` [N, T].
 
-    ``ends`` says where each answer's last token is, as (row, column); answers are in the order of the groups.
+    ``ends`` [N, 2] is the (row, column) of each answer's last token, in the order of the groups.
     """
     rows = [[*group.prompt, *answer] for group in groups for answer in group.answers]
     lengths = torch.tensor([len(row) for row in rows])
@@ -34,14 +35,14 @@ def collate_separate(groups: Sequence[Branches], pad: int) -> dict[str, Tensor]:
 
 
 def collate_tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """As :func:`collate_separate`, but with a group's prompt once, and as many groups in a row as fit into its width.
+    """Like :func:`collate_separate`, but with each group's prompt once, and as many groups per row as fit.
 
     ``attention_mask`` is additive, [R, 1, T, T] of ``dtype``.
     """
     places = pack_trees(groups)
     width, number = max(tree_size(group) for group in groups), 1 + max(row for row, _ in places)
     rows: list[list[int]] = [[pad] * width for _ in range(number)]
-    allowed = torch.eye(width, dtype=torch.bool).repeat(number, 1, 1)  # padding sees itself: no position sees nothing
+    allowed = torch.eye(width, dtype=torch.bool).repeat(number, 1, 1)  # padding attends to itself: no row may be empty
     positions = torch.zeros(number, width, dtype=torch.long)
     ends = []
     for group, (row, first) in zip(groups, places, strict=True):
@@ -67,12 +68,12 @@ def collate_tree(groups: Sequence[Branches], pad: int, dtype: torch.dtype) -> di
 
 
 def tree_size(group: Branches) -> int:
-    """Tokens of a group whose prompt is there once."""
+    """The number of tokens of a group with its prompt counted once."""
     return len(group.prompt) + sum(map(len, group.answers))
 
 
 def pack_trees(groups: Sequence[Branches]) -> list[tuple[int, int]]:
-    """The row and the column at which each group begins, in rows as wide as the largest: first fit, largest first."""
+    """The (row, column) at which each group begins: first-fit decreasing, in rows as wide as the largest group."""
     room: list[int] = []
     width = max(tree_size(group) for group in groups)
     places: dict[int, tuple[int, int]] = {}
@@ -96,35 +97,35 @@ def _padded(rows: list[list[int]], pad: int) -> Tensor:
 
 
 def saving(groups: Sequence[Branches], config: Any) -> float:
-    """How many times fewer operations a tree takes than separate rows, counted from a model's config.
+    """By which factor a tree takes fewer operations than separate rows, estimated from a model's config.
 
-    A token costs two operations a weight of the layers; a pair of positions costs four a width and layer, and the
-    tree's mask computes pairs that it then hides.
+    A token costs two operations per weight of the layers. A pair of positions costs four operations per hidden unit and
+    layer, also where the mask hides it.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
     per_token = 2 * layers * (4 * width * width + 3 * width * inner)
     per_pair = 4 * layers * width
-    apart = together = 0
+    separate = shared = 0
     for group in groups:
         trunk, lengths = len(group.prompt), [len(answer) for answer in group.answers]
-        apart += sum(per_token * (trunk + n) + per_pair * (trunk + n) ** 2 for n in lengths)
-        whole = trunk + sum(lengths)
-        together += per_token * whole + per_pair * whole**2
-    return apart / together
+        separate += sum(per_token * (trunk + n) + per_pair * (trunk + n) ** 2 for n in lengths)
+        total = trunk + sum(lengths)
+        shared += per_token * total + per_pair * total**2
+    return separate / shared
 
 
 def supports_tree(config: Any, longest: int) -> bool:
-    """Whether a model takes a mask of ours and counts positions by what it is told, over ``longest`` positions.
+    """Whether a model accepts a 4D attention mask and explicit positions, for sequences of up to ``longest`` tokens.
 
-    The attention must be PyTorch's or the eager one, positions must be rotary or learnt, and no layer may look back
-    less far than ``longest`` (sliding windows) or keep a state (linear attention).
+    The attention must be SDPA or eager, and positions rotary or learned. No layer may keep a state (linear attention)
+    or have a sliding window shorter than ``longest``.
     """
     if attention_of(config) not in ("sdpa", "eager"):
         return False
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "rotary") == "alibi":
         return False
-    if getattr(config, "model_type", None) in ("bloom", "mpt"):  # ALiBi that no field tells of
+    if getattr(config, "model_type", None) in ("bloom", "mpt"):  # ALiBi that the config does not mention
         return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
@@ -135,9 +136,9 @@ def supports_tree(config: Any, longest: int) -> bool:
 
 
 def answer_scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The scalar head at the end of every answer, [N] in fp32.
+    """The output of the scalar head at the end of every answer, [N] in fp32.
 
-    ``inputs`` are of :func:`collate_separate` or :func:`collate_tree`. ``model`` must have been prepared by
+    ``inputs`` come from :func:`collate_separate` or :func:`collate_tree`. ``model`` must have been prepared by
     :func:`with_answer_scores`; it may be wrapped by PEFT and by accelerate.
     """
     output: Tensor = model(**inputs, use_cache=False)
@@ -145,16 +146,16 @@ def answer_scores(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def with_answer_scores(model: Any) -> Any:
-    """Make a model for sequence classification answer with its head's scores at ``ends``, whoever wraps it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Make the forward of a model for sequence classification return its head's scores at ``ends``, [N] in fp32."""
+    inner = base_of(model)
+    trunk = trunk_of(model)
 
     def forward(ends: Tensor, **inputs: Any) -> Tensor:
-        trunk = getattr(inner, inner.base_model_prefix)
         hidden = trunk(**{key: value for key, value in inputs.items() if value is not None}).last_hidden_state
         hidden = hidden[ends[:, 0], ends[:, 1]]
-        with torch.autocast(hidden.device.type, enabled=False):  # the difference of two scores is what counts
-            scored: Tensor = inner.score(hidden.to(inner.score.weight.dtype)).squeeze(-1).float()
-        return scored
+        with torch.autocast(hidden.device.type, enabled=False):  # losses take small differences of scores
+            scores: Tensor = inner.score(hidden.to(inner.score.weight.dtype)).squeeze(-1).float()
+        return scores
 
     inner.forward = forward
     return model

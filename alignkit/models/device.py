@@ -1,4 +1,4 @@
-"""Which device a run computes on, and in which number format."""
+"""The device and the number format of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_device(train: Mapping[str, Any]) -> torch.device:
-    """The accelerator of this process (CUDA, XPU, MPS, ...) where there is one and ``train.use_cpu`` is not set."""
+    """The accelerator of this process (CUDA, XPU, MPS, ...); the CPU if there is none or ``train.use_cpu`` is set."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if train.get("use_cpu") or accelerator is None:
         return torch.device("cpu")
@@ -24,9 +24,9 @@ def run_device(train: Mapping[str, Any]) -> torch.device:
 
 
 def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
-    """What the ``train`` table says with ``bf16`` or ``fp16``; else the fastest that the device does well.
+    """The number format that ``bf16`` or ``fp16`` in the ``train`` table selects, else the fastest suitable one.
 
-    That is bf16 where the hardware multiplies it, fp16 on older GPUs unless ``fp16`` is false, and fp32 elsewhere.
+    That is bf16 if the hardware supports it, fp16 on older GPUs unless ``fp16`` is false, and fp32 elsewhere.
 
     Raises:
         ConfigError: fp16 on a CPU.
@@ -34,7 +34,7 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     kind = run_device(train).type
     if train.get("fp16"):
         if kind == "cpu":
-            raise ConfigError("train.fp16: a CPU has no loss scaling, so that small gradients are lost: remove it")
+            raise ConfigError("train.fp16: a CPU has no loss scaling, so small gradients are lost: remove it")
         return torch.float16
     if "bf16" in train:
         return torch.bfloat16 if train["bf16"] else torch.float32
@@ -48,9 +48,9 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
 
 
 def one_gpu(args: transformers.TrainingArguments, say: Callable[[str], None]) -> None:
-    """Train on one GPU where no launcher has started a process for each: the Trainer would use ``DataParallel``.
+    """Train on one GPU if several are visible to one process. The Trainer would use ``DataParallel`` on all of them.
 
-    That would multiply the batch by the number of GPUs, and most losses are not written for it.
+    That would multiply the batch size by the number of GPUs, and most losses do not support it.
     """
     if args.n_gpu > 1:
         say(

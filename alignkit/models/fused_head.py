@@ -1,9 +1,8 @@
 """Log-probabilities of labelled tokens from a language model, without ever building the logits of all positions.
 
 :func:`install_fused_head` gives a model a second way to be called, ``model(..., labels=labels, return_logps=True)``,
-which DDP, PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head where there is a label,
-in tiles, with TRL's kernel. A model whose logits do not follow from its head in a way that is known computes all its
-logits.
+which DDP, PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head to labelled positions,
+in tiles, with TRL's kernel. A model whose :mod:`~alignkit.models.logit_form` is unknown computes all its logits.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ VOCABULARY_TILE = 32768  # columns of the head that are multiplied at a time, as
 
 @dataclass
 class TokenLogpsOutput(ModelOutput):
-    """Next-token log-probabilities of a batch [B, T]. Everything is 0 where there is no label."""
+    """Next-token log-probabilities of a batch of T tokens per row; all tensors are 0 where there is no label."""
 
     log_probs: Tensor  # [B, T-1]
     is_top1: Tensor = None  # type: ignore[assignment]  # [B, T-1] bool: the label is the likeliest token
@@ -63,16 +62,16 @@ def fused_logps(model: Any, inputs: dict[str, Any]) -> TokenLogpsOutput:
         PluginError: :func:`install_fused_head` was not called on it.
     """
     if not hasattr(base_of(model), "_alignkit_forward"):
-        raise PluginError("the trainer calls fused_logps without install_fused_head(model). Tell its author")
+        raise PluginError("the trainer calls fused_logps on a model without install_fused_head(model). Tell its author")
     uses_fused_head(model)
     output: TokenLogpsOutput = model(**inputs, use_cache=False, return_logps=True)
     return output
 
 
 def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Whether the model's log-probabilities come from TRL's kernel. It is measured once per model.
+    """Whether the model's log-probabilities come from TRL's kernel. The model is measured once.
 
-    ``say`` gets a line if not.
+    If not, ``say`` is called with a line for the user.
 
     Raises:
         AlignkitError: the model computes no logits from token ids alone, or a token's logits depend on later tokens.
@@ -82,8 +81,8 @@ def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) 
         inner._alignkit_form = logit_form.measure(inner) if _is_matrix(inner.get_output_embeddings()) else None
         if inner._alignkit_form is None:
             say(
-                f"TRL's fused head does not give the log-probabilities of {type(inner).__name__}: the model's whole "
-                "logits are used, which is slower and needs more memory"
+                f"{type(inner).__name__}: log-probabilities are computed from full logits, which is slower and needs "
+                "more memory, because they do not follow from a plain head with a scale and a cap"
             )
     return inner._alignkit_form is not None
 

@@ -1,8 +1,8 @@
 """How a language model's logits follow from the hidden states of its trunk, measured on the model itself.
 
-``lm_head(hidden)`` is not always the logits. Cohere and Granite scale them, Gemma 2 caps them, and the field of the
-config that says so has another name in each family. So it is measured once per model, and verified against the model's
-own logits. Where they follow from the head in another way, log-probabilities take the model's own logits instead.
+The logits are not always ``lm_head(hidden)``. Cohere and Granite scale them and Gemma 2 caps them, and each family has
+its own config fields for that. So the relation is measured once per model and verified against the model's own logits.
+For models with any other relation, log-probabilities are computed from the model's own logits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from alignkit.models.transformers_internals import forward_without_autocast
 if TYPE_CHECKING:
     from torch import Tensor
 
-LENGTH = 8  # tokens of the row that is measured
-# largest outputs of the head: so small that no cap acts, as in trained models, so large that any cap acts
+LENGTH = 8  # tokens of the sequence used for measuring
+# largest outputs of the head: so small that no cap matters, as in trained models, and so large that any cap does
 LINEAR, TYPICAL, SATURATED = 0.01, 20.0, 1e3
 
 
@@ -31,7 +31,7 @@ class LogitForm:
     cap: float | None = None
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Logits from what the head gives, both [N, V]."""
+        """Logits from the outputs of the head, both [N, V]."""
         logits = outputs * self.scale
         return (logits / self.cap).tanh() * self.cap if self.cap else logits
 
@@ -46,19 +46,19 @@ def trunk_of(model: Any) -> Any:
     """The model without its head. Its output has ``last_hidden_state``.
 
     Raises:
-        AlignkitError: this architecture has none under the name that it gives.
+        AlignkitError: the model has no module named by its ``base_model_prefix``.
     """
     inner = base_of(model)
     trunk = getattr(inner, inner.base_model_prefix, None)
     if trunk is None:
-        raise AlignkitError(f"{type(inner).__name__} has no base model to put a scalar head on: use another model")
+        raise AlignkitError(f"{type(inner).__name__} has no trunk under its base_model_prefix: use another model")
     return trunk
 
 
 def measure(model: Any) -> LogitForm | None:
-    """Return how the model's logits follow from its trunk; None if only the model's own forward gives them.
+    """How the model's logits follow from its trunk; None if not by a head, a scale and a cap.
 
-    Runs a row of eight tokens a few times, in evaluation mode, and leaves random numbers and modes as they were.
+    This runs a sequence of eight tokens a few times in evaluation mode. Random states and modes are restored.
 
     Raises:
         AlignkitError: the model computes no logits from token ids alone, or a token's logits depend on later tokens.
@@ -88,10 +88,10 @@ def measure(model: Any) -> LogitForm | None:
         largest = float(outputs.abs().max()) or 1.0
 
         def at(size: float) -> tuple[Tensor, Tensor]:
-            """The logits and the head's outputs, from hidden states scaled so that the largest output is ``size``."""
-            with scaled(head, size / largest) as given:
+            """Logits and outputs of the head, from hidden states scaled so that the largest output is ``size``."""
+            with scaled(head, size / largest) as captured:
                 logits = forward(**row, use_cache=False).logits
-            return logits.double(), given[0].double()
+            return logits.double(), captured[0].double()
 
         form = _fitted(at, inner.config)
         pairs = (own.double(), outputs.double()), at(TYPICAL / abs(form.scale))
@@ -100,7 +100,7 @@ def measure(model: Any) -> LogitForm | None:
 
 
 def _own_logits(inner: Any, head: Any, row: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The model's own logits, and what its head gave meanwhile, once per call."""
+    """The model's own logits, and the outputs of each call of its head."""
     forward = forward_without_autocast(inner)
     try:
         if head is None:
@@ -109,12 +109,12 @@ def _own_logits(inner: Any, head: Any, row: dict[str, Tensor]) -> tuple[Tensor, 
             return forward(**row, use_cache=False).logits, called
     except Exception as error:
         raise AlignkitError(
-            f"{type(inner).__name__} gives no log-probabilities of text alone: {one_line(error)}"
+            f"{type(inner).__name__} cannot compute logits from token ids alone: {one_line(error)}"
         ) from error
 
 
 def _fitted(at: Callable[[float], tuple[Tensor, Tensor]], config: Any) -> LogitForm:
-    """The scale, where outputs are so small that no cap acts, and the cap, where they are so large that any does."""
+    """Measure the scale on outputs so small that no cap matters, and the cap on outputs so large that any cap does."""
     logits, outputs = at(LINEAR)
     scale = _in_config(config, float((logits * outputs).sum() / outputs.square().sum()))
     logits, outputs = at(SATURATED / abs(scale))
@@ -124,7 +124,7 @@ def _fitted(at: Callable[[float], tuple[Tensor, Tensor]], config: Any) -> LogitF
 
 
 def _in_config(config: Any, measured: float) -> float:
-    """The number in the config, or its inverse, that a measured one is to rounding; else the measured one."""
+    """The number in the config, or its inverse, that equals a measured one up to rounding; else the measured one."""
     fields = config.to_dict() | config.get_text_config().to_dict()
     numbers = [float(value) for value in fields.values() if isinstance(value, int | float) and value]
     nearest = min([1.0, *numbers, *(1 / number for number in numbers)], key=lambda number: abs(number - measured))
@@ -133,9 +133,9 @@ def _in_config(config: Any, measured: float) -> float:
 
 @contextlib.contextmanager
 def probing(inner: Any) -> Iterator[dict[str, Tensor]]:
-    """A short row of tokens as a model's inputs; meanwhile there are no gradients, no dropout and no autocast.
+    """Yield a short token sequence as inputs of a model, without gradients, dropout and autocast meanwhile.
 
-    Modes and random numbers are as before afterwards.
+    Modes and random states are restored afterwards.
     """
     import torch
 
@@ -153,14 +153,14 @@ def probing(inner: Any) -> Iterator[dict[str, Tensor]]:
 
 @contextlib.contextmanager
 def scaled(head: Any, factor: float) -> Iterator[list[Tensor]]:
-    """Multiply what a head is given by a factor. Gives the list of what it gives for that."""
-    given: list[Tensor] = []
+    """Multiply the inputs of a head by a factor, and yield the list of its outputs."""
+    captured: list[Tensor] = []
     handles = (
         head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factor, *inputs[1:])),
-        head.register_forward_hook(lambda module, inputs, output: given.append(output)),
+        head.register_forward_hook(lambda module, inputs, output: captured.append(output)),
     )
     try:
-        yield given
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

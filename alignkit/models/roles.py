@@ -1,4 +1,4 @@
-"""Several roles in one module: where they can, as adapters of one base in memory, else as models side by side.
+"""Several roles in one module: as adapters of one base in memory if possible, else as separate models.
 
 ``roles(sequences, ("policy", "value"))`` is one forward for any of them. DDP wraps one module, and no stage knows
 whether a role is an adapter or a model.
@@ -28,8 +28,8 @@ class Member:
     """The model of a role, and under PEFT which of its adapters the role uses."""
 
     model: Any  # a PeftModel or a Transformers model
-    adapter: str | None = None  # under PEFT: the adapter; None: all adapters off
-    head: nn.Module | None = None  # the scalar head; None: a language model
+    adapter: str | None = None  # of a PEFT model; None: the base without adapters
+    head: nn.Module | None = None  # the scalar head; None for a language model
 
 
 def _key(member: Member) -> tuple[int, str | None]:
@@ -38,7 +38,7 @@ def _key(member: Member) -> tuple[int, str | None]:
 
 
 class Roles(nn.Module):
-    """One module for all roles. Its parameters that require gradients are what is trained."""
+    """One module for all roles. Its parameters that require gradients are trained."""
 
     def __init__(
         self, members: dict[str, Member], temperature: float = 1.0, say: Callable[[str], None] = lambda line: None
@@ -47,7 +47,7 @@ class Roles(nn.Module):
         for member in members.values():
             adapters.check_weights_trained(member.model)
         self.say = say
-        self._forms: dict[int, LogitForm | None] = {}  # of each model, once it is known
+        self._forms: dict[int, LogitForm | None] = {}  # by the id of the model, once measured
         self.members = members
         self.temperature = temperature
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
@@ -83,7 +83,7 @@ class Roles(nn.Module):
         return Logps(sequences.scatter(logps), sequences.scatter(entropy))
 
     def _hidden(self, role: str, states: dict[Any, Tensor], sequences: Sequences) -> Tensor:
-        """The last hidden states [B, T, d] of a role, computed once for roles with the same model and adapter."""
+        """The last hidden states [R, T, d] of a role, computed once for roles with the same model and adapter."""
         member = self.members[role]
         if _key(member) not in states:
             with self.using(role):
@@ -98,8 +98,8 @@ class Roles(nn.Module):
                 self._forms[id(model)] = logit_form.measure(model)
             if self._forms[id(model)] is None:
                 self.say(
-                    f"{type(base_of(model)).__name__} does more to its logits than a head, a scale and a cap: "
-                    "log-probabilities take its whole logits, which is slower and needs more memory"
+                    f"{type(base_of(model)).__name__}: log-probabilities are computed from full logits, which is "
+                    "slower and needs more memory, because they do not follow from a head with a scale and a cap"
                 )
         return self._forms[id(model)]
 

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of tokens from last hidden states, with the logits of few positions in memory.
 
-With a frozen head, as under LoRA, the gradient of a log-probability is known in the forward pass already: a row of the
-head less the mean of all rows under the softmax. It is kept, [N, d], so that the backward pass costs a multiplication
-and the logits are never made again. A head that is trained has its logits made again in the backward pass.
+With a frozen head, as under LoRA, the gradient of a log-probability is known in the forward pass: a row of the head
+minus the mean of all rows under the softmax. It is stored, [N, d], so the backward pass is one multiplication and never
+recomputes the logits. With a trained head, the backward pass recomputes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.models.logit_form import LogitForm
 
 PLAIN = LogitForm()  # the head's outputs are the logits
-LOGITS = 1 << 24  # numbers in memory at a time: 64 MiB in fp32
+LOGITS = 1 << 24  # logits in memory at a time: 64 MiB in fp32
 
 
 def token_logps(
@@ -24,22 +24,22 @@ def token_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of ``targets`` [N] and entropies [N] at a temperature, from the last hidden states [N, d].
 
-    ``form`` is how the model's logits follow from its head, as :func:`alignkit.models.logit_form.measure` gives it.
+    ``form`` is the result of :func:`alignkit.models.logit_form.measure`: how the logits follow from the head.
     """
     head = model.get_output_embeddings()
     size = max(1, LOGITS // head.weight.shape[0])
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
     if not chunks:
         return hidden.new_zeros(0, dtype=torch.float), hidden.new_zeros(0, dtype=torch.float)
-    simple = not any(p.requires_grad for p in head.parameters()) and type(head) is torch.nn.Linear
+    frozen = not any(p.requires_grad for p in head.parameters()) and type(head) is torch.nn.Linear
     parts = []
     for chunk in chunks:
-        if simple:
-            at = hidden[chunk], head.weight, head.bias, targets[chunk]
-            parts.append(_Frozen.apply(*at, temperature, form))  # type: ignore[no-untyped-call]
+        if frozen:
+            arguments = hidden[chunk], head.weight, head.bias, targets[chunk], temperature, form
+            parts.append(_FrozenHead.apply(*arguments))  # type: ignore[no-untyped-call]
         else:
             parts.append(
-                checkpoint(_through, head, hidden[chunk], targets[chunk], temperature, form, use_reentrant=False)
+                checkpoint(_apply_head, head, hidden[chunk], targets[chunk], temperature, form, use_reentrant=False)
             )
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -50,12 +50,14 @@ def from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Te
     return logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
 
 
-def _through(head: Any, hidden: Tensor, targets: Tensor, temperature: float, form: LogitForm) -> tuple[Tensor, Tensor]:
+def _apply_head(
+    head: Any, hidden: Tensor, targets: Tensor, temperature: float, form: LogitForm
+) -> tuple[Tensor, Tensor]:
     return from_logits(form(head(hidden).float()), targets, temperature)
 
 
-class _Frozen(torch.autograd.Function):
-    """:func:`_through` for a head that is a matrix and is not trained. N positions, width d, vocabulary V."""
+class _FrozenHead(torch.autograd.Function):
+    """:func:`_apply_head` for a linear head that is not trained. N positions, hidden size d, vocabulary V."""
 
     @staticmethod
     def forward(
@@ -73,29 +75,29 @@ class _Frozen(torch.autograd.Function):
         p = logps.exp()
         entropy = -(p * logps).sum(-1)
         if ctx.needs_input_grad[0]:
-            # d logp(target) / d logits = onehot - p, through the head and what is done to its logits
+            # d logp(target) / d logits = onehot - p, then through cap, scale and head
             p.neg_().scatter_add_(-1, targets[:, None], torch.ones_like(chosen)[:, None])
             ctx.save_for_backward((p.mul_(slope).to(weight.dtype) @ weight).float(), hidden, weight, bias, entropy)
-            ctx.how = temperature, form
+            ctx.temperature, ctx.form = temperature, form
         return chosen, entropy
 
     @staticmethod
-    def backward(ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None) -> Any:
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> Any:
         direction, hidden, weight, bias, entropy = ctx.saved_tensors
         gradient = torch.zeros_like(direction)
-        if by_logp is not None:
-            gradient += by_logp[:, None] * direction
-        if by_entropy is not None and by_entropy.any():  # seldom: the logits are made again
-            logps, slope = _log_softmax(hidden, weight, bias, *ctx.how)
-            by_logits = -logps.exp() * (logps + entropy[:, None]) * slope * by_entropy[:, None]
-            gradient += (by_logits.to(weight.dtype) @ weight).float()
+        if grad_logps is not None:
+            gradient += grad_logps[:, None] * direction
+        if grad_entropy is not None and grad_entropy.any():  # only with an entropy bonus: recompute the logits
+            logps, slope = _log_softmax(hidden, weight, bias, ctx.temperature, ctx.form)
+            grad_logits = -logps.exp() * (logps + entropy[:, None]) * slope * grad_entropy[:, None]
+            gradient += (grad_logits.to(weight.dtype) @ weight).float()
         return gradient.to(hidden.dtype), None, None, None, None, None
 
 
 def _log_softmax(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, form: LogitForm
 ) -> tuple[Tensor, Any]:
-    """Log-probabilities [N, V] in fp32, and the derivative of their logits by the head's own."""
+    """Log-probabilities [N, V] in fp32, and the derivative of the scaled logits by the outputs of the head."""
     logits = form(torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float())
     slope: Any = form.scale / temperature
     if form.cap:
