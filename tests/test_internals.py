@@ -149,19 +149,9 @@ def test_trls_kernel_gives_log_probabilities_and_whether_the_label_is_likeliest(
 def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
     tiny_model: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model(), pad_token="<eos>")
-    columns = {"sft": ["input_ids"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}[kind]
-    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": [], "max_length": None}
-
     def build() -> Any:
         config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"])
-        trainer, args = (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (_PreparedDPO, trl.DPOConfig)
-        return trainer(
-            model=peft.get_peft_model(load(tiny_model), config),
-            args=args(**arguments),
-            train_dataset=datasets.Dataset.from_list([{column: [5, 6, 7] for column in columns}]),
-            processing_class=tokenizer,
-        )
+        return trl_trainer(kind, peft.get_peft_model(load(tiny_model), config), tmp_path)
 
     with pytest.raises(ValueError, match="lm_head"):
         build()
@@ -169,6 +159,44 @@ def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
         build()
     with pytest.raises(ValueError, match="lm_head"):
         build()
+
+
+@used_by("kept_dtypes in alignkit/models/trl_internals.py")
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_trl_rounds_the_adapters_of_a_quantised_model(
+    tiny_model: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    def quantised() -> Any:
+        torch.manual_seed(0)
+        model = peft.get_peft_model(load(tiny_model), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+        model.base_model.model.is_loaded_in_4bit = True  # what TRL looks at
+        return model
+
+    def adapter(model: Any) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in model.named_parameters() if ".default" in name}
+
+    rounded, kept = quantised(), quantised()
+    expected = adapter(kept)
+    trl_trainer(kind, rounded, tmp_path)
+    assert {weights.dtype for weights in adapter(rounded).values()} == {torch.bfloat16}
+    with trl_internals.kept_dtypes(kept) as restore:
+        trl_trainer(kind, kept, tmp_path)
+        assert {weights.dtype for weights in adapter(kept).values()} == {torch.bfloat16}
+        restore()  # as DPO does, whose reference may be computed while the trainer is built
+        assert {weights.dtype for weights in adapter(kept).values()} == {torch.float32}
+    assert all(torch.equal(weights, expected[name]) for name, weights in adapter(kept).items())
+
+
+def trl_trainer(kind: str, model: Any, folder: Path) -> Any:
+    """One of TRL's trainers on one row of token ids."""
+    trainer, args = (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (_PreparedDPO, trl.DPOConfig)
+    columns = {"sft": ["input_ids"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}[kind]
+    return trainer(
+        model=model,
+        args=args(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], max_length=None),
+        train_dataset=datasets.Dataset.from_list([{column: [5, 6, 7] for column in columns}]),
+        processing_class=transformers.AutoTokenizer.from_pretrained(model.config._name_or_path, pad_token="<eos>"),
+    )
 
 
 class _PreparedDPO(trl.DPOTrainer):  # type: ignore[misc]

@@ -29,15 +29,15 @@ class Means:
         """
         import torch
 
-        size = self._wide(weight)
+        size = self._scalar(weight)
         for name, value in values.items():
-            added = torch.stack([torch.where(size > 0, self._wide(value) * size, 0), size])
+            added = torch.stack([torch.where(size > 0, self._scalar(value) * size, 0), size])
             self.sums[name] = self.sums[name] + added if name in self.sums else added
 
     def count(self, **totals: Tensor | float) -> None:
         """Add scalars that are summed up, such as numbers of tokens."""
         for name, value in totals.items():
-            added = self._wide(value)
+            added = self._scalar(value)
             self.totals[name] = self.totals[name] + added if name in self.totals else added
 
     def take(self) -> dict[str, float]:
@@ -60,19 +60,17 @@ class Means:
             names = sorted(set().union(*gathered))
         if not names:
             return {}
-        zero = self._wide(0.0)
+        zero = self._scalar(0.0)
         local = torch.stack([sums.get(name, zero).expand(width) for name in names])
         return dict(zip(names, self.accelerator.reduce(local).tolist(), strict=True))
 
-    def _wide(self, value: Tensor | float) -> Tensor:
+    def _scalar(self, value: Tensor | float) -> Tensor:
         import torch
 
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no 64 bits
-        if not isinstance(value, torch.Tensor):
-            return torch.full(
-                (), float(value), device=device, dtype=dtype
-            )  # copying it there would wait for the device
+        if not isinstance(value, torch.Tensor):  # `full` does not wait for the device, as copying a number there would
+            return torch.full((), float(value), device=device, dtype=dtype)
         return value.detach().to(device, dtype, non_blocking=True).reshape(())
 
 

@@ -15,7 +15,7 @@ import trl
 
 from alignkit import ConfigError, DataError, Located, Run
 from alignkit.data import IGNORE, encode_answer, encode_each
-from alignkit.models import fused_logps, install_fused_head
+from alignkit.models import fused_logps, install_fused_head, kept_dtypes
 from alignkit_kto import JudgedLogps, KtoConfig, judgements
 
 if TYPE_CHECKING:
@@ -89,16 +89,14 @@ class KTOTrainer(trl.KTOTrainer):
 
     def __init__(self, *, loss: Any, optimizer: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
-        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
         for each in (model, kwargs["ref_model"]):
             if each is not None:
                 install_fused_head(each)
-        super().__init__(**kwargs)
+        with kept_dtypes(model):
+            super().__init__(**kwargs)
         for name, p in model.named_parameters():
-            if name in trained:
-                p.data = trained[name].to(p.device)  # TRL rounds the adapters of a quantised model to bf16
-            else:
-                p.requires_grad_(False)
+            p.requires_grad_(name in trained)
         if kwargs["ref_model"] is None:  # TRL copies weights by LoRA's names alone, which other adapters have not
             weights = peft.get_peft_model_state_dict(model, adapter_name="default")
             peft.set_peft_model_state_dict(model, weights, adapter_name="ref")
