@@ -7,7 +7,7 @@ which may change. Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -146,11 +146,11 @@ class Plan(Protocol):
         """Every setting."""
 
     @property
-    def train_rows(self) -> list[Located]:
+    def train_rows(self) -> Sequence[Located]:
         """The rows to train on."""
 
     @property
-    def eval_rows(self) -> list[Located]:
+    def eval_rows(self) -> Sequence[Located]:
         """The held-out rows."""
 
     @property
@@ -170,11 +170,11 @@ class Run(Protocol):
         """Every setting."""
 
     @property
-    def train_rows(self) -> list[Located]:
+    def train_rows(self) -> Sequence[Located]:
         """The rows to train on, of a type in ``Stage.rows``."""
 
     @property
-    def eval_rows(self) -> list[Located]:
+    def eval_rows(self) -> Sequence[Located]:
         """The held-out rows."""
 
     @property
@@ -209,7 +209,7 @@ class Run(Protocol):
     def records(self) -> dict[str, dict[str, Any]]:
         """Role -> the manifest of that run."""
 
-    def parent_rows(self, role: str) -> list[Located]:
+    def parent_rows(self, role: str) -> Sequence[Located]:
         """The rows that a parent was trained on; none if there is no parent or its data are gone."""
 
     def model(self, role: str, start: str = "policy") -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from alignkit.data.chat_template import ANSWERS
 from alignkit.data.encoded import Encoded, Encoder, encode_all
 from alignkit.data.encoders import RankingEncoder
-from alignkit.data.spool import Mapped, Spool, stored
+from alignkit.data.spool import Mapped, keep, stored
 from alignkit.errors import DataError
 from alignkit.protocols import Run
 from alignkit.rows import Conversation, Located, Ranking
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def encode_each(
-    run: Run, rows: list[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
+    run: Run, rows: Sequence[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
 ) -> list[tuple[str, T]]:
     """Each row through ``encode``, with where it stands. ``encode`` takes a row and the notes that it may count in.
 
@@ -31,53 +31,46 @@ def encode_each(
     Raises:
         DataError: a bad row, or nothing but bad rows.
     """
-    of_run = skip is None
-    skip = run.config.data.on_bad_row == "skip" if skip is None else skip
-    notes, found, good, bad = Counter[str](), list[tuple[str, T]](), list[Any](), list[str]()
-    for located in rows:
-        where, row = located
+    skips = run.config.data.on_bad_row == "skip" if skip is None else skip
+    notes, encoded, bad = Counter[str](), list[tuple[str, T]](), dict[int, str]()
+    for number, (where, row) in enumerate(rows):
         try:
-            found.append((where, encode(row, notes)))
-            good.append(located)
+            encoded.append((where, encode(row, notes)))
         except DataError as error:
-            bad.append(f"{where}: {error}")
-            if not skip:
-                raise DataError(bad[0]) from None
-    if bad and not found:
-        raise DataError(f"all {len(bad)} rows are bad, the first: {bad[0]}")
-    if bad:
-        rows[:] = good
-        run.skipped += len(bad) if of_run else 0
-        run.say(f"{len(bad)} of {len(bad) + len(rows)} rows are bad and skipped, the first: {bad[0]}")
+            bad[number] = f"{where}: {error}"
+            if not skips:
+                break
+    _leave_out(run, rows, bad, skip)
     _report(run, notes, len(rows))
-    return found
+    return encoded
 
 
-def encode_rows(run: Run, rows: list[Located], encoder: Encoder, skip: bool | None = None) -> Encoded:
+def encode_rows(run: Run, rows: Sequence[Located], encoder: Encoder, skip: bool | None = None) -> Encoded:
     """As :func:`encode_each`, for any number of rows: by all cores, into a file that the next start reads.
 
     Raises:
         DataError: a bad row, or nothing but bad rows.
     """
-    of_run = skip is None
-    skip = run.config.data.on_bad_row == "skip" if skip is None else skip
-    encoded = encode_all(rows[:], encoder, skip=skip, processes=run.config.data.num_proc, say=run.say)
+    skips = run.config.data.on_bad_row == "skip" if skip is None else skip
+    encoded = encode_all(rows[:], encoder, skip=skips, processes=run.config.data.num_proc, say=run.say)
     bad = {number: f"{encoded.rows[number].where}: {error}" for number, error in encoded.errors().items()}
-    if bad:
-        first = next(iter(bad.values()))
-        if not skip:
-            raise DataError(first)
-        if len(bad) == len(rows):
-            raise DataError(f"all {len(bad)} rows are bad, the first: {first}")
-        kept = [number for number in range(len(rows)) if number not in bad]
-        if isinstance(rows, Spool):
-            rows.keep(kept)
-        else:
-            rows[:] = [rows[number] for number in kept]
-        run.skipped += len(bad) if of_run else 0
-        run.say(f"{len(bad)} of {len(encoded.rows)} rows are bad and skipped, the first: {first}")
+    _leave_out(run, rows, bad, skip)
     _report(run, encoded.notes(), len(rows))
     return encoded
+
+
+def _leave_out(run: Run, rows: Sequence[Located], bad: dict[int, str], skip: bool | None) -> None:
+    """Take bad rows out of ``rows``; ``bad`` says why, by their numbers. ``skip`` is as in :func:`encode_each`."""
+    if not bad:
+        return
+    first, total = next(iter(bad.values())), len(rows)
+    if not (run.config.data.on_bad_row == "skip" if skip is None else skip):
+        raise DataError(first)
+    if len(bad) == total:
+        raise DataError(f"all {total} rows are bad, the first: {first}")
+    keep(rows, [number for number in range(total) if number not in bad])
+    run.skipped += len(bad) if skip is None else 0
+    run.say(f"{len(bad)} of {total} rows are bad and skipped, the first: {first}")
 
 
 def _report(run: Run, notes: Counter[str], rows: int) -> None:
@@ -174,7 +167,7 @@ class Ranked:
         return [(i, j) for i in number for j in number if self.ranks[i] < self.ranks[j]]
 
 
-def encode_rankings(run: Run, rows: list[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
+def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
     """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
 
     Raises:
@@ -193,7 +186,7 @@ class EncodedRanking:
     answers: list[list[int]]  # each with the token that ends it
 
 
-def encoded_rankings(run: Run, rows: list[Located]) -> Sequence[tuple[str, EncodedRanking]]:
+def encoded_rankings(run: Run, rows: Sequence[Located]) -> Sequence[tuple[str, EncodedRanking]]:
     """Every ranking as token ids, with where it stands; each is read when it is asked for."""
     encoded = encode_rows(run, rows, RankingEncoder(run.tokenizer, run.stop_ids))
 

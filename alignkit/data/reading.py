@@ -5,10 +5,11 @@ No torch here: a bad row is found in the first second of a run, before anything 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from alignkit.config import DataConfig
 from alignkit.config.resolve import named_format
 from alignkit.config.settings import Selected
 from alignkit.data.sources import RawRow, RawRows, open_source
+from alignkit.data.spool import selected, stored
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, handover
 from alignkit.rows import Located, Row
@@ -28,7 +30,7 @@ class Rows:
 
     source: str
     format: str
-    rows: list[Located]
+    rows: Sequence[Located]  # a list, or if they are many a file (see :mod:`alignkit.data.spool`)
     skipped: list[str]  # why, a line each; only with on_bad_row: skip
     fingerprint: str  # of the source's bytes
     empty: int = 0  # raw rows of which the format makes none
@@ -52,19 +54,24 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     """
     source = open_source(config, path)
     chosen, raw = _recognise(registry, config, path, source.rows)
-    who, rows = registry.describe(chosen.component), list[Located]()
+    who = registry.describe(chosen.component)
     skipped: list[str] = []
     empty = 0
-    for where, content in raw:
-        try:
-            converted = _accepted(chosen, who, where, content, path, accepts)
-        except DataError as error:
-            if config.on_bad_row == "error" or isinstance(error, WrongKindError):
-                raise
-            skipped.append(str(error))
-        else:
-            rows += converted
-            empty += not converted
+
+    def converted() -> Iterator[Located]:
+        nonlocal empty
+        for where, content in raw:
+            try:
+                made = _accepted(chosen, who, where, content, path, accepts)
+            except DataError as error:
+                if config.on_bad_row == "error" or isinstance(error, WrongKindError):
+                    raise
+                skipped.append(str(error))
+            else:
+                yield from made
+                empty += not made
+
+    rows = stored(converted())
     if not rows:
         name = chosen.component.name
         why = (
@@ -189,7 +196,7 @@ def _shortened(names: Sequence[str]) -> str:
 # --- held-out rows -------------------------------------------------------------------------------------------------
 
 
-def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[Located], list[Located]]:
+def hold_out(rows: Sequence[Located], size: float | None, seed: int) -> tuple[Sequence[Located], Sequence[Located]]:
     """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
 
     ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200. Prompts with many rows may
@@ -208,7 +215,7 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
     counts = Counter(group_of)
     groups = list(counts)
     random.Random(seed).shuffle(groups)
-    held: set[str] = set()
+    held: set[int] = set()
     taken = 0
     for group in groups:
         if taken >= wanted:
@@ -224,25 +231,31 @@ def hold_out(rows: list[Located], size: float | None, seed: int) -> tuple[list[L
             f"{wanted} of {len(rows)} rows cannot be held out: rows with one prompt stay together, and no prompt has "
             f"fewer than {(fewest := min(counts.values()))}. Set data.eval_size={-(-fewest // 2)} or more, or 0"
         )
-    train = [row for row, group in zip(rows, group_of, strict=True) if group not in held]
-    return train, [row for row, group in zip(rows, group_of, strict=True) if group in held]
+    train = selected(rows, (index for index, group in enumerate(group_of) if group not in held))
+    return train, selected(rows, (index for index, group in enumerate(group_of) if group in held))
 
 
-def _groups(rows: Sequence[Located]) -> list[str]:
-    """For each row, the first key among the rows that it stays with: of the same key, or made of the same raw row."""
-    joined: dict[str, str] = {}  # a key -> an earlier one that it stays with, or itself
-    of_raw_row: dict[str, str] = {}  # where a raw row stands -> the key of the first row made of it
-    order: dict[str, int] = {}
+def _groups(rows: Iterable[Located]) -> list[int]:
+    """The group of each row: rows stay together that have the same key, or were made of the same raw row."""
+    number_of: dict[bytes, int] = {}  # of a key
+    joined: list[int] = []  # for each number, an earlier one that it stays with, or itself
+    raw_row = "", 0  # where the last one stands, and the number of the first row made of it
 
-    def first(key: str) -> str:
-        while joined[key] != key:
-            key = joined[key]
-        return key
+    def first(number: int) -> int:
+        while joined[number] != number:
+            number = joined[number]
+        return number
 
+    numbers = []
     for where, row in rows:
-        order.setdefault(row.key, len(order))
-        joined.setdefault(row.key, row.key)
-        both = first(row.key), first(of_raw_row.setdefault(where, row.key))
-        earlier, later = sorted(both, key=order.__getitem__)
-        joined[later] = earlier
-    return [first(row.key) for _, row in rows]
+        key = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        number = number_of.setdefault(key, len(joined))
+        if number == len(joined):
+            joined.append(number)
+        numbers.append(number)
+        if where == raw_row[0]:
+            earlier, later = sorted((first(number), first(raw_row[1])))
+            joined[later] = earlier
+        else:
+            raw_row = where, number
+    return [first(number) for number in numbers]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -222,12 +221,19 @@ def _json(file: Path) -> RawRows:
 
 def _csv(file: Path) -> RawRows:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        yield from _csv_rows(file, csv.DictReader(lines, strict=True))
+
+
+def _csv_rows(file: Path, reader: csv.DictReader[str]) -> RawRows:
     while True:
         try:
             row = next(reader)
         except StopIteration:
             return
+        except UnicodeDecodeError:
+            _text(file)  # says where
+            raise
         except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
             raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
         columns = list(reader.fieldnames or [])

@@ -103,6 +103,23 @@ def spool(items: Iterable[T]) -> Spool[T]:
     return Spool(written, offsets)
 
 
+def selected(items: Sequence[T], indices: Iterable[int]) -> Sequence[T]:
+    """The items at these places; those of a spool stay in its file."""
+    if isinstance(items, Spool):
+        part: Spool[T] = items[:]
+        part.keep(indices)
+        return part
+    return [items[index] for index in indices]
+
+
+def keep(items: Sequence[T], indices: Iterable[int]) -> None:
+    """Leave the other items out of a list or a spool."""
+    if isinstance(items, Spool):
+        items.keep(indices)
+    elif isinstance(items, list):
+        items[:] = [items[index] for index in indices]
+
+
 IN_MEMORY = 20_000  # items; more are written to a file
 
 

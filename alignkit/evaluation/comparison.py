@@ -94,7 +94,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     return Prompts(new, "held out by the runs", 0, unknown)
 
 
-def _rows(record: dict[str, Any]) -> tuple[list[Located], list[Located]]:
+def _rows(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
     """The rows that a run was trained on and those that it held out."""
     registry = Registry()
     for plugin in record["config"]["plugins"]:

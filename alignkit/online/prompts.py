@@ -11,7 +11,7 @@ from alignkit.data.encoding import check_column_fits, encode_rows, ids_key
 from alignkit.data.spool import Mapped
 from alignkit.errors import DataError
 from alignkit.protocols import Run
-from alignkit.rows import Conversation
+from alignkit.rows import Conversation, Located
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EncodedPrompt:
     ids: list[int]
 
 
-def encode_prompts(run: Run, rows: list[Any]) -> Sequence[EncodedPrompt]:
+def encode_prompts(run: Run, rows: Sequence[Located]) -> Sequence[EncodedPrompt]:
     """Encode the prompts of ``rows`` and drop duplicates. The first of several equal prompts stays.
 
     Raises:

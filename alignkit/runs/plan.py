@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from alignkit.config import identity, layers, resolve, reward_parts
 from alignkit.config.resolve import RunConfig
 from alignkit.data import reading, sources
 from alignkit.data.reading import Rows
+from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
 from alignkit.registry.plugin import bare
@@ -36,8 +37,8 @@ class Plan:
     registry: Registry
     config: RunConfig
     source: Rows
-    train_rows: list[Located]
-    eval_rows: list[Located]
+    train_rows: Sequence[Located]
+    eval_rows: Sequence[Located]
     eval_source: Rows | None  # None if held-out rows are split off the training data
     parents: dict[str, Parent] = field(default_factory=dict)  # by role, without those that start from the base model
 
@@ -295,7 +296,10 @@ def _without_bad_rows(plan: Plan) -> Plan:
         return plan
     if plan.config.data.on_bad_row == "error":
         raise DataError(reasons[0])
-    train_rows, eval_rows = ([row for row in rows if row.where not in bad[name]] for name, rows in sides.items())
+    train_rows, eval_rows = (
+        selected(rows, (index for index, row in enumerate(rows) if row.where not in bad[name]))
+        for name, rows in sides.items()
+    )
     for name, adjective, kept in (("train_rows", "training", train_rows), ("eval_rows", "held-out", eval_rows)):
         if sides[name] and not kept:
             first = next(iter(bad[name].values()))

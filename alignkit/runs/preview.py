@@ -7,6 +7,7 @@ library counts tokens. If the files of the tokenizer are not on this disk, the r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -20,7 +21,7 @@ from alignkit.runs import base
 ROWS = 2000  # the others are checked when training starts
 
 
-def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: list[Located]) -> dict[str, str]:
+def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: Sequence[Located]) -> dict[str, str]:
     """The rows that the chat template refuses or the model cannot read: location -> reason.
 
     ``folder`` is that of the model, or of the run that this one starts from; ``tokenizer`` was read from it.

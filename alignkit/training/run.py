@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import transformers
@@ -115,7 +115,7 @@ class Run:
         pad = self.tokenizer.pad_token_id
         return None if pad in self.stop_ids else int(pad)
 
-    def parent_rows(self, role: str) -> list[Located]:
+    def parent_rows(self, role: str) -> Sequence[Located]:
         """The rows that a parent was trained on; empty if there is no parent or its data are gone."""
         if role not in self.records:
             return []

@@ -98,7 +98,7 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
     return depths if implied == ranked else None
 
 
-def encode_groups(run: Run, rows: list[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
+def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
     """Rankings as token ids, after :func:`merge_pairs`; otherwise as :func:`alignkit.data.encode_rankings`.
 
     Prompts and answers are the same if their tokens are: a chat template may trim what differs between two texts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -48,7 +49,7 @@ def build(run: Run) -> SFTTrainer:
     return trainer
 
 
-def tokenize(run: Run, rows: list[Located], config: SFTConfig) -> datasets.Dataset:
+def tokenize(run: Run, rows: Sequence[Located], config: SFTConfig) -> datasets.Dataset:
     """Rows as ``input_ids`` and ``labels``, with ``too_long`` applied. A row may become several (see :func:`encode`).
 
     Raises:

@@ -201,26 +201,6 @@ def test_rankings_and_prompts(tokenizer: Any) -> None:
     assert [record["prompt"] for record in records] == [prompt_ids(known, located.row.prompt) for located in prompts]
 
 
-# --- rows in a file ---------------------------------------------------------------------------------------------------
-
-
-def test_spooled_rows_are_read_when_they_are_asked_for() -> None:
-    rows = demonstrations(9)
-    spooled = spool(iter(rows))
-    file = spooled._file.path
-    assert len(spooled) == 9
-    assert list(spooled) == rows == [spooled[n] for n in range(9)]
-    assert spooled[-1] == rows[-1]
-    assert list(spooled[2:5][1:]) == rows[3:5]
-    part = spooled[1:4]
-    spooled.keep([0, 8])
-    assert list(spooled) == [rows[0], rows[8]]
-    del spooled
-    assert list(part) == rows[1:4]
-    del part
-    assert not file.exists()
-
-
 def test_a_bad_row_is_an_error_with_its_place(tokenizer: Any) -> None:
     from types import SimpleNamespace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,7 @@ def build(run: Run) -> Trainer:
     config: Config = run.config.stage.config
     loss_function = run.loss()
 
-    def tokenize(rows: list[Located]) -> list[dict[str, list[int]]]:
+    def tokenize(rows: Sequence[Located]) -> list[dict[str, list[int]]]:
         encoded = encode_each(run, rows, lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes))
         return [
             {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}

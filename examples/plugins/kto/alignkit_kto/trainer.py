@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def build(run: Run) -> KTOTrainer:
     )
 
 
-def tokenize(run: Run, rows: list[Located], config: KtoConfig, args: Any) -> datasets.Dataset:
+def tokenize(run: Run, rows: Sequence[Located], config: KtoConfig, args: Any) -> datasets.Dataset:
     """Rows as TRL's trainer has them when it has prepared them, in an order that is drawn once.
 
     ``KL_completion_ids`` is the answer of the row before, within each batch: what the policy says of answers to other
