@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 import trl
+from datasets.arrow_writer import ArrowWriter
 from torch import nn
 from trl.kernels import ChunkedLogProbFunction
 
@@ -105,6 +106,23 @@ def test_a_parameter_carries_the_name_of_its_adapter(adapted: Any) -> None:
     assert len(of["default"]) == len(of["other"]) == 2 * 2 + 1 + 1  # A and B of two layers, the head, the tokens
     assert {n.replace(".default", ".other") for n in of["default"]} == of["other"]
     assert {n for n, p in named.items() if p.requires_grad} == of["default"]
+
+
+@used_by("plain_lora in alignkit/models/peft_internals.py")
+@pytest.mark.parametrize(("settings", "plain"), [({}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False)])
+def test_a_plain_lora_layer_adds_the_scaled_product(
+    tiny_model: Callable[..., Path], settings: dict[str, Any], plain: bool
+) -> None:
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **settings)
+    layer = peft.get_peft_model(load(tiny_model), config).eval().base_model.model.model.layers[0].self_attn.q_proj
+    name = peft_internals.plain_lora(layer)
+
+    assert name == ("default" if plain else None)
+    if plain:
+        x = torch.randn(3, 64)
+        added = nn.functional.linear(nn.functional.linear(x, layer.lora_A[name].weight), layer.lora_B[name].weight)
+        torch.testing.assert_close(layer(x), layer.base_layer(x) + layer.scaling[name] * added)
 
 
 @used_by("checkpoint_contexts in alignkit/models/peft_internals.py")
@@ -316,6 +334,17 @@ def test_a_data_set_has_a_fingerprint_of_its_content(tmp_path: Path) -> None:
     assert fingerprint("one") != fingerprint("another")
 
 
+@used_by("stored_dataset in alignkit/data/encoded.py")
+def test_an_arrow_writer_writes_rows_one_by_one(tmp_path: Path) -> None:
+    features = datasets.Features({"ids": datasets.List(datasets.Value("int32"))})
+    with ArrowWriter(features=features, path=str(tmp_path / "rows.arrow")) as writer:
+        writer.write({"ids": [1, 2]})
+        writer.write({"ids": []})
+        writer.finalize()
+
+    assert datasets.Dataset.from_file(str(tmp_path / "rows.arrow")).to_list() == [{"ids": [1, 2]}, {"ids": []}]
+
+
 # --- methods that cannot move: the Trainer calls them ----------------------------------------------------------------
 
 OVERRIDDEN = {
@@ -355,11 +384,12 @@ def test_overridden_private_methods_are_known_and_have_the_signature_that_they_h
 ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "transformers", "trl")}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
-    *("torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.checkpoint"),
-    *("accelerate.utils", "transformers.utils", "trl.kernels"),
+    *("torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.checkpoint"),
+    *("accelerate.utils", "transformers.cache_utils", "transformers.utils", "trl.kernels"),
 }
 # wings under `models` cannot import its modules
 ELSEWHERE = {
+    ("alignkit/data/encoded.py", "datasets.arrow_writer"),  # tested above
     ("alignkit/data/sources.py", "_fingerprint"),  # tested above
     ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenised whole
 }
