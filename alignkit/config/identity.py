@@ -45,13 +45,19 @@ class Change:
 
 
 def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """The differences between ``record``, a run's config in the shape of :meth:`RunConfig.to_dict`, and ``config``."""
-    rules = _rules(config)
+    """The differences between ``record``, a run's config in the shape of :meth:`RunConfig.to_dict`, and ``config``.
+
+    A setting that did not exist yet when the run began counts as its default.
+    """
+    rules, defaults = _rules(config), _defaults(config)
     train: Path = ("stages", config.stage.component.name, "train")
     if _rows_a_step(_at(record, train)) == _rows_a_step(config.train):  # then the split only affects memory
         rules |= dict.fromkeys([(*train, key) for key in ROWS_A_STEP], "may_change")
     result = []
     for path, before, after in _differences(record, config.to_dict(), ()):
+        before = defaults.get(path) if before is _ABSENT else before
+        if before == after:
+            continue
         setting = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in rules), path)  # or its table
         result.append(Change(path, before, after, rules.get(setting, "same")))
     return result
@@ -72,35 +78,56 @@ def _at(table: Any, path: Path) -> Any:
 
 def _rules(config: RunConfig) -> dict[Path, Resume]:
     """The settings that a resume may change, each with its rule."""
+    of_train = training_args.on_resume(config.train) | dict(config.stage.component.resume)
+    rules: dict[Path, Resume] = {("stages", config.stage.component.name, "train", n): r for n, r in of_train.items()}
+    for path, field, table in _fields(config):
+        resume = field.metadata.get("resume", "same")
+        resume = resume(table) if callable(resume) else resume
+        if resume != "same":
+            rules[path] = resume
+    return rules
+
+
+def _defaults(config: RunConfig) -> dict[Path, Any]:
+    """The default of every setting that has one, as :meth:`RunConfig.to_dict` writes it."""
+    from pydantic import TypeAdapter
+
+    defaults = {}
+    for path, field, _ in _fields(config):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if default is not dataclasses.MISSING:
+            defaults[path] = TypeAdapter(Any).dump_python(default, mode="json")
+    return defaults
+
+
+def _fields(config: RunConfig) -> Iterator[tuple[Path, dataclasses.Field[Any], Any]]:
+    """Every field of the config dataclasses, with the dataclass instance that has it."""
     stage: Path = ("stages", config.stage.component.name)
     tables: dict[Path, Any] = {(): TopLevel(), stage: config.stage.config, (*stage, "data"): config.data}
     for kind in ("tuner", "optimizer"):
         tables[(kind,)] = getattr(config, kind).config
     for kind in ("loss", *config.stage.component.uses):
         tables[*stage, kind] = getattr(config, kind).config
-    of_train = training_args.on_resume(config.train) | dict(config.stage.component.resume)
-    rules: dict[Path, Resume] = {(*stage, "train", name): resume for name, resume in of_train.items()}
     for path, table in tables.items():
-        rules |= _of_table(path, table)
-    return rules
+        yield from _of_table(path, table)
 
 
-def _of_table(path: Path, table: Any) -> dict[Path, Resume]:
-    """The rules of a config dataclass and of the dataclasses in it."""
-    rules: dict[Path, Resume] = {}
+def _of_table(path: Path, table: Any) -> Iterator[tuple[Path, dataclasses.Field[Any], Any]]:
+    """The fields of a config dataclass and of the dataclasses in it."""
     for field in dataclasses.fields(table):
-        resume, value = field.metadata.get("resume", "same"), getattr(table, field.name)
-        resume = resume(table) if callable(resume) else resume
-        if resume != "same":
-            rules[*path, field.name] = resume
-        elif dataclasses.is_dataclass(value):
-            rules |= _of_table((*path, field.name), value)
-    return rules
+        value = getattr(table, field.name)
+        yield (*path, field.name), field, table
+        if dataclasses.is_dataclass(value):
+            yield from _of_table((*path, field.name), value)
+
+
+_ABSENT = object()  # in a record: a setting that did not exist yet, or that is set only where it is used
 
 
 def _differences(before: Any, after: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in dict.fromkeys([*before, *after]):
-            yield from _differences(before.get(key), after.get(key), (*path, key))
+    if isinstance(after, Mapping) and (before is _ABSENT or isinstance(before, Mapping)):
+        record: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+        for key in dict.fromkeys([*record, *after]):
+            yield from _differences(record.get(key, _ABSENT), after.get(key), (*path, key))
     elif before != after:
         yield path, before, after

@@ -1,0 +1,100 @@
+"""Run folders of earlier versions open, resume and start the next stage; ``make.py`` made them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from make import COMMANDS, FOLDER, TRAINED_ON, command, relocate
+from run_folders import record, weights
+
+from alignkit.cli import main
+
+ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=[file.name.partition(".")[0] for file in ARCHIVES])
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    with tarfile.open(request.param) as archive:
+        archive.extractall(folder, filter="data")
+    relocate(folder, FOLDER, str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def folder(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of every test here."""
+    monkeypatch.chdir(unpacked)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    return unpacked
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupted_run_resumes_to_the_numbers_of_the_uninterrupted_one(name: str) -> None:
+    assert main([*command(name, "cut"), "--resume"]) == 0
+
+    resumed, uninterrupted = Path("cut", name), Path("finished", name)
+    assert record(resumed)["metrics"] == pytest.approx(record(uninterrupted)["metrics"], rel=1e-3, abs=1e-5)
+    expected = weights(uninterrupted)
+    assert weights(resumed).keys() == expected.keys()
+    for parameter, tensor in weights(resumed).items():
+        torch.testing.assert_close(tensor, expected[parameter], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_finished_run_is_recognised_by_its_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(name, "finished")) == 0
+    assert "nothing to train" in capsys.readouterr().out
+
+
+def test_a_setting_that_is_newer_than_the_run_may_not_be_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(TRAINED_ON, "finished"), "--resume", "train.max_steps=6", "data.special_tokens=tokens"]) == 2
+    assert "sft.data.special_tokens was 'text', is 'tokens'" in capsys.readouterr().err
+
+
+def test_a_finished_run_can_be_trained_on() -> None:
+    shutil.copytree(f"finished/{TRAINED_ON}", f"longer/{TRAINED_ON}")
+
+    assert main([*command(TRAINED_ON, "longer"), "--resume", "train.max_steps=6"]) == 0
+    assert record(Path("longer", TRAINED_ON))["steps"] == 6
+
+
+@pytest.mark.parametrize("name", ["full/sft", "lora/dpo"])
+def test_a_policy_answers(name: str) -> None:
+    prompts = ["prompts.jsonl", "-o", "answers.jsonl", "-k", "1", "--max-new-tokens", "4"]
+
+    assert main(["sample", f"finished/{name}", *prompts]) == 0
+    assert len(Path("answers.jsonl").read_text().splitlines()) == 12
+    Path("answers.jsonl").unlink()
+
+
+def test_a_reward_model_scores_as_it_was_normalised(fp32: None) -> None:
+    """The mean score of the demonstrations is 0 and their standard deviation 1."""
+    assert main(["score", "finished/lora/rm", "demonstrations.jsonl", "-o", "scores.jsonl"]) == 0
+
+    scores = torch.tensor([json.loads(line)["score"] for line in Path("scores.jsonl").read_text().splitlines()])
+    assert scores.mean().item() == pytest.approx(0, abs=1e-3)
+    assert scores.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_policies_are_compared_by_a_reward_model() -> None:
+    runs = [f"finished/lora/{stage}" for stage in ("sft", "ppo", "dpo")]
+    given = ["--reward", "finished/lora/rm", "--data", "prompts.jsonl", "--limit", "2", "--max-new-tokens", "4"]
+
+    assert main(["compare", *runs, *given, "-o", "table.jsonl"]) == 0
+    rows = [json.loads(line) for line in Path("table.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == runs
+
+
+@pytest.mark.parametrize("name", ["lora/rm", "lora/ppo", "lora/dpo"])
+def test_the_next_stage_starts_from_a_finished_run(name: str) -> None:
+    shorter = "ppo.iterations=1" if name == "lora/ppo" else "train.max_steps=1"
+
+    assert main([*command(name, "next"), shorter]) == 0
+    parent = record(Path("next", name))["parents"]["policy"]["folder"]
+    assert Path(parent) == Path("finished/lora/sft").absolute()
