@@ -255,3 +255,25 @@ def test_a_plugin_that_loads_models_is_told_from_where_and_is_refused_where_it_d
         PluginError, match=rf"plugin deaf .* returned a Llama.*, expected a model or None, for a value from {made.rm}"
     ):
         trainer_of("ppo", made, *small, plugins=("deaf",))
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_frozen_roles_are_in_the_compute_dtype_with_the_same_results(runs: Any, trainer_of: Any, tuner: str) -> None:
+    """What autocast casts in every forward pass is cast once; scalar heads and tied heads are not."""
+    made = runs(tuner)
+    trainer = trainer_of("ppo", made, f"reward.path={made.rm}", "train.bf16=true")
+    roles, reference = trainer.roles, trainer.roles.members["reference"]
+    frozen = [
+        module.weight.dtype
+        for name, module in reference.model.named_modules()
+        if type(module) is torch.nn.Linear and (tuner == "full" or "role_reference" in name) and "lm_head" not in name
+    ]
+    assert len(frozen) >= 14
+    assert set(frozen) == {torch.bfloat16}
+    assert all(head.weight.dtype is torch.float32 for head in roles.heads.values())
+    assert all(p.dtype is torch.float32 for p in roles.parameters() if p.requires_grad)
+
+    sequences = Sequences.of(*ANSWERS, pad=0, device="cpu")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = roles(sequences, ("policy", "reference"))
+    assert torch.equal(output["policy"].logps, output["reference"].logps)

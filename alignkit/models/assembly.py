@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import adapters, logit_form, peft_internals
+from alignkit.models.device import cast_frozen_linears
 from alignkit.models.logit_form import base_of
 from alignkit.models.roles import Member, Roles
 from alignkit.protocols import Run
@@ -61,7 +62,10 @@ def assemble(run: Run, *, value: Literal["adapter", "head"] | None, temperature:
         weight = reward_head.weight if reward_head else None
         members["value"] = Member(policy, "role_value", _head(width, weight, trained=True))
     adapters.without_dropout(policy)
-    return Roles(members, temperature, run.say)
+    roles = Roles(members, temperature, run.say)
+    if run.dtype is not torch.float32:
+        cast_frozen_linears(roles, run.dtype, keep=list(roles.heads.values()))
+    return roles
 
 
 def _rewards(run: Run, policy: Any) -> dict[str, Member]:

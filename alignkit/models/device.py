@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from alignkit.errors import ConfigError
 from alignkit.models import transformers_internals
@@ -45,6 +47,20 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     if kind == "xpu" or (kind == "cpu" and transformers_internals.cpu_multiplies_bf16()):
         return torch.bfloat16
     return torch.float32
+
+
+def cast_frozen_linears(model: nn.Module, dtype: torch.dtype, keep: Collection[nn.Module] = ()) -> None:
+    """Store frozen linear layers in ``dtype``, to which autocast casts them in every forward pass: the same results.
+
+    Layers that are trained, quantised, in ``keep``, or share their weight with another module, as a tied head does with
+    the embeddings, are left as they are.
+    """
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for module in model.modules():
+        if type(module) is nn.Linear and not any(module is head for head in keep):
+            parameters = list(module.parameters(recurse=False))
+            if not any(p.requires_grad or uses[id(p)] > 1 for p in parameters):
+                module.to(dtype)
 
 
 def one_gpu(args: transformers.TrainingArguments, say: Callable[[str], None]) -> None:

@@ -47,7 +47,6 @@ class Roles(nn.Module):
         for member in members.values():
             adapters.check_weights_trained(member.model)
         self.say = say
-        self._forms: dict[int, LogitForm | None] = {}  # by the id of the model, once measured
         self.members = members
         self.temperature = temperature
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
@@ -71,7 +70,7 @@ class Roles(nn.Module):
             if role in lineage.rewards_in(self.members):
                 return apply_head(member.head, sequences.gather(hidden, sequences.ends))
             return sequences.scatter(apply_head(member.head, sequences.gather(hidden, sequences.before)))
-        form = self._form(role)
+        form = self._form
         if form is None:
             with self.using(role) as model:
                 logits = sequences.gather(model(**sequences.inputs).logits, sequences.before)
@@ -90,18 +89,17 @@ class Roles(nn.Module):
                 states[_key(member)] = logit_form.trunk_of(member.model)(**sequences.inputs).last_hidden_state
         return states[_key(member)]
 
-    def _form(self, role: str) -> LogitForm | None:
-        """How the role's logits follow from its hidden states, measured when its model is first used."""
-        model = self.members[role].model
-        if id(model) not in self._forms:
-            with self.using(role):
-                self._forms[id(model)] = logit_form.measure(model)
-            if self._forms[id(model)] is None:
-                self.say(
-                    f"{type(base_of(model)).__name__}: log-probabilities are computed from full logits, which is "
-                    "slower and needs more memory, because they do not follow from a head with a scale and a cap"
-                )
-        return self._forms[id(model)]
+    @functools.cached_property
+    def _form(self) -> LogitForm | None:
+        """How logits follow from hidden states, measured once on the policy: the reference is the same architecture."""
+        with self.using("policy") as model:
+            form = logit_form.measure(model)
+        if form is None:
+            self.say(
+                f"{type(base_of(model)).__name__}: log-probabilities are computed from full logits, which is "
+                "slower and needs more memory, because they do not follow from a head with a scale and a cap"
+            )
+        return form
 
     def describe(self) -> str:
         """The models in memory: ``"policy, reference, value on one base of 135M weights; 9.8M are trained"``."""

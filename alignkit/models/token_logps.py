@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.models.logit_form import LogitForm
 
 PLAIN = LogitForm()  # the head's outputs are the logits
-LOGITS = 1 << 24  # logits in memory at a time: 64 MiB in fp32
+LOGITS = 1 << 24  # in memory at a time: 64 MiB in fp32
 
 
 def token_logps(
@@ -27,7 +27,7 @@ def token_logps(
     ``form`` is the result of :func:`alignkit.models.logit_form.measure`: how the logits follow from the head.
     """
     head = model.get_output_embeddings()
-    size = max(1, LOGITS // head.weight.shape[0])
+    size = max(1, logits_at_a_time(hidden.device) // head.weight.shape[0])
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
     if not chunks:
         return hidden.new_zeros(0, dtype=torch.float), hidden.new_zeros(0, dtype=torch.float)
@@ -42,6 +42,16 @@ def token_logps(
                 checkpoint(_apply_head, head, hidden[chunk], targets[chunk], temperature, form, use_reentrant=False)
             )
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def logits_at_a_time(device: torch.device) -> int:
+    """How many logits to hold in memory: ``LOGITS``, or 1/64 of a GPU's memory in fp32 if that is more.
+
+    It depends on the whole memory and not on what is free, so that a resumed run computes the same.
+    """
+    if device.type != "cuda":
+        return LOGITS
+    return max(LOGITS, int(torch.cuda.get_device_properties(device).total_memory) // (64 * 4))
 
 
 def from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
