@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import pytest
 import torch
 from ppo_runs import GOLD, ONES, SMALL, iterations, policy_batch, ppo, trained
 
-from alignkit import AlignkitError
+from alignkit import AlignkitError, SampledAnswers
 from alignkit.cli import main
 from alignkit.online import diagnosis, kl
+from alignkit.online.collect import Collector
 from alignkit.online.microbatches import by_length, shuffled
 from alignkit.online.statistics import Statistics
 
@@ -121,3 +123,48 @@ def test_a_prompt_that_is_computed_once_for_its_answers_trains_the_same(
 def test_a_shared_prompt_without_several_answers_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--plugin", "ppo", *SMALL, *GOLD, "ppo.shared_prompt=true"]) == 2
     assert "ppo.shared_prompt has no effect without ppo.samples_per_prompt of 2 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "reused"),
+    [("ppo.value=adapter", True), ("ppo.value=head", False), ("ppo.rollout.name=generate", False)],
+)
+def test_log_probabilities_of_the_engine_replace_a_forward_pass_that_agrees_with_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, reused: bool
+) -> None:
+    """From the second iteration on, when the policy has been updated. They differ from the pass by rounding alone."""
+    scored: list[list[str]] = []
+    forward, collect = Collector.forward_roles, Collector.collect
+
+    def watched(self: Collector, prompts: Any, answers: Any, roles: Any) -> Any:
+        scored.append(list(roles))
+        return forward(self, prompts, answers, roles)
+
+    def compared(self: Collector, iteration: int) -> Any:
+        rollouts = collect(self, iteration)
+        logps = forward(self, rollouts.prompts, rollouts.answers, ["policy"])["policy"][0]
+        torch.testing.assert_close(rollouts.logps, logps, atol=2e-4, rtol=0)
+        return rollouts
+
+    monkeypatch.setattr(Collector, "forward_roles", watched)
+    monkeypatch.setattr(Collector, "collect", compared)
+    ppo(*GOLD, setting, "ppo.iterations=2", "data.eval_size=0")
+
+    assert ["policy" in roles for roles in scored] == [True, not reused]
+    assert ("from now on they replace it in scoring" in capsys.readouterr().out) == reused
+
+
+def test_log_probabilities_of_an_engine_that_are_wrong_are_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = Collector.sample
+
+    def wrong(self: Collector, prompts: Any, seed: int) -> SampledAnswers:
+        answers = sample(self, prompts, seed)
+        return SampledAnswers(answers, [[logp - 0.1 for logp in logps] for logps in answers.logps or []])
+
+    monkeypatch.setattr(Collector, "sample", wrong)
+    run = ppo(*GOLD, "ppo.iterations=2", "data.eval_size=0")
+
+    assert "differ by 0.1 per token from the policy's forward pass: they are not used" in capsys.readouterr().out
+    assert iterations(run)[0]["kl"] == 0

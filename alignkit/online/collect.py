@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from alignkit.batches import Answers, Sampling
+from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
 from alignkit.generation.sampling import text
 from alignkit.models import Logps, Sequences, decide_shared_prompt
@@ -48,6 +49,8 @@ class Collector:
         self.share = self._decide_sharing(run)
         self.group = self.config.samples_per_prompt if self.share else 1  # answers that stay together
         self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
+        self.reuse_logps = False  # whether the engine's log-probabilities replace the policy's forward pass
+        self.say = run.say
         self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
 
     def collect(self, iteration: int) -> Rollouts:
@@ -65,13 +68,15 @@ class Collector:
         if iteration == 0:
             self.on_first_scores(self.statistics.mean(scores, kept))
 
-        roles = ("policy", "reference", *(["value"] if self.config.value_function else []))
-        outputs = self.forward_roles(prompt_ids, answers, roles)  # 3
-        logps, entropy = outputs["policy"]
-        (ref_logps, _), values = outputs["reference"], outputs["value"][0] if "value" in outputs else None
-        mask = Sequences.of(prompt_ids, answers, self.pad, self.device).mask
+        mask = padded([[True] * len(answer) for answer in answers], self.device)
+        policy = [] if self.reuse_logps else ["policy"]
+        value = ["value"] if self.config.value_function else []
+        outputs = self.forward_roles(prompt_ids, answers, ["reference", *policy, *value])  # 3
+        logps = outputs["policy"][0] if policy else padded(answers.logps or [], self.device)
+        ref_logps, values = outputs["reference"][0], outputs["value"][0] if value else None
         if iteration == 0:
             diagnosis.check_reference(logps - ref_logps, mask, self.exact)
+            self.reuse_logps = self._engine_agrees(answers, logps, mask)
 
         mean, total = self.statistics.mean, self.statistics.total
         metrics = {
@@ -79,7 +84,6 @@ class Collector:
             "kl": mean((logps - ref_logps).sum(1)),
             "length": mean(mask.sum(1).float()),
             "eos_rate": mean(ended.float()),
-            "entropy": mean(entropy, mask),
             "sampled_tokens_per_second": total(mask.sum()) / max(sampled - began, 1e-9),
             "seconds_sampling": sampled - began,
             "seconds_scoring": time.monotonic() - sampled,
@@ -120,7 +124,22 @@ class Collector:
         of_process = indices[self.args.process_index :: self.args.world_size]
         return [self.prompts[index] for index in of_process for _ in range(samples)]
 
-    def sample(self, prompts: list[list[int]], seed: int) -> list[list[int]]:
+    def _engine_agrees(self, answers: SampledAnswers, logps: Tensor, mask: Tensor) -> bool:
+        """Whether the engine's log-probabilities are those of the policy's forward pass [B, A], up to rounding.
+
+        They then replace that pass. A value function that is a head on the policy needs the pass in any case.
+        """
+        if answers.logps is None or self.config.value_function == "head":
+            return False
+        difference = self.statistics.mean((padded(answers.logps, self.device) - logps).abs(), mask)
+        agrees = difference <= diagnosis.tolerance(self.exact)
+        self.say(
+            f"the rollout engine's log-probabilities differ by {difference:.1g} per token from the policy's forward "
+            + ("pass: from now on they replace it in scoring" if agrees else "pass: they are not used")
+        )
+        return agrees
+
+    def sample(self, prompts: list[list[int]], seed: int) -> SampledAnswers:
         """Sample an answer to each prompt from the policy, as token ids."""
         transformers.set_seed(seed)
         roles = self.trainer.roles.eval()
@@ -165,3 +184,9 @@ class Collector:
     def ended(self, answers: list[list[int]]) -> Tensor:
         """Whether each answer ended with a stop token, [B] bool."""
         return torch.tensor([answer[-1] in self.sampling.stop_ids for answer in answers], device=self.device)
+
+
+def padded(rows: list[list[Any]], device: Any) -> Tensor:
+    """Rows of different lengths as a tensor [B, A], with zeros at the ends."""
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def tolerance(exact: bool) -> float:
+    """How far log-probabilities of the same tokens may differ, on average. In 16 bits the batch's shape matters."""
+    return 1e-4 if exact else 0.03
+
+
 def check_reference(log_ratio: Tensor, mask: Tensor, exact: bool) -> None:
     """Check that the KL of the first answers is 0: the policy starts as the reference.
 
@@ -21,7 +26,7 @@ def check_reference(log_ratio: Tensor, mask: Tensor, exact: bool) -> None:
         AlignkitError: policy and reference differ.
     """
     difference = float(log_ratio[mask].abs().mean())
-    if difference > (1e-4 if exact else 0.03):
+    if difference > tolerance(exact):
         raise AlignkitError(
             f"policy and reference differ by {difference:.2g} per token before the first step: the reference is not "
             "the model that the policy starts from, so the KL penalty would pull the policy away from it"
@@ -51,7 +56,7 @@ def check_first_step(batch: PolicyBatch, model: Any, exact: bool, recompute: Cal
         raise AlignkitError(f"dropout is on in {dropout[0]}: log-probabilities would not be those of the sampling")
     logps = batch.logps.detach()
     difference = float((logps - batch.old_logps)[batch.mask].abs().mean())
-    if difference <= (1e-4 if exact else 0.03):
+    if difference <= tolerance(exact):
         return None
     if not exact and difference <= 0.2 and float((logps - recompute())[batch.mask].abs().mean()) <= 0.01:
         return (

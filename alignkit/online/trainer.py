@@ -182,6 +182,7 @@ class OnlineTrainer(RolesTrainer):
         output = self.loss(batch if self.trains_policy else freeze_policy(batch))
         share = batch.mask.sum() / num_items_in_batch  # of the step's tokens
         self.means.add({name: value / share.clamp(min=1e-12) for name, value in output.metrics.items()}, share)
+        self.means.add({"entropy": (batch.entropy.detach() * batch.mask).sum() / batch.mask.sum().clamp(min=1)}, share)
         return output.loss * self.accelerator.num_processes  # DDP averages gradients over processes
 
     def _check_first_step(self, batch: PolicyBatch, model: Any, sequences: Sequences) -> None:
@@ -252,14 +253,17 @@ class OnlineTrainer(RolesTrainer):
         return {"average": self.average, "best": self.best[1] if self.best else {}}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """The KL coefficient, the best held-out score, and the answers before training."""
-        return {"kl_coef": self.kl_coef, "best": self.best[0] if self.best else None, "before": self.before}
+        """The KL coefficient, the best held-out score, the answers before training, and whether logps are reused."""
+        best = self.best[0] if self.best else None
+        reuse = self.collector.reuse_logps
+        return {"kl_coef": self.kl_coef, "best": best, "before": self.before, "reuse_logps": reuse}
 
     def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Restore what :meth:`checkpoint_tensors` and :meth:`checkpoint_state` gave."""
         self.average = {name: tensor.to(self.args.device) for name, tensor in tensors.get("average", {}).items()}
         self.best = (state["best"], dict(tensors["best"])) if "best" in tensors else None
         self.kl_coef, self.before = state["kl_coef"], state["before"]
+        self.collector.reuse_logps = state.get("reuse_logps", False)
 
     def finish(self) -> dict[str, Any]:
         """Load the policy that the config keeps, evaluate it, and report."""
