@@ -1,4 +1,4 @@
-"""The data formats that people have: one line each here, the converters in ``convert.py``."""
+"""The common data formats. Their converters are in ``convert.py``."""
 
 from alignkit import DataFormat, fields_of, hookimpl
 from alignkit_formats import convert

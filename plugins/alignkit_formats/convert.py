@@ -1,4 +1,4 @@
-"""Pure functions from a raw row to what it means. Each raises DataError that says what is missing or wrong."""
+"""Pure functions from a raw row to a typed row. Each raises a DataError that names the field that is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RawRow = Mapping[str, Any]
 def messages(row: RawRow) -> Demonstration:
     """OpenAI and TRL: ``{"messages": [{"role": "user", "content": ...}, ...]}``; the last turn is the assistant's.
 
-    ``tools``, where they are there, are what the assistant may call.
+    ``tools`` (optional) are the functions that the assistant may call.
     """
     _refuse_unwanted(row)
     conversation = turns.conversation(_get(row, "messages"), "messages")
@@ -25,7 +25,7 @@ def messages(row: RawRow) -> Demonstration:
 
 
 def prompt_completion(row: RawRow) -> Demonstration:
-    """``prompt`` and ``completion`` (or ``response``), each a text or messages. Only the completion is learnt."""
+    """``prompt`` and ``completion`` (or ``response``), each a text or messages. Only the completion is trained on."""
     _refuse_unwanted(row)
     field = "completion" if row.get("completion") is not None else "response"
     context = [Message(**{**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in _prompt(row)]
@@ -33,7 +33,7 @@ def prompt_completion(row: RawRow) -> Demonstration:
 
 
 def alpaca(row: RawRow) -> Demonstration:
-    """Stanford Alpaca: ``instruction``, perhaps ``input``, ``output``; LLaMA-Factory's ``system`` too."""
+    """Stanford Alpaca: ``instruction``, optional ``input``, ``output``; also LLaMA-Factory's ``system``."""
     _refuse_unwanted(row)
     instruction = turns.text(row.get("instruction"), "instruction")
     context = _optional(row, "input")
@@ -50,11 +50,11 @@ def sharegpt(row: RawRow) -> Demonstration | Ranking:
         return Demonstration(_ending_with_answer(conversation), turns.tools(row))
     sides = {side: turns.conversation([_get(row, side)], side, "from", "value") for side in ("chosen", "rejected")}
     chosen, rejected = (_ranked(_one_answer(answer, side), side) for side, answer in sides.items())
-    return _pair(_waiting(conversation, "conversations"), chosen, rejected, row)
+    return _pair(_without_answer(conversation, "conversations"), chosen, rejected, row)
 
 
 def fits_preference(row: RawRow) -> int:
-    """Three fields, or two that hold messages: the prompt is then what both conversations begin with."""
+    """``prompt``, ``chosen`` and ``rejected``, or two conversations whose common beginning is the prompt."""
     if row.get("chosen") is None or row.get("rejected") is None or row.get("conversations") is not None:
         return 0
     if row.get("prompt") is not None:
@@ -65,43 +65,43 @@ def fits_preference(row: RawRow) -> int:
 def preference(row: RawRow) -> Ranking:
     """``prompt``, ``chosen``, ``rejected``: texts, messages, or whole conversations with or without ``prompt``.
 
-    ``margin``, where it is there, says by how much the chosen one is better.
+    ``margin`` (optional) is by how much the chosen answer is better.
     """
     chosen, rejected = _get(row, "chosen"), _get(row, "rejected")
     whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
     if row.get("prompt") is not None and not whole:
         pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"), row)
     else:
-        both = [_ending_with_answer(turns.conversation(_get(row, side), side)) for side in ("chosen", "rejected")]
-        pair = _pair_of_conversations(row, *both)
+        conversations = (turns.conversation(_get(row, side), side) for side in ("chosen", "rejected"))
+        pair = _pair_of_conversations(row, *map(_ending_with_answer, conversations))
     if row.get("margin") is None:
         return pair
     return dataclasses.replace(pair, margins=[_number(row["margin"], "margin"), 0.0])
 
 
 def fits_hh_rlhf(row: RawRow) -> int:
-    """Two transcripts, told by how they begin."""
+    """``chosen`` and ``rejected`` transcripts, recognised by their beginning."""
     sides = [row.get("chosen"), row.get("rejected")]
     transcripts = all(isinstance(side, str) and side.lstrip().startswith("Human:") for side in sides)
     return 2 if transcripts and row.get("prompt") is None else 0
 
 
 def hh_rlhf(row: RawRow) -> Ranking:
-    """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, the same up to the last answer."""
+    """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, equal up to the last answer."""
     return _pair_of_conversations(
         row, *(_ending_with_answer(_transcript(turns.text(row.get(s), s), s)) for s in ("chosen", "rejected"))
     )
 
 
 def ranking(row: RawRow) -> Ranking:
-    """``prompt``, ``responses`` and ``ranks``; a null rank leaves its answer out (a partial ranking).
+    """``prompt``, ``responses`` and ``ranks``; an answer with a null rank is left out (a partial ranking).
 
-    A response may be empty: a policy that ends at once has said so, and is ranked for it.
-    ``margins``, where they are there, say how good each response is on a scale, higher being better.
+    A response may be empty: a policy can end its answer at once. ``margins`` (optional) rate each response on a scale,
+    higher being better.
     """
     responses, ranks = _get(row, "responses"), _get(row, "ranks")
     if not isinstance(responses, list) or not isinstance(ranks, list) or len(responses) != len(ranks):
-        raise DataError("'responses' and 'ranks' must be lists of one length")
+        raise DataError("'responses' and 'ranks' must be lists of the same length")
     kept = [index for index, rank in enumerate(ranks) if rank is not None]
     if len(kept) < 2:
         raise DataError("a ranking needs at least two ranked answers")
@@ -118,16 +118,16 @@ def ranking(row: RawRow) -> Ranking:
 
 
 def prompts(row: RawRow) -> Prompt:
-    """``prompt``: a text or messages that wait for an answer."""
+    """``prompt``: a text, or messages that end before the answer."""
     return Prompt(_prompt(row), turns.tools(row))
 
 
 def text(row: RawRow) -> Text:
-    """``text``, to be modelled whole."""
+    """``text``, trained on from beginning to end."""
     return Text(turns.text(row.get("text"), "text"))
 
 
-# --- pieces --------------------------------------------------------------------------------------------------------
+# --- parts of a row --------------------------------------------------------------------------------------------------
 
 
 def _get(row: RawRow, field: str) -> Any:
@@ -137,7 +137,7 @@ def _get(row: RawRow, field: str) -> Any:
 
 
 def _optional(row: RawRow, field: str) -> str | None:
-    """A text that may be missing or empty."""
+    """A text field; None if it is missing or empty."""
     value = row.get(field)
     return turns.text(value, field) if value not in (None, "") else None
 
@@ -148,12 +148,11 @@ def _system(row: RawRow) -> Conversation:
 
 
 def _refuse_unwanted(row: RawRow) -> None:
-    """Refuse a row of unpaired preferences (TRL's ``label``, LLaMA-Factory's ``kto_tag``) whose answer is a bad one."""
+    """Refuse an unpaired preference (TRL's ``label``, LLaMA-Factory's ``kto_tag``) with a bad answer."""
     for field in ("label", "kto_tag"):
         if str(row.get(field)).lower() == "false":
             raise DataError(
-                f"'{field}' is false, which marks an answer that is not wanted: remove the row "
-                "(data.on_bad_row=skip does), or the field"
+                f"'{field}' is false, which marks a bad answer: remove the row (data.on_bad_row=skip does) or the field"
             )
 
 
@@ -165,7 +164,7 @@ def _number(value: Any, field: str) -> float:
             number = math.inf
         if math.isfinite(number):
             return number
-    raise DataError(f"'{field}' holds {value!r}, which is no number")
+    raise DataError(f"'{field}' holds {value!r}, which is not a number")
 
 
 def _ending_with_answer(conversation: Conversation) -> Conversation:
@@ -178,17 +177,17 @@ def _prompt(row: RawRow) -> Conversation:
     prompt = _get(row, "prompt")
     if isinstance(prompt, str):
         return [turns.message("user", prompt, "prompt")]
-    return _waiting(turns.conversation(prompt, "prompt"), "prompt")
+    return _without_answer(turns.conversation(prompt, "prompt"), "prompt")
 
 
-def _waiting(conversation: Conversation, field: str) -> Conversation:
+def _without_answer(conversation: Conversation, field: str) -> Conversation:
     if conversation[-1]["role"] == "assistant":
         raise DataError(f"'{field}' must not end with an assistant turn")
     return _context(conversation)
 
 
 def _context(conversation: Conversation) -> Conversation:
-    """A conversation of which nothing is learnt, so without weights."""
+    """A conversation that is not trained on, so without weights."""
     for turn in conversation:
         turn.pop("weight", None)
     return conversation
@@ -214,11 +213,11 @@ def _answer(value: Any, field: str) -> str:
 
 
 def _ranked(turn: Message, field: str) -> str:
-    """The text of an answer that is compared with others."""
+    """The text of an answer to compare with others."""
     if "tool_calls" in turn:
         raise DataError(f"'{field}' has tool_calls, and only answers in text can be compared")
     if turn.get("weight") == 0:
-        raise DataError(f"'{field}' has weight 0, and an answer that is compared is learnt")
+        raise DataError(f"'{field}' has weight 0, but answers that are compared are trained on")
     return turn["content"]
 
 
@@ -230,7 +229,7 @@ def _pair(prompt: Conversation, chosen: str, rejected: str, row: RawRow) -> Rank
 
 def _pair_of_conversations(row: RawRow, chosen: Conversation, rejected: Conversation) -> Ranking:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
-        raise DataError("'chosen' and 'rejected' must be alike up to their last turn")
+        raise DataError("'chosen' and 'rejected' must be equal up to their last turn")
     return _pair(_context(chosen[:-1]), _ranked(chosen[-1], "chosen"), _ranked(rejected[-1], "rejected"), row)
 
 
@@ -240,6 +239,6 @@ def _transcript(transcript: str, field: str) -> Conversation:
         raise DataError(f"'{field}' must begin with 'Human:'")
     names = {"Human": "user", "Assistant": "assistant"}
     return [
-        turns.message(names[name], said.strip(), f"{field} {name}")
-        for name, said in zip(parts[1::2], parts[2::2], strict=True)
+        turns.message(names[name], content.strip(), f"{field} {name}")
+        for name, content in zip(parts[1::2], parts[2::2], strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The turns of a conversation: roles, texts, tool calls and weights, checked. Raises DataError that says which turn."""
+"""The turns of a conversation: roles, texts, tool calls and weights. A DataError names the turn that is wrong."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
     "tool": "tool",
-    "developer": "system",  # OpenAI's newer name of it
+    "developer": "system",  # OpenAI's newer name
 }
-# Parts of a turn that would be lost, and what to do about each.
-UNREADABLE = {
+# fields of a turn that have no place in a message, and what to do about each
+UNSUPPORTED = {
     "function_call": "write it as tool_calls",
-    "reasoning_content": "write the thought into the content, as the model writes it",
-    "thinking": "write the thought into the content, as the model writes it",
+    "reasoning_content": "write the reasoning into the content, as the model does",
+    "thinking": "write the reasoning into the content, as the model does",
     "refusal": "write it as the content",
-    "audio": "only text can be trained on",
+    "audio": "only text is supported",
 }
 
 
 def conversation(turns: Any, field: str, role: str = "role", content: str = "content") -> Conversation:
-    """A list of turns under the names that this format has for ``role`` and ``content``."""
+    """A list of turns. ``role`` and ``content`` are the names of these fields in the data."""
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise DataError(f"'{field}' must be a list of {{{role}, {content}}}")
     return [_turn(turn, field, number, role, content) for number, turn in enumerate(turns, 1)]
@@ -38,42 +38,42 @@ def conversation(turns: Any, field: str, role: str = "role", content: str = "con
 
 def _turn(turn: Mapping[str, Any], field: str, number: int, role_field: str, content_field: str) -> Message:
     where, part = f"'{field}' turn {number}", f"{field} turn {number}"
-    written = turn.get(role_field)
-    if not isinstance(written, str) or written not in ROLES:
-        raise DataError(f"{where} has {role_field} {written!r}; known: {', '.join(ROLES)}")
-    role = ROLES[written]
-    for key, advice in UNREADABLE.items():
+    name = turn.get(role_field)
+    if not isinstance(name, str) or name not in ROLES:
+        raise DataError(f"{where} has {role_field} {name!r}; known: {', '.join(ROLES)}")
+    role = ROLES[name]
+    for key, advice in UNSUPPORTED.items():
         if turn.get(key):
             raise DataError(f"{where} has '{key}': {advice}")
     calls = _tool_calls(turn.get("tool_calls"), part)
     if calls and role != "assistant":
         raise DataError(f"{where} has tool_calls, but is not the assistant's")
     content = _joined(turn.get(content_field), f"{part} {content_field}")
-    if content in (None, "") and (calls or role == "tool"):  # a call may stand alone, and a tool may return nothing
-        made = Message(role=role, content="")
+    if content in (None, "") and (calls or role == "tool"):  # a call needs no text, and a tool may return nothing
+        parsed = Message(role=role, content="")
     else:
-        made = message(role, content, f"{part} {content_field}")
+        parsed = message(role, content, f"{part} {content_field}")
     if calls:
-        made["tool_calls"] = calls
+        parsed["tool_calls"] = calls
     if turn.get("name") is not None:
-        made["name"] = text(turn["name"], f"{part} name")
+        parsed["name"] = text(turn["name"], f"{part} name")
     if turn.get("tool_call_id") is not None:
-        made["tool_call_id"] = text(turn["tool_call_id"], f"{part} tool_call_id")
+        parsed["tool_call_id"] = text(turn["tool_call_id"], f"{part} tool_call_id")
     weight = _weight(turn, where)
     if role == "assistant" and weight is not None:
-        made["weight"] = weight
+        parsed["weight"] = weight
     elif weight:
-        raise DataError(f"{where} has weight 1, but only the assistant's turns are learnt")
-    return made
+        raise DataError(f"{where} has weight 1, but only the assistant's turns are trained on")
+    return parsed
 
 
 def message(role: str, content: Any, field: str) -> Message:
-    """A turn that says something."""
+    """A turn whose text is not empty."""
     return Message(role=role, content=text(content, field))
 
 
 def text(value: Any, field: str) -> str:
-    """A text that is not empty."""
+    """A text, which must not be empty."""
     if value is None:
         raise DataError(f"'{field}' is missing")
     if not isinstance(value, str):
@@ -84,9 +84,9 @@ def text(value: Any, field: str) -> str:
 
 
 def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The schemas under ``tools``: a list, or, as columns of one type need it, its JSON text."""
+    """The schemas under ``tools``: a list, or its JSON text, as columnar data sets store it."""
     if row.get("functions"):
-        raise DataError("'functions' is OpenAI's former way to declare tools: write them as 'tools'")
+        raise DataError("'functions' is OpenAI's old field for tools: write them as 'tools'")
     value = row.get("tools")
     if isinstance(value, str):
         value = _loads(value, "tools") if value.strip() else None
@@ -98,25 +98,25 @@ def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _joined(content: Any, field: str) -> Any:
-    """OpenAI's ``[{"type": "text", "text": ...}, ...]`` as one text; anything else as it is."""
+    """OpenAI's ``[{"type": "text", "text": ...}, ...]`` as one text; anything else unchanged."""
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise DataError(f"'{field}' has a part of type {kind!r}; only text can be trained on")
+            raise DataError(f"'{field}' has a part of type {kind!r}; only text is supported")
         texts.append(part["text"])
     return "".join(texts)
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    """Calls as chat templates take them, with arguments as an object; OpenAI writes those as JSON text."""
+    """Calls in the form of chat templates, with arguments as an object; OpenAI writes them as JSON text."""
     if calls is None:
         return []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise DataError(f"'{where} tool_calls' must be a list of calls")
-    made = []
+    parsed = []
     for call in calls:
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, Mapping) else None
@@ -127,13 +127,13 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             arguments = _loads(arguments or "{}", f"{where} tool_calls arguments")
         if not isinstance(arguments, Mapping | None):
             raise DataError(f"'{where} tool_calls arguments' of {name} must be an object")
-        beside = {"id": call["id"]} if call.get("id") is not None else {}
-        made.append({**beside, "type": "function", "function": {"name": name, "arguments": dict(arguments or {})}})
-    return made
+        call_id = {"id": call["id"]} if call.get("id") is not None else {}
+        parsed.append({**call_id, "type": "function", "function": {"name": name, "arguments": dict(arguments or {})}})
+    return parsed
 
 
 def _weight(turn: Mapping[str, Any], where: str) -> int | None:
-    """OpenAI's ``weight`` (0 or 1), or ``train`` (true or false) as other tools write it; None where neither is."""
+    """OpenAI's ``weight`` (0 or 1), or ``train`` (true or false) as other tools write it; None if there is neither."""
     for key, known in (("weight", (0, 1)), ("train", (False, True))):
         value = turn.get(key)
         if value is not None:

@@ -23,10 +23,10 @@ class FullConfig:
 
 
 def load(config: FullConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: the weights' own dtype, whatever the run computes in."""
+    """Arguments of ``from_pretrained``: the dtype of the weights, which need not be that of the computation."""
     return {"dtype": config.dtype}
 
 
 def wrap(config: FullConfig, model: PreTrainedModel, role: str) -> PreTrainedModel:
-    """The model as it is: all of it is trainable."""
+    """The model itself: all of its weights are trainable."""
     return model

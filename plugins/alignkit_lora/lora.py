@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The ``tuner`` table of ``lora``, by PEFT's names; ``qlora`` adds to it."""
+    """The ``tuner`` table of ``lora``, with PEFT's names. ``qlora`` extends it."""
 
     r: Annotated[int, Gt(0)] = option(16, "rank of the adapters")
     lora_alpha: Annotated[float, Gt(0)] = option(32, "the adapter's output is scaled by lora_alpha / r")
@@ -28,17 +28,17 @@ class LoraConfig:
 
 
 def load(config: LoraConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: none, the frozen base is loaded in the run's dtype."""
+    """Arguments of ``from_pretrained``: none. The frozen base is loaded in the run's dtype."""
     return {}
 
 
 def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
-    """The model frozen, with a fresh adapter whose weights are fp32. At first it computes what the base computes.
+    """Freeze the model and add a new adapter in fp32, which does not change the outputs at first.
 
-    A model for sequence classification trains its head too, and the head is saved with the adapter.
+    The head of a model for sequence classification is trained too, and saved with the adapter.
 
     Raises:
-        ConfigError: one of ``target_modules`` is in no layer's name.
+        ConfigError: no layer has the name of one of ``target_modules``.
     """
     import peft
 
@@ -62,7 +62,7 @@ def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:
 
 def _check_targets(targets: list[str], layers: set[str], head: bool) -> None:
     for target in targets:
-        if head and target in ("lm_head", "embed_out"):  # a scalar head is in its place
+        if head and target in ("lm_head", "embed_out"):  # replaced by the scalar head
             continue
         if not any(f".{layer}".endswith(f".{target}") for layer in layers):
             known = {layer.rpartition(".")[2] for layer in layers}

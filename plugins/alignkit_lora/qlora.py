@@ -20,7 +20,7 @@ class QloraConfig(lora.LoraConfig):
 
 
 def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: NF4 weights that are multiplied in the run's dtype."""
+    """Arguments of ``from_pretrained``: NF4 weights, computing in the run's dtype."""
     from transformers import BitsAndBytesConfig
 
     return {

@@ -1,4 +1,4 @@
-"""Optimizers by name, on the machinery of ``transformers.Trainer``: betas, epsilon, decay and rate are in ``train``."""
+"""The optimizers of ``transformers.Trainer``. Learning rate, betas, epsilon and weight decay are set in ``train``."""
 
 from alignkit import Optimizer, hookimpl
 from alignkit_optimizers.build import builder
@@ -16,13 +16,13 @@ def alignkit_optimizer() -> list[Optimizer]:
         ),
         Optimizer(
             name="paged_adamw_8bit",
-            summary="AdamW with 8-bit states that are paged to CPU memory when the GPU is full",
+            summary="AdamW with 8-bit states, paged to CPU memory when the GPU is full",
             build=builder("paged_adamw_8bit", needs_cuda=True),
             requires=("bitsandbytes",),
         ),
         Optimizer(
             name="paged_adamw_32bit",
-            summary="AdamW with 32-bit states that are paged to CPU memory when the GPU is full",
+            summary="AdamW with 32-bit states, paged to CPU memory when the GPU is full",
             build=builder("paged_adamw_32bit", needs_cuda=True),
             requires=("bitsandbytes",),
         ),

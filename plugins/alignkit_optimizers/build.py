@@ -1,4 +1,4 @@
-"""Transformers' optimizers under our names."""
+"""Builds the optimizers of Transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Build = Callable[[NoConfig, "TrainingArguments"], tuple[type["Optimizer"], dict[
 
 
 def builder(optim: str, needs_cuda: bool = False) -> Build:
-    """The ``build`` of the optimizer that ``TrainingArguments.optim`` calls ``optim``."""
+    """The ``build`` of the optimizer whose name in ``TrainingArguments.optim`` is ``optim``."""
 
     def build(config: NoConfig, args: TrainingArguments) -> tuple[type[Optimizer], dict[str, Any]]:
         from transformers import Trainer

@@ -1,4 +1,4 @@
-"""Rewards: a reward model of one's own, any classifier of the hub, a Python function."""
+"""Rewards: a reward model from stage rm, any classifier, a Python function, and combinations of rewards."""
 
 import math
 from dataclasses import dataclass

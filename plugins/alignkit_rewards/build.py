@@ -1,4 +1,4 @@
-"""What the rewards compute. Each is a function of :class:`alignkit.Answers`, to a score an answer."""
+"""Functions of :class:`alignkit.Answers` that return one score per answer."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
-    """``module:function`` on the prompts' and the answers' texts."""
+    """Call ``module:function`` with the texts of prompts and answers."""
     call = import_scorer(str(config.call))
     return lambda answers: call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
 
 def ensemble(config: EnsembleConfig, run: Run) -> RewardFunction:
-    """The scores of several reward models, put together."""
+    """Combine the scores of several reward models."""
     members = [run.reward_run(path) for path in config.paths]
     combine = functools.partial(COMBINE[config.by], config=config)
 
     def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         scores = [member(answers, roles) for member in members]
-        return [combine(of_one) for of_one in zip(*scores, strict=True)]
+        return [combine(of_answer) for of_answer in zip(*scores, strict=True)]
 
     return score
 
 
 # "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743): mean, worst case, and a bound that is
-# lower where the members disagree. The paper subtracts their variance; the deviation is in the unit of the scores.
+# lower if the members disagree. The paper subtracts their variance; the standard deviation has the unit of the scores.
 COMBINE: dict[str, Callable[..., float]] = {
     "mean": lambda scores, config: statistics.fmean(scores),
     "min": lambda scores, config: min(scores),
@@ -46,12 +46,12 @@ COMBINE: dict[str, Callable[..., float]] = {
 
 
 def weighted_sum(config: SumConfig, run: Run) -> RewardFunction:
-    """The parts' scores times their weights, added up; each part is checked under its own name."""
+    """The weighted sum of the parts' scores. Errors in a part carry the part's own name."""
     weights = [float(table.get("weight", 1.0)) for table in config.parts]
     parts = [build_reward(run, table, own=("weight",)) for table in config.parts]
 
     def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         scores = [part(answers, roles) for part in parts]
-        return [sum(map(operator.mul, weights, of_one)) for of_one in zip(*scores, strict=True)]
+        return [sum(map(operator.mul, weights, of_answer)) for of_answer in zip(*scores, strict=True)]
 
     return score

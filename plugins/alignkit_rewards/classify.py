@@ -1,4 +1,4 @@
-"""Any sequence-classification model as a reward: what its files say, its labels, and its scores."""
+"""Any sequence-classification model as a reward: checking its files, choosing the label, scoring answers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # t
 
 
 def check(config: ClassifierConfig) -> None:
-    """What the model's ``config.json`` says, where its files are on this machine; imports no torch.
+    """Check the model's ``config.json``, if its files are on this machine. Imports no torch.
 
     Raises:
-        ConfigError: a language model without a head for scores; a label that it does not have, or none named.
+        ConfigError: it is a language model without a score head, or the label is unknown or missing.
     """
     if config.model is None:
         raise ConfigError("reward 'classifier' needs reward.model: a sequence-classification model")
@@ -43,18 +43,20 @@ def check(config: ClassifierConfig) -> None:
         raise ConfigError(f"reward.model: no folder {config.model}")
     folder = model_folder(os.path.expanduser(config.model))
     if folder is None or not (folder / "config.json").exists():
-        return  # on the hub, or an adapter: known when it is loaded
+        return  # on the hub, or an adapter: checked when it is loaded
     try:
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
-    architectures = facts.get("architectures") or []
+    architectures = model_config.get("architectures") or []
     if architectures and all(name.endswith(("CausalLM", "LMHeadModel")) for name in architectures):
         raise ConfigError(
-            f"reward.model: {config.model} is a language model ({architectures[0]}) without a trained head for scores. "
+            f"reward.model: {config.model} is a language model ({architectures[0]}) without a trained score head. "
             "Name a sequence-classification model, or train a reward model with --plugin rm"
         )
-    names = facts.get("id2label") or {number: f"LABEL_{number}" for number in range(facts.get("num_labels", 2))}
+    names = model_config.get("id2label") or {
+        number: f"LABEL_{number}" for number in range(model_config.get("num_labels", 2))
+    }
     label_of(config, [names[number] for number in sorted(names, key=int)])
 
 
@@ -62,13 +64,13 @@ def label_of(config: ClassifierConfig, names: Sequence[str]) -> int:
     """The index of the label whose logit is the score.
 
     Raises:
-        ConfigError: there is no such label; none is named and there are several.
+        ConfigError: there is no such label, or none is set and the model has several.
     """
     label, listed = config.label, ", ".join(f"{name} ({number})" for number, name in enumerate(names))
     if label is None:
         if len(names) > 1:
             raise ConfigError(
-                f"{config.model} has {len(names)} labels: set reward.label to the one whose logit counts: {listed}"
+                f"{config.model} has {len(names)} labels: set reward.label to the one that is the score: {listed}"
             )
         return 0
     if isinstance(label, str):
@@ -81,42 +83,42 @@ def label_of(config: ClassifierConfig, names: Sequence[str]) -> int:
 
 
 def load(name: str, run: Run) -> tuple[Any, str]:
-    """The model, every weight of it trained, in the number format of its files; and where its tokenizer is.
+    """The model in the number format of its files, and the place of its tokenizer.
 
     A PEFT adapter is put on its base, with the head that was saved with it.
 
     Raises:
-        ConfigError: weights are missing, which Transformers would have filled with random numbers.
-        AlignkitError: it cannot be loaded.
+        ConfigError: weights are missing, which Transformers would initialise at random.
+        AlignkitError: the model cannot be loaded.
     """
     from peft import PeftConfig, PeftModel, load_peft_weights
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import find_adapter_config_file
 
-    located, saved = locate_model(name, run.say), dict[str, Any]()
+    located, saved = locate_model(name, run.say), dict[str, Any]()  # weights that are saved with an adapter
     try:
-        whole, more, adapter = located, dict[str, Any](), find_adapter_config_file(located) is not None
+        base, kwargs, adapter = located, dict[str, Any](), find_adapter_config_file(located) is not None
         if adapter:
-            whole = str(PeftConfig.from_pretrained(located).base_model_name_or_path)
+            base = str(PeftConfig.from_pretrained(located).base_model_name_or_path)
             weights = load_peft_weights(located, device="cpu")
             saved = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
             labels = next((len(saved[key]) for key in HEADS if key in saved), None)
-            more = {} if labels is None else {"num_labels": labels}
+            kwargs = {} if labels is None else {"num_labels": labels}
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            whole, dtype="auto", output_loading_info=True, **more
+            base, dtype="auto", output_loading_info=True, **kwargs
         )
         missing = sorted(set(report["missing_keys"]) - set(saved))
         if missing:
             raise ConfigError(
-                f"reward.model: {name} is no trained classifier, its files have no {', '.join(missing[:3])}"
+                f"reward.model: {name} is not a trained classifier: its files lack {', '.join(missing[:3])}"
                 f"{' and others' if len(missing) > 3 else ''}"
             )
-        scores_in_fp32(model, whole)
-        if adapter:  # its own head is fp32 as the one that it takes the place of
+        scores_in_fp32(model, base)
+        if adapter:  # its head takes the dtype of the one that it replaces, fp32
             model = PeftModel.from_pretrained(model, located)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise AlignkitError(f"reward.model: {name} could not be loaded: {one_line(error)}") from error
-    return model.eval().to(run.device), whole if adapter and not _has_tokenizer(located) else located
+    return model.eval().to(run.device), base if adapter and not _has_tokenizer(located) else located
 
 
 def _has_tokenizer(located: str) -> bool:
@@ -125,7 +127,7 @@ def _has_tokenizer(located: str) -> bool:
 
 
 def scores_in_fp32(model: Any, located: str) -> None:
-    """Have what follows the trunk compute in fp32: in bf16 only 128 scores lie between 1 and 2."""
+    """Compute everything after the trunk in fp32: bf16 has only 128 different scores between 1 and 2."""
     from alignkit.models import head_in_fp32
 
     head_in_fp32(model, located)
@@ -137,7 +139,7 @@ def scores_in_fp32(model: Any, located: str) -> None:
 
 
 def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]]:
-    """The function of answers: each one's text, in the model's own chat template and its own tokens."""
+    """A function that scores answers as text, with the model's own chat template and tokenizer."""
     import torch
     from transformers import AutoTokenizer
 
@@ -148,17 +150,17 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
     folder = Path(locate_model(str(config.model), run.say))
     record = read_manifest(folder) if is_run(folder) else None
     tokenizer = tokenizer_of_run(folder, record) if record else AutoTokenizer.from_pretrained(tokenizer_at)
-    if tokenizer.pad_token is None:  # a decoder's: the model looks for the last token that is no padding
+    if tokenizer.pad_token is None:  # a decoder-only model, which scores at the last token that is not padding
         tokenizer.pad_token = pad_token(tokenizer)
     batch = config.batch
     if model.config.pad_token_id is None and tokenizer.pad_token_id == tokenizer.eos_token_id:
-        batch = 1  # without padding, it reads the very last token
+        batch = 1  # without a pad token, the model scores at the last token of the row
     elif model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or sys.maxsize)
 
     def encode(prompt: Any, answer: str) -> list[int]:
-        if record:  # a run of stage rm: it was trained to score at the token that ends the answer
+        if record:  # a run of stage rm, which scores at the token that ends the answer
             return encode_answer(tokenizer, prompt, answer, record["stop_ids"])[0]
         if tokenizer.chat_template is None:
             return list(tokenizer(f"{prompt_text(prompt)}\n{answer}")["input_ids"])
@@ -167,10 +169,11 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
     check_lengths(run, lambda prompt: len(encode(prompt, "")), longest)
 
     def score(answers: Answers) -> list[float]:
-        encoded = [encode(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
+        encoded = [encode(prompt, text) for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
         for ids, text in zip(encoded, answers.texts, strict=True):
             if len(ids) > longest:
-                raise DataError(f"reward 'classifier' reads {longest} tokens, and this has {len(ids)}: {text!r}")
+                tokens = f"{len(ids)} tokens with its prompt, over the {longest} of reward 'classifier'"
+                raise DataError(f"this answer has {tokens}: {text!r}")
         scores: list[float] = []
         for start in range(0, len(encoded), batch):
             inputs = tokenizer.pad({"input_ids": encoded[start : start + batch]}, return_tensors="pt")
@@ -182,23 +185,23 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
 
 
 def check_lengths(run: Run, length: Any, longest: int) -> None:
-    """Whether the model can read the longest prompt and an answer to it; ``length`` counts the tokens of a prompt.
+    """Check that the model can take the longest prompt with an answer. ``length`` counts the tokens of a prompt.
 
     Raises:
-        ConfigError: not even the prompt.
+        ConfigError: the longest prompt alone is too long.
     """
     rows = [row for _, row in [*getattr(run, "train_rows", []), *getattr(run, "eval_rows", [])]]
     prompts = [prompt_of(row) for row in rows if isinstance(row, Prompt | Ranking | Demonstration)]
     prompts.sort(key=lambda prompt: sum(len(turn["content"] or "") for turn in prompt))
-    most = max(map(length, prompts[-16:]), default=0)  # the longest texts; tokens are counted of few
+    most = max(map(length, prompts[-16:]), default=0)  # tokenise only the longest texts
     answer = getattr(run.config.stage.config, "response_length", 0) if prompts else 0
     if most >= longest:
         raise ConfigError(
-            f"reward 'classifier' reads {longest} tokens, and the longest prompt alone has {most}: leave out long "
-            "prompts, or name a model that reads more"
+            f"reward 'classifier' takes up to {longest} tokens, and the longest prompt alone has {most}: remove long "
+            "prompts, or use a model with a longer context"
         )
     if most + answer > longest:
         run.say(
-            f"warning: reward 'classifier' reads {longest} tokens; the longest prompt has {most} and answers up to "
-            f"{answer}. An answer that is too long for it is refused"
+            f"warning: reward 'classifier' takes up to {longest} tokens; the longest prompt has {most}, and answers "
+            f"have up to {answer}. An answer that is too long is an error"
         )

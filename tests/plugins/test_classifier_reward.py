@@ -56,11 +56,11 @@ def test_a_classifiers_score_is_the_logit_of_the_label_that_is_named(
         (
             "judge",
             None,
-            "has 2 labels: set reward.label to the one whose logit counts: NEGATIVE (0), POSITIVE (1)",
+            "has 2 labels: set reward.label to the one that is the score: NEGATIVE (0), POSITIVE (1)",
         ),
         ("judge", "POSITVE", "judge has no label POSITVE. Did you mean 'POSITIVE'? Labels: NEGATIVE (0), POSITIVE (1)"),
         ("judge", "2", "judge has no label 2. Labels: NEGATIVE (0), POSITIVE (1)"),
-        ("base", None, "base is a language model (LlamaForCausalLM) without a trained head for scores"),
+        ("base", None, "base is a language model (LlamaForCausalLM) without a trained score head"),
         ("./nowhere", None, "reward.model: no folder ./nowhere"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_classifier_without_its_heads_weights_is_refused(reward_runs: Path) ->
     facts |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "GOOD"}}
     Path("headless/config.json").write_text(json.dumps(facts))
 
-    with pytest.raises(ConfigError, match=r"headless is no trained classifier, its files have no score\.weight"):
+    with pytest.raises(ConfigError, match=r"headless is not a trained classifier: its files lack score\.weight"):
         run_of("lora", "reward.name=classifier", "reward.model=headless")
 
 
@@ -124,7 +124,7 @@ def test_an_adapter_is_a_classifier_where_its_head_was_saved_with_it(reward_runs
     settings = ["reward.name=classifier", "reward.model=adapter", "reward.label=2"]
 
     if task is None:
-        with pytest.raises(ConfigError, match=r"adapter is no trained classifier, its files have no score\.weight"):
+        with pytest.raises(ConfigError, match=r"adapter is not a trained classifier: its files lack score\.weight"):
             run_of("lora", *settings)
         return
     run, score = run_of("lora", *settings)
@@ -175,9 +175,9 @@ def test_prompts_that_a_classifier_cannot_read_are_named_before_the_start(
     run_of("lora", *settings[:2], "ppo.response_length=5")
     assert "warning" not in capsys.readouterr().out
     run_of("lora", *settings[:2], "ppo.response_length=6")
-    said = f"reads {most + 5} tokens; the longest prompt has {most} and answers up to 6"
+    said = f"takes up to {most + 5} tokens; the longest prompt has {most}, and answers have up to 6"
     assert said in capsys.readouterr().out
     tokenizer.model_max_length = most
     tokenizer.save_pretrained("short")
-    with pytest.raises(ConfigError, match=f"reads {most} tokens, and the longest prompt alone has {most}"):
+    with pytest.raises(ConfigError, match=f"takes up to {most} tokens, and the longest prompt alone has {most}"):
         run_of("lora", *settings[:2])

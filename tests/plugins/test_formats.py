@@ -186,7 +186,7 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"text": "Hi"}, "'messages' is missing"),
-    ("messages", {"messages": talk("Hi", "Go"), "label": False}, "'label' is false, which marks an answer that is not"),
+    ("messages", {"messages": talk("Hi", "Go"), "label": False}, "'label' is false, which marks a bad answer: remove"),
     ("prompt-completion", {"prompt": "Hi", "completion": "Go", "label": "False"}, "'label' is false"),
     ("alpaca", {"instruction": "Hi", "output": "Go", "kto_tag": False}, "'kto_tag' is false"),
     ("sharegpt", {"conversations": [HUMAN, GO], "kto_tag": False}, "'kto_tag' is false"),
@@ -200,7 +200,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": [*talk("Hi"), answer("x", weight=0)]}, "every assistant turn has weight 0"),
     ("messages", {"messages": [*talk("Hi"), answer("x", weight=0.5)]}, "'messages' turn 2 has weight 0.5; known: 0, 1"),
     ("messages", {"messages": [*talk("Hi"), answer("x", train="no")]}, "turn 2 has train 'no'; known: false, true"),
-    ("messages", {"messages": [talk("Hi")[0] | {"weight": 1}, answer("x")]}, "only the assistant's turns are learnt"),
+    (
+        "messages",
+        {"messages": [talk("Hi")[0] | {"weight": 1}, answer("x")]},
+        "assistant's turns are trained on",
+    ),
     ("messages", {"messages": [*talk("Hi"), answer("x", function_call={"name": "f"})]}, "write it as tool_calls"),
     ("messages", {"messages": [*talk("Hi"), answer("x", reasoning_content="hm")]}, "turn 2 has 'reasoning_content'"),
     ("messages", {"messages": [*talk("Hi"), answer("x", tool_calls="f()")]}, "tool_calls' must be a list of calls"),
@@ -221,7 +225,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "messages",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, answer("x")]},
-        "'messages turn 1 content' has a part of type 'image_url'; only text can be trained on",
+        "'messages turn 1 content' has a part of type 'image_url'; only text is supported",
     ),
     ("prompt-completion", {"completion": "Hello"}, "'prompt' is missing"),
     ("prompt-completion", {"prompt": "Hi"}, "'response' is missing (format 'prompt-completion' needs prompt, and com"),
@@ -250,7 +254,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("preference", {"prompt": "Hi", "chosen": "Hello"}, "'rejected' is missing"),
     ("preference", {"chosen": "Hello", "rejected": "Go"}, "'chosen' must be a list of {role, content}"),
     ("preference", {"prompt": "Hi", "chosen": "Go", "rejected": "Go"}, "'chosen' and 'rejected' are the same"),
-    ("preference", {"chosen": talk("A", "x"), "rejected": talk("B", "y")}, "must be alike up to their last turn"),
+    ("preference", {"chosen": talk("A", "x"), "rejected": talk("B", "y")}, "must be equal up to their last turn"),
     ("hh-rlhf", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello"}, "'rejected' is missing"),
     (
         "preference",
@@ -259,16 +263,20 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("preference", {"prompt": "Hi", "chosen": [answer("x", weight=0)], "rejected": "Go"}, "'chosen' has weight 0"),
     ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": float("inf")}, "'margin' holds inf"),
-    ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 10**400}, "which is no number"),
+    ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 10**400}, "which is not a number"),
     ("hh-rlhf", {"chosen": "Hi", "rejected": "Ho"}, "'chosen' must begin with 'Human:'"),
     ("hh-rlhf", {"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi"}, "the last turn must be the assistant's"),
     ("hh-rlhf", {"chosen": "Human: A\n\nAssistant:", "rejected": "Human: A"}, "'chosen Assistant' is empty"),
     ("ranking", {"prompt": "Hi", "ranks": [1, 2]}, "'responses' is missing"),
     ("ranking", {"prompt": "Hi", "responses": ["a", "b"]}, "'ranks' is missing"),
     ("ranking", {"responses": ["a", "b"], "ranks": [1, 2]}, "'prompt' is missing"),
-    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1]}, "must be lists of one length"),
+    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1]}, "must be lists of the same length"),
     ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, None]}, "needs at least two ranked answers"),
-    ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, "2"]}, "'ranks' holds '2', which is no number"),
+    (
+        "ranking",
+        {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, "2"]},
+        "holds '2', which is not a number",
+    ),
     ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, True]}, "'ranks' holds True"),
     ("ranking", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, float("nan")]}, "'ranks' holds nan"),
     ("ranking", {"prompt": "Hi", "responses": ["a", " "], "ranks": [1, 2]}, "'responses' is empty"),
@@ -304,7 +312,7 @@ def test_null_fields_count_as_absent(
 
 
 @pytest.mark.parametrize(("name", "row", "expected"), BAD, ids=[f"{name}: {text}" for name, _, text in BAD])
-def test_bad_row_is_told_what_is_missing(
+def test_a_bad_row_is_an_error_that_names_the_field(
     registry: Registry, tmp_path: Path, name: str, row: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(DataError) as caught:
