@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.registry.plugin import installed, same
+from alignkit.registry.plugin import installed, same_distribution
 
 
 def install(
@@ -29,7 +29,11 @@ def install(
         metadata = [each["metadata"] for each in json.loads(report.read_text("utf-8"))["install"] if each["requested"]]
     names = [each["name"] for each in metadata] or targets
     listed = json.loads(_alignkit("plugins", "--json").stdout)
-    added = [f"{p['name']}@{p['distribution']}" for p in listed if any(same(p["distribution"], n) for n in names)]
+    added = [
+        f"{p['name']}@{p['distribution']}"
+        for p in listed
+        if any(same_distribution(p["distribution"], n) for n in names)
+    ]
     if not added:
         distributions = " ".join(names)
         raise PluginError(

@@ -12,7 +12,7 @@ from alignkit.components import Component
 from alignkit.config.plugin_checks import Checked, check, named
 from alignkit.errors import PluginError
 from alignkit.registry import Registry
-from alignkit.registry.plugin import Plugin, bare, installed
+from alignkit.registry.plugin import Plugin, installed, plugin_name
 from alignkit.registry.registry import DECLARATIONS
 
 
@@ -80,8 +80,9 @@ def described(name: str) -> Iterator[str]:
         if not providers:
             raise
         registry.activate(*(f"{plugin.name}@{plugin.distribution}" for plugin in providers))
-    named = [plugin for plugin in registry.active if plugin.name == bare(name)]
-    components = [registry.get(kind, bare(name)) for kind in DECLARATIONS if registry.has(kind, bare(name))]
+    name = plugin_name(name)
+    named = [plugin for plugin in registry.active if plugin.name == name]
+    components = [registry.get(kind, name) for kind in DECLARATIONS if registry.has(kind, name)]
     for plugin in named or dict.fromkeys(map(registry.provider, components)):
         yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
         provided: list[Component] = registry.components_of(plugin)
@@ -95,7 +96,8 @@ def described(name: str) -> Iterator[str]:
 def _inactive_providers_of(name: str) -> list[Plugin]:
     """The third-party plugins with a component of that name. Each is imported in a separate process."""
     inactive = [plugin for plugin in installed() if not plugin.builtin]
-    return [result.plugin for result in check(inactive) if bare(name) in [component for _, component in result.gives]]
+    providers = [(result.plugin, [component for _, component in result.gives]) for result in check(inactive)]
+    return [plugin for plugin, components in providers if plugin_name(name) in components]
 
 
 def show_checked(results: list[Checked], as_json: bool = False) -> None:

@@ -32,7 +32,7 @@ class Change:
         return f"{'.'.join(self.path).removeprefix('stages.')} was {self.before!r}, is {self.after!r}"
 
     @property
-    def grows(self) -> bool:
+    def extends(self) -> bool:
         """Whether training may now take longer. None and ``max_steps=-1`` mean no limit."""
         if self.resume != "may_grow":
             return False
@@ -41,7 +41,7 @@ class Change:
     @property
     def allowed(self) -> bool:
         """Whether a resume accepts the change."""
-        return self.resume == "may_change" or self.grows
+        return self.resume == "may_change" or self.extends
 
 
 def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:

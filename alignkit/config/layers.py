@@ -16,7 +16,7 @@ from alignkit.config.reward_parts import stages_needed
 from alignkit.config.settings import as_table, merge, names, select
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.registry import Registry
-from alignkit.registry.plugin import bare
+from alignkit.registry.plugin import plugin_name
 
 OF_A_STAGE = ("loss", "reward", "rollout")  # a shared table of these kinds applies only to stages that can use it
 
@@ -54,7 +54,7 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
             raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, known)}")
     if "stage" in source:
         raise ConfigError("unknown key stage. Choose a stage with --plugin NAME, or in the list plugins")
-    for name in map(bare, plugins(source)):
+    for name in map(plugin_name, plugins(source)):
         kinds = [kind for kind in KINDS if kind != "stage" and registry.has(kind, name)]
         if name in known:  # the name of a stage does not select a loss: TRL has a loss named sft
             kinds = [kind for kind in kinds if kind not in OF_A_STAGE]

@@ -28,7 +28,7 @@ from alignkit import hookspecs
 from alignkit.components import Component, Reward, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
-from alignkit.registry.plugin import Plugin, bare, installed
+from alignkit.registry.plugin import Plugin, installed, plugin_name
 
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 TIMEOUT = 300  # seconds, for the import of a plugin
@@ -50,7 +50,7 @@ def named(name: str) -> list[Plugin]:
         PluginError: there is none.
     """
     plugins, distribution = installed(), name.partition("@")[2]
-    matches = [p for p in plugins if p.name == bare(name) and p.is_from(distribution or p.distribution)]
+    matches = [p for p in plugins if p.name == plugin_name(name) and p.is_from(distribution or p.distribution)]
     matches = matches or [p for p in plugins if p.is_from(name)]
     if not matches:
         known = [p.name for p in plugins]

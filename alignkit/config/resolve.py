@@ -26,7 +26,7 @@ from alignkit.config.settings import merge as merge
 from alignkit.config.settings import select as select
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
-from alignkit.registry.plugin import bare
+from alignkit.registry.plugin import plugin_name
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def requested_stage(registry: Registry, file: Mapping[str, Any], cli: Mapping[st
     """
     named = [*layers.plugins(file), *layers.plugins(cli)]
     registry.activate(*named)
-    stages = [name for name in map(bare, named) if registry.has("stage", name)]
+    stages = [name for name in map(plugin_name, named) if registry.has("stage", name)]
     if not stages:
         known = ", ".join(stage.name for stage in registry.all("stage"))
         raise ConfigError(f"no stage given. Add --plugin STAGE. Stages: {known}")

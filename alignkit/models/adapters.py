@@ -179,5 +179,5 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
         return pretrained.load(str(folder), kwargs, head).eval()
     tuner, config = lineage.tuner(record)
     kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
-    trunk = pretrained.load(base.under(record, folder, print), kwargs, head)
+    trunk = pretrained.load(base.of_run(record, folder, print), kwargs, head)
     return peft.PeftModel.from_pretrained(trunk, str(folder)).eval()

@@ -31,7 +31,7 @@ class Plugin:
 
     def is_from(self, distribution: str) -> bool:
         """Whether it belongs to that distribution."""
-        return same(self.distribution, distribution)
+        return same_distribution(self.distribution, distribution)
 
     @property
     def provider(self) -> str:
@@ -83,13 +83,13 @@ def installed() -> list[Plugin]:
     return sorted(plugins, key=lambda p: (p.name, p.distribution))
 
 
-def same(distribution: str, other: str) -> bool:
+def same_distribution(distribution: str, other: str) -> bool:
     """Whether two spellings are the same distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
     first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
     return first == second
 
 
-def bare(name: str) -> str:
+def plugin_name(name: str) -> str:
     """The name without a distribution: ``"muon"`` for ``"muon@alignkit-muon"``."""
     return name.partition("@")[0]
 

@@ -17,7 +17,7 @@ from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.registry.handover import declared_components, describe, expect
-from alignkit.registry.plugin import GROUP, Plugin, bare, installed
+from alignkit.registry.plugin import GROUP, Plugin, installed, plugin_name
 
 # kind of component -> the hook that declares it
 DECLARATIONS = {
@@ -75,7 +75,7 @@ class Registry:
         """
         for name in requested:
             if "@" in name:
-                self._picked[bare(name)] = name.partition("@")[2]
+                self._picked[plugin_name(name)] = name.partition("@")[2]
         for name in sorted(
             requested, key=lambda name: "@" not in name and name not in self._installed
         ):  # components last
@@ -90,8 +90,8 @@ class Registry:
 
     def matches(self, name: str) -> list[Plugin]:
         """The plugins to activate for a name. Empty if it is the name of a registered component."""
-        distribution = self._picked.get(bare(name))
-        candidates = self._installed.get(bare(name), [])
+        distribution = self._picked.get(plugin_name(name))
+        candidates = self._installed.get(plugin_name(name), [])
         if distribution:
             plugins = [plugin for plugin in self.installed if plugin.is_from(distribution)]
             if not plugins:
@@ -117,10 +117,11 @@ class Registry:
 
     def _check_provides(self, requested: str, plugins: list[Plugin]) -> None:
         provided = [component.name for plugin in plugins for component in self.components_of(plugin)]
-        if bare(requested) not in [*provided, *(plugin.name for plugin in plugins)]:
-            hint = did_you_mean(bare(requested), provided)
+        if plugin_name(requested) not in [*provided, *(plugin.name for plugin in plugins)]:
+            hint = did_you_mean(plugin_name(requested), provided)
             raise PluginError(
-                f"{plugins[0].distribution} provides no '{bare(requested)}'.{hint} It provides: {', '.join(provided)}"
+                f"{plugins[0].distribution} provides no '{plugin_name(requested)}'.{hint} It provides: "
+                f"{', '.join(provided)}"
             )
 
     def _activate(self, plugin: Plugin) -> None:

@@ -80,10 +80,10 @@ def check_trainable(name: str, tuner: Tuner) -> None:
     if tuner.adapters or config is None or not config.is_file():
         return
     if quantisation := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
-        raise refuse_quantised(name, quantisation.get("quant_method", "bitsandbytes"), tuner)
+        raise quantised_error(name, quantisation.get("quant_method", "bitsandbytes"), tuner)
 
 
-def refuse_quantised(name: str, method: str, tuner: Tuner) -> ConfigError:
+def quantised_error(name: str, method: str, tuner: Tuner) -> ConfigError:
     """The error for a quantised base whose weights a tuner would train."""
     return ConfigError(
         f"{name} is quantised ({method}), and tuner '{tuner.name}' would train its weights. Use --plugin lora, or the "
@@ -173,7 +173,7 @@ def limits_of(config: dict[str, Any]) -> Limits:
     return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
 
 
-def under(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
+def of_run(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
     """The base model of a finished run: that of its adapter, or the run folder itself if it holds a full model."""
     if record["weights"] == "model":
         return os.path.abspath(folder)

@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def lacks(folder: Path) -> str | None:
+def missing_file(folder: Path) -> str | None:
     """The file that a folder lacks to be loaded by PEFT or Transformers. None if it is complete."""
     stem = "adapter" if (folder / "adapter_config.json").exists() else "model"
     if stem == "model" and not (folder / "config.json").exists():
@@ -59,17 +59,17 @@ def write_atomically(file: Path, content: str) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file atomically."""
-    write_atomically(file, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(plain_json(content), indent=2, ensure_ascii=False) + "\n")
 
 
-def finite(content: Any) -> Any:
+def plain_json(content: Any) -> Any:
     """``content`` for JSON: None instead of NaN and infinity, plain numbers instead of NumPy and torch scalars."""
     if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
+        return {key: plain_json(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
+        return [plain_json(value) for value in content]
     if hasattr(content, "tolist"):  # scalars and arrays of NumPy and torch, in the metrics of plugins
-        return finite(content.tolist())
+        return plain_json(content.tolist())
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -22,7 +22,7 @@ from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, handover
-from alignkit.registry.plugin import bare
+from alignkit.registry.plugin import plugin_name
 from alignkit.rows import Located
 from alignkit.runs import base, lineage, manifest
 from alignkit.runs.lineage import Parent
@@ -128,7 +128,7 @@ def _check_used(registry: Registry, cli: Mapping[str, Any], planned: Pipeline) -
             provided = registry.components_of(plugin)
             names = {component.name for component in provided}
             automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
-            if bare(name) not in names and not names & used and not automatic:
+            if plugin_name(name) not in names and not names & used and not automatic:
                 components = ", ".join(f"{component.kind} {component.name}" for component in provided)
                 hint = f". Select one, such as {provided[0].kind}.name={provided[0].name}" if provided else ""
                 raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
@@ -210,7 +210,7 @@ class _Planner:
                 longer = {
                     str(change)
                     for change in identity.changes(manifest.read(existing.folder)["config"], config)
-                    if change.grows
+                    if change.extends
                 }
                 resume = f"extend it with alignkit train --plugin {stage_name} --resume, "
                 raise ConfigError(

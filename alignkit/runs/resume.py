@@ -43,7 +43,7 @@ def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bo
         return
     if folder.exists():
         changes = identity.changes(manifest.read(folder)["config"], config)
-        extends = any(change.grows for change in changes) and all(change.allowed for change in changes)
+        extends = any(change.extends for change in changes) and all(change.allowed for change in changes)
         resume_hint = ", add --resume to extend it, " if extends else ", "
         raise ConfigError(
             f"{folder} is a finished run. Choose another --output{resume_hint}or add --overwrite to replace it"
@@ -84,7 +84,9 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
                 shutil.rmtree(checkpoint)
         _drop_metrics_after(folder / METRICS, _step(last) if last else -1)
         if extensions and last:
-            manifest.write_json(folder / LONGER, [*longer_since(folder), {"step": _step(last), "settings": extensions}])
+            manifest.write_json(
+                folder / LONGER, [*past_extensions(folder), {"step": _step(last), "settings": extensions}]
+            )
     (folder / SURROUNDINGS).parent.mkdir(parents=True, exist_ok=True)
     manifest.write_json(folder / SURROUNDINGS, surroundings)
     manifest.write_atomically(folder / CONFIG, config.to_yaml())
@@ -108,7 +110,7 @@ def _extensions(previous: Path, config: RunConfig) -> list[str]:
             f"--resume must keep the settings of the run, but these differ: {', '.join(refused)}. "
             "Undo the changes, or start again with --overwrite"
         )
-    extensions = [str(change) for change in changes if change.grows]
+    extensions = [str(change) for change in changes if change.extends]
     if previous == config.folder and not (extensions and last_checkpoint(previous)):
         reason = "it keeps no checkpoint (train.save_strategy: no)" if extensions else "no setting makes it longer"
         raise ConfigError(f"cannot extend the finished run {previous}: {reason}. To train it again, add --overwrite")
@@ -131,13 +133,13 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def longer_since(folder: Path) -> list[dict[str, Any]]:
+def past_extensions(folder: Path) -> list[dict[str, Any]]:
     """The steps at which a run was extended, and the settings that extended it."""
     file = folder / LONGER
     return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
 
 
-def began(config: RunConfig) -> str | None:
+def start_day(config: RunConfig) -> str | None:
     """The day on which the run to resume began (``2026-11-25``). None if there is none."""
     previous = _previous(config)
     if previous is None or not (previous / SURROUNDINGS).exists():

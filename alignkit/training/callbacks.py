@@ -110,7 +110,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(manifest.finite({"step": state.global_step, **(logs or {})})) + "\n")
+                file.write(json.dumps(manifest.plain_json({"step": state.global_step, **(logs or {})})) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # a pickle that nothing reads; config.yaml in the run folder has the same settings

@@ -26,7 +26,7 @@ def load(run: Run, role: str, start: str) -> nn.Module:
         PluginError: a plugin returned something that cannot serve the role.
     """
     record = run.records.get(start)
-    name_or_path = base.under(record, run.parents[start], run.say) if record else run.base
+    name_or_path = base.of_run(record, run.parents[start], run.say) if record else run.base
     loaded = _load_base(run, role, name_or_path)
     transformers.set_seed(run.config.train.get("seed", 42))
     if role in adapters.WITH_HEAD:
@@ -69,7 +69,7 @@ def _load_base(run: Run, role: str, name_or_path: str) -> Any:
     if loaded is None:
         loaded = pretrained.load(name_or_path, kwargs, with_head)
     if getattr(loaded, "is_quantized", False) and not tuner.adapters:
-        raise base.refuse_quantised(run.config.model, loaded.quantization_method.value, tuner)
+        raise base.quantised_error(run.config.model, loaded.quantization_method.value, tuner)
     return pretrained.without_repacking(loaded)
 
 

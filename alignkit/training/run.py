@@ -26,7 +26,7 @@ from alignkit.registry import handover
 from alignkit.rows import Located
 from alignkit.runs import base, fingerprints, manifest
 from alignkit.runs.plan import Plan
-from alignkit.runs.resume import DAY, METRICS, began
+from alignkit.runs.resume import DAY, METRICS, start_day
 from alignkit.training import arguments, loading
 from alignkit.training.callbacks import BestMetric, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
@@ -50,10 +50,11 @@ class Run:
         self.records = {role: manifest.read(folder) for role, folder in self.parents.items()}
         self.base = base.locate(plan.config.model, say)
         if "policy" in self.parents:
-            self.base = base.under(self.records["policy"], self.parents["policy"], say)
+            self.base = base.of_run(self.records["policy"], self.parents["policy"], say)
         self.device = device.run_device(plan.config.train)
         self.dtype = device.run_dtype(plan.config.train)
-        self.today = (began(plan.config) if resume else None) or self.records.get("policy", {}).get("today") or today()
+        day = start_day(plan.config) if resume else None
+        self.today = day or self.records.get("policy", {}).get("today") or today()
         self.skipped = len(plan.source.skipped)  # with the rows that the chat template rejects
         self.policy_learns_from = 0
         self.steps_between_checkpoints = 1

@@ -11,7 +11,7 @@ from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
 from alignkit.runs import base, card, fingerprints, manifest
-from alignkit.runs.resume import longer_since
+from alignkit.runs.resume import past_extensions
 
 if TYPE_CHECKING:
     import transformers
@@ -49,7 +49,7 @@ def save(
     trainer.save_model(str(run.folder))
     if not trainer.is_world_process_zero():
         return
-    if missing := manifest.lacks(run.folder):
+    if missing := manifest.missing_file(run.folder):
         stage = run.config.stage.component
         raise PluginError(
             f"the trainer of stage '{stage.name}' ({run.registry.provider(stage)}) saved no {missing}. Derive it from "
@@ -107,7 +107,7 @@ def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seco
         },
         "metrics": metrics,
         "steps": steps,
-        "longer": longer_since(run.folder),  # the steps at which it was extended, and by which settings
+        "longer": past_extensions(run.folder),  # the steps at which it was extended, and by which settings
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
