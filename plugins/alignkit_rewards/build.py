@@ -15,7 +15,7 @@ from alignkit.generation import build_reward, import_scorer
 if TYPE_CHECKING:
     from torch import nn
 
-    from alignkit_rewards import EnsembleConfig, FunctionConfig, SumConfig
+    from alignkit_rewards.config import EnsembleConfig, FunctionConfig, SumConfig
 
 
 def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:

@@ -26,7 +26,7 @@ from alignkit.data import conversation_ids, encode_answer, pad_token, prompt_of,
 from alignkit.runs import is_run, locate_model, model_folder, read_manifest
 
 if TYPE_CHECKING:
-    from alignkit_rewards import ClassifierConfig
+    from alignkit_rewards.config import ClassifierConfig
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # the last layers of Transformers' heads
 

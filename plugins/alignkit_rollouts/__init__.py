@@ -1,20 +1,9 @@
 """Engines that sample answers: alignkit's own loop, Transformers' ``generate``, and its continuous batching."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Gt
-
-from alignkit import Rollout, Run, hookimpl, option
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """The ``rollout`` table of ``decode`` and ``generate``."""
-
-    batch: Annotated[int, Gt(0)] | None = option(
-        None, "answers to sample at a time, to save memory; null: all at once", resume="may_change"
-    )
+from alignkit import Rollout, Run, hookimpl
+from alignkit_rollouts.config import BatchConfig
 
 
 def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:

@@ -11,7 +11,7 @@ from alignkit import Run, SampledAnswers, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit_rollouts import BatchConfig
+    from alignkit_rollouts.config import BatchConfig
 
 Engine = Callable[[Any, list[list[int]]], SampledAnswers]
 

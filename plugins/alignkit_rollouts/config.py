@@ -1,0 +1,17 @@
+"""The settings of the engines."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+
+from alignkit import option
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The ``rollout`` table of ``decode`` and ``generate``."""
+
+    batch: Annotated[int, Gt(0)] | None = option(
+        None, "answers to sample at a time, to save memory; null: all at once", resume="may_change"
+    )
