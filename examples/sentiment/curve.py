@@ -1,4 +1,4 @@
-"""Draw the reward-KL curve of PPO runs from their ``metrics.jsonl``: ``python curve.py curve.png runs/*/ppo``."""
+"""Plot the reward-KL curve of PPO runs from their ``metrics.jsonl``: ``python curve.py curve.png runs/*/ppo``."""
 
 import json
 import sys
@@ -9,11 +9,11 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-WINDOW = 3  # iterations whose mean is a point
+WINDOW = 3  # iterations per point
 
 
 def points(run: Path) -> tuple[float, list[tuple[float, float]]]:
-    """The coefficient of a run, and for every window of iterations its mean KL and its mean score."""
+    """The KL coefficient of a run, and the mean KL and score of every window of iterations."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     iterations = [line for line in lines if "kl_coef" in line]
     windows = [iterations[:1]] + [iterations[i : i + WINDOW] for i in range(1, len(iterations), WINDOW)]
@@ -29,7 +29,7 @@ def main(picture: str, *runs: str) -> None:
         axes.plot(*zip(*means, strict=True), marker="o", label=f"β = {kl_coef:g}")
         (kl, score), (last_kl, last_score) = means[0], means[-1]
         print(f"{kl_coef:>7g}   {kl:>11.2f} -> {last_kl:<4.2f}   {score:>14.3f} -> {last_score:.3f}")
-    axes.set(xlabel="KL to the reference, nats an answer", ylabel="score (VADER)")
+    axes.set(xlabel="KL to the reference, nats per answer", ylabel="score (VADER)")
     axes.legend()
     figure.savefig(picture, dpi=150, bbox_inches="tight")
 

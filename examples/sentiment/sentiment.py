@@ -1,4 +1,4 @@
-"""A reward function: how glad an answer sounds to VADER (Hutto and Gilbert 2014), a lexicon with rules."""
+"""A reward function: how positive an answer is according to VADER (Hutto and Gilbert 2014), a lexicon with rules."""
 
 import functools
 from typing import Any
@@ -12,5 +12,5 @@ def analyzer() -> Any:
 
 
 def score(prompts: list[str], answers: list[str]) -> list[float]:
-    """From -1, as sad as can be, to 1."""
+    """One score per answer, from -1 (negative) to 1 (positive)."""
     return [analyzer().polarity_scores(answer)["compound"] for answer in answers]

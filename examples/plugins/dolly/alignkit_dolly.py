@@ -1,4 +1,4 @@
-"""Dolly's rows (Databricks 2023, databricks-dolly-15k): ``instruction``, perhaps ``context``, ``response``."""
+"""Rows of Dolly (Databricks 2023, databricks-dolly-15k): ``instruction``, ``response`` and optionally ``context``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from alignkit import DataError, DataFormat, Demonstration, Message, fields_of, h
 
 
 def convert(row: Mapping[str, Any]) -> Demonstration:
-    """The context, where there is one, follows the instruction after an empty line.
+    """Convert one row. The context, if any, follows the instruction after an empty line.
 
     Raises:
-        DataError: the instruction or the response is no text, or empty; the context is no text.
+        DataError: the instruction or the response is empty or not text; the context is not text.
     """
     for field in ("instruction", "response"):
         if not isinstance(row.get(field), str) or not row[field].strip():

@@ -1,6 +1,6 @@
-"""IA3 (Liu et al. 2022, arXiv 2205.05638) through PEFT: keys, values and feed-forward states are scaled by vectors.
+"""IA3 (Liu et al. 2022, arXiv 2205.05638) with PEFT: trained vectors scale keys, values and feed-forward states.
 
-A tuner is two functions: ``load`` says how the base is loaded, ``wrap`` what is trained. Neither knows the stage.
+A tuner is two functions: ``load`` decides how the base is loaded, ``wrap`` what is trained. Neither knows the stage.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ia3Config:
-    """The ``tuner`` table of ``ia3``, by PEFT's names."""
+    """The ``tuner`` table of ``ia3``, with PEFT's names."""
 
     target_modules: list[str] | None = option(None, "layers to scale; null: PEFT's defaults for the architecture")
     feedforward_modules: list[str] | None = option(
@@ -27,15 +27,15 @@ class Ia3Config:
 
 
 def load(config: Ia3Config, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: none, the frozen base is loaded in the run's dtype."""
+    """Return arguments of ``from_pretrained``: none, so the frozen base is loaded in the run's dtype."""
     return {}
 
 
 def wrap(config: Ia3Config, model: PreTrainedModel, role: str) -> PeftModel:
-    """The model frozen, with scales of 1. A scalar head, where there is one, is trained and saved with them.
+    """Freeze the model and add scales of 1. A scalar head, if any, is trained and saved with them.
 
     Raises:
-        ValueError: PEFT does not know the architecture and no layers are named.
+        ValueError: PEFT has no defaults for the architecture, and no layers are named.
     """
     import peft
 

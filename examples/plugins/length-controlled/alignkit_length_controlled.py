@@ -1,8 +1,8 @@
-"""A reward around another one that takes off what mere length explains of its scores.
+"""A reward that wraps another one and removes the effect of length from its scores.
 
-Reward models like long answers, and a policy learns that first. On each batch a line is fitted to the scores over the
-answers' lengths, and what it says of each length is subtracted. Its slope is fitted anew on each batch, so nothing has
-to be kept between them and a resumed run goes on exactly.
+Reward models tend to prefer long answers, and a policy learns that first. For each batch, a line is fitted to the
+scores over the lengths of the answers, and its slope times the length is subtracted. There is no state between batches,
+so a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LengthConfig:
 
 
 def without_length(scores: Sequence[float], lengths: Sequence[int], config: LengthConfig) -> list[float]:
-    """Scores less the fitted effect of length, with the same mean; ``lengths`` are in tokens."""
+    """The scores minus the fitted effect of length, with the same mean; ``lengths`` are in tokens."""
     sizes = [math.log(n) if config.scale == "log" else float(n) for n in lengths]
     if len(scores) < config.fewest or len(set(sizes)) == 1:
         return list(scores)
@@ -46,11 +46,11 @@ def without_length(scores: Sequence[float], lengths: Sequence[int], config: Leng
 
 
 def build(config: LengthConfig, run: Run) -> RewardFunction:
-    """The function of answers.
+    """Return the function that scores answers.
 
     Raises:
         ConfigError: ``of`` names no reward.
-        PluginError: no active plugin gives that reward.
+        PluginError: no active plugin has that reward.
     """
     inner = build_reward(run, config.of)
 

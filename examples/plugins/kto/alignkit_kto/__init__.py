@@ -1,7 +1,7 @@
-"""KTO (Ethayarajh et al. 2024, arXiv 2402.01306): learn from answers that are good or bad, each by itself.
+"""KTO (Ethayarajh et al. 2024, arXiv 2402.01306): learn from single answers that are labelled good or bad.
 
-A stage with all that it brings: a kind of row, a data format that makes it, a batch type and a loss that takes it.
-What needs torch is in ``trainer.py``.
+A stage with a type of row, a data format, a batch type and a loss of its own. Everything that needs torch is in
+``trainer.py``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Judgement:
 
     @property
     def key(self) -> str:
-        """What the held-out split keeps together: the prompt."""
+        """Rows with the same key are held out together: the prompt."""
         return "\n".join(message["content"] for message in self.prompt)
 
 
@@ -54,7 +54,7 @@ def judgement(row: Mapping[str, Any]) -> Judgement:
     """TRL's ``prompt``, ``completion``, ``label``, or LLaMA-Factory's ``messages``, ``label``.
 
     Raises:
-        DataError: saying what is missing or wrong.
+        DataError: a field is missing or invalid.
     """
     if not isinstance(row["label"], bool):
         raise DataError(f"'label' must be true or false, not {row['label']!r}")
@@ -67,12 +67,12 @@ def judgement(row: Mapping[str, Any]) -> Judgement:
 
 
 def judgements(row: Judgement | Ranking) -> list[Judgement]:
-    """A ranking's answers are good above the mean rank and bad below it; those at the mean itself are left out."""
+    """The answers of a ranking: good above the mean rank, bad below it; those at the mean are left out."""
     if isinstance(row, Judgement):
         return [row]
     middle = statistics.fmean(row.ranks)
-    both = zip(row.answers, row.ranks, strict=True)
-    return [Judgement(row.prompt, answer, rank < middle) for answer, rank in both if rank != middle]
+    ranked = zip(row.answers, row.ranks, strict=True)
+    return [Judgement(row.prompt, answer, rank < middle) for answer, rank in ranked if rank != middle]
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ def judgements(row: Judgement | Ranking) -> list[Judgement]:
 
 @dataclass(frozen=True)
 class JudgedLogps:
-    """What the loss takes: log-probabilities summed over each of B answers, under the policy and the reference."""
+    """The input of the loss: log-probabilities of B answers, each summed, under the policy and the reference."""
 
     logps: Tensor  # [B]
     ref_logps: Tensor  # [B]
     good: Tensor  # [B] bool
-    kl: Tensor  # scalar, at least 0: how far the policy is from the reference on answers to other prompts
+    kl: Tensor  # scalar, at least 0: the KL to the reference, estimated from answers to other prompts
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class KtoLossConfig:
 
 
 def kto(config: KtoLossConfig) -> Callable[[JudgedLogps], LossOutput]:
-    """Equation 7 of the paper: mean of weight * (1 - sigmoid(beta * (r - kl))), r - kl being turned round where bad.
+    """Equation 7 of the paper: mean of weight * (1 - sigmoid(±beta * (r - kl))), with + for good answers and - for bad.
 
-    r = log policy - log reference of an answer.
+    r is the log-ratio of policy and reference for an answer.
     """
 
     def loss(batch: JudgedLogps) -> LossOutput:
@@ -123,7 +123,7 @@ class KtoConfig:
 
 
 def build(run: Run) -> Trainer:
-    """The trainer; imports torch."""
+    """Build the trainer; imports torch."""
     from alignkit_kto.trainer import build
 
     return build(run)

@@ -22,7 +22,7 @@ class MuonConfig:
 
 
 def build(config: MuonConfig, args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
-    """A factory, because which matrix is hidden is told by the model and not by its shape; imports torch."""
+    """Return a factory, which gets the model: the shape of a matrix does not tell whether it is hidden."""
     from alignkit_muon.optimizer import Muon
 
     return lambda: Muon, {

@@ -10,10 +10,10 @@ from torch import nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the trained matrices between hidden states, AdamW on the rest, with one state and one state dict.
+    """Muon on the trained hidden matrices, AdamW on the rest, with one state dict.
 
-    Muon's updates have the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982): one learning rate does for
-    both, and one that was good for AdamW is good here.
+    Muon's updates have the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so both use the same
+    learning rate, and one that works for AdamW works here.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Muon(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Have both work on this optimizer's groups, whose rates a schedule changes, and on its state."""
+        """Let both use this optimizer's parameter groups, whose learning rates a schedule changes, and its state."""
         self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         self.muon.state = self.adamw.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimizer's."""
+        """Load the state of both."""
         super().load_state_dict(state_dict)
         self._share()
 
@@ -68,10 +68,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What is trained, as (matrices that map hidden states to hidden states, the rest).
+    """The trained parameters, as (matrices that map hidden states to hidden states, the rest).
 
-    The rest are embeddings, the head of a language model or of a score, norms and biases. An adapter's matrices are
-    hidden ones; its vectors, even if they are stored as matrices of one row, are not.
+    The rest are embeddings, the LM head or scalar head, norms and biases. The matrices of an adapter are hidden
+    matrices; its vectors are not, even if they are stored as matrices with one row.
     """
     apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
