@@ -1,10 +1,10 @@
-"""Fixtures for the tests of plugins; pytest finds them where alignkit is installed. Importing this imports no torch.
+"""Fixtures for the tests of plugins. pytest finds them if alignkit is installed. Importing this imports no torch.
 
 =================  ====================================================================================================
 ``tiny_model``     ``tiny_model("qwen2")``: a folder with a two-layer random model of that architecture, and a tokenizer
 ``tiny_data``      ``tiny_data("rankings")``: a small ``.jsonl`` file of that kind of data
-``check_plugin``   ``check_plugin("mine")``: what ``alignkit plugins check mine`` finds wrong, as an AssertionError
-``run_stage``      ``run_stage("sft", "--plugin", "mine")``: train for two steps in this process; the run folder
+``check_plugin``   ``check_plugin("mine")``: what ``alignkit plugins check mine`` finds, as an AssertionError
+``run_stage``      ``run_stage("sft", "--plugin", "mine")``: train two steps in this process; returns the run folder
 =================  ====================================================================================================
 """
 
@@ -54,7 +54,7 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE tokenizer of 512 tokens, trained on the bundled demonstrations; pad is not set, eos is <eos>."""
+    """A byte-level BPE tokenizer with 512 tokens, trained on the bundled demonstrations; eos is <eos>, without pad."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -80,10 +80,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny_model("llama")``: a folder with a two-layer random model of that architecture and the tokenizer.
+    """``tiny_model("llama")``: a folder with a two-layer random model of that architecture, and a tokenizer.
 
-    An architecture is a ``model_type`` of Transformers (llama, qwen2, qwen3, gemma, mistral, gpt2, ...). Weights are
-    the same each time. Do not write into the folder: it is made once a session.
+    An architecture is a ``model_type`` of Transformers (llama, qwen2, qwen3, gemma, mistral, gpt2, ...). The weights
+    are always the same. The folder is created once per session: do not write into it.
     """
     made: dict[str, Path] = {}
 
@@ -93,7 +93,7 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
             from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
             sizes = {
-                "vocab_size": 576,  # some tokenizer classes add tokens of their own
+                "vocab_size": 576,  # some tokenizer classes add tokens
                 "hidden_size": 64,
                 "intermediate_size": 128,
                 "num_hidden_layers": 2,
@@ -120,9 +120,9 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny_data("preferences")``: the path of a ``.jsonl`` file with 16 rows, the test's own.
+    """``tiny_data("preferences")``: the path of a ``.jsonl`` file with 16 rows, written for this test.
 
-    Kinds: ``demonstrations``, ``rankings`` (three answers, two of them equal), ``preferences``, ``prompts``, ``text``.
+    Kinds: ``demonstrations``, ``rankings`` (three answers, two of them tied), ``preferences``, ``prompts``, ``text``.
     """
     folder = tmp_path_factory.mktemp("data")
 
@@ -146,22 +146,21 @@ def run_stage(
 ) -> Callable[..., Path]:
     """``run_stage("sft", "--plugin", "mine", "mine.r=4")``: ``alignkit train --plugin sft`` in this process.
 
-    The model is ``tiny_model()``; every stage has ``tiny_data`` of the first of its row types that there is, and
-    trains for two steps of two rows on the CPU; what it needs and is not there is trained first. Further arguments are
-    the command line's and win. Gives the run folder, which is in ``tmp_path / "runs"`` unless ``--output`` says
-    otherwise.
+    The model is ``tiny_model()``. Every stage trains on ``tiny_data`` of its first row type, for two steps of two rows
+    on the CPU; the runs that it needs are trained first. Further arguments are those of the command line and take
+    precedence. Returns the run folder, which is in ``tmp_path / "runs"`` without ``--output``.
 
     Raises:
-        AssertionError: the command failed; its text is the error's one line.
+        AssertionError: the command failed; the message is its one-line error.
     """
     from alignkit.cli import main
     from alignkit.registry import Registry
 
-    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")  # libraries keep their settings, which are a whole process's
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")  # keep the settings of libraries, which are global
 
     def run(stage: str, *arguments: str) -> Path:
         registry = Registry()
-        with contextlib.suppress(AlignkitError):  # the command below says it
+        with contextlib.suppress(AlignkitError):  # the command below reports it
             registry.activate(stage, *_given(arguments, "--plugin", "-p"))
         stages = [registry.stage(each.name) for each in registry.all("stage")]
         kinds = {each.name: [KIND_OF_ROW[row] for row in each.rows if row in KIND_OF_ROW] for each in stages}
@@ -180,10 +179,10 @@ def run_stage(
 
 @pytest.fixture
 def check_plugin() -> Callable[[str], None]:
-    """``check_plugin("mine")``: what ``alignkit plugins check mine`` says. It imports the plugin in another process.
+    """``check_plugin("mine")``: run ``alignkit plugins check mine``, which imports the plugin in another process.
 
     Raises:
-        AssertionError: it is broken, or anything else is wrong with it; its text says what, a line each.
+        AssertionError: the plugin has problems; the message has one line for each.
     """
     from alignkit.config import plugin_checks
 

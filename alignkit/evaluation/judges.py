@@ -1,4 +1,4 @@
-"""What scores answers outside a training run: a function, a reward run, or a reward of a plugin. No torch here."""
+"""Score answers outside a training run: by a function, a reward run, or a plugin's reward. No torch here."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from alignkit.runs.plan import check_requires
 
 
 class Judge(NamedTuple):
-    """What scores answers, and how it is called."""
+    """Something that scores answers, and its name."""
 
     name: str
-    # answers at a time, one line for the user -> the function
+    # batch size, a function that prints a line -> the function that scores
     open: Callable[[int, Callable[[str], None]], Callable[[Answers], list[float]]]
-    loads: bool = True  # a model, or whatever a plugin's reward loads
+    loads: bool = True  # whether opening it takes time, such as for loading a model
 
 
 def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[str] = ()) -> Judge:
-    """The ``module:function``, the reward run's folder or the reward component that an option ``key`` names.
+    """The judge that the option ``key`` names: ``module:function``, the folder of a reward run, or a reward component.
 
     ``plugins`` are activated; ``overrides`` (``reward.label=1``) are the settings of a component.
 
     Raises:
-        AlignkitError: there is no such thing, or it cannot score; settings for what has none.
+        AlignkitError: it does not exist or cannot score; it has no settings, but there are overrides.
     """
     registry = Registry()
     registry.activate(*plugins)
@@ -47,7 +47,9 @@ def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[
         return _component(registry, key, name, overrides)
     if overrides:
         known = ", ".join(reward.name for reward in registry.all("reward"))
-        raise ConfigError(f"{overrides[0]} is a setting of a reward, and {key} {name} names none. Rewards: {known}")
+        raise ConfigError(
+            f"{overrides[0]} is a setting of a reward component, and {key} {name} is not one. Rewards: {known}"
+        )
     if ":" in name and not Path(name).exists():
         function = rankings.import_scorer(name)
 
@@ -57,16 +59,16 @@ def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[
 
         return Judge(name, lambda batch, say: score, loads=False)
     if not Path(name).exists() and "/" not in name:
-        rewards_known = [reward.name for reward in registry.all("reward")]
+        known_rewards = [reward.name for reward in registry.all("reward")]
         raise ConfigError(
-            f"{key}: '{name}' is not module:function, no finished run, and no reward of an active plugin."
-            f"{did_you_mean(name, rewards_known)} Rewards: {', '.join(rewards_known)}"
+            f"{key}: '{name}' is neither module:function, nor a finished run, nor a reward of an active plugin."
+            f"{did_you_mean(name, known_rewards)} Rewards: {', '.join(known_rewards)}"
         )
     return of_run(lineage.named(key, name, "reward"))
 
 
 def of_run(run: Parent) -> Judge:
-    """A reward run: the scores that ``alignkit score`` gives."""
+    """A reward run as a judge; its scores are those of ``alignkit score``."""
     return Judge(str(run.folder), lambda batch, say: _scorer(run, batch))
 
 
@@ -77,7 +79,7 @@ def _scorer(run: Parent, batch: int) -> RewardFunction:
     scorer = Scorer(run.folder, run.manifest)
 
     def score(answers: Answers, roles: object = None) -> list[float]:
-        encoded = [scorer.encode(*both) for both in zip(answers.prompts, answers.texts, strict=True)]
+        encoded = [scorer.encode(prompt, text) for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
         return scorer.scores(encoded, batch)
 
     return score
@@ -89,9 +91,9 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
         raise ConfigError(f"unknown key {wrong[0]}: the settings of {key} {name} are reward.KEY=VALUE")
     reward = select(registry, "reward", name, [settings.get("reward", {})])
     if reward.component.name != name:
-        raise ConfigError(f"reward.name is {reward.component.name}, and {key} is {name}: name it there alone")
+        raise ConfigError(f"reward.name is {reward.component.name}, but {key} is {name}. Remove reward.name")
     if getattr(reward.config, "on_error", "stop") != "stop":
-        raise ConfigError("reward.on_error is for training: here an answer that the reward refuses stops the command")
+        raise ConfigError("reward.on_error is only for training: here a rejected answer stops the command")
 
     def find(stage: str, role: str, named: str | None, key: str) -> str:
         if named is None:
@@ -103,16 +105,18 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
         check_requires(registry, component)
         if component.check:
             component.check(config)
-    return Judge(name, lambda batch, say: rewards.build(reward, cast(Any, Alone(registry, name, batch, say))))
+    return Judge(
+        name, lambda batch, say: rewards.build(reward, cast(Any, RunOutsideTraining(registry, name, batch, say)))
+    )
 
 
 class OnlyInTrainingError(ConfigError, AttributeError):
-    """A reward asked for something of its run that is there in training alone."""
+    """A reward asked for a member of its run that exists only in training."""
 
 
 @dataclass
-class Alone:
-    """What ``build`` of a reward is given in place of a run, outside training."""
+class RunOutsideTraining:
+    """What ``build`` of a reward gets outside training, in place of a run."""
 
     registry: Registry
     name: str
@@ -121,37 +125,37 @@ class Alone:
 
     @functools.cached_property
     def device(self) -> Any:
-        """As of a run."""
+        """The device."""
         from alignkit.models.device import run_device
 
         return run_device({})
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """As of a run."""
+        """The number format."""
         from alignkit.models.device import run_dtype
 
         return run_dtype({})
 
     def reward_run(self, path: str | None) -> RewardFunction:
-        """As of a run."""
+        """The scores of the reward model in a run folder."""
         if path is None:
-            raise ConfigError(f"reward '{self.name}' asks for a reward run that its settings do not name")
+            raise ConfigError(f"reward '{self.name}' needs a reward run, and its settings name none")
         return _scorer(lineage.named("reward.path", path, "reward"), self.batch)
 
-    def __getattr__(self, what: str) -> Any:
-        raise OnlyInTrainingError(f"reward '{self.name}' works in training alone: it asks for run.{what}")
+    def __getattr__(self, member: str) -> Any:
+        raise OnlyInTrainingError(f"reward '{self.name}' works only in training: it uses run.{member}")
 
 
 @dataclass(frozen=True)
 class TextAnswers(Answers):
-    """Answers that were read from a file: there are no tokens of a policy."""
+    """Answers from a file, without the tokens of a policy."""
 
     prompt_ids: list[list[int]] = dataclasses.field(init=False, repr=False)
     answer_ids: list[list[int]] = dataclasses.field(init=False, repr=False)
 
-    def __getattr__(self, what: str) -> Any:
-        raise OnlyInTrainingError(f"this reward reads {what}, tokens of a policy, and a file has texts alone")
+    def __getattr__(self, member: str) -> Any:
+        raise OnlyInTrainingError(f"this reward uses {member}, the tokens of a policy, but a file has only texts")
 
 
 def of_texts(prompt: str | Conversation, texts: list[str]) -> TextAnswers:

@@ -68,11 +68,11 @@ def test_rank_takes_reward_runs_and_rewards(
         (["--by", "classifier", "train.seed=1"], "unknown key train: the settings of --by classifier are reward.KEY"),
         (
             ["--by", "lora-a/rm", "reward.path=a"],
-            "reward.path=a is a setting of a reward, and --by lora-a/rm",
+            "reward.path=a is a setting of a reward component, and --by lora-a/rm is not one",
         ),
-        (["--by", "trainer"], "reward 'trainer' works in training alone: it asks for run.tokenizer"),
-        (["--by", "tokens"], "this reward reads answer_ids, tokens of a policy, and a file has texts alone"),
-        (["--by", "brevity", "reward.on_error=skip"], "reward.on_error is for training"),
+        (["--by", "trainer"], "reward 'trainer' works only in training: it uses run.tokenizer"),
+        (["--by", "tokens"], "this reward uses answer_ids, the tokens of a policy, but a file has only texts"),
+        (["--by", "brevity", "reward.on_error=skip"], "reward.on_error is only for training"),
     ],
 )
 def test_what_cannot_score_outside_training_is_refused(
