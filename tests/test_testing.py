@@ -83,7 +83,7 @@ def test_the_example_of_the_page_is_a_test_that_passes(run_stage: Callable[..., 
     scope: dict[str, Any] = {}
     exec(code, scope)
 
-    scope["test_a_wrong_setting_is_told"](run_stage)
+    scope["test_an_unknown_setting_is_an_error"](run_stage)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "tiny_data", "run_stage", "check_plugin"])
