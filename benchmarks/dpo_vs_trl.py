@@ -15,19 +15,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+import pairs
 import torch
-import transformers
 
 from alignkit import bundled
 from alignkit.models import device
@@ -68,26 +62,7 @@ def asked(tokenizer: Any, prompt: str) -> list[int]:
     return prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
 
 
-class Meter(transformers.TrainerCallback):
-    """Seconds of the clock and of the CPU from the end of the warm-up to that of the last step, and peak memory."""
-
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (WARM_UP, state.max_steps):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.marks.append((time.perf_counter(), time.process_time()))
-        if state.global_step == state.max_steps:
-            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux; macOS would say bytes
-            self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.losses = [log["loss"] for log in state.log_history if "loss" in log]
-
-
-meter = Meter()
+meter = pairs.Meter(WARM_UP)
 
 
 def arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,22 +72,11 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": 2e-5,
         "lr_scheduler_type": "constant",
         "bf16": device.run_dtype({}) is torch.bfloat16,
-        "use_cpu": not torch.accelerator.is_available(),
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "save_strategy": "no",
-        "report_to": "none",
+        **pairs.TRAIN,
     }
 
 
 def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> None:
-    from alignkit.config import resolve
-    from alignkit.registry import Registry
-    from alignkit.runs.plan import make
-    from alignkit.training.run import Run
-
     data = Path(folder) / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {
@@ -123,11 +87,7 @@ def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> Non
         "train": arguments(options),
         "stages": {"dpo": {"policy": "base", "shared_prompt": options.side == "shared"}},
     }
-    registry = Registry()
-    run = Run(make(registry, resolve(registry, {}, settings)), print)
-    run.folder.mkdir(parents=True)
-    trainer = run.config.stage.component.build(run)
-    trainer.add_callback(meter)
+    trainer, _ = pairs.alignkit_trainer(settings, meter)
     trainer.train()
 
 
@@ -136,12 +96,12 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
     import trl
     from datasets import Dataset
 
-    def said(role: str, text: str) -> list[dict[str, str]]:
+    def message(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
     lora = options.tuner == "lora"
-    pairs = [
-        {name: said("user" if name == "prompt" else "assistant", text) for name, text in row.items()} for row in rows
+    conversations = [
+        {name: message("user" if name == "prompt" else "assistant", text) for name, text in row.items()} for row in rows
     ]
     trl.DPOTrainer(
         model=base.locate(options.model, print),
@@ -151,7 +111,7 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
             max_length=None,
             model_init_kwargs={"dtype": device.run_dtype({}) if lora else torch.float32},
         ),
-        train_dataset=Dataset.from_list(pairs),
+        train_dataset=Dataset.from_list(conversations),
         peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
         if lora
         else None,
@@ -166,53 +126,35 @@ def child(options: argparse.Namespace) -> None:
     rows = rows_of(options, load_tokenizer(base.locate(options.model, print), None))
     with tempfile.TemporaryDirectory() as folder:
         (train_trl if options.side == "trl" else train_ours)(options, folder, rows)
-    (wall, cpu), (wall_end, cpu_end) = meter.marks
-    found = {"seconds": wall_end - wall, "CPU seconds": cpu_end - cpu, "peak MiB": meter.peak / 2**20}
-    options.result.write_text(json.dumps({**found, "first loss": meter.losses[0]}), encoding="utf-8")
-
-
-def measure(side: str) -> dict[str, float]:
-    """This script again, as a process that trains one side."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--result", str(result)]
-        environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{side} failed:\n{done.stdout}{done.stderr}")
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+    numbers = {"seconds": meter.seconds, "CPU seconds": meter.cpu_seconds, "peak MiB": meter.peak}
+    options.result.write_text(json.dumps({**numbers, "first loss": meter.losses[0]}), encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="of each side")
+    parser = pairs.parser(__doc__, SIDES)
     parser.add_argument("--steps", type=int, default=8, help=f"of each run, over {WARM_UP}: so many are not timed")
     parser.add_argument("--batch-size", type=int, default=4, help="pairs a step")
     parser.add_argument("--even", action="store_true", help="prompts as long as the answers")
     parser.add_argument("--tuner", choices=("lora", "full"), default="lora")
-    parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         return child(options)
 
-    locate = "import sys; from alignkit.runs import base; base.locate(sys.argv[1], print)"
-    subprocess.run([sys.executable, "-c", locate, options.model], check=True)  # converted before anything is measured
+    def measure(side: str, turn: int) -> pairs.Numbers:
+        numbers = pairs.measure(side)
+        print(pairs.line(side, numbers), flush=True)
+        return numbers
+
+    pairs.convert(options.model)
     print(f"seconds are those of {options.steps - WARM_UP} steps")
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
-    for _ in range(options.runs):
-        for side in options.sides:
-            found[side].append(one := measure(side))
-            print(f"{side:<9}", "  ".join(f"{name} {value:.3f}" for name, value in one.items()), flush=True)
-    for what in ("seconds", "CPU seconds", "peak MiB"):  # the second says most where the machine is shared
-        slower = "seconds" in what
-        print(f"\n{what}, {'TRL / alignkit' if slower else 'alignkit / TRL'}, of neighbouring runs")
-        for side in (side for side in options.sides if side != "trl" and "trl" in options.sides):
-            pairs = [(mine[what], trl[what]) for mine, trl in zip(found[side], found["trl"], strict=True)]
-            ratios = [trl / mine if slower else mine / trl for mine, trl in pairs]
-            print(f"{side:<9} median {statistics.median(ratios):.2f}   min {min(ratios):.2f}   max {max(ratios):.2f}")
+    measured = pairs.in_turns(options.sides, options.runs, measure)
+    trl = measured.pop("trl", None)
+    for name in ("seconds", "CPU seconds", "peak MiB") if trl else ():  # the second is best on a shared machine
+        slower = "seconds" in name
+        print(f"\n{name}, {'TRL / alignkit' if slower else 'alignkit / TRL'}, of neighbouring runs")
+        for side, ours in measured.items():
+            print(pairs.spread(side, pairs.ratios(trl, ours, name) if slower else pairs.ratios(ours, trl, name)))
 
 
 if __name__ == "__main__":

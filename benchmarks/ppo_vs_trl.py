@@ -20,16 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import pairs
 import torch
 import transformers
 
@@ -95,16 +93,8 @@ class Meter(transformers.TrainerCallback):
 
 
 def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    pairs.synchronize()
     return time.monotonic()  # which --clock cpu replaces
-
-
-def peak() -> float:
-    """MiB: of the device where there is one, else of the process, its libraries included."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux; macOS would say bytes
 
 
 meter = Meter()
@@ -252,29 +242,21 @@ def child(options: argparse.Namespace) -> None:
     if options.side == "prepare":
         return
     timed = meter.iterations[1:]
-    found = {name: statistics.mean(one[name] for one in timed) for name in ("seconds", *PARTS, "tokens")}
-    options.result.write_text(json.dumps({**found, "peak MiB": peak()}), encoding="utf-8")
+    numbers = {name: statistics.mean(one[name] for one in timed) for name in ("seconds", *PARTS, "tokens")}
+    options.result.write_text(json.dumps({**numbers, "peak MiB": pairs.peak()}), encoding="utf-8")
 
 
-def run(options: argparse.Namespace, side: str, folder: Path, seed: int) -> dict[str, float]:
-    """This script again, as a process that does one side."""
-    result = folder / "result.json"
-    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-    command += ["--result", str(result), "--seed", str(seed)]
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"HF_DATASETS_CACHE": str(folder / "datasets"), "TRL_EXPERIMENTAL_SILENCE": "1"}
+def environment(options: argparse.Namespace, side: str) -> dict[str, str]:
+    """TRL 1.12 is on the path of TRL's processes only."""
+    own = {"HF_DATASETS_CACHE": str(options.folder / "datasets"), "TRL_EXPERIMENTAL_SILENCE": "1"}
     if side == "trl":
-        environment["PYTHONPATH"] = os.pathsep.join([str(options.trl.absolute()), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stdout}{done.stderr}")
-    return {} if side == "prepare" else dict(json.loads(result.read_text(encoding="utf-8")))
+        own["PYTHONPATH"] = os.pathsep.join([str(options.trl.absolute()), os.environ.get("PYTHONPATH", "")])
+    return own
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = pairs.parser(__doc__, ("prepare", *SIDES), runs=2)
     parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12; without it alignkit alone is measured")
-    parser.add_argument("--runs", type=int, default=2, help="of each side")
     parser.add_argument("--iterations", type=int, default=4, help="of each run; the first is not timed")
     parser.add_argument("--batch-size", type=int, default=32, help="answers an iteration")
     parser.add_argument("--minibatches", type=int, default=4)
@@ -285,29 +267,31 @@ def main() -> None:
     default = str(device.run_dtype({})).removeprefix("torch.")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=default, help="of the base, on both sides")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
-    parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
-    for hidden, kind in (("--side", str), ("--folder", Path), ("--result", Path), ("--seed", int)):
-        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         return child(options)
 
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES if side == "alignkit" or options.trl}
+    def measure(side: str, seed: int) -> pairs.Numbers:
+        numbers = pairs.measure(
+            side, "--folder", str(options.folder), "--seed", str(seed), **environment(options, side)
+        )
+        if numbers:
+            print(pairs.line(side, numbers), flush=True)
+        return numbers
+
     with tempfile.TemporaryDirectory() as folder:
-        run(options, "prepare", Path(folder), 0)
-        for seed in range(options.runs):
-            for side in found:
-                found[side].append(one := run(options, side, Path(folder), seed))
-                print(f"{side:<9}", "  ".join(f"{name} {value:.2f}" for name, value in one.items()), flush=True)
+        options.folder = Path(folder)
+        measure("prepare", 0)
+        measured = pairs.in_turns(SIDES if options.trl else SIDES[:1], options.runs, measure)
     print("\nmedian seconds of an iteration")
-    for side, runs in found.items():
-        middle = {part: statistics.median(one[part] for one in runs) for part in ("seconds", *PARTS)}
-        print(f"{side:<9}", "  ".join(f"{part} {value:.2f}" for part, value in middle.items()))
+    for side, runs in measured.items():
+        median = {part: statistics.median(one[part] for one in runs) for part in ("seconds", *PARTS)}
+        print(pairs.line(side, median))
     if options.trl:
         print("\nTRL / alignkit, of neighbouring runs")
         for name in ("seconds", *PARTS, "peak MiB"):
-            ratios = [trl[name] / mine[name] for mine, trl in zip(found["alignkit"], found["trl"], strict=True)]
-            print(f"{name:<9} median {statistics.median(ratios):.2f}   min {min(ratios):.2f}   max {max(ratios):.2f}")
+            print(pairs.spread(name, pairs.ratios(measured["trl"], measured["alignkit"], name)))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 
 The process of alignkit runs ``alignkit.training.execute``; TRL's is ``SFTTrainer`` as its documentation shows it,
 fed with conversational prompt-completion rows. Both train without evaluation, checkpoints and gradient checkpointing,
-and are watched by the same :class:`Meter`. Tokens are those of the attention mask. TRL also trains the newline that the
-chat template writes after an answer's end, so its rows are one token longer; rows per second do not depend on that.
+and are watched by the same :class:`pairs.Meter`. Tokens are those of the attention mask. TRL also trains the newline
+that the chat template writes after an answer's end, so its rows are one token longer; rows per second do not depend on
+that.
 """
 
 from __future__ import annotations
@@ -15,22 +16,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-from transformers import TrainerCallback, TrainerState
+import pairs
 
-from alignkit import hookimpl
 from alignkit.config import resolve
 from alignkit.registry import Plugin, Registry, installed
 from alignkit.runs import base
@@ -47,7 +41,7 @@ class Measured:
 
     seconds: float  # of the steps after the warm-up
     cores: float  # that were at work meanwhile: fewer than elsewhere in the table, and the machine was shared
-    peak: int  # bytes: of the device where there is one, else of the process
+    peak: float  # MiB
     losses: list[float]  # as logged, one a step
     batches: list[list[Row]]  # what was trained on, one a step
 
@@ -58,34 +52,11 @@ class Measured:
         """What is compared."""
         timed = self.rows(WARM_UP)
         tokens = sum(len(ids) for ids, _ in timed)
-        return {"tokens/s": tokens / self.seconds, "rows/s": len(timed) / self.seconds, "peak MiB": self.peak / 2**20}
+        return {"tokens/s": tokens / self.seconds, "rows/s": len(timed) / self.seconds, "peak MiB": self.peak}
 
 
-class Meter(TrainerCallback):
-    """A callback for either trainer, and the plugin that hands itself to alignkit's."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Row]] = []
-        self.marks: list[tuple[float, float]] = []  # seconds of the clock and of the CPU
-
-    @hookimpl
-    def alignkit_callbacks(self, run: Any) -> list[TrainerCallback]:
-        return [self]
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (WARM_UP, state.max_steps):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.marks.append((time.perf_counter(), time.process_time()))
-        if state.global_step == state.max_steps:
-            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux; macOS would say bytes
-            self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024
-
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.losses = [log["loss"] for log in state.log_history if "loss" in log]
-
-
-meter = Meter()
+meter = pairs.Meter(WARM_UP)
+batches: list[list[Row]] = []  # as the collator gets them
 
 
 def plan_of(options: argparse.Namespace, output: str) -> Plan:
@@ -95,12 +66,7 @@ def plan_of(options: argparse.Namespace, output: str) -> Plan:
         "max_steps": options.steps,
         "per_device_train_batch_size": options.batch_size,
         "bf16": True,
-        "use_cpu": not torch.accelerator.is_available(),  # TRL refuses bf16 on a CPU that it did not ask for
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "save_strategy": "no",
+        **pairs.TRAIN,
     }
     data = {"path": options.data, "eval_size": 0}
     settings = {"plugins": ["sft", options.tuner, "meter"], "model": options.model, "output": output}
@@ -137,32 +103,19 @@ def child(options: argparse.Namespace) -> None:
 
     collate = Collator.torch_call
 
-    def noted(self: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        meter.batches.append([(example["input_ids"], example["labels"]) for example in examples])
+    def record(self: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batches.append([(example["input_ids"], example["labels"]) for example in examples])
         return collate(self, examples)
 
-    with tempfile.TemporaryDirectory() as output, mock.patch.object(Collator, "torch_call", noted):
+    with tempfile.TemporaryDirectory() as output, mock.patch.object(Collator, "torch_call", record):
         plan = plan_of(options, output)
         if options.side == "trl":
             train_trl(plan)
         else:
             execute(plan, resume=False, overwrite=False, say=print)
-    batches = meter.batches[: options.steps]  # one more is fetched ahead
-    seconds, cpu_seconds = (end - start for start, end in zip(*meter.marks, strict=True))
-    measured = Measured(seconds, cpu_seconds / seconds, meter.peak, meter.losses, batches)
+    trained = batches[: options.steps]  # one more is fetched ahead
+    measured = Measured(meter.seconds, meter.cpu_seconds / meter.seconds, meter.peak, meter.losses, trained)
     options.result.write_text(json.dumps(dataclasses.asdict(measured)), encoding="utf-8")
-
-
-def run(side: str) -> Measured:
-    """This script again, as a process that trains one side."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--result", str(result)]
-        environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{side} failed:\n{done.stdout}{done.stderr}")
-        return Measured(**json.loads(result.read_text(encoding="utf-8")))
 
 
 def check_same(ours: Measured, theirs: Measured) -> None:
@@ -188,34 +141,32 @@ def print_line(side: str, m: Measured) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="of each side")
+    parser = pairs.parser(__doc__, ("alignkit", "trl"))
     parser.add_argument("--steps", type=int, default=10, help=f"of each run, over {WARM_UP}: so many are not timed")
     parser.add_argument("--tuner", choices=("lora", "full"), default="lora")
-    parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
     parser.add_argument("--data", default="bundled:demonstrations", help="demonstrations with one answer a row")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--assert", dest="check", action="store_true", help="exit 1 if slower, or over 1.02 the memory")
-    parser.add_argument("--side", choices=("alignkit", "trl"), help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         return child(options)
 
-    locate = "import sys; from alignkit.runs import base; base.locate(sys.argv[1], print)"
-    subprocess.run([sys.executable, "-c", locate, options.model], check=True)  # converted before anything is measured
-    print(" " * 9 + "  tokens/s    rows/s  peak MiB     cores  tokens  targets   loss of each step")
-    ratios: dict[str, list[float]] = {}
-    for _ in range(options.runs):
-        print_line("alignkit", ours := run("alignkit"))
-        print_line("trl", theirs := run("trl"))
-        check_same(ours, theirs)
-        for name, value in ours.numbers().items():
-            ratios.setdefault(name, []).append(value / theirs.numbers()[name])
+    runs: dict[str, Measured] = {}  # of this turn
 
+    def measure(side: str, turn: int) -> pairs.Numbers:
+        runs[side] = Measured(**pairs.measure(side))
+        print_line(side, runs[side])
+        if side == "trl":
+            check_same(runs["alignkit"], runs["trl"])
+        return runs[side].numbers()
+
+    pairs.convert(options.model)
+    print(" " * 9 + "  tokens/s    rows/s  peak MiB     cores  tokens  targets   loss of each step")
+    measured = pairs.in_turns(("alignkit", "trl"), options.runs, measure)
+    ratios = {name: pairs.ratios(measured["alignkit"], measured["trl"], name) for name in measured["trl"][0]}
     print("\nalignkit / TRL, of neighbouring runs")
     for name, values in ratios.items():
-        print(f"{name:<9} median {statistics.median(values):.3f}   min {min(values):.3f}   max {max(values):.3f}")
+        print(pairs.spread(name, values))
     slower, larger = statistics.median(ratios["tokens/s"]) < 1.0, statistics.median(ratios["peak MiB"]) > 1.02
     sys.exit(1 if options.check and (slower or larger) else 0)
 
