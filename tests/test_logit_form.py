@@ -134,10 +134,25 @@ def test_measuring_leaves_random_numbers_modes_and_hooks_as_they_were() -> None:
     assert not model.lm_head._forward_pre_hooks
 
 
-def test_an_adapter_on_the_head_counts() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},  # of the embeddings that the head is tied to
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_an_adapter_on_the_head_counts(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], init_lora_weights=False)
-    adapted = peft.get_peft_model(architectures.build("llama", logits=0.7), config).eval()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    tied = "trainable_token_indices" in settings
+    adapted = peft.get_peft_model(architectures.build("llama", logits=0.7, tie_word_embeddings=tied), config).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
     torch.testing.assert_close(role_logps(adapted), own_logps(adapted), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(fused_logps(adapted), own_logps(adapted), rtol=1e-4, atol=1e-3)
+    assert not fused_head.uses_fused_head(adapted)

@@ -78,7 +78,7 @@ def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) 
     """
     inner = base_of(model)
     if not hasattr(inner, "_alignkit_form"):
-        inner._alignkit_form = logit_form.measure(inner) if _is_matrix(inner.get_output_embeddings()) else None
+        inner._alignkit_form = logit_form.measure(inner) if _is_linear(inner.get_output_embeddings()) else None
         if inner._alignkit_form is None:
             say(
                 f"{type(inner).__name__}: log-probabilities are computed from full logits, which is slower and needs "
@@ -87,14 +87,13 @@ def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) 
     return inner._alignkit_form is not None
 
 
-def _is_matrix(head: Any) -> bool:
-    """Whether a head computes ``weight @ hidden + bias`` and nothing else, such as an adapter."""
-    weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or hasattr(head, "base_layer"):
+def _is_linear(head: Any) -> bool:
+    """Whether a head computes ``weight @ hidden + bias`` and nothing else: no adapter, no hook, no other layer."""
+    if type(head) is not torch.nn.Linear:
         return False
-    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        rows = weight[:8]
-        return torch.equal(head(rows), torch.nn.functional.linear(rows, weight, getattr(head, "bias", None)))
+    with torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+        rows = head.weight[:8]
+        return torch.equal(head(rows), torch.nn.functional.linear(rows, head.weight, head.bias))
 
 
 def _token_logps(inner: Any, labels: Tensor, **inputs: Any) -> TokenLogpsOutput:
