@@ -1,4 +1,4 @@
-"""Rewards as functions whose scores are checked. Importing this module imports no torch."""
+"""Builds rewards: functions of answers and roles whose scores are checked. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
-    """A reward as a function of answers with checked scores; ``which`` tells it from others of its name in errors."""
+    """A reward from its settings. ``which`` distinguishes it in errors from other rewards with its name."""
     component, config = reward
     score = handover.with_roles(
         handover.function(run.registry.describe(component, "build"), component.build(config, run))
@@ -49,41 +49,42 @@ def build_reward(run: Run, table: Mapping[str, Any], own: Collection[str] = ()) 
 
 
 def skipping(score: RewardFunction, say: Callable[[str], None]) -> RewardFunction:
-    """``score`` that gives NaN for the answers that it refuses, as long as there are others; says the first refusal.
+    """``score``, with NaN for the answers that it rejects, unless it rejects all. Says the first error.
 
-    Where a batch fails, each answer is scored alone to find those that are refused. The rest are then scored together
-    again, since a reward may compare the answers of a batch.
+    If a batch fails, each answer is scored separately to find those that are rejected. The others are then scored
+    together again, since a reward may compare the answers of a batch.
     """
-    said: list[str] = []
+    warned = False
 
-    def refusal(answers: Answers, roles: nn.Module | None) -> str:
+    def rejection(answer: Answers, roles: nn.Module | None) -> str:
         try:
-            score(answers, roles)
+            score(answer, roles)
         except DataError as error:
             return str(error)
         return ""
 
     def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
+        nonlocal warned
         try:
             return score(answers, roles)
         except DataError:
-            numbers = range(len(answers.texts))
-            refused = {number: why for number in numbers if (why := refusal(answers.take([number]), roles))}
-            if len(refused) in (0, len(numbers)):  # it is not about single answers
+            indices = range(len(answers.texts))
+            rejected = {i: error for i in indices if (error := rejection(answers.take([i]), roles))}
+            if len(rejected) in (0, len(indices)):  # the error is not about single answers
                 raise
-        if not said:
-            said.extend(refused.values())
-            say(f"warning: skipped an answer, and will skip others like it: {said[0]}")
-        rest = iter(score(answers.take([number for number in numbers if number not in refused]), roles))
-        return [math.nan if number in refused else next(rest) for number in numbers]
+        if not warned:
+            warned = True
+            say(f"warning: skipped an answer, and will skip others like it: {next(iter(rejected.values()))}")
+        accepted = iter(score(answers.take([i for i in indices if i not in rejected]), roles))
+        return [math.nan if i in rejected else next(accepted) for i in indices]
 
     return scores
 
 
 def of_role(run: Run, path: str | None) -> RewardFunction:
-    """The scores of the reward run in the folder ``path``, one of the run's parents; without ``path``, of the only one.
+    """The scores of the reward model in the run folder ``path``, one of the run's parents; None if there is only one.
 
-    The function needs ``roles``, in which that run is one of the rewards.
+    The function needs ``roles``, one of which is that model.
     """
     import torch
 
@@ -93,19 +94,19 @@ def of_role(run: Run, path: str | None) -> RewardFunction:
     names = [role for role, folder in runs.items() if path in (None, str(folder))]
     if len(names) != 1:
         known = ", ".join(map(str, runs.values())) or "none"
-        raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Runs that it named: {known}")
+        raise ConfigError(f"a reward asks for the reward run {path or 'that it needs'}. Its `needs` named: {known}")
     size = run.config.train.get("per_device_eval_batch_size", 8)
 
     def score(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         if not isinstance(roles, Roles):
             raise PluginError(
                 f"the reward model in {runs[names[0]]} was called without roles: a stage, an engine or a reward that "
-                "calls a reward has to pass them on, as in score(answers, roles)"
+                "calls a reward must pass them, as in score(answers, roles)"
             )
         model, scores = roles.eval(), list[float]()
         for start in range(0, len(answers.texts), size):
-            some = slice(start, start + size)
-            ids = answers.prompt_ids[some], answers.answer_ids[some]
+            batch = slice(start, start + size)
+            ids = answers.prompt_ids[batch], answers.answer_ids[batch]
             sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
             with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
                 scores += model(sequences, names)[names[0]].tolist()
