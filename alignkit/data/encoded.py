@@ -154,7 +154,7 @@ def _cached(
             num_proc=processes,
         )
 
-    is_cached = folder.exists()
+    is_cached = any(info.parent.suffix != ".incomplete" for info in folder.glob("*/dataset_info.json"))
     try:
         if is_cached or (shares := _shares(len(rows), processes)) == 1:
             dataset = generate([(0, rows)])

@@ -170,8 +170,9 @@ def test_an_interrupt_leaves_no_half_cache(tokenizer: Any, cache: Path) -> None:
         all_of(rows, encoder)
     assert not files(cache)
     encoder.after = 1000  # type: ignore[misc]
-    (records, _, _), _ = all_of(rows, encoder)
+    (records, _, _), lines = all_of(rows, encoder, processes=3)
     assert len(records) == 2 * ROWS
+    assert lines == [f"encoding {ROWS} rows in 3 processes"]
 
 
 def test_rows_that_cannot_be_handed_to_processes_are_encoded_by_one(tokenizer: Any) -> None:
