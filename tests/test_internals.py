@@ -246,6 +246,7 @@ def test_a_config_names_the_attention_of_its_model(tiny_model: Callable[..., Pat
 def test_accelerate_keeps_the_forward_that_it_wraps(tiny_model: Callable[..., Path]) -> None:
     model = load(tiny_model)
     plain = logits(model)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier test's trainer
     prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
 
     assert not torch.equal(logits(prepared), plain)
