@@ -22,6 +22,7 @@ def check(trainer: Any) -> None:
         ConfigError: they differ.
     """
     import torch
+    from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
     inner = base_of(trainer.model)
 
@@ -29,7 +30,7 @@ def check(trainer: Any) -> None:
         """Log-probabilities of the last row's tokens, when the trainer packs the rows."""
         ids = [token for row in rows for token in row]
         example = {"input_ids": ids, "labels": ids, "seq_lengths": [len(row) for row in rows]}
-        batch = {name: tensor.to(inner.device) for name, tensor in trainer.data_collator([example]).items()}
+        batch = send_to_device(trainer.data_collator([example]), inner.device)
         return fused_logps(trainer.model, batch).log_probs[0, -len(rows[-1]) + 1 :].float()
 
     with probing(inner) as inputs:
