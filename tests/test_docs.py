@@ -91,6 +91,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
         "dpo_vs_trl.py --even --runs 1 --steps 3 --batch-size 2 --model TINY",
         "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 --model TINY",
+        "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
     ],

@@ -38,7 +38,7 @@ class FixedLayer(DynamicLayer):
             return
         former, self.buffers = self.buffers, tuple(self._room(buffer, len(beam_idx)) for buffer in self.buffers)
         for buffer, states in zip(self.buffers, former, strict=True):
-            buffer[:, :, :end] = states[beam_idx, :, :end]
+            buffer[:, :, :end] = states[:, :, :end].index_select(0, beam_idx)
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
 
     def _room(self, states: Tensor, rows: int) -> Tensor:

@@ -53,7 +53,7 @@ class Decoder:
     def select(self, rows: Tensor) -> None:
         """Continue with these rows; a row can be selected more than once."""
         self.cache.reorder_cache(rows)
-        self.mask, self.last = self.mask[rows], self.last[rows]
+        self.mask, self.last = (tensor.index_select(0, rows) for tensor in (self.mask, self.last))
 
     def _inputs(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
