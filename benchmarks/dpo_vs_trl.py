@@ -24,8 +24,8 @@ import pairs
 import torch
 
 from alignkit import bundled
-from alignkit.models import device
-from alignkit.runs import base
+from alignkit.models import run_dtype
+from alignkit.runs import locate_model
 
 SIDES = ("separate", "shared", "trl")
 WARM_UP = 1  # steps that are not timed
@@ -57,7 +57,7 @@ def tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def asked(tokenizer: Any, prompt: str) -> list[int]:
-    from alignkit.data.chat_template import prompt_ids
+    from alignkit.data import prompt_ids
 
     return prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
 
@@ -71,7 +71,7 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": 2e-5,
         "lr_scheduler_type": "constant",
-        "bf16": device.run_dtype({}) is torch.bfloat16,
+        "bf16": run_dtype({}) is torch.bfloat16,
         **pairs.TRAIN,
     }
 
@@ -104,12 +104,12 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
         {name: message("user" if name == "prompt" else "assistant", text) for name, text in row.items()} for row in rows
     ]
     trl.DPOTrainer(
-        model=base.locate(options.model, print),
+        model=locate_model(options.model, print),
         args=trl.DPOConfig(
             **arguments(options),
             output_dir=folder,
             max_length=None,
-            model_init_kwargs={"dtype": device.run_dtype({}) if lora else torch.float32},
+            model_init_kwargs={"dtype": run_dtype({}) if lora else torch.float32},
         ),
         train_dataset=Dataset.from_list(conversations),
         peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
@@ -121,9 +121,9 @@ def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None
 
 def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
-    from alignkit.data.chat_template import load_tokenizer
+    from alignkit.data import load_tokenizer
 
-    rows = rows_of(options, load_tokenizer(base.locate(options.model, print), None))
+    rows = rows_of(options, load_tokenizer(locate_model(options.model, print), None))
     with tempfile.TemporaryDirectory() as folder:
         (train_trl if options.side == "trl" else train_ours)(options, folder, rows)
     numbers = {"seconds": meter.seconds, "CPU seconds": meter.cpu_seconds, "peak MiB": meter.peak}

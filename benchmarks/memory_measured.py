@@ -16,8 +16,7 @@ from memory_shapes import config_of
 from torch import nn
 
 from alignkit import hookimpl
-from alignkit.models import adapters
-from alignkit.runs import base
+from alignkit.runs import locate_model
 
 random_weights: Any = None  # the plugin of the run that is measured
 
@@ -30,7 +29,7 @@ class RandomWeights:
 
     @hookimpl
     def alignkit_load_model(self, run: Any, role: str, kwargs: dict[str, Any]) -> Any:
-        head = role in adapters.WITH_HEAD
+        head = role in ("value", "reward")
         auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
         dtype = getattr(torch, kwargs["dtype"]) if isinstance(kwargs["dtype"], str) else kwargs["dtype"]
         config = config_of(self.shape)
@@ -68,7 +67,7 @@ def quantised(layer: nn.Module) -> nn.Module:
 def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
     """Two iterations of alignkit's PPO on random weights; the most that was allocated on the GPU, in bytes."""
     from alignkit.registry import Plugin, Registry, installed
-    from alignkit.runs.plan import pipeline
+    from alignkit.runs import pipeline
     from alignkit.training import execute
 
     cuda = torch.cuda.is_available()
@@ -121,6 +120,6 @@ def tokenizer(folder: str) -> None:
     config = config_of("tiny")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(Path(folder) / "base")
-    transformers.AutoTokenizer.from_pretrained(base.locate("bundled:smollm2-135m", print)).save_pretrained(
+    transformers.AutoTokenizer.from_pretrained(locate_model("bundled:smollm2-135m", print)).save_pretrained(
         Path(folder) / "base"
     )

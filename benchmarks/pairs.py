@@ -88,11 +88,11 @@ def alignkit_trainer(settings: dict[str, Any], meter: Meter) -> tuple[Any, Any]:
     """alignkit's trainer for a config, watched by ``meter`` and not yet trained, and its run."""
     from alignkit.config import resolve
     from alignkit.registry import Registry
-    from alignkit.runs.plan import make
-    from alignkit.training.run import Run
+    from alignkit.runs import make_plan
+    from alignkit.training import Run
 
     registry = Registry()
-    run = Run(make(registry, resolve(registry, {}, settings)), print)
+    run = Run(make_plan(registry, resolve(registry, {}, settings)), print)
     run.folder.mkdir(parents=True)
     trainer = run.config.stage.component.build(run)
     trainer.add_callback(meter)
@@ -148,5 +148,5 @@ def spread(label: str, values: Sequence[float]) -> str:
 
 def convert(model: str) -> None:
     """Convert a bundled model in a process of its own, before anything is measured."""
-    locate = "import sys; from alignkit.runs import base; base.locate(sys.argv[1], print)"
+    locate = "import sys; from alignkit.runs import locate_model; locate_model(sys.argv[1], print)"
     subprocess.run([sys.executable, "-c", locate, model], check=True)

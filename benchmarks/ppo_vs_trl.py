@@ -32,9 +32,9 @@ import torch
 import transformers
 
 from alignkit import bundled, hookimpl
-from alignkit.data.chat_template import load_tokenizer, prompt_ids
-from alignkit.models import device
-from alignkit.runs import base
+from alignkit.data import load_tokenizer, prompt_ids
+from alignkit.models import run_dtype
+from alignkit.runs import locate_model
 
 SIDES = ("alignkit", "trl")
 PARTS = ("sampling", "scoring", "training")
@@ -102,13 +102,13 @@ meter = Meter()
 
 def prepare(options: argparse.Namespace) -> None:
     """Prompts, a reward model, and the same for TRL: ids and a merged model."""
-    from alignkit.models import adapters
-    from alignkit.runs.manifest import read
+    from alignkit.models import open_run
+    from alignkit.runs import read_manifest
 
     rows = [json.loads(line) for line in bundled.data("bundled:prompts").read_text(encoding="utf-8").splitlines()]
     rows = (rows * options.batch_size)[: options.batch_size * options.iterations]
     write(options.folder / "prompts.jsonl", rows)
-    located = base.locate(options.model, print)
+    located = locate_model(options.model, print)
     tokenizer = load_tokenizer(located, None)
     ids = [prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in rows]
     write(options.folder / "ids.jsonl", [{"input_ids": one} for one in ids])
@@ -123,7 +123,7 @@ def prepare(options: argparse.Namespace) -> None:
         str(options.folder / "rankings.jsonl"),
     )
     run = options.folder / "rm"
-    merged: Any = adapters.open_run(run, read(run), torch.float32)
+    merged: Any = open_run(run, read_manifest(run), torch.float32)
     merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
     merged.save_pretrained(options.folder / "reward")
 
@@ -137,7 +137,7 @@ def execute(
 ) -> None:
     """One run of alignkit in this process."""
     from alignkit.registry import Plugin, Registry, installed
-    from alignkit.runs.plan import pipeline
+    from alignkit.runs import pipeline
     from alignkit.training import execute
 
     registry = Registry([*installed(), Plugin("meter", "benchmarks", "0", EntryPoint("meter", "__main__:meter", "-"))])
@@ -189,7 +189,7 @@ def theirs(options: argparse.Namespace) -> None:
     import peft
     from trl.experimental import ppo
 
-    located, dtype = base.locate(options.model, print), getattr(torch, options.dtype)
+    located, dtype = locate_model(options.model, print), getattr(torch, options.dtype)
     tokenizer = load_tokenizer(located, None)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token == tokenizer.eos_token:
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="alignkit's ppo.value")
     parser.add_argument("--microbatch", type=int, default=4, help="answers in a forward with gradients")
     parser.add_argument("--response-length", type=int, default=64)
-    default = str(device.run_dtype({})).removeprefix("torch.")
+    default = str(run_dtype({})).removeprefix("torch.")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=default, help="of the base, on both sides")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

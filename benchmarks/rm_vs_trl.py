@@ -29,9 +29,9 @@ import torch
 import transformers
 
 from alignkit import bundled
-from alignkit.data.encoding import Branches
-from alignkit.models import branches
-from alignkit.runs import base
+from alignkit.data import Branches
+from alignkit.models import answer_scores, collate_separate, with_answer_scores
+from alignkit.runs import locate_model
 
 SIDES = ("separate", "shared", "trl")
 Groups = list[dict[str, Any]]  # prompt, responses, ranks
@@ -82,9 +82,9 @@ def theirs(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any
     import peft
     import trl
 
-    from alignkit.data.chat_template import load_tokenizer
+    from alignkit.data import load_tokenizer
 
-    located = base.locate(options.model, print)
+    located = locate_model(options.model, print)
     tokenizer = load_tokenizer(located, None)
     rows = [
         dict(zip(("prompt_length", "chosen_ids", "rejected_ids"), (0, *ids), strict=True))
@@ -130,7 +130,7 @@ def arguments(options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 def encoded(tokenizer: Any, group: dict[str, Any]) -> Branches:
     """A ranking as ids, each answer with the token that ends it."""
-    from alignkit.data.chat_template import encode_answer
+    from alignkit.data import encode_answer
 
     prompt = [{"role": "user", "content": group["prompt"]}]
     rows = [encode_answer(tokenizer, prompt, answer, [tokenizer.eos_token_id]) for answer in group["responses"]]
@@ -148,12 +148,12 @@ def pairs_of(tokenizer: Any, group: dict[str, Any]) -> list[tuple[list[int], lis
 
 def accuracy(model: Any, tokenizer: Any, groups: Groups) -> float:
     """Pairwise accuracy on these rankings; ties have no pair."""
-    model = branches.with_answer_scores(model.eval())
+    model = with_answer_scores(model.eval())
     right = total = 0
     for group in groups:
-        inputs = branches.collate_separate([encoded(tokenizer, group)], tokenizer.pad_token_id)
+        inputs = collate_separate([encoded(tokenizer, group)], tokenizer.pad_token_id)
         with torch.no_grad():
-            scores = branches.answer_scores(model, {name: t.to(model.device) for name, t in inputs.items()})
+            scores = answer_scores(model, {name: t.to(model.device) for name, t in inputs.items()})
         for i, j in itertools.permutations(range(len(scores)), 2):
             if group["ranks"][i] < group["ranks"][j]:
                 right, total = right + int(scores[i] > scores[j]), total + 1

@@ -25,10 +25,10 @@ from unittest import mock
 
 import pairs
 
+from alignkit import Plan
 from alignkit.config import resolve
 from alignkit.registry import Plugin, Registry, installed
-from alignkit.runs import base
-from alignkit.runs.plan import Plan, make
+from alignkit.runs import locate_model, make_plan
 
 WARM_UP = 2  # steps that are not timed
 
@@ -70,7 +70,7 @@ def plan_of(options: argparse.Namespace, output: str) -> Plan:
     }
     data = {"path": options.data, "eval_size": 0}
     settings = {"plugins": ["sft", options.tuner, "meter"], "model": options.model, "output": output}
-    return make(registry, resolve(registry, {}, {**settings, "data": data, "train": train}))
+    return make_plan(registry, resolve(registry, {}, {**settings, "data": data, "train": train}))
 
 
 def train_trl(plan: Plan) -> None:
@@ -82,7 +82,7 @@ def train_trl(plan: Plan) -> None:
     lora = tuner.name == "lora"
     conversations = [located.row.messages for located in plan.train_rows]
     trl.SFTTrainer(
-        model=base.locate(plan.config.model, print),
+        model=locate_model(plan.config.model, print),
         args=trl.SFTConfig(
             **plan.config.train,
             output_dir=plan.config.output,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["Means", "RowMetrics", "execute", "last_logged"]
+__all__ = ["Means", "RowMetrics", "Run", "execute", "last_logged"]
 
 if TYPE_CHECKING:
     from alignkit.training.execution import execute
     from alignkit.training.meters import Means, RowMetrics, last_logged
+    from alignkit.training.run import Run
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)
