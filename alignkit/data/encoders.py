@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignkit.data.chat_template import IGNORE, encode, encode_answer, prompt_ids, with_writer, without_writer, writer
+from alignkit.data.chat_template import IGNORE, encode, encode_answer, prompt_ids
+from alignkit.data.chat_tokenizer import attach, chat_tokenizer, detached
 from alignkit.rows import Demonstration, Prompt, Ranking, Text
 
 if TYPE_CHECKING:
@@ -24,17 +25,17 @@ class TokenEncoder:
 
     def fingerprint(self) -> str:
         """What the token ids depend on beside the row."""
-        return json.dumps([writer(self.tokenizer).fingerprint(), self.stop_ids, self.settings], sort_keys=True)
+        return json.dumps([chat_tokenizer(self.tokenizer).fingerprint(), self.stop_ids, self.settings], sort_keys=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        known = writer(self.tokenizer)  # it holds a compiled template, which cannot be pickled
-        how = known.template.day, known.special_tokens
-        return {**vars(self), "tokenizer": without_writer(self.tokenizer), "how": how}
+        chat = chat_tokenizer(self.tokenizer)
+        attached = chat.template.day, chat.special_tokens
+        return {**vars(self), "tokenizer": detached(self.tokenizer), "attached": attached}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        how = state.pop("how")
+        attached = state.pop("attached")
         vars(self).update(state)
-        with_writer(self.tokenizer, *how)
+        attach(self.tokenizer, *attached)
 
 
 class SequenceEncoder(TokenEncoder):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from alignkit.data.chat_template import ANSWERS
+from alignkit.data.chat_tokenizer import ANSWERS
 from alignkit.data.encoded import Encoded, Encoder, encode_all
 from alignkit.data.encoders import RankingEncoder
 from alignkit.data.spool import Mapped, keep, stored

@@ -1,8 +1,7 @@
-"""A chat template as a function, without Transformers: so that ``check`` can try it on every row in milliseconds.
+"""A chat template as a function, without Transformers, so that ``check`` can apply it to rows in milliseconds.
 
-It renders as ``tokenizer.apply_chat_template(..., tokenize=False)`` does, with one difference: the day that a template
-gets when it asks for the date is the one that it is given, so that a run which is resumed the next day goes on with the
-same prompts.
+It renders as ``tokenizer.apply_chat_template(..., tokenize=False)`` does, with one difference: a template that asks for
+the date gets a fixed one. A run that is resumed on another day therefore keeps its prompts.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from alignkit.rows import Conversation, Tools
 
 
 class ChatTemplate:
-    """A chat template with the named special tokens (``bos_token``, ...) and the day (``2026-11-25``) that it may use.
+    """A chat template with the named special tokens (``bos_token``, ...) and the date (``2026-11-25``) that it can write.
 
     Raises:
-        AlignkitError: it is not valid Jinja.
+        AlignkitError: the template is not valid Jinja.
     """
 
     def __init__(self, source: str, named_tokens: Mapping[str, str], day: str) -> None:
@@ -48,7 +47,7 @@ class ChatTemplate:
         """The conversation as text, with the tools that the model may call.
 
         Raises:
-            DataError: the template refuses it.
+            DataError: the template rejects the conversation.
         """
         traced = self._traced(messages, add_generation_prompt) if tools is None else None
         return self.render(messages, add_generation_prompt, tools) if traced is None else traced
@@ -63,12 +62,12 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.named_tokens,
             )
-        except Exception as error:  # templates raise jinja2's errors, and whatever their expressions run into
+        except Exception as error:  # errors of jinja2, and those of the template's expressions
             raise DataError(f"the chat template refuses this conversation: {one_line(error)}") from error
 
 
 class _Generation(Extension):
-    """``{% generation %}``, which marks answers in some templates and writes nothing itself."""
+    """``{% generation %}``, which marks answers in some templates and writes nothing."""
 
     tags = {"generation"}  # noqa: RUF012
 

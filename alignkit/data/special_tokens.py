@@ -1,8 +1,8 @@
-"""Special tokens that are written out in someone's text, such as ``<|im_end|>`` in an answer.
+"""Special tokens that are spelled out in a row, such as ``<|im_end|>`` in an answer.
 
-They are text: a tokenizer that takes them for the token would let a user end a turn, or a labeler an answer. Before a
-conversation is rendered they are set apart as private-use characters, which no template touches. When the rendered text
-is tokenised, the special tokens of the template become tokens and those of the text become letters.
+They are plain text. If they became tokens, a user could end a turn by typing its end token. Before a conversation is
+rendered, they are escaped as private-use characters, which no template changes. When the rendered text is tokenised,
+the special tokens that the template wrote become tokens, and the escaped ones become ordinary text.
 """
 
 from __future__ import annotations
@@ -13,67 +13,67 @@ from dataclasses import dataclass
 from typing import Any
 
 FIRST = 0xF0000  # the first of the private-use characters
-MARKUP = ("<think>", "</think>")  # what an assistant writes itself; tokens even where they are special
+MARKUP = ("<think>", "</think>")  # the model writes these itself: they stay tokens even if they are special
 
 
 @dataclass(frozen=True)
-class Special:
+class SpecialToken:
     """A special token of a tokenizer."""
 
     id: int
-    strips_left: bool = False  # takes the white space before it
+    strips_left: bool = False  # it includes the white space before it
     strips_right: bool = False
 
 
-class SetApart:
-    """The special tokens of a tokenizer by their texts."""
+class SpecialTokens:
+    """The special tokens of a tokenizer, by their texts."""
 
-    def __init__(self, special: Mapping[str, Special]) -> None:
-        self.special = {text: token for text, token in special.items() if text}
-        self.literal = [text for text in self.special if text not in MARKUP]
-        self._any = _one_of(self.special)
+    def __init__(self, tokens: Mapping[str, SpecialToken]) -> None:
+        self.tokens = {text: token for text, token in tokens.items() if text}
+        self.literal = [text for text in self.tokens if text not in MARKUP]
+        self._any = _one_of(self.tokens)
         self._literal = _one_of(self.literal)
-        self._hidden = re.compile(f"[{chr(FIRST)}-{chr(FIRST + len(self.literal) - 1)}]" if self.literal else r"(?!)")
+        self._escaped = re.compile(f"[{chr(FIRST)}-{chr(FIRST + len(self.literal) - 1)}]" if self.literal else r"(?!)")
 
-    def hide(self, value: Any) -> Any:
-        """Messages, tools or a text with the special tokens in every text set apart, but not in the roles."""
+    def escape(self, value: Any) -> Any:
+        """Messages, tools or a text with the special tokens in all texts escaped, except in roles."""
         if isinstance(value, str):
-            return self._literal.sub(lambda found: chr(FIRST + self.literal.index(found[0])), value)
+            return self._literal.sub(lambda match: chr(FIRST + self.literal.index(match[0])), value)
         if isinstance(value, list):
-            return [self.hide(one) for one in value]
+            return [self.escape(item) for item in value]
         if isinstance(value, dict):
-            return {key: one if key == "role" else self.hide(one) for key, one in value.items()}
+            return {key: item if key == "role" else self.escape(item) for key, item in value.items()}
         return value
 
-    def back(self, text: str) -> str:
-        """The text with what was set apart written out again."""
+    def unescape(self, text: str) -> str:
+        """The text with the escaped special tokens spelled out again."""
         last = FIRST + len(self.literal)
         return "".join(self.literal[ord(c) - FIRST] if FIRST <= ord(c) < last else c for c in text)
 
-    def is_in(self, text: str) -> bool:
-        """Whether something in it was set apart."""
-        return self._hidden.search(text) is not None
+    def is_escaped_in(self, text: str) -> bool:
+        """Whether the text has escaped special tokens."""
+        return self._escaped.search(text) is not None
 
-    def plain_start(self, text: str) -> str:
-        """A text up to its first special token."""
+    def before_first(self, text: str) -> str:
+        """The part of a text before its first special token."""
         return self._any.split(text)[0]
 
     def ids(self, text: str, plain: Callable[[str], list[int]]) -> list[int]:
-        """Token ids of a rendered text; ``plain`` tokenises a text without a look at special tokens."""
-        found: list[int] = []
+        """The token ids of a rendered text; ``plain`` tokenises a text as if it had no special tokens."""
+        ids: list[int] = []
         strip = False
         parts = self._any.split(text)
         for number, part in enumerate(parts):
             if number % 2:
-                token = self.special[part]
-                found.append(token.id)
+                token = self.tokens[part]
+                ids.append(token.id)
                 strip = token.strips_right
                 continue
-            after = self.special[parts[number + 1]] if number + 1 < len(parts) else None
+            after = self.tokens[parts[number + 1]] if number + 1 < len(parts) else None
             part = part.lstrip() if strip else part
             part = part.rstrip() if after and after.strips_left else part
-            found += plain(self.back(part)) if part else []
-        return found
+            ids += plain(self.unescape(part)) if part else []
+        return ids
 
 
 def _one_of(texts: Any) -> re.Pattern[str]:

@@ -1,14 +1,14 @@
-"""What an answer is, as text: where a chat template's prompt ends, and what it writes for the assistant's turn.
+"""Where a prompt ends and an answer begins in the text that a chat template renders.
 
-Everything here is text and needs no tokenizer: ``render(messages, add_generation_prompt)`` is a chat template. The one
-rule is that training begins where sampling begins. The prompt of a turn is always the conversation before it with the
-generation prompt, and its answer is what follows. Three kinds of templates need care:
+This module works on text and needs no tokenizer: ``render(messages, add_generation_prompt)`` is a chat template.
+Training must begin where sampling begins. So the prompt of a turn is always the conversation before it with the
+generation prompt, and its answer is what follows. Three kinds of templates need special treatment:
 
-- Some open a thought in the generation prompt (``<think>``) and leave the thought out when they render the answer
-  (DeepSeek-R1). The answer is then its own text, without a second ``<think>``. An answer without a thought gets an
-  empty one.
-- Some leave out part of an answer. It is then written out as it stands.
-- Some take content only as a list of parts (vision models). They get one.
+- Some open a thought in the generation prompt (``<think>``), and leave it out when they render the answer
+  (DeepSeek-R1). The answer is then the message's own text, without a second ``<think>``. An answer without a thought
+  gets an empty one.
+- Some leave out part of an answer. The answer is then the message's own text.
+- Some accept content only as a list of parts (vision models). They get such a list.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from alignkit.rows import Conversation, Message
 
 Render = Callable[[Conversation, bool], str]
 
-MARK = "\uf8ff"  # stands for an answer in a probe; private use, so that no template writes it
-THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z")  # that a generation prompt opens
+MARK = "\uf8ff"  # stands for the answer in a probe; a private-use character, which no template writes
+THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z")  # opened by a generation prompt
 THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
 EMPTY_THOUGHT = "answers get an empty thought, since the chat template opens a thought in its generation prompt"
@@ -35,13 +35,13 @@ WRITTEN_OUT = "answers are written out in full, since the chat template leaves o
 
 @dataclass(frozen=True)
 class Style:
-    """How a chat template writes an answer, found by rendering one."""
+    """What a chat template writes around an answer; :func:`probe` finds it by rendering one."""
 
     opening: str = ""  # the thought that the generation prompt opens: "<think>\n"
-    lead: str = ""  # written between the generation prompt and an answer without a thought
-    tail: str = ""  # written after the last answer
-    inner: str = ""  # written after an answer that is not the last
-    parts: bool = False  # content has to be a list of parts
+    lead: str = ""  # between the generation prompt and an answer without a thought
+    tail: str = ""  # after the last answer
+    inner: str = ""  # after an earlier answer
+    parts: bool = False  # content must be a list of parts
 
     @property
     def closing(self) -> str:
@@ -50,7 +50,7 @@ class Style:
 
 
 def probe(render: Render) -> Style:
-    """The style of a chat template; an empty one where the template refuses to render the probe."""
+    """The style of a chat template; an empty one if the template rejects every probe."""
     for parts in (False, True):
         for first in ([], [Message(role="system", content="s")]):
             try:
@@ -69,7 +69,7 @@ def _probe(render: Render, asked: Conversation, parts: bool) -> Style | None:
         return None
     try:
         inner = render([*answered, asked[-1]], False).partition(MARK)[2]
-    except DataError:  # a template for single turns
+    except DataError:  # the template is for a single turn
         inner = ""
     opened = THOUGHT.search(prompt)
     lead, _, tail = whole[common_prefix(prompt, whole) :].partition(MARK)
@@ -80,24 +80,24 @@ def _probe(render: Render, asked: Conversation, parts: bool) -> Style | None:
 
 
 def prompt(render: Render, style: Style, messages: Conversation) -> str:
-    """A conversation up to where the assistant begins to answer."""
+    """The rendered conversation with the generation prompt."""
     if messages:
         return render(_with_parts(messages, style.parts), True)
-    # the assistant speaks first: what the template writes before any answer
+    # the assistant begins: the prompt is what the template writes before an answer
     first = render(_with_parts([Message(role="assistant", content=MARK)], style.parts), False)
-    before, found, _ = first.partition(MARK)
-    if not found:
+    before, mark, _ = first.partition(MARK)
+    if not mark:
         raise DataError("the chat template leaves out the answer that begins this conversation")
     return before.removesuffix(style.lead) + style.opening
 
 
 def answer(render: Render, style: Style, messages: Conversation, before: str, notes: Counter[str]) -> str:
-    """What follows ``before``, the prompt of the last turn of ``messages``: the answer and what ends it.
+    """The answer of the last turn of ``messages``, with what ends it; ``before`` is its prompt.
 
-    What becomes of an answer that the template cannot write as it stands is counted in ``notes``.
+    ``notes`` counts the answers that the template does not write as they are.
 
     Raises:
-        DataError: the template refuses the conversation, or leaves out a tool call.
+        DataError: the template rejects the conversation, or leaves out a tool call.
     """
     whole = render(_with_parts(messages, style.parts), False)
     written = _written(whole, before, style)
@@ -121,7 +121,7 @@ def answer(render: Render, style: Style, messages: Conversation, before: str, no
 
 
 def _written(whole: str, before: str, style: Style) -> str:
-    """What the template itself writes for the last turn, without the thought that ``before`` has opened already."""
+    """What the template writes for the last turn, without the thought that ``before`` already opens."""
     if whole.startswith(before):
         return whole[len(before) :]
     unopened = before.removesuffix(style.opening)
@@ -131,19 +131,19 @@ def _written(whole: str, before: str, style: Style) -> str:
 
 
 def _after(content: str, written: str, style: Style) -> str:
-    """What the template writes after an answer: after the last words of it that are no thought."""
+    """What the template writes after an answer; a thought at the beginning of the answer does not count."""
     last = THOUGHT_END.split(content)[-1].strip()
-    _, found, after = written.rpartition(last) if last else ("", "", "")
-    return after if found else style.tail
+    _, match, after = written.rpartition(last) if last else ("", "", "")
+    return after if match else style.tail
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many items two sequences have in common at their beginning."""
+    """The length of the common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _squeezed(text: str) -> str:
-    """Without white space, which templates trim and add."""
+    """The text without white space, which templates strip and add."""
     return "".join(text.split())
 
 

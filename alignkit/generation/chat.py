@@ -69,10 +69,10 @@ class Chat:
     """A model in memory and what was said so far."""
 
     def __init__(self, where: Where, max_new_tokens: int, temperature: float) -> None:
-        from alignkit.data.chat_template import writer
+        from alignkit.data.chat_tokenizer import chat_tokenizer
 
         self.model, self.tokenizer, stop_ids = open_model(where)
-        writer(self.tokenizer).special_tokens = "text"  # what is typed is text, whatever the run's data were
+        chat_tokenizer(self.tokenizer).special_tokens = "text"  # what is typed is text, whatever the run's data were
         self.sampling = Sampling(max_new_tokens, temperature, tuple(stop_ids))
         self.conversation: Conversation = []
 

@@ -17,7 +17,8 @@ from torch import nn
 from alignkit import data
 from alignkit.batches import LossOutput, Sampling
 from alignkit.config import DataConfig
-from alignkit.data.chat_template import load_tokenizer, today
+from alignkit.data.chat_template import load_tokenizer
+from alignkit.data.chat_tokenizer import today
 from alignkit.errors import AlignkitError
 from alignkit.generation import rewards
 from alignkit.models import device
