@@ -162,7 +162,7 @@ def encode_answer(
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> str:
-    """The text of a sampled answer. :func:`encode_answer` turns it into the same token ids, if text can express them."""
+    """The text of a sampled answer. :func:`encode_answer` makes the same token ids of it, if text can express them."""
     return chat_tokenizer(tokenizer).answer_text(answer)
 
 

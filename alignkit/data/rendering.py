@@ -22,7 +22,7 @@ from alignkit.rows import Conversation, Tools
 
 
 class ChatTemplate:
-    """A chat template with the named special tokens (``bos_token``, ...) and the date (``2026-11-25``) that it can write.
+    """A chat template with the named special tokens (``bos_token``, ...) and the date (``2026-11-25``) for it.
 
     Raises:
         AlignkitError: the template is not valid Jinja.
