@@ -343,14 +343,3 @@ def test_popular_hub_data_sets_are_told() -> None:
     ultrafeedback = {"prompt": "Hi", "chosen": turns, "rejected": worse, "messages": turns, "score_chosen": 1.0}
     assert (told(ultrachat), told(ultrafeedback)) == ("messages", "preference")
     assert formats["preference"].convert(ultrafeedback) == Ranking([turns[0]], ["Hello", "Go away"], [0.0, 1.0])
-
-
-def test_a_call_to_a_tool_is_part_of_what_a_prompt_is() -> None:
-    """Prompts that differ in nothing else are not one prompt to the held-out split and to PPO."""
-    other = answer(
-        "", tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
-    )
-    prompts = [Prompt([*talk("Hi"), call, TOLD]) for call in (CALL, other)]
-
-    assert prompts[0].key != prompts[1].key
-    assert Prompt(talk("Hi")).key == "Hi" != Prompt(talk("Hi"), [WEATHER]).key
