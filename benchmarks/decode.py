@@ -25,10 +25,10 @@ import torch
 import transformers
 
 from alignkit import Sampling, bundled
-from alignkit.data.chat_template import load_tokenizer, prompt_ids
-from alignkit.models import device, pretrained
+from alignkit.data import load_tokenizer, prompt_ids
+from alignkit.models import run_device, run_dtype
 from alignkit.registry import Registry
-from alignkit.runs import base
+from alignkit.runs import locate_model
 
 
 def main() -> None:
@@ -57,10 +57,10 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
     """The policy in the dtype that alignkit chooses for this device, its tokenizer, and prompts as token ids."""
-    located = base.locate(options.model, print)
-    model = pretrained.load(located, {"dtype": device.run_dtype({})})
+    located = locate_model(options.model, print)
+    model = transformers.AutoModelForCausalLM.from_pretrained(located, dtype=run_dtype({}))
     config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    policy = peft.get_peft_model(model, config).eval().to(device.run_device({}))
+    policy = peft.get_peft_model(model, config).eval().to(run_device({}))
     torch.manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:  # a trained adapter is not 0
@@ -83,7 +83,7 @@ def measure(
 ) -> tuple[int, float]:
     """Tokens of all answers, and seconds."""
     now = time.process_time if clock == "cpu" else time.monotonic
-    dtype = device.run_dtype({})
+    dtype = run_dtype({})
     transformers.set_seed(seed)
     start = now()
     with torch.no_grad(), torch.autocast(policy.device.type, dtype, enabled=dtype is not torch.float32):

@@ -165,7 +165,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_figures_by_hand() -> None:
     answered = Answered(["a", "bb", "c", "d"], [1, 2, 3, 4], [True, True, False, True], [0.0, 1.0, 2.0, 3.0])
-    row = comparison.figures(Parent("dpo", Path("d"), {}), answered, [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 1.0])
+    row = comparison.run_metrics(Parent("dpo", Path("d"), {}), answered, [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 1.0])
 
     assert row["win_rate"] == (0.5 + 1 + 0 + 1) / 4
     # deviations -.125, .375, -.625, .375: variance .6875 / 3, of the mean of four

@@ -69,7 +69,7 @@ def compare(
         answered = answer(compared, to_ask, advance)
     scores = score(judge, to_ask, answered, typer.echo)
     rows = [
-        comparison.figures(run, answers, own_scores, scores[0] if number else None)
+        comparison.run_metrics(run, answers, own_scores, scores[0] if number else None)
         for number, (run, answers, own_scores) in enumerate(zip(compared, answered, scores, strict=True))
     ]
     _print(rows)

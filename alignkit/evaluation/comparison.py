@@ -143,7 +143,9 @@ class Answered:
     answer_ids: list[list[int]] = field(default_factory=list)
 
 
-def figures(run: Parent, answered: Answered, scores: Sequence[float], first: Sequence[float] | None) -> dict[str, Any]:
+def run_metrics(
+    run: Parent, answered: Answered, scores: Sequence[float], first: Sequence[float] | None
+) -> dict[str, Any]:
     """The metrics of a run, a row of the table. ``first`` are the first run's scores on the same prompts.
 
     A tie is half a win. Each ``..._error`` is the standard error of a mean over prompts.

@@ -29,6 +29,7 @@ __all__ = [
     "open_run",
     "pack_trees",
     "probing",
+    "run_device",
     "run_dtype",
     "tree_size",
     "use_adapter",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         tree_size,
         with_answer_scores,
     )
-    from alignkit.models.device import run_dtype
+    from alignkit.models.device import run_device, run_dtype
     from alignkit.models.fused_head import fused_logps, install_fused_head, uses_fused_head
     from alignkit.models.logit_form import base_of, probing
     from alignkit.models.peft_internals import use_adapter

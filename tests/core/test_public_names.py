@@ -71,7 +71,11 @@ def test_the_page_on_public_names_has_those_of_built_in_plugins() -> None:
 BUILT_IN = sorted(folder.name for folder in (ROOT / "plugins").glob("alignkit_*"))
 
 
-INTERNALS = ("benchmarks/memory_computed.py", "benchmarks/fuzz.py")  # they measure and test parts of the core
+INTERNALS = (
+    "benchmarks/memory_computed.py",
+    "benchmarks/tokenise.py",
+    "benchmarks/fuzz.py",
+)  # they measure and test parts of the core
 
 
 def _sources() -> dict[str, str]:
