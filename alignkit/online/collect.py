@@ -15,6 +15,7 @@ from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
 from alignkit.generation.sampling import text
 from alignkit.models import Logps, Sequences, decide_shared_prompt
+from alignkit.models.branches import supports_tree
 from alignkit.online import diagnosis, seeds
 from alignkit.online.config import OnlineConfig
 from alignkit.online.microbatches import by_length
@@ -23,6 +24,8 @@ from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.rollouts import Rollouts
 from alignkit.online.statistics import Statistics
 from alignkit.protocols import RewardFunction, Run
+
+TYPICAL = 256  # prompts from which it is decided whether sharing them saves work
 
 
 class Collector:
@@ -99,17 +102,18 @@ class Collector:
             return None
         roles = self.trainer.roles
         policy = roles.members["policy"].model
-        answers = [list(itertools.islice(itertools.cycle(prompt.ids), length)) for prompt in self.prompts]
-        groups = [Branches(p.ids, [answer] * samples) for p, answer in zip(self.prompts, answers, strict=True)]
+        prompts = [self.prompts[number].ids for number in range(min(TYPICAL, len(self.prompts)))]
+        answers = [list(itertools.islice(itertools.cycle(prompt), length)) for prompt in prompts]
+        groups = [Branches(prompt, [answer] * samples) for prompt, answer in zip(prompts, answers, strict=True)]
 
         def forward(group: Branches, shared: bool) -> Tensor:
-            prompts, share = [group.prompt] * samples, policy.dtype if shared else None
-            logps: Tensor = roles(Sequences.of(prompts, group.answers, self.pad, self.device, share), ("policy",))[
-                "policy"
-            ].logps
+            share = policy.dtype if shared else None
+            sequences = Sequences.of([group.prompt] * samples, group.answers, self.pad, self.device, share)
+            logps: Tensor = roles(sequences, ("policy",))["policy"].logps
             return logps
 
-        shared = decide_shared_prompt(run, policy, groups, forward, self.device)
+        supported = supports_tree(policy.config, self.config.max_prompt_length + length)
+        shared = decide_shared_prompt(run, policy, groups, forward, self.device, supported=supported)
         return policy.dtype if shared else None
 
     def sequences(self, prompts: list[list[int]], answers: list[list[int]]) -> Sequences:

@@ -181,8 +181,8 @@ class OnlineTrainer(RolesTrainer):
             self._check_first_step(batch, model, sequences)
         output = self.loss(batch if self.trains_policy else freeze_policy(batch))
         share = batch.mask.sum() / num_items_in_batch  # of the step's tokens
-        self.means.add({name: value / share.clamp(min=1e-12) for name, value in output.metrics.items()}, share)
-        self.means.add({"entropy": (batch.entropy.detach() * batch.mask).sum() / batch.mask.sum().clamp(min=1)}, share)
+        self.means.add({name: value / share for name, value in output.metrics.items()}, share)
+        self.means.add({"entropy": (batch.entropy.detach() * batch.mask).sum() / batch.mask.sum()}, share)
         return output.loss * self.accelerator.num_processes  # DDP averages gradients over processes
 
     def _check_first_step(self, batch: PolicyBatch, model: Any, sequences: Sequences) -> None:
