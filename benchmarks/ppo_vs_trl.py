@@ -72,22 +72,22 @@ class Meter(transformers.TrainerCallback):
 
         def sampled(model: Any, queries: Any, *rest: Any) -> Any:
             start = clock()
-            found = sample(model, queries, *rest)
+            output = sample(model, queries, *rest)
             self.now = {"sampling": clock() - start, "scores": clock()}
             answers, stop = (
-                found[0][:, queries.shape[1] :],
+                output[0][:, queries.shape[1] :],
                 rest[-1].eos_token_id or model.generation_config.eos_token_id,
             )
             self.now["tokens"] = float(
                 ((answers == stop).cumsum(1) - (answers == stop).long() == 0).sum(1).float().mean()
             )
-            return found
+            return output
 
         def whitened(*arguments: Any, **keywords: Any) -> Any:
-            found = whiten(*arguments, **keywords)
+            output = whiten(*arguments, **keywords)
             self.now["trains"] = clock()
             self.now["scoring"] = self.now["trains"] - self.now.pop("scores")
-            return found
+            return output
 
         module.batch_generation, module.masked_whiten = sampled, whitened
 
@@ -160,7 +160,7 @@ def execute(
     execute(plan, resume=False, overwrite=True, say=print)
 
 
-def ours(options: argparse.Namespace) -> None:
+def train_ours(options: argparse.Namespace) -> None:
     table = {
         "policy": "base",
         "iterations": options.iterations,
@@ -183,7 +183,7 @@ def ours(options: argparse.Namespace) -> None:
     execute(options, "ppo", table, train, str(options.folder / "prompts.jsonl"), reward=reward)
 
 
-def theirs(options: argparse.Namespace) -> None:
+def train_trl(options: argparse.Namespace) -> None:
     """As examples/scripts/ppo of TRL does it."""
     import datasets
     import peft
@@ -238,7 +238,7 @@ def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
     if options.clock == "cpu":
         time.monotonic = time.process_time
-    {"prepare": prepare, "alignkit": ours, "trl": theirs}[options.side](options)
+    {"prepare": prepare, "alignkit": train_ours, "trl": train_trl}[options.side](options)
     if options.side == "prepare":
         return
     timed = meter.iterations[1:]

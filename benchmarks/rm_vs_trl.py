@@ -59,7 +59,7 @@ def rankings(k: int, number: int, held_out: int, strict: bool) -> tuple[Groups, 
     return made[:number], made[number : number + held_out]
 
 
-def ours(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, Any]:
+def train_ours(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, Any]:
     """Train by alignkit's own trainer; the trained model and the tokenizer."""
     data = Path(folder) / "rankings.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in train), encoding="utf-8")
@@ -76,7 +76,7 @@ def ours(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, 
     return trainer.model, run.tokenizer
 
 
-def theirs(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, Any]:
+def train_trl(options: argparse.Namespace, folder: str, train: Groups) -> tuple[Any, Any]:
     """Train by TRL on every pair that is no tie."""
     import datasets
     import peft
@@ -167,7 +167,7 @@ def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
     train, held_out = rankings(options.k, options.groups, options.held_out, options.strict)
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = (theirs if options.side == "trl" else ours)(options, folder, train)
+        model, tokenizer = (train_trl if options.side == "trl" else train_ours)(options, folder, train)
     numbers = {"seconds": meter.seconds, "cores": meter.cpu_seconds / meter.seconds}
     if held_out:
         numbers["accuracy"] = accuracy(model, tokenizer, held_out)

@@ -60,7 +60,7 @@ batches: list[list[Row]] = []  # as the collator gets them
 
 
 def plan_of(options: argparse.Namespace, output: str) -> Plan:
-    """The run that both sides do."""
+    """The run of either side."""
     registry = Registry([*installed(), Plugin("meter", "benchmarks", "0", EntryPoint("meter", "__main__:meter", "-"))])
     train = {
         "max_steps": options.steps,
@@ -97,7 +97,7 @@ def train_trl(plan: Plan) -> None:
 
 def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator  # of both
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator  # either side uses it
 
     from alignkit.training import execute
 
@@ -119,7 +119,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def check_same(ours: Measured, theirs: Measured) -> None:
-    """That both trained the same rows in the same order; TRL's may end with one more token, which is trained."""
+    """Check that both sides trained the same rows in the same order. TRL's may end with one more trained token."""
     for (ids, labels), (their_ids, their_labels) in zip(ours.rows(), theirs.rows(), strict=True):
         n = len(ids)
         assert len(their_ids) in (n, n + 1)

@@ -91,7 +91,7 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback (most recent call last)" in done.stderr
 
 
-def test_a_folder_that_holds_runs_is_told_which(train: Callable[..., Path]) -> None:
+def test_a_folder_of_runs_is_an_error_that_lists_them(train: Callable[..., Path]) -> None:
     folder = train("train.max_steps=1")
     done = run("chat", str(folder.parent))
 
@@ -121,7 +121,7 @@ def test_config_writes_what_loads_back_as_it_is_with_a_comment_on_every_key(
     assert ("  # gradient_checkpointing:" in text) == bool(everything)
 
 
-def test_the_plan_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_printed_before_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--plugin", "sft", "--plugin", "qlora", "optimizer.name=adafactor"]) == 0
     plan = capsys.readouterr().out
 
@@ -130,7 +130,7 @@ def test_the_plan_is_told_before_training(capsys: pytest.CaptureFixture[str]) ->
     assert "389 rows from bundled:demonstrations (format prompt-completion)" in plan
 
 
-def test_a_missing_package_is_told_before_anything_is_loaded(
+def test_a_missing_package_is_an_error_before_anything_is_loaded(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(

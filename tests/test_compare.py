@@ -135,7 +135,7 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
         (["out/sft", "out/dpo", "-o", "points.png"], "needs matplotlib, which is not installed: pip install"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(
+def test_mistakes_are_errors_before_anything_is_loaded(
     arguments: list[str],
     said: str,
     folders: None,

@@ -119,7 +119,7 @@ RETURN = "Is a `return` missing?"
         ),
     ],
 )
-def test_what_is_of_the_wrong_kind_is_told_in_a_run(
+def test_a_value_of_the_wrong_type_is_an_error_in_a_run(
     run_stage: RunStage, install: Install, stage: str, settings: str, told: str
 ) -> None:
     install("odd", ODD)

@@ -112,7 +112,7 @@ def test_install_says_what_is_wrong_with_what_it_installed_and_uninstall_removes
     assert venv.files() == before
 
 
-def test_what_is_no_plugin_is_told_and_not_uninstalled(venv: Venv, tmp_path: Path) -> None:
+def test_a_distribution_that_is_no_plugin_is_not_uninstalled(venv: Venv, tmp_path: Path) -> None:
     for file, text in BROKEN.items():
         (tmp_path / file).write_text(text.format(entry=""))
     installed = venv.run("alignkit", "install", str(tmp_path))

@@ -137,7 +137,7 @@ def test_what_a_stage_takes_from_the_one_before_it_is_the_same_before_that_is_tr
     assert finished("rm") == first
 
 
-def test_an_adapter_that_cannot_be_continued_is_told_before_it_is_trained(
+def test_an_adapter_that_cannot_be_continued_is_an_error_before_training(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = Path("run.yaml").read_text().replace("sft: {data", "sft: {tuner: {r: 4}, data")
@@ -148,7 +148,7 @@ def test_an_adapter_that_cannot_be_continued_is_told_before_it_is_trained(
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
-def test_a_template_of_another_stage_to_be_trained_is_told(
+def test_another_chat_template_of_a_stage_that_is_trained_first_is_an_error(
     folder: Path, tuner: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
@@ -182,7 +182,7 @@ def test_a_bare_base_and_a_reward_must_write_in_the_same_tokens(
     assert "other and runs/rm cannot be combined: they differ in pad_token" in capsys.readouterr().err
 
 
-def test_a_base_that_cannot_be_a_reward_model_is_told_before_sft(
+def test_a_base_that_cannot_be_a_reward_model_is_an_error_before_sft(
     folder: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "Transformers has no granite for sequence classification" in refused(
@@ -191,7 +191,7 @@ def test_a_base_that_cannot_be_a_reward_model_is_told_before_sft(
     assert not Path("runs").exists()
 
 
-def test_a_run_of_another_stage_under_this_ones_name_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_another_stage_in_the_run_folder_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     shutil.rmtree("runs/sft")
     Path("runs/rm").rename("runs/sft")
@@ -268,7 +268,7 @@ def test_another_base_template_or_rank_stops_the_run(
     assert "runs/rm is a reward (stage rm), not a policy" in refused(capsys, "rm.policy=runs/rm")
 
 
-def test_a_misfit_is_told_without_torch(folder: Path) -> None:
+def test_runs_that_do_not_fit_are_an_error_without_importing_torch(folder: Path) -> None:
     assert main(["train", "-c", "run.yaml", "--plugin", "sft"]) == 0
     Path("base/chat_template.jinja").write_text("{{ messages }}")
     code = (

@@ -223,7 +223,7 @@ def alignkit_reward():
         (component("rate: 'Thing' = None"), "alignkit_odd_plugin.Config cannot be a config: "),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(install: Install, capsys: Captured, code: str, told: str) -> None:
+def test_a_problem_is_reported_in_one_line(install: Install, capsys: Captured, code: str, told: str) -> None:
     install("odd", code)
 
     assert main(["plugins", "check", "odd"]) == 1
@@ -233,14 +233,14 @@ def test_what_is_wrong_is_told_in_a_line(install: Install, capsys: Captured, cod
     assert "alignkit_odd_plugin" not in sys.modules
 
 
-def test_a_plugin_for_another_version_is_told(install: Install, capsys: Captured) -> None:
+def test_a_plugin_for_another_version_is_reported(install: Install, capsys: Captured) -> None:
     install("odd", HOOK, requires="alignkit>=99")
 
     assert main(["plugins", "check", "odd"]) == 1
     assert "requires alignkit>=99, but " in capsys.readouterr().out
 
 
-def test_an_import_of_torch_at_module_level_is_told_with_its_place_and_its_cost(
+def test_an_import_of_torch_at_module_level_is_reported_with_its_line_and_cost(
     install: Install, capsys: Captured, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = tmp_path_factory.mktemp("slow")  # in place of the real one, for its seconds
@@ -256,7 +256,7 @@ def test_an_import_of_torch_at_module_level_is_told_with_its_place_and_its_cost(
     assert seconds >= 0.2
 
 
-def test_names_that_clash_are_told_with_how_to_pick(install: Install, capsys: Captured) -> None:
+def test_duplicate_names_are_reported_with_how_to_pick_one(install: Install, capsys: Captured) -> None:
     install("one", component(), distribution="lib-one")
     install("two", component(), distribution="lib-two")
     install("two", HOOK, distribution="lib-three")
@@ -292,6 +292,6 @@ def test_the_fixture_says_what_the_command_says(install: Install, check_plugin: 
         check_plugin("odd")
 
 
-def test_an_unknown_name_is_told_with_the_closest(capsys: Captured) -> None:
+def test_an_unknown_name_is_an_error_with_the_closest_name(capsys: Captured) -> None:
     assert main(["plugins", "check", "lorra"]) == 2
     assert "no plugin named 'lorra' is installed. Did you mean 'lora'?" in capsys.readouterr().err

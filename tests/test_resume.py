@@ -237,7 +237,7 @@ def test_a_run_out_of_memory_goes_on_with_smaller_forwards_and_the_same_steps(
 # --- when a run fails, and two of them at once -----------------------------------------------------------------------
 
 
-def test_a_plugin_is_told_that_a_run_failed_and_its_own_failure_does_not_hide_the_first(
+def test_run_failed_is_called_and_its_own_failure_does_not_hide_the_first(
     train: Train, install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(
@@ -271,7 +271,7 @@ def test_a_plugin_is_told_that_a_run_failed_and_its_own_failure_does_not_hide_th
     assert "failed in alignkit_run_failed: RuntimeError: no connection either" in capsys.readouterr().out
 
 
-def test_every_plugin_is_told_that_a_run_failed_though_one_of_them_raises(
+def test_run_failed_is_called_for_every_plugin_though_one_of_them_raises(
     train: Train, install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("first", "second"):

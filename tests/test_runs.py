@@ -95,7 +95,7 @@ def test_the_seed_decides_the_adapter(train: Train) -> None:
     assert any(not torch.equal(t, weights(two)[n]) for n, t in weights(one).items())
 
 
-def test_a_finished_run_is_not_overwritten_unless_told(
+def test_a_finished_run_is_overwritten_only_with_overwrite(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train("train.max_steps=1")

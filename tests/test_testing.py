@@ -39,7 +39,7 @@ def test_tiny_data_is_of_its_kind(tiny_data: Callable[[str], Path], kind: str) -
     assert rows == DATA[kind]
 
 
-def test_an_unknown_kind_of_data_is_told_with_the_closest(tiny_data: Callable[[str], Path]) -> None:
+def test_an_unknown_kind_of_data_is_an_error_with_the_closest_name(tiny_data: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="no kind of data 'ranking'. Did you mean 'rankings'"):
         tiny_data("ranking")
 

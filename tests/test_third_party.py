@@ -121,7 +121,7 @@ HOOK = "from alignkit import hookimpl\n@hookimpl\ndef {hook}():\n    return {giv
         ("odd-stage", "train.seed=1", "line 21: AttributeError: 'Run' object has no attribute 'nothing'"),
     ],
 )
-def test_a_component_that_raises_is_told_with_its_plugin_and_its_line(
+def test_a_component_that_raises_is_reported_with_its_plugin_and_line(
     run_stage: RunStage, install: Install, stage: str, setting: str, told: str
 ) -> None:
     install("odd", LOSS)
@@ -140,7 +140,7 @@ def test_a_component_that_raises_is_told_with_its_plugin_and_its_line(
         ("alignkit_run_end", "1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_run_hook_that_fails_is_told_with_its_plugin(
+def test_a_run_hook_that_raises_is_reported_with_its_plugin(
     run_stage: RunStage, install: Install, tiny_model: Callable[..., Path], hook: str, gives: str, told: str
 ) -> None:
     install("odd", HOOK.format(hook=hook, gives=gives))
@@ -163,7 +163,7 @@ CALLBACKS = "a list of TrainerCallback"
         ("alignkit_callbacks", "[print]", f"returned [<built-in function print>], expected {CALLBACKS}"),
     ],
 )
-def test_a_run_hook_that_gives_the_wrong_thing_is_told_with_its_plugin(
+def test_a_run_hook_that_returns_the_wrong_type_is_reported_with_its_plugin(
     run_stage: RunStage, install: Install, tiny_model: Callable[..., Path], hook: str, gives: str, told: str
 ) -> None:
     install("odd", HOOK.format(hook=hook, gives=gives))

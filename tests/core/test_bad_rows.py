@@ -64,7 +64,7 @@ def test_damaged_parquet_is_a_data_error(read: Callable[..., Rows], tmp_path: Pa
     assert complaint(read, tmp_path / "a.parquet").startswith("a.parquet cannot be read as Parquet: ")
 
 
-def test_missing_file_is_told_with_the_nearest_name(read: Callable[..., Rows], tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_the_closest_name(read: Callable[..., Rows], tmp_path: Path) -> None:
     write(tmp_path / "demos.jsonl", LINES)
     missing = tmp_path / "demo.jsonl"
     assert complaint(read, missing) == f"no file or folder {missing}. Did you mean 'demos.jsonl'?"

@@ -101,6 +101,6 @@ def test_a_template_that_refuses_a_conversation_is_a_data_error(tokenizer: Any) 
         prompt_ids(tokenizer, turns("Hi"))
 
 
-def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AlignkitError, match=f"no tokenizer could be loaded from {tmp_path}"):
         load_tokenizer(str(tmp_path), None)

@@ -154,7 +154,7 @@ def test_what_the_parser_reads_of_training_arguments_is_true() -> None:
         ("a: [1", [], "run.yaml line 1: "),
     ],
 )
-def test_mistakes_are_told_in_one_line(file: str, cli: list[str], message: str) -> None:
+def test_mistakes_are_errors_of_one_line(file: str, cli: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         config(file, *cli)
     assert message in str(error.value)

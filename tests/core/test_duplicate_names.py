@@ -87,7 +87,7 @@ def test_what_is_uninstalled_is_named_as_what_is_picked(install: Callable[..., N
         _provider("lion@lion-c")
 
 
-def test_a_distribution_that_gives_no_such_name_is_told_with_what_it_gives(install: Callable[..., None]) -> None:
+def test_a_distribution_without_that_name_is_an_error_that_lists_its_names(install: Callable[..., None]) -> None:
     install("big", OPTIMIZER.format(name="lion"))
 
     with pytest.raises(PluginError, match="alignkit-big provides no 'lyon'. Did you mean 'lion'. It provides: lion"):

@@ -46,7 +46,7 @@ def test_registries_share_nothing(install: Callable[..., None]) -> None:
     assert not Registry().has("optimizer", "lion")
 
 
-def test_an_unknown_plugin_is_told_with_the_closest_one() -> None:
+def test_an_unknown_plugin_is_an_error_with_the_closest_name() -> None:
     with pytest.raises(
         PluginError, match=r"no plugin named 'sftt' is installed. Did you mean 'sft'\? Installed: .*lora"
     ):

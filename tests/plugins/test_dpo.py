@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_dpo_learns_the_order_and_says_so(train_dpo: Callable[..., Path]) -> None:
+def test_dpo_learns_the_order_and_reports_its_metrics(train_dpo: Callable[..., Path]) -> None:
     rows = [{"prompt": f"Say {n}", "responses": ["good one", "bad", "so so"], "ranks": [0, 2, 1]} for n in range(16)]
     folder = train_dpo("--plugin", "lora", "train.max_steps=20", "train.learning_rate=0.003", rows=rows)
     metrics = record(folder)["metrics"]
@@ -82,7 +82,7 @@ def test_dpo_learns_the_order_and_says_so(train_dpo: Callable[..., Path]) -> Non
 # --- data and losses by name -----------------------------------------------------------------------------------------
 
 
-def test_an_answer_too_long_is_an_error_or_left_out_as_told(
+def test_an_answer_that_is_too_long_is_an_error_or_skipped(
     train_dpo: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [*RANKINGS, {"prompt": "Long?", "responses": ["a", "b", "long " * 90], "ranks": [0, 1, 2]}]

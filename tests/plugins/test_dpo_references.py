@@ -92,7 +92,7 @@ def test_where_the_loss_needs_no_reference_none_is_in_memory(
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
-def test_a_reference_that_spoke_before_training_says_the_same(
+def test_a_precomputed_reference_gives_the_same_run(
     train_dpo: Callable[..., Path], train: Callable[..., Path], sgd: None, tuner: str
 ) -> None:
     sft = train("--plugin", tuner, "train.max_steps=1", output="sft")

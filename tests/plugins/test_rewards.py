@@ -21,7 +21,7 @@ HALF = "[{name: reward-model, path: %s/rm, weight: 0.5}, {name: reward-model, pa
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])
-def test_a_sum_of_two_reward_models_scores_by_both(reward_runs: Path, tuner: str) -> None:
+def test_a_sum_of_two_reward_models_adds_their_weighted_scores(reward_runs: Path, tuner: str) -> None:
     run, score = run_of(tuner, "reward.name=sum", f"reward.parts={HALF % (f'{tuner}-a', f'{tuner}-b')}")
     answers = answers_of(run)
     a, b = (plain_scores(f"{tuner}-{which}/rm", answers) for which in "ab")

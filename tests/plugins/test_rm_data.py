@@ -26,7 +26,7 @@ def test_rankings_that_are_all_ties_are_left_out_and_counted(
     assert "rankings are all ties: left out" in capsys.readouterr().out
 
 
-def test_an_answer_too_long_is_an_error_or_left_out_as_told(
+def test_an_answer_that_is_too_long_is_an_error_or_skipped(
     train_rm: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [*RANKINGS, {"prompt": "Long?", "responses": ["a", "b", "long " * 90], "ranks": [0, 1, 2]}]
@@ -70,7 +70,7 @@ def test_bloom_which_takes_no_mask_of_ours_is_trained_without(
     assert "shared prompt" not in capsys.readouterr().out
 
 
-def test_one_held_out_prompt_tells_nothing_and_is_written_as_json(train_rm: Callable[..., Path]) -> None:
+def test_one_held_out_prompt_leaves_usability_unknown_and_valid_json(train_rm: Callable[..., Path]) -> None:
     folder = train_rm("--plugin", "lora", "train.max_steps=1", "data.eval_size=1")
 
     def refuse(constant: str) -> None:

@@ -199,7 +199,7 @@ def test_too_long_rows_are_an_error_that_counts_them(trainer: Callable[..., Any]
         trainer("sft.max_length=40")
 
 
-def test_too_long_rows_are_skipped_or_cut_when_told(
+def test_rows_that_are_too_long_are_skipped_or_truncated_by_setting(
     trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     skipped, cut = (trainer("sft.max_length=40", f"sft.too_long={how}").train_dataset for how in ("skip", "cut"))

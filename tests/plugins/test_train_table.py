@@ -156,7 +156,7 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["load_best_model_at_end=true", "save_strategy=no"], "needs a checkpoint at every evaluation"),
     ],
 )
-def test_values_that_cannot_be_are_told_before_torch_is_imported(overrides: list[str], message: str) -> None:
+def test_values_out_of_range_are_errors_before_torch_is_imported(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_table("sft", *(f"train.{override}" for override in overrides))
 
@@ -213,7 +213,7 @@ def test_settings_that_act_change_what_is_trained(
         ),
     ],
 )
-def test_what_only_the_libraries_know_is_told_before_the_first_step(
+def test_values_that_a_library_refuses_are_errors_before_the_first_step(
     run_stage: Callable[..., Path], settings: list[str], message: str
 ) -> None:
     with pytest.raises(AssertionError, match=message) as error:
