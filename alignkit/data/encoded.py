@@ -1,8 +1,9 @@
-"""Rows encoded by all cores into an Arrow file in the cache of ``datasets``, which the next start reads.
+"""Encodes rows in several processes into an Arrow file in the cache of ``datasets``, which the next start reads.
 
-An encoder makes records of a row: dictionaries of numbers and lists of token ids. The file is found by a fingerprint of
-everything that the records depend on: the rows, the tokenizer, its chat template, the encoder's settings and the
-versions of the libraries. Where several processes train together, the first encodes and the others wait for its file.
+An encoder turns a row into records: dictionaries of numbers and lists of token ids. The name of the file is a
+fingerprint of everything that the records depend on: the rows, the tokenizer, its chat template, the encoder's settings
+and the versions of alignkit and ``tokenizers``. When several processes train together, the first encodes and the others
+wait.
 """
 
 from __future__ import annotations
@@ -36,27 +37,27 @@ ROWS_A_PROCESS = 2500  # at least, or starting the process takes longer than its
 
 
 class Encoder(Protocol):
-    """Makes records of a row. It is pickled into the processes that share the work."""
+    """Turns a row into records. It is pickled for the processes that share the work."""
 
-    columns: ClassVar[dict[str, str]]  # of its records: names and types, such as "list<int32>"
+    columns: ClassVar[dict[str, str]]  # names and types of the columns of a record, such as "list<int32>"
 
     def __call__(self, row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
-        """The records; ``notes`` counts what is reported.
+        """The records of a row; ``notes`` counts messages for the user.
 
         Raises:
-            DataError: it is a bad row.
+            DataError: the row is bad.
         """
 
     def fingerprint(self) -> str:
-        """What its records depend on beside the row."""
+        """A hash of everything other than the row that records depend on."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Records in an Arrow table, in the order of their rows. A row without records has one that is all null."""
+    """Records in an Arrow table, in the order of their rows. A row without records has a record of nulls."""
 
-    dataset: datasets.Dataset  # the encoder's columns, and `row`, `error`, `notes`
-    rows: Sequence[Located]  # bad ones included, as `row` counts them
+    dataset: datasets.Dataset  # the columns of the encoder, and `row`, `error` and `notes`
+    rows: Sequence[Located]  # including bad rows; `row` is an index into them
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         """A column of the table."""
@@ -71,17 +72,17 @@ class Encoded:
         return self.rows[self.column("row")[record].as_py()]
 
     def where(self, record: int) -> str:
-        """Where the row of a record stands."""
+        """The location of the row of a record."""
         return self.located(record).where
 
     def good(self) -> Sequence[int]:
-        """The records that are not of bad rows."""
+        """The indices of the records of good rows."""
         if not self.errors():
             return range(len(self.dataset))
         return [n for n, error in enumerate(self.column("error")) if error.as_py() is None]
 
     def notes(self) -> Counter[str]:
-        """What the encoder counted."""
+        """The messages that the encoder counted."""
         total: Counter[str] = Counter()
         for each in self.column("notes").value_counts():
             for note, count in json.loads(each["values"].as_py() or "{}").items():
@@ -89,7 +90,7 @@ class Encoded:
         return total
 
     def errors(self) -> dict[int, str]:
-        """Why rows are bad, by their numbers."""
+        """Row number -> why the row is bad."""
         if self.column("error").null_count == len(self.dataset):
             return {}
         import pyarrow.compute as pc
@@ -107,9 +108,9 @@ def _plain(ids: pyarrow.Array) -> list[Any]:
 def encode_all(
     rows: Sequence[Located], encoder: Encoder, *, skip: bool, processes: int | None, say: Callable[[str], None]
 ) -> Encoded:
-    """Each row through ``encoder``. It stops at the first bad row, unless ``skip`` is set.
+    """Encode all rows. It stops at the first bad row unless ``skip`` is set.
 
-    ``processes`` is how many share the work; None is one for each core.
+    ``processes`` is the number of processes that share the work; None is one for each core.
     """
     import datasets
 
@@ -129,7 +130,7 @@ def encode_all(
 
 
 class _Damaged(Exception):  # noqa: N818
-    """A file of the cache cannot be read."""
+    """A file in the cache cannot be read."""
 
 
 def _cached(
@@ -168,7 +169,7 @@ def _cached(
         if isinstance(error.__cause__, OSError):
             raise AlignkitError(f"the encoded rows cannot be written to {folder}: {error.__cause__}") from error
         raise (error.__cause__ or error) from None
-    except Exception as error:  # what is wrong with the files, by many libraries
+    except Exception as error:  # damaged files raise errors of several libraries
         if not is_cached:
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -179,20 +180,20 @@ def _cached(
 def _in_parallel(
     rows: Sequence[Located], shares: int, generate: Callable[..., datasets.Dataset], say: Callable[[str], None]
 ) -> datasets.Dataset:
-    """As ``generate`` with several processes, which read the rows from a file. One does all where that fails."""
+    """Call ``generate`` with several processes, which read the rows from a file. If they fail, one does all."""
     written = rows if isinstance(rows, Spool) else spool(rows)
     edges = [len(rows) * n // shares for n in range(shares + 1)]
     shards = [(start, written[start:end]) for start, end in itertools.pairwise(edges)]
     try:
         with _without_threads():
             return generate(shards, shares)
-    except Exception as error:  # a plugin's code that the processes cannot import, a system without processes
+    except Exception as error:  # such as a plugin that the processes cannot import
         say(f"encoding in one process, since several failed: {one_line(error.__cause__ or error)}")
         return generate([(0, rows)])
 
 
 def _records(shards: list[tuple[int, Sequence[Located]]], encoder: Encoder, skip: bool) -> Iterator[dict[str, Any]]:
-    """The records of rows; ``shards`` are parts of them, each with the number of its first row."""
+    """The records of rows. ``shards`` are parts of the rows, each with the number of its first row."""
     empty = dict.fromkeys(encoder.columns)
     for first, rows in shards:
         for number, located in enumerate(rows, first):
@@ -210,7 +211,7 @@ def _records(shards: list[tuple[int, Sequence[Located]]], encoder: Encoder, skip
 
 
 def _features(columns: dict[str, str]) -> dict[str, Any]:
-    """Columns as ``datasets`` names them."""
+    """The types of ``datasets`` for columns."""
     own = {"row": "int64", "error": "string", "notes": "string"}
     return {name: _feature(type_) for name, type_ in {**columns, **own}.items()}
 
@@ -222,7 +223,7 @@ def _feature(type_: str) -> Any:
 
 
 def stored_dataset(records: Sequence[Mapping[str, Any]], columns: dict[str, str]) -> datasets.Dataset:
-    """Records as a data set, in a temporary file if they are many. ``columns`` are as those of an :class:`Encoder`."""
+    """A dataset of records, in a temporary file if they are many. ``columns`` are those of :class:`Encoder`."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
@@ -241,7 +242,7 @@ def stored_dataset(records: Sequence[Mapping[str, Any]], columns: dict[str, str]
 
 
 def _shares(rows: int, processes: int | None) -> int:
-    """How many processes share the work on so many rows."""
+    """The number of processes for a number of rows."""
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(processes, rows // ROWS_A_PROCESS))
@@ -249,7 +250,7 @@ def _shares(rows: int, processes: int | None) -> int:
 
 @contextlib.contextmanager
 def _without_threads() -> Iterator[None]:
-    """One thread of the ``tokenizers`` library in each process, where the user has set no other number."""
+    """Turn the threads of the ``tokenizers`` library off, unless the user has set them."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -268,7 +269,7 @@ def _key(rows: Sequence[Located], encoder: Encoder, skip: bool) -> str:
     for located in rows:
         content = io.BytesIO()
         pickler = pickle.Pickler(content, protocol=5)
-        pickler.fast = True  # no references to what was written before: the bytes depend on the values alone
+        pickler.fast = True  # no references to earlier objects: the bytes depend only on the values
         pickler.dump(located.row)
         digest.update(content.getbuffer())
     return digest.hexdigest()

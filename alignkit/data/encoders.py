@@ -1,4 +1,4 @@
-"""Encoders of the kinds of rows that come with alignkit: what :func:`alignkit.data.encoding.encode_rows` takes."""
+"""Encoders for alignkit's types of rows, for :func:`alignkit.data.encoding.encode_rows`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TokenEncoder:
         self.tokenizer, self.stop_ids, self.settings = tokenizer, list(stop_ids), settings
 
     def fingerprint(self) -> str:
-        """What the token ids depend on beside the row."""
+        """A hash of everything other than the row that the token ids depend on."""
         return json.dumps([chat_tokenizer(self.tokenizer).fingerprint(), self.stop_ids, self.settings], sort_keys=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,10 +39,10 @@ class TokenEncoder:
 
 
 class SequenceEncoder(TokenEncoder):
-    """Demonstrations and texts as sequences to learn, each cut at ``max_length`` tokens.
+    """Encodes demonstrations and texts as sequences of at most ``max_length`` tokens with labels.
 
-    A sequence without a label in its first ``max_length`` tokens is null, and so is a longer one, unless ``cut`` is
-    set. ``length`` is the whole sequence's.
+    Longer sequences are truncated if ``cut`` is set and the loss falls on a token that is left. Otherwise they are
+    null. ``length`` is the length before truncation.
     """
 
     columns: ClassVar[dict[str, str]] = {"input_ids": IDS, "labels": IDS, "length": "int32"}
@@ -65,7 +65,7 @@ class SequenceEncoder(TokenEncoder):
 
 
 class RankingEncoder(TokenEncoder):
-    """Rankings as a prompt and its answers, each with the token that ends it."""
+    """Encodes rankings as a prompt and its answers, each with the token that ends it."""
 
     columns: ClassVar[dict[str, str]] = {"prompt": IDS, "answers": LISTS_OF_IDS}
 
@@ -79,7 +79,7 @@ class RankingEncoder(TokenEncoder):
 
 
 class PromptEncoder(TokenEncoder):
-    """Prompts, up to where the assistant begins to answer; also those of rankings."""
+    """Encodes prompts, and those of rankings, with the generation prompt."""
 
     columns: ClassVar[dict[str, str]] = {"prompt": IDS}
 

@@ -1,4 +1,4 @@
-"""From rows to token ids, with what goes for every stage: bad rows, rows that are too long, and what is reported."""
+"""From rows to token ids in any stage, with its handling of bad rows, rows that are too long, and reports."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ T = TypeVar("T")
 def encode_each(
     run: Run, rows: Sequence[Located], encode: Callable[[Any, Counter[str]], T], skip: bool | None = None
 ) -> list[tuple[str, T]]:
-    """Each row through ``encode``, with where it stands. ``encode`` takes a row and the notes that it may count in.
+    """The results of ``encode`` for each row, with the row's location.
 
-    A row that ``encode`` refuses is a bad row: it stops the run, or is counted and taken out of ``rows`` where
-    ``data.on_bad_row`` says so (or ``skip``, for rows that are not of the ``data`` table).
+    ``encode`` takes a row and a counter of messages for the user. A row for which it raises :class:`DataError` is a bad
+    row. It stops the run, or is counted and removed from ``rows`` if ``data.on_bad_row`` is ``skip``. ``skip``
+    overrides this setting, for rows that do not come from the ``data`` table.
 
     Raises:
-        DataError: a bad row, or nothing but bad rows.
+        DataError: a row is bad, or all rows are.
     """
     skips = run.config.data.on_bad_row == "skip" if skip is None else skip
     notes, encoded, bad = Counter[str](), list[tuple[str, T]](), dict[int, str]()
@@ -46,10 +47,10 @@ def encode_each(
 
 
 def encode_rows(run: Run, rows: Sequence[Located], encoder: Encoder, skip: bool | None = None) -> Encoded:
-    """As :func:`encode_each`, for any number of rows: by all cores, into a file that the next start reads.
+    """As :func:`encode_each`, but in several processes and with a cache (see :mod:`alignkit.data.encoded`).
 
     Raises:
-        DataError: a bad row, or nothing but bad rows.
+        DataError: a row is bad, or all rows are.
     """
     skips = run.config.data.on_bad_row == "skip" if skip is None else skip
     encoded = encode_all(rows[:], encoder, skip=skips, processes=run.config.data.num_proc, say=run.say)
@@ -60,7 +61,7 @@ def encode_rows(run: Run, rows: Sequence[Located], encoder: Encoder, skip: bool 
 
 
 def _leave_out(run: Run, rows: Sequence[Located], bad: dict[int, str], skip: bool | None) -> None:
-    """Take bad rows out of ``rows``; ``bad`` says why, by their numbers. ``skip`` is as in :func:`encode_each`."""
+    """Remove bad rows from ``rows``. ``bad`` maps their numbers to reasons; ``skip`` is as in :func:`encode_each`."""
     if not bad:
         return
     first, total = next(iter(bad.values())), len(rows)
@@ -74,14 +75,14 @@ def _leave_out(run: Run, rows: Sequence[Located], bad: dict[int, str], skip: boo
 
 
 def _report(run: Run, notes: Counter[str], rows: int) -> None:
-    """One line for each note."""
+    """Print each note with its count."""
     answers = notes.pop(ANSWERS, 0)
     for what, count in notes.items():
         run.say(f"{count} of {answers if what.startswith(ANSWERS) else rows} {what}")
 
 
 class Fit:
-    """Whether the model can read sequences, each followed by ``room`` more tokens, which ``setting`` can lower."""
+    """Checks that the model can read sequences, each followed by ``room`` tokens; ``setting`` can lower ``room``."""
 
     def __init__(self, run: Run, room: int = 0, setting: str = "") -> None:
         self.run, self.room, self.setting = run, room, setting
@@ -89,18 +90,17 @@ class Fit:
         self.unknown: tuple[int, str] | None = None  # the first token without an embedding, and where
 
     def add(self, where: str, ids: Sequence[int]) -> None:
-        """Look at a sequence."""
+        """Add a sequence and its location."""
         self.longest = max(self.longest, (len(ids) + self.room, where))
         rows = self.run.limits.rows
         if rows is not None and self.unknown is None and ids and max(ids) >= rows:
             self.unknown = max(ids), where
 
     def check(self) -> None:
-        """Report sequences longer than a model was trained for, if its positions are not learnt.
+        """Check all sequences. A model with rotary positions can read longer ones than in training; that is reported.
 
         Raises:
-            DataError: a token has no row in the embeddings, or a sequence is longer than the positions that were
-                learnt.
+            DataError: a token has no embedding, or a sequence is longer than the learned positions.
         """
         limits, tokenizer = self.run.limits, self.run.tokenizer
         if self.unknown is not None:
@@ -121,7 +121,7 @@ class Fit:
 
 
 def check_fit(run: Run, sequences: Iterable[tuple[str, Sequence[int]]], room: int = 0, setting: str = "") -> None:
-    """:class:`Fit` of sequences of token ids, each given with where it stands."""
+    """Check that the model can read sequences of token ids, each with its location (see :class:`Fit`)."""
     fit = Fit(run, room, setting)
     for where, ids in sequences:
         fit.add(where, ids)
@@ -159,20 +159,20 @@ class Ranked:
     prompt: Conversation
     branches: Branches
     ranks: list[float]  # lower is better; equal is a tie
-    margins: list[float] | None = None  # how good each answer is on a scale, where the data say
+    margins: list[float] | None = None  # how good each answer is, if the data have it
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Every pair of answers that is no tie, as indices, the better first."""
+        """All pairs of answers with different ranks, as indices, the better first."""
         number = range(len(self.ranks))
         return [(i, j) for i in number for j in number if self.ranks[i] < self.ranks[j]]
 
 
 def encode_rankings(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
-    """Rankings as token ids. Those without a pair are left out, and counted: all ties, or the same tokens.
+    """Rankings as token ids. Those without a pair are left out and counted: all ties, or answers of the same tokens.
 
     Raises:
-        DataError: an answer and its prompt are longer than ``max_length`` and ``too_long`` is ``error``; nothing is
-            left.
+        DataError: a prompt and an answer are longer than ``max_length`` and ``too_long`` is ``error``, or no ranking
+            is left.
     """
     return usable_rankings(run, encoded_rankings(run, rows), max_length, too_long)
 
@@ -187,7 +187,7 @@ class EncodedRanking:
 
 
 def encoded_rankings(run: Run, rows: Sequence[Located]) -> Sequence[tuple[str, EncodedRanking]]:
-    """Every ranking as token ids, with where it stands; each is read when it is asked for."""
+    """All rankings as token ids, with their locations. Each is read from the encoded rows when it is accessed."""
     encoded = encode_rows(run, rows, RankingEncoder(run.tokenizer, run.stop_ids))
 
     def read(record: int) -> tuple[str, EncodedRanking]:
@@ -200,7 +200,7 @@ def encoded_rankings(run: Run, rows: Sequence[Located]) -> Sequence[tuple[str, E
 def usable_rankings(
     run: Run, rows: Sequence[tuple[str, EncodedRanking]], max_length: int, too_long: str
 ) -> Sequence[Ranked]:
-    """As :func:`encode_rankings`, of rankings that are encoded already."""
+    """The second step of :func:`encode_rankings`: leave out rankings that cannot be trained on."""
     stage, counts, fit = run.config.stage.component.name, Counter[str](), Fit(run)
     longest = 0, ""
 
@@ -244,12 +244,12 @@ def usable_rankings(
 
 
 def ids_key(ids: Sequence[int]) -> bytes:
-    """A short key of token ids: a dictionary with the ids of all rows as its keys would not fit into memory."""
+    """A short key for token ids, for dictionaries of all rows: the ids themselves would not fit into memory."""
     return hashlib.blake2b(array.array("i", ids).tobytes(), digest_size=16).digest()
 
 
 def _without_contradictions(encoded: EncodedRanking, indices: list[int]) -> list[int]:
-    """Those of the answers that no other answer of the same tokens is ranked above or below."""
+    """The answers without another answer of the same tokens and a different rank."""
     ranks: dict[tuple[int, ...], set[float]] = {}
     for index in indices:
         ranks.setdefault(tuple(encoded.answers[index]), set()).add(encoded.row.ranks[index])

@@ -1,6 +1,6 @@
-"""Tell the format of raw rows; convert them; hold some out. Where they come from is in ``sources.py``.
+"""Detects the format of raw rows, converts them, and holds some out. ``sources.py`` reads the raw rows.
 
-No torch here: a bad row is found in the first second of a run, before anything is loaded.
+This module does not import torch: a bad row is reported in the first second, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Rows:
 
     source: str
     format: str
-    rows: Sequence[Located]  # a list, or if they are many a file (see :mod:`alignkit.data.spool`)
-    skipped: list[str]  # why, a line each; only with on_bad_row: skip
-    fingerprint: str  # of the source's bytes
-    empty: int = 0  # raw rows of which the format makes none
+    rows: Sequence[Located]  # a list, or a file if they are many (see :mod:`alignkit.data.spool`)
+    skipped: list[str]  # why rows were skipped, a line each; only with on_bad_row: skip
+    fingerprint: str  # a hash of the source's bytes
+    empty: int = 0  # raw rows that the format converts to no row
     left_out: list[str] = field(default_factory=list)  # files of the folder that are not read
     settings: dict[str, Any] = field(default_factory=dict)  # of the format
 
@@ -47,31 +47,32 @@ class Rows:
 
 
 def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Rows:
-    """Read, recognise and convert the rows at ``path``; ``accepts`` are the row types that the stage trains on.
+    """Read the rows at ``path``, detect their format and convert them. ``accepts`` are the row types of the stage.
 
     Raises:
-        DataError: nothing there, nothing in it, no or several formats fit, a bad row, or rows of another kind.
+        DataError: there is nothing at ``path``, or it is empty; no format fits, or several do; a row is bad, or of
+            another type.
     """
     source = open_source(config, path)
     chosen, raw = _recognise(registry, config, path, source.rows)
-    who = registry.describe(chosen.component)
+    component_name = registry.describe(chosen.component)
     skipped: list[str] = []
     empty = 0
 
-    def converted() -> Iterator[Located]:
+    def good() -> Iterator[Located]:
         nonlocal empty
         for where, content in raw:
             try:
-                made = _accepted(chosen, who, where, content, path, accepts)
+                converted = _accepted(chosen, component_name, where, content, path, accepts)
             except DataError as error:
                 if config.on_bad_row == "error" or isinstance(error, WrongKindError):
                     raise
                 skipped.append(str(error))
             else:
-                yield from made
-                empty += not made
+                yield from converted
+                empty += not converted
 
-    rows = stored(converted())
+    rows = stored(good())
     if not rows:
         name = chosen.component.name
         why = (
@@ -83,19 +84,19 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
 
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
-    """The rows at ``path`` one after another, none of them kept in memory; raises as :func:`load` at a bad row."""
+    """The rows at ``path``, one at a time. At a bad row, it raises the error of :func:`load`."""
     chosen, raw = _recognise(registry, config, path, open_source(config, path).rows)
-    who = registry.describe(chosen.component)
+    component_name = registry.describe(chosen.component)
     for where, content in raw:
-        yield from _accepted(chosen, who, where, content, path, accepts)
+        yield from _accepted(chosen, component_name, where, content, path, accepts)
 
 
 class WrongKindError(DataError):
-    """The rows are good, but not what is wanted."""
+    """The rows are not of a type that the stage trains on."""
 
 
 def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) -> tuple[Selected, RawRows]:
-    """The format of the rows, with its settings, and the rows."""
+    """The format of the rows with its settings, and an iterator over all rows."""
     raw = itertools.starmap(_cleaned, raw)
     first = list(itertools.islice(raw, 20))
     chosen = named_format(registry, config.format)
@@ -106,10 +107,10 @@ def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) 
 
 
 def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataError]:
-    """A row in which NaN, as pandas writes a missing cell, is None; a bad one where a text is no Unicode."""
+    """The row with None for NaN, which is what pandas writes for a missing cell; an error if a text is not Unicode."""
     if isinstance(row, DataError):
         return where, row
-    parts: list[Any] = list(row.items())  # no recursion: JSON may be nested as deep as Python's stack is
+    parts: list[Any] = list(row.items())  # no recursion: JSON can be nested as deeply as Python's stack allows
     while parts:
         part = parts.pop()
         if isinstance(part, Mapping):
@@ -127,11 +128,16 @@ def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataErr
 
 
 def _accepted(
-    chosen: Selected, who: str, where: str, content: RawRow | DataError, path: str, accepts: tuple[type[Row], ...]
+    chosen: Selected,
+    component_name: str,
+    where: str,
+    content: RawRow | DataError,
+    path: str,
+    accepts: tuple[type[Row], ...],
 ) -> list[Located]:
     if isinstance(content, DataError):
         raise content
-    rows = _convert(chosen, content, where, who)
+    rows = _convert(chosen, content, where, component_name)
     for row in rows:
         if not isinstance(row, accepts):
             wanted = " or ".join(_plural(t) for t in accepts)
@@ -140,8 +146,8 @@ def _accepted(
     return [Located(where, row) for row in rows]
 
 
-def _convert(chosen: Selected, row: RawRow, where: str, who: str) -> list[Row]:
-    """The rows that a format makes of a raw one. Its settings are handed over where it has any."""
+def _convert(chosen: Selected, row: RawRow, where: str, component_name: str) -> list[Row]:
+    """The rows that a format makes of a raw row. Its settings are an argument if it has a config."""
     component: DataFormat = chosen.component
     settings = () if component.config is NoConfig else (chosen.config,)
     try:
@@ -149,12 +155,12 @@ def _convert(chosen: Selected, row: RawRow, where: str, who: str) -> list[Row]:
     except DataError as error:
         raise DataError(f"{where}: {error} (format '{component.name}' needs {component.summary})") from None
     except Exception as error:
-        raise DataError(f"{where}: {who} failed on this row: {one_line(error)}") from error
-    return handover.rows(f"{where}: {who}", converted)
+        raise DataError(f"{where}: {component_name} failed on this row: {one_line(error)}") from error
+    return handover.rows(f"{where}: {component_name}", converted)
 
 
 def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]]) -> DataFormat:
-    """The format that reads most fields of most of the first rows."""
+    """The format that reads the most fields of the most of the first rows."""
     formats = {f.name: cast(DataFormat, f) for f in registry.all("format")}
     votes: Counter[tuple[str, ...]] = Counter()
     for where, row in first:
@@ -162,7 +168,7 @@ def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | D
             scores = {name: _fits(registry.describe(f, "fits"), f, row, where) for name, f in formats.items()}
             best = max(scores.values())
             votes[tuple(name for name in formats if scores[name] == best > 0)] += 1
-    if not votes:  # nothing but bad rows, or none
+    if not votes:  # no rows, or only bad ones
         for _, row in first:
             raise cast(DataError, row)
         raise DataError(f"{path} has no rows to train on: it is empty")
@@ -176,12 +182,12 @@ def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | D
     raise DataError(f"{path}: no format fits rows with the fields {fields or '(none)'}. Known: {known}")
 
 
-def _fits(who: str, data_format: DataFormat, row: RawRow, where: str) -> int:
+def _fits(component_name: str, data_format: DataFormat, row: RawRow, where: str) -> int:
     try:
         fits = data_format.fits(row)
     except Exception as error:
-        raise DataError(f"{where}: {who} failed on this row: {one_line(error)}") from error
-    handover.expect(f"{where}: {who}", fits, isinstance(fits, int), "how many fields of the row it reads")
+        raise DataError(f"{where}: {component_name} failed on this row: {one_line(error)}") from error
+    handover.expect(f"{where}: {component_name}", fits, isinstance(fits, int), "how many fields of the row it reads")
     return fits
 
 
@@ -197,13 +203,13 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def hold_out(rows: Sequence[Located], size: float | None, seed: int) -> tuple[Sequence[Located], Sequence[Located]]:
-    """Split rows into (training, held-out), reproducibly; rows with the same prompt stay on one side.
+    """Split rows into training rows and held-out rows, reproducibly. Rows with the same prompt stay together.
 
-    ``size`` as in the config: below 1 a share, else a count, None for 10 % and at most 200. Prompts with many rows may
-    make it more, but never more than twice as many: a prompt that would is trained on.
+    ``size`` is that of the config: a share if below 1, else a count; None is 10 %, at most 200. A prompt with many rows
+    can increase the number of held-out rows, but at most to twice ``size``: a prompt with more is trained on.
 
     Raises:
-        DataError: no such size; no row would be left to train on, or none can be held out.
+        DataError: the size is invalid, no row would be left to train on, or no row can be held out.
     """
     if size is not None and not 0 <= size < float("inf"):
         raise DataError(f"data.eval_size must be a share or a count (got {size:g})")
@@ -236,10 +242,10 @@ def hold_out(rows: Sequence[Located], size: float | None, seed: int) -> tuple[Se
 
 
 def _groups(rows: Iterable[Located]) -> list[int]:
-    """The group of each row: rows stay together that have the same key, or were made of the same raw row."""
-    number_of: dict[bytes, int] = {}  # of a key
-    joined: list[int] = []  # for each number, an earlier one that it stays with, or itself
-    raw_row = "", 0  # where the last one stands, and the number of the first row made of it
+    """The group of each row. Rows with the same key are in one group, and so are rows from the same raw row."""
+    number_of: dict[bytes, int] = {}  # key -> its number
+    joined: list[int] = []  # number -> an earlier number of the same group, or itself
+    raw_row = "", 0  # the location of the last raw row, and the number of its first row
 
     def first(number: int) -> int:
         while joined[number] != number:

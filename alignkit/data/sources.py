@@ -1,6 +1,6 @@
-"""Where rows come from: files, folders and the hub. Each raw row comes with where it stands.
+"""Raw rows from files, folders and the hub, each with its location, such as ``"prefs.jsonl line 17"``.
 
-No torch here, and a row is read only when it is asked for.
+Rows are read one by one, as they are needed. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from alignkit.config import DataConfig
 from alignkit.errors import DataError, did_you_mean, one_line
 
 RawRow: TypeAlias = Mapping[str, Any]
-RawRows: TypeAlias = Iterator[tuple[str, RawRow | DataError]]  # where each stands; an error in place of a bad one
+RawRows: TypeAlias = Iterator[tuple[str, RawRow | DataError]]  # the location, and the row or why it is bad
 
-SPLITS = {  # the words in a file's name that name its split, as in the `datasets` library
+SPLITS = {  # the words in file names that name a split, as in the `datasets` library
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-BESIDE_DATA = ("readme", "license", "licence", "notice", "citation")  # files of a folder that nobody takes for data
+NOT_DATA = ("readme", "license", "licence", "notice", "citation")  # files beside data, which need no mention
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Source:
     """The raw rows of a data source."""
 
     rows: RawRows
-    fingerprint: str  # of its bytes
-    left_out: list[str] = field(default_factory=list)  # names of what else is in the folder
+    fingerprint: str  # a hash of its bytes
+    left_out: list[str] = field(default_factory=list)  # names of files in the folder that are not read
 
 
 def open_source(config: DataConfig, path: str) -> Source:
-    """What is at ``path``: a file, a folder of files or one that ``datasets`` saved, bundled data, or a hub id.
+    """Open a file, a folder of files, a folder that ``datasets`` saved, bundled data, or a hub id.
 
     Raises:
-        DataError: nothing there, or nothing that can be read as rows; while rows are read, a file that is damaged.
+        DataError: there is nothing, or nothing with rows. Also while rows are read, if a file is damaged.
     """
     local = _local(path)
     if local.is_dir():
@@ -68,14 +68,14 @@ def open_source(config: DataConfig, path: str) -> Source:
 
 
 def fingerprint(config: DataConfig) -> str | None:
-    """The fingerprint of ``config.path``, where it can be had without reading the rows; else None."""
+    """The fingerprint of ``config.path``; None if it is on the hub."""
     if config.path is None or not (local := _local(config.path)).exists():
         return None
     return _hash(_files(local, config.split)[0] if local.is_dir() else [local])
 
 
 def is_file(path: str) -> bool:
-    """Whether ``path`` is one local file, which has no splits."""
+    """Whether ``path`` is a local file. A file has no splits."""
     return _local(path).is_file()
 
 
@@ -87,13 +87,13 @@ def _local(path: str) -> Path:
     try:
         local = paths.expand(path)
         local.exists()
-    except OSError as error:  # a name too long, a folder that may not be looked into
+    except OSError as error:  # the name is too long, or a folder is not readable
         raise DataError(f"{path} cannot be read: {_reason(error)}") from None
     return local
 
 
 def _guarded(file: Path, rows: RawRows) -> RawRows:
-    """``rows``; what keeps the file from being read is a DataError."""
+    """``rows``, with an OSError turned into a DataError."""
     try:
         yield from rows
     except OSError as error:
@@ -126,10 +126,10 @@ def _hash(files: Iterable[Path]) -> str:
 
 
 def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
-    """The files of a folder that are ``split``, and the names of what else is in it.
+    """The files of a split in a folder, and the names of the other files.
 
     Raises:
-        DataError: there are none; a file of data is a broken link or no file.
+        DataError: the split has no files; a data file is a broken link or not a regular file.
     """
     try:
         inside = sorted(folder.iterdir())
@@ -147,14 +147,14 @@ def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files whose names say ``split``; for ``train`` those that name no split, where none says ``train``."""
-    named = {file: _split_in(file.stem) for file in files}
+    """The files with the split in their names. If none has ``train``, those without a split are ``train``."""
+    splits = {file: _split_in(file.stem) for file in files}
     wanted = SPLITS.get(split)
-    chosen = [file for file in files if (named[file] == wanted if wanted else _without_shard(file.stem) == split)]
+    chosen = [file for file in files if (splits[file] == wanted if wanted else _without_shard(file.stem) == split)]
     if not chosen and wanted == "train":
-        chosen = [file for file in files if named[file] is None]
+        chosen = [file for file in files if splits[file] is None]
     if not chosen:
-        known = ", ".join(sorted({each or "train" for each in named.values()}))
+        known = ", ".join(sorted({each or "train" for each in splits.values()}))
         raise DataError(f"{folder} has no files of the split '{split}'. Splits: {known}. Pick one with data.split=NAME")
     return chosen
 
@@ -170,7 +170,7 @@ def _without_shard(stem: str) -> str:
 
 
 def _looks_like_data(file: Path) -> bool:
-    return not file.name.startswith(".") and not file.name.lower().startswith(BESIDE_DATA)
+    return not file.name.startswith(".") and not file.name.lower().startswith(NOT_DATA)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -220,7 +220,7 @@ def _json(file: Path) -> RawRows:
 
 
 def _csv(file: Path) -> RawRows:
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts over 128 KiB
+    csv.field_size_limit(sys.maxsize)  # the default limit is 128 KiB
     with file.open(encoding="utf-8-sig", newline="") as lines:
         yield from _csv_rows(file, csv.DictReader(lines, strict=True))
 
@@ -234,7 +234,7 @@ def _csv_rows(file: Path, reader: csv.DictReader[str]) -> RawRows:
         except UnicodeDecodeError:
             _text(file)  # says where
             raise
-        except csv.Error as error:  # a quote that is never closed would swallow the rest of the file
+        except csv.Error as error:  # such as a quote that is never closed
             raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
         columns = list(reader.fieldnames or [])
         if twice := next((name for name in columns if columns.count(name) > 1), None):
@@ -275,10 +275,10 @@ def _not_an_object(where: str, row: object) -> DataError:
 
 
 def _arrow_rows(batch: Any) -> Iterator[RawRow | Exception]:
-    """The rows of a batch of Arrow; an error in place of one that Python cannot hold."""
+    """The rows of an Arrow batch, with an error for each row that Python cannot represent."""
     try:
         yield from [_without_null_fields(row) for row in batch.to_pylist()]
-    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8, a time before the year 1
+    except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, a time before the year 1
         if batch.num_rows == 1:
             yield error
         else:
@@ -290,7 +290,7 @@ def _without_null_fields(row: RawRow) -> RawRow:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A nested value without the fields that are null: Arrow gives every object the fields of all the others."""
+    """A nested value without null fields. In Arrow, every object has the fields of all objects of its column."""
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -304,7 +304,7 @@ def _saved(folder: Path, split: str) -> RawRows:
 
     try:
         dataset = load_from_disk(str(folder))
-    except Exception as error:  # a damaged folder: errors of many classes
+    except Exception as error:  # the errors of a damaged folder share no base class
         raise DataError(f"{folder} cannot be read as a data set: {one_line(error)}") from error
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
@@ -318,8 +318,9 @@ def _hub(config: DataConfig, path: str) -> Source:
 
     try:
         dataset = load_dataset(path, config.name, split=config.split)
-    except Exception as error:  # the hub's errors are of many classes
-        raise DataError(f"{path} is no file or folder here, and the hub gave: {one_line(error)}") from error
+    except Exception as error:  # the errors of the hub share no base class
+        message = f"{path} is not a local file or folder, and loading it from the hub failed: {one_line(error)}"
+        raise DataError(message) from error
     return Source(_numbered(path, dataset), str(dataset._fingerprint))
 
 

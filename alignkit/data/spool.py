@@ -1,4 +1,4 @@
-"""Rows in a file instead of in memory: a sequence that reads each row when it is asked for."""
+"""Sequences whose items are in a file, or computed on access, instead of in memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class Spool(Sequence[T]):
-    """Items that were written to a file, in order; each is read when it is asked for.
+    """Items in a file, each of which is read when it is accessed.
 
-    A part of it shares its file. It can be pickled for another process, which reads the file by its path.
+    Slices share the file. A spool can be pickled for another process, which opens the file by its path.
     """
 
     def __init__(self, file: _File, offsets: Sequence[int]) -> None:
@@ -40,19 +40,22 @@ class Spool(Sequence[T]):
         return map(self._file.read, self._offsets)
 
     def keep(self, indices: Iterable[int]) -> None:
-        """Leave the other items out."""
+        """Keep only the items at these indices."""
         self._offsets = array.array("q", [self._offsets[index] for index in indices])
 
 
 class _File:
-    """Pickled items in a file, which is deleted when this object is collected in the process that wrote it."""
+    """A file of pickled items. It is deleted when this object is garbage-collected in the process that wrote it."""
 
     def __init__(self, path: Path, is_own: bool) -> None:
-        self.path, self._handles = path, dict[int, IO[bytes]]()  # by process: one that is forked has its own
+        self.path, self._handles = (
+            path,
+            dict[int, IO[bytes]](),
+        )  # one a process: forks share no position
         weakref.finalize(self, _drop, self._handles, path, os.getpid() if is_own else None)
 
     def read(self, offset: int) -> Any:
-        """The item that begins at a byte."""
+        """The item at an offset."""
         process = os.getpid()
         if process not in self._handles:
             self._handles[process] = self.path.open("rb")
@@ -71,7 +74,7 @@ def _drop(handles: dict[int, IO[bytes]], path: Path, owner: int | None) -> None:
 
 
 class Mapped(Sequence[T]):
-    """A function's results for the items of a sequence; each is computed when it is asked for."""
+    """The results of a function for the items of a sequence, each of which is computed when it is accessed."""
 
     def __init__(self, function: Callable[[Any], T], items: Sequence[Any]) -> None:
         self._function, self._items = function, items
@@ -93,7 +96,7 @@ class Mapped(Sequence[T]):
 
 
 def spool(items: Iterable[T]) -> Spool[T]:
-    """The items in a temporary file, which is deleted when nothing in this process refers to it any more."""
+    """Write items to a temporary file. It is deleted when no spool of this process refers to it."""
     handle, name = tempfile.mkstemp(prefix="alignkit-rows-")
     written, offsets = _File(Path(name), is_own=True), array.array("q")
     with open(handle, "wb") as file:
@@ -104,7 +107,7 @@ def spool(items: Iterable[T]) -> Spool[T]:
 
 
 def selected(items: Sequence[T], indices: Iterable[int]) -> Sequence[T]:
-    """The items at these places; those of a spool stay in its file."""
+    """The items at these indices: a list, or a spool of the same file."""
     if isinstance(items, Spool):
         part: Spool[T] = items[:]
         part.keep(indices)
@@ -113,7 +116,7 @@ def selected(items: Sequence[T], indices: Iterable[int]) -> Sequence[T]:
 
 
 def keep(items: Sequence[T], indices: Iterable[int]) -> None:
-    """Leave the other items out of a list or a spool."""
+    """Keep only the items at these indices in a list or a spool, in place."""
     if isinstance(items, Spool):
         items.keep(indices)
     elif isinstance(items, list):
@@ -124,7 +127,7 @@ IN_MEMORY = 20_000  # items; more are written to a file
 
 
 def stored(items: Iterable[T]) -> Sequence[T]:
-    """The items as a list, or if they are many as a spool."""
+    """The items as a list, or as a spool if they are many."""
     iterator = iter(items)
     first = list(itertools.islice(iterator, IN_MEMORY))
     if len(first) < IN_MEMORY:

@@ -77,7 +77,8 @@ def test_folder_without_data_is_an_error(read: Callable[..., Rows], tmp_path: Pa
 
 def test_hub_id_that_cannot_be_had_is_one_line(read: Callable[..., Rows]) -> None:
     says = complaint(read, "alignkit-tests/no-such-data")
-    assert says.startswith("alignkit-tests/no-such-data is no file or folder here, and the hub gave: ")
+    message = "alignkit-tests/no-such-data is not a local file or folder, and loading it from the hub failed: "
+    assert says.startswith(message)
 
 
 def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
