@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import bundled, yaml
+from alignkit import __version__, bundled, yaml
 from alignkit.cli import COMMANDS, Commands, main
 from alignkit.config import resolve
 from alignkit.registry import Registry
@@ -41,6 +41,11 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
 
     assert "heavy: []" in done.stderr
     assert done.returncode == (2 if "nonsense" in arguments else 0), done.stderr
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"alignkit {__version__}\n"
 
 
 def test_help_imports_no_command_and_none_of_what_commands_need() -> None:

@@ -65,8 +65,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from alignkit import __version__
+
+        print(f"alignkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, and all warnings."),
 ) -> None:
     """RLHF on one GPU, every stage a plugin."""

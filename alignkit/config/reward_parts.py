@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError
-from alignkit.registry import Registry, handover
+from alignkit.registry import Registry, checks
 
 
 class FindRun(Protocol):
@@ -86,7 +86,7 @@ def with_runs(
 
 def _needs(registry: Registry, reward: Selected) -> Mapping[str, str]:
     component, config = reward
-    return handover.needs(registry.describe(component, "needs"), component.needs(config))
+    return checks.needs(registry.describe(component, "needs"), component.needs(config))
 
 
 def _tables(reward: Selected, key: str) -> list[tuple[Mapping[str, Any], str]]:

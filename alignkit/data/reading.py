@@ -20,7 +20,7 @@ from alignkit.config.settings import Selected
 from alignkit.data.sources import RawRow, RawRows, open_source
 from alignkit.data.spool import selected, stored
 from alignkit.errors import DataError, one_line
-from alignkit.registry import Registry, handover
+from alignkit.registry import Registry, checks
 from alignkit.rows import Located, Row
 
 
@@ -156,7 +156,7 @@ def _convert(chosen: Selected, row: RawRow, where: str, component_name: str) -> 
         raise DataError(f"{where}: {error} (format '{component.name}' needs {component.summary})") from None
     except Exception as error:
         raise DataError(f"{where}: {component_name} failed on this row: {one_line(error)}") from error
-    return handover.rows(f"{where}: {component_name}", converted)
+    return checks.rows(f"{where}: {component_name}", converted)
 
 
 def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]]) -> DataFormat:
@@ -187,7 +187,7 @@ def _fits(component_name: str, data_format: DataFormat, row: RawRow, where: str)
         fits = data_format.fits(row)
     except Exception as error:
         raise DataError(f"{where}: {component_name} failed on this row: {one_line(error)}") from error
-    handover.expect(f"{where}: {component_name}", fits, isinstance(fits, int), "how many fields of the row it reads")
+    checks.expect(f"{where}: {component_name}", fits, isinstance(fits, int), "how many fields of the row it reads")
     return fits
 
 

@@ -12,7 +12,7 @@ from alignkit.config.settings import Selected
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.generation import rankings
 from alignkit.protocols import RewardFunction, Run
-from alignkit.registry import handover
+from alignkit.registry import checks
 from alignkit.runs import lineage
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     """A reward from its settings. ``which`` distinguishes it in errors from other rewards with its name."""
     component, config = reward
-    score = handover.with_roles(
-        handover.function(run.registry.describe(component, "build"), component.build(config, run))
-    )
+    score = checks.with_roles(checks.function(run.registry.describe(component, "build"), component.build(config, run)))
     who = run.registry.describe(component, which=which)
 
     def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
-        return rankings.checked(who, lambda: handover.scores(who, score(answers, roles=roles)), answers.texts)
+        return rankings.checked(who, lambda: checks.scores(who, score(answers, roles=roles)), answers.texts)
 
     return scores
 

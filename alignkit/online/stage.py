@@ -64,7 +64,8 @@ def online_stage(
 
 
 def _extent(config: OnlineConfig) -> str:
-    return f"{config.iterations} iterations of {config.batch_size} answers, {config.steps} optimizer steps each"
+    steps = "1 optimizer step" if config.steps == 1 else f"{config.steps} optimizer steps"
+    return f"{config.iterations} iterations of {config.batch_size} answers, {steps} each"
 
 
 def _in_memory(plan: Plan) -> str:

@@ -21,7 +21,7 @@ from alignkit.data import reading, sources
 from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
-from alignkit.registry import Registry, handover
+from alignkit.registry import Registry, checks
 from alignkit.registry.plugin import plugin_name
 from alignkit.rows import Located
 from alignkit.runs import base, lineage, manifest
@@ -80,7 +80,7 @@ class Plan:
         """The text of a function of the stage, or an empty string if the stage has none."""
         stage = self.config.stage.component
         function = getattr(stage, field)
-        return handover.text(self.registry.describe(stage, field), function(argument)) if function else ""
+        return checks.text(self.registry.describe(stage, field), function(argument)) if function else ""
 
     def _named(self, kind: str) -> str:
         component = getattr(self.config, kind).component

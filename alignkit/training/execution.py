@@ -17,7 +17,7 @@ import transformers
 from alignkit.config import training_args
 from alignkit.errors import AlignkitError
 from alignkit.protocols import Result
-from alignkit.registry import handover
+from alignkit.registry import checks
 from alignkit.runs import lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
@@ -81,8 +81,8 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     """Build the stage's trainer, train from the last checkpoint, save, and return the final metrics."""
     stage = run.config.stage.component
     run.registry.call("alignkit_run_start", run=run)
-    trainer = handover.trainer(run.registry.describe(stage, "build"), stage.build(run))
-    handover.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)
+    trainer = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
+    checks.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)
     training_args.check_batches(trainer.args, trainer.train_dataset)
     learning.watch_loss(trainer, run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress prints the metrics
@@ -115,7 +115,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
         raise Interrupted(f"stopped at step {trainer.state.global_step}. To continue, add --resume to the same command")
 
     more = stage.finish(run, trainer) if stage.finish else {}
-    more = handover.manifest_keys(run.registry.describe(stage, "finish"), more)
+    more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)
     metrics = final_metrics(trainer)
     learning.check_weights(trainer.model.named_parameters(), "the run was not finished: the trained model")
     save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)

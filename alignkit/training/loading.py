@@ -13,7 +13,7 @@ from torch import nn
 from alignkit.errors import ConfigError, PluginError, one_line
 from alignkit.models import adapters, pretrained
 from alignkit.protocols import Run
-from alignkit.registry import handover
+from alignkit.registry import checks
 from alignkit.runs import base
 from alignkit.training import learning
 
@@ -52,7 +52,7 @@ def load(run: Run, role: str, start: str) -> nn.Module:
 def _load_base(run: Run, role: str, name_or_path: str) -> Any:
     """The base model of a role: from ``alignkit_load_model`` if a plugin returns one, else from Transformers."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
-    arguments = handover.load_arguments(run.registry.describe(tuner, "load"), tuner.load(config, run.dtype))
+    arguments = checks.load_arguments(run.registry.describe(tuner, "load"), tuner.load(config, run.dtype))
     kwargs = {"dtype": run.dtype, **arguments}
     with_head = role in adapters.WITH_HEAD
 
@@ -77,7 +77,7 @@ def _wrap(run: Run, role: str, loaded: Any) -> Any:
     """The loaded model as the tuner makes it trainable."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
     try:
-        return handover.model(run.registry.describe(tuner, "wrap"), tuner.wrap(config, loaded, role))
+        return checks.model(run.registry.describe(tuner, "wrap"), tuner.wrap(config, loaded, role))
     except (ValueError, ImportError) as error:
         raise ConfigError(f"tuner '{tuner.name}' does not work with {run.config.model}: {one_line(error)}") from error
 

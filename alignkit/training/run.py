@@ -23,7 +23,7 @@ from alignkit.errors import AlignkitError
 from alignkit.generation import rewards
 from alignkit.models import device
 from alignkit.protocols import Engine, Limits, RewardFunction
-from alignkit.registry import handover
+from alignkit.registry import checks
 from alignkit.rows import Located
 from alignkit.runs import base, fingerprints, manifest
 from alignkit.runs.plan import Plan
@@ -133,11 +133,11 @@ class Run:
     def loss(self) -> Callable[[Any], LossOutput]:
         """The loss: a function of the stage's batch that returns an :class:`alignkit.LossOutput`."""
         component, config = self.config.loss
-        loss = handover.function(self.registry.describe(component, "build"), component.build(config))
+        loss = checks.function(self.registry.describe(component, "build"), component.build(config))
         if has_state(loss):
             self._loss_states.append(LossState(loss))
             loss = unchanged_by_evaluation(loss)
-        return handover.loss(self.registry.describe(component), loss)
+        return checks.loss(self.registry.describe(component), loss)
 
     def training_arguments(self, cls: type[Args], **own: Any) -> Args:
         """``cls`` from the ``train`` table. Other arguments have the defaults of Transformers, not of ``cls``."""
@@ -166,15 +166,15 @@ class Run:
         """The rollout engine."""
         assert self.config.rollout is not None
         component, config = self.config.rollout
-        run = {"run": self} if handover.accepts(component.build, "run") else {}
+        run = {"run": self} if checks.accepts(component.build, "run") else {}
         engine = component.build(config, self.tokenizer, sampling, **run)
-        engine = handover.function(self.registry.describe(component, "build"), engine)
-        return handover.engine(self.registry.describe(component), engine, sampling)
+        engine = checks.function(self.registry.describe(component, "build"), engine)
+        return checks.engine(self.registry.describe(component), engine, sampling)
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
         """The class (or factory) of the optimizer and its arguments, for ``Trainer(optimizer_cls_and_kwargs=...)``."""
         component, config = self.config.optimizer
-        return handover.optimizer(self.registry.describe(component, "build"), component.build(config, args))
+        return checks.optimizer(self.registry.describe(component, "build"), component.build(config, args))
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The callbacks of every run, and those of plugins."""

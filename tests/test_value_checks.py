@@ -13,7 +13,7 @@ import torch
 
 from alignkit import LossOutput, PluginError, SampledAnswers, Sampling, TokenLogps
 from alignkit.cli import main
-from alignkit.registry import handover
+from alignkit.registry import checks
 
 Install = Callable[..., None]
 RunStage = Callable[..., Path]
@@ -145,11 +145,11 @@ def test_a_loss_is_a_scalar_with_a_gradient_and_its_metrics_are_numbers(output: 
     batch = TokenLogps(LOGPS.clone().detach().requires_grad_(), LOGPS < 0, 2)
 
     with pytest.raises(PluginError, match=f"^loss 'x' {told}"):
-        handover.loss("loss 'x'", lambda given: output)(batch)
+        checks.loss("loss 'x'", lambda given: output)(batch)
 
 
 def test_a_loss_needs_no_gradient_where_there_is_none_to_have() -> None:
-    loss = handover.loss("loss 'x'", lambda batch: LossOutput(-batch.logps.detach().sum(), {"n": torch.tensor(1)}))  # type: ignore[dict-item]
+    loss = checks.loss("loss 'x'", lambda batch: LossOutput(-batch.logps.detach().sum(), {"n": torch.tensor(1)}))  # type: ignore[dict-item]
     batch = TokenLogps(LOGPS.clone().detach().requires_grad_(), LOGPS < 0, 2)
 
     assert loss(TokenLogps(LOGPS.detach(), LOGPS < 0, 2)).loss == 2
@@ -176,9 +176,9 @@ def test_a_rollout_engine_gives_as_many_answers_of_token_ids_as_it_was_asked_for
     policy = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2))
     prompts = [[5], [6]]
 
-    assert handover.engine("x", lambda *given: [[1], [2, 0], [3, 4, 5], [8]], sampling)(policy, prompts)
+    assert checks.engine("x", lambda *given: [[1], [2, 0], [3, 4, 5], [8]], sampling)(policy, prompts)
     with pytest.raises(PluginError, match=f"^engine 'x' {told}"):
-        handover.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
+        checks.engine("engine 'x'", lambda *given: answers, sampling)(policy, prompts)
 
 
 @pytest.mark.parametrize("logps", [[[-1.0]], [[-1.0, 0.5]], [[-1.0, math.nan]], [[-1.0, -math.inf]], "-1"])
@@ -188,25 +188,25 @@ def test_log_probabilities_of_an_engine_are_one_number_for_each_token(logps: Any
     sampling = Sampling(max_new_tokens=3, temperature=1.0, stop_ids=(0,))
     given = [SampledAnswers([[5, 6]], [[-1.0, -0.5]]), SampledAnswers([[5, 6]]), [[5, 6]]]
 
-    checked = [handover.engine("it", lambda *_, answers=each: answers, sampling)(policy, [[1]]) for each in given]
+    checked = [checks.engine("it", lambda *_, answers=each: answers, sampling)(policy, [[1]]) for each in given]
     assert checked == [[[5, 6]]] * 3
     assert [each.logps for each in checked] == [[[-1.0, -0.5]], None, None]
     with pytest.raises(PluginError, match="^it returned log-probabilities that are not a number <= 0 for each token$"):
-        handover.engine("it", lambda *_: SampledAnswers([[5, 6]], logps), sampling)(policy, [[1]])
+        checks.engine("it", lambda *_: SampledAnswers([[5, 6]], logps), sampling)(policy, [[1]])
 
 
 def test_rewards_and_engines_get_the_roles_only_if_they_have_a_parameter_for_them() -> None:
     sampling = Sampling(max_new_tokens=1, temperature=1, stop_ids=())
     policy = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2))
 
-    assert handover.with_roles(lambda answers: answers)("answers", roles="roles") == "answers"
-    assert handover.with_roles(lambda answers, roles: (answers, roles))("answers", roles="roles") == (
+    assert checks.with_roles(lambda answers: answers)("answers", roles="roles") == "answers"
+    assert checks.with_roles(lambda answers, roles: (answers, roles))("answers", roles="roles") == (
         "answers",
         "roles",
     )
-    assert handover.with_roles(len)("answers", roles="roles") == 7
-    assert handover.engine("x", lambda policy, prompts: [[1]], sampling)(policy, [[5]], 3) == [[1]]
-    assert handover.engine("x", lambda policy, prompts, roles: [[roles]], sampling)(policy, [[5]], 3) == [[3]]
+    assert checks.with_roles(len)("answers", roles="roles") == 7
+    assert checks.engine("x", lambda policy, prompts: [[1]], sampling)(policy, [[5]], 3) == [[1]]
+    assert checks.engine("x", lambda policy, prompts, roles: [[roles]], sampling)(policy, [[5]], 3) == [[3]]
 
 
 FORMAT = """
@@ -243,7 +243,7 @@ def test_a_format_without_return_is_no_bad_row(
 
 
 def test_what_finish_gives_joins_the_manifest_or_is_nothing() -> None:
-    assert handover.manifest_keys("x", None) == {}
-    assert handover.manifest_keys("x", {"mean": 0.5}) == {"mean": 0.5}
+    assert checks.manifest_keys("x", None) == {}
+    assert checks.manifest_keys("x", {"mean": 0.5}) == {"mean": 0.5}
     with pytest.raises(PluginError, match="finish of stage 'x' returned a value that cannot be written as JSON"):
-        handover.manifest_keys("finish of stage 'x'", {"mean": torch.tensor(0.5)})
+        checks.manifest_keys("finish of stage 'x'", {"mean": torch.tensor(0.5)})
