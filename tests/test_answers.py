@@ -69,7 +69,9 @@ def test_sample_does_not_mix_files(
     sample("-k", "2")
     with pytest.raises(AssertionError):
         sample("-k", "3")
-    assert "samples.jsonl line 1 is no 3 answers to prompt 1: choose another --output" in capsys.readouterr().err
+    assert (
+        "samples.jsonl line 1 does not hold 3 answers to prompt 1: choose another --output" in capsys.readouterr().err
+    )
 
 
 def test_rank_ranks_by_any_function(
@@ -89,11 +91,11 @@ def test_rank_ranks_by_any_function(
 @pytest.mark.parametrize(
     ("by", "said"),
     [
-        ("mine", "'mine' is not module:function"),
+        ("mine", "'mine' is neither module:function, nor a finished run"),
         ("nosuch:f", "nosuch could not be imported"),
         ("bad:nosuch", "bad has no function nosuch"),
-        ("bad:few", "bad:few gave 1 scores for 2 answers, the first of which is 'x'"),
-        ("bad:nan", "bad:nan gave nan for the answer 'y'"),
+        ("bad:few", "bad:few returned 1 scores for 2 answers, the first is 'x'"),
+        ("bad:nan", "bad:nan returned nan for the answer 'y'"),
         ("bad:raises", "bad:raises failed on the answer 'y': KeyError"),
     ],
 )
@@ -206,7 +208,7 @@ def test_a_prompt_with_tools_is_not_asked_without_them(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     file.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b", "tools": tools}) + "\n")
-    with pytest.raises(DataError, match=r"prompts\.jsonl line 2: a prompt with tools"):
+    with pytest.raises(DataError, match=r"prompts\.jsonl line 2: the prompt has tools"):
         rankings.prompts_of(str(file))
 
 

@@ -81,12 +81,12 @@ def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
     return [numbers for _, numbers in groups]
 
 
-def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
+def _open(runs: Sequence[Parent]) -> tuple[chat.LoadedModel, list[str | None]]:
     """One model that holds all of these runs, and the adapter of each."""
     from alignkit.models.adapters import load_adapter
 
     records = [run.manifest for run in runs]
-    opened = chat.open_model(chat.Where(str(runs[0].folder), records[0]))
+    opened = chat.open_model(chat.ModelSource(str(runs[0].folder), records[0]))
     if not hasattr(opened.model, "peft_config"):
         return opened, [None]
     names = ["default", *(f"run_{number}" for number in range(1, len(runs)))]
@@ -97,7 +97,7 @@ def _open(runs: Sequence[Parent]) -> tuple[chat.Opened, list[str | None]]:
 
 
 def _sample(
-    opened: chat.Opened, adapter: str | None, asked: Asked, advance: Callable[[int], None]
+    opened: chat.LoadedModel, adapter: str | None, asked: Asked, advance: Callable[[int], None]
 ) -> Iterator[list[int]]:
     import transformers
 
@@ -113,7 +113,7 @@ def _sample(
         advance(len(part))
 
 
-def _logps(opened: chat.Opened, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
+def _logps(opened: chat.LoadedModel, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
     """The log-probability of each answer."""
     import torch
 

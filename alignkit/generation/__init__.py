@@ -1,4 +1,4 @@
-"""Answers from a policy and scores for them: sampling, decoding, scoring, chat.
+"""Sampling answers from a policy, scoring them, and chat.
 
 Importing this package imports no torch; using its names does.
 """

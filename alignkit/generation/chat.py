@@ -1,4 +1,4 @@
-"""A conversation with a run or a model. Nothing here imports torch at the top."""
+"""Chat with a run or a model. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -15,69 +15,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Where(NamedTuple):
-    """A model to talk to: its folder or name, and its manifest if it is a run."""
+class ModelSource(NamedTuple):
+    """Where a model comes from: its folder or name, and the manifest if it is a run."""
 
     name: str
     manifest: dict[str, Any] | None
 
 
-def locate(name: str) -> Where:
-    """A run folder, or whatever can be a base.
+def locate(name: str) -> ModelSource:
+    """Find a run folder, or anything that can be a base model.
 
     Raises:
-        AlignkitError: neither, or a run whose tuner is not installed.
+        AlignkitError: it is neither, or the run is not a policy, or its tuner is not installed.
     """
     folder = paths.expand(name)
     if manifest.is_run(folder):
         record = manifest.read(folder)
         if record["role"] != "policy":
-            raise AlignkitError(f"{name} is a {record['role']}, which does not talk: alignkit score {name} FILE")
+            raise AlignkitError(
+                f"{name} is a {record['role']} model, which cannot answer. Score answers: alignkit score {name} FILE"
+            )
         if record["weights"] == "adapter":
             lineage.tuner(record)
-        return Where(str(folder), record)
+        return ModelSource(str(folder), record)
     base.check(name)
-    return Where(name, None)
+    return ModelSource(name, None)
 
 
-class Opened(NamedTuple):
-    """A model in memory, on the accelerator if there is one, in evaluation mode."""
+class LoadedModel(NamedTuple):
+    """A model in memory, in evaluation mode, on the accelerator if there is one."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    stop_ids: list[int]  # the tokens at which an answer ends
+    stop_ids: list[int]  # the tokens that end an answer
 
 
-def open_model(where: Where) -> Opened:
-    """The model of a run, on the base in the form that it was trained on; or the model of that name."""
+def open_model(source: ModelSource) -> LoadedModel:
+    """Load the policy of a run, with its base as it was for training, or a model by name."""
     from alignkit.data.chat_template import load_tokenizer, tokenizer_of_run
     from alignkit.models import adapters, device, pretrained
 
-    if where.manifest is not None:
-        model: Any = adapters.open_run(Path(where.name), where.manifest)
-        tokenizer, stops = tokenizer_of_run(Path(where.name), where.manifest), where.manifest["stop_ids"]
+    if source.manifest is not None:
+        model: Any = adapters.open_run(Path(source.name), source.manifest)
+        tokenizer, stop_ids = tokenizer_of_run(Path(source.name), source.manifest), source.manifest["stop_ids"]
     else:
-        located = base.locate(where.name, print)
+        located = base.locate(source.name, print)
         model = pretrained.load(located, {"dtype": device.run_dtype({})}).eval()
         tokenizer = load_tokenizer(located, None)
-        stops = base.stop_ids(located, tokenizer)
+        stop_ids = base.stop_ids(located, tokenizer)
     model.to(device.run_device({}))
-    return Opened(model, tokenizer, stops)
+    return LoadedModel(model, tokenizer, stop_ids)
 
 
 class Chat:
-    """A model in memory and what was said so far."""
+    """A model in memory and the conversation so far."""
 
-    def __init__(self, where: Where, max_new_tokens: int, temperature: float) -> None:
+    def __init__(self, source: ModelSource, max_new_tokens: int, temperature: float) -> None:
         from alignkit.data.chat_tokenizer import chat_tokenizer
 
-        self.model, self.tokenizer, stop_ids = open_model(where)
-        chat_tokenizer(self.tokenizer).special_tokens = "text"  # what is typed is text, whatever the run's data were
+        self.model, self.tokenizer, stop_ids = open_model(source)
+        chat_tokenizer(
+            self.tokenizer
+        ).special_tokens = "text"  # of what the user types, whatever the setting of the run
         self.sampling = Sampling(max_new_tokens, temperature, tuple(stop_ids))
         self.conversation: Conversation = []
 
     def say(self, text: str) -> str:
-        """Ask; the answer is streamed to stdout, added to the conversation, and returned."""
+        """Send a message. The answer is streamed to stdout, added to the conversation, and returned."""
         from transformers import TextStreamer
 
         from alignkit.data.chat_template import answer_text, prompt_ids

@@ -1,4 +1,4 @@
-"""InstructGPT's middle step as files: prompts, sampled answers, rankings. No torch here."""
+"""InstructGPT's second step as files: prompts, sampled answers, rankings. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -22,31 +22,29 @@ Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -
 
 
 def prompts_of(path: str) -> list[Conversation]:
-    """The prompts of rows that have some, each once, in their order.
+    """The distinct prompts of a file of prompts, rankings or demonstrations, in their order.
 
     Raises:
-        DataError: from :mod:`alignkit.data`; a prompt has tools, without which an answer to it means nothing.
+        DataError: from :mod:`alignkit.data`; or a prompt has tools.
     """
     rows = data.load(Registry(), DataConfig(), path, (Prompt, Ranking, Demonstration)).rows
     if with_tools := next((at for at, row in rows if has_tools(row)), None):
-        raise DataError(
-            f"{with_tools}: a prompt with tools, and answers to those can be trained on but not sampled here"
-        )
+        raise DataError(f"{with_tools}: the prompt has tools. Answers to such prompts can be trained on, not sampled")
     prompts = [prompt_of(row) for _, row in rows]
     return list({json.dumps(prompt): prompt for prompt in prompts}.values())
 
 
 def short(conversation: Conversation) -> str | Conversation:
-    """A conversation of one user turn as its text."""
-    alone = len(conversation) == 1 and conversation[0]["role"] == "user"
-    return conversation[0]["content"] if alone else conversation
+    """A conversation as it is written to a file: as its text if it is one user turn."""
+    is_text = len(conversation) == 1 and conversation[0]["role"] == "user"
+    return conversation[0]["content"] if is_text else conversation
 
 
 def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> int:
-    """How many prompts a file of samples has done, in whole batches; what a kill left of another batch is cut off.
+    """How many prompts a file of samples has answered, in whole batches. A partial batch is removed from the file.
 
     Raises:
-        ConfigError: the file is of other prompts, or of another K.
+        ConfigError: the file has other prompts, or another K.
     """
     if not file.exists():
         return 0
@@ -54,18 +52,18 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> in
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # cut off by a kill
+        except ValueError:  # a partial line
             break
         number = len(kept)
-        fits = number < len(prompts) and isinstance(row, dict) and row.get("prompt") == short(prompts[number])
-        if not fits or len(row.get("responses", [])) != k:
+        matches = number < len(prompts) and isinstance(row, dict) and row.get("prompt") == short(prompts[number])
+        if not matches or len(row.get("responses", [])) != k:
             raise ConfigError(
-                f"{file} line {number + 1} is no {k} answers to prompt {number + 1}: choose another --output"
+                f"{file} line {number + 1} does not hold {k} answers to prompt {number + 1}: choose another --output"
             )
         kept.append(line)
-    whole = len(kept) if len(kept) == len(prompts) else len(kept) // batch * batch
-    manifest.write_atomically(file, "".join(line + "\n" for line in kept[:whole]))
-    return whole
+    complete = len(kept) if len(kept) == len(prompts) else len(kept) // batch * batch
+    manifest.write_atomically(file, "".join(line + "\n" for line in kept[:complete]))
+    return complete
 
 
 def import_scorer(name: str) -> Scorer:
@@ -81,20 +79,20 @@ def import_scorer(name: str) -> Scorer:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # whatever the module raises
         raise ConfigError(f"{module_name} could not be imported: {one_line(error)}") from error
-    found = getattr(module, function_name, None)
-    if not callable(found):
+    function = getattr(module, function_name, None)
+    if not callable(function):
         hint = did_you_mean(function_name, [n for n in vars(module) if callable(getattr(module, n))])
         raise ConfigError(f"{module_name} has no function {function_name}.{hint}")
 
     def call(prompts: list[str], answers: list[str]) -> Sequence[float]:
         try:
-            return found(prompts, answers)
+            return function(prompts, answers)
         except Exception as failure:
             for prompt, answer in zip(prompts, answers, strict=True):
                 try:
-                    found([prompt], [answer])
+                    function([prompt], [answer])
                 except Exception as error:
                     if one_line(error) == one_line(failure):
                         raise _FailedOnError(answer, error) from error
@@ -104,38 +102,34 @@ def import_scorer(name: str) -> Scorer:
 
 
 class _FailedOnError(Exception):
-    def __init__(self, answer: str, why: Exception) -> None:
+    def __init__(self, answer: str, error: Exception) -> None:
         super().__init__(answer)
-        self.answer, self.why = answer, why
+        self.answer, self.error = answer, error
 
 
 def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[str]) -> list[float]:
-    """The scores of answers by something named ``name``, checked: as many as there are answers, and all numbers.
+    """Check that ``scores_of`` returns one finite number for each answer, and return them.
 
     Raises:
-        DataError: it raised, or gave something else; with its name and the answer that it was about.
+        DataError: it raises an exception or returns something else. The message has ``name`` and the answer.
     """
     try:
         scores = [float(value) for value in scores_of()]
     except (DataError, PluginError):
         raise
     except _FailedOnError as error:
-        raise DataError(f"{name} failed on the answer {error.answer!r}: {one_line(error.why)}") from error
+        raise DataError(f"{name} failed on the answer {error.answer!r}: {one_line(error.error)}") from error
     except Exception as error:
-        raise DataError(
-            f"{name} failed on these answers, the first of which is {answers[0]!r}: {one_line(error)}"
-        ) from error
+        raise DataError(f"{name} failed on these answers, the first is {answers[0]!r}: {one_line(error)}") from error
     if len(scores) != len(answers):
-        raise DataError(
-            f"{name} gave {len(scores)} scores for {len(answers)} answers, the first of which is {answers[0]!r}"
-        )
+        raise DataError(f"{name} returned {len(scores)} scores for {len(answers)} answers, the first is {answers[0]!r}")
     for answer, value in zip(answers, scores, strict=True):
         if not math.isfinite(value):
-            raise DataError(f"{name} gave {value} for the answer {answer!r}")
+            raise DataError(f"{name} returned {value} for the answer {answer!r}")
     return scores
 
 
 def ranks(scores: Sequence[float]) -> list[int]:
-    """Scores, of which higher is better, as ranks, of which lower is better; equal scores are ties."""
+    """Convert scores to ranks: the highest score has rank 0, equal scores have equal ranks."""
     order = sorted(set(scores), reverse=True)
     return [order.index(value) for value in scores]

@@ -23,10 +23,10 @@ def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     """A reward from its settings. ``which`` distinguishes it in errors from other rewards with its name."""
     component, config = reward
     score = checks.with_roles(checks.function(run.registry.describe(component, "build"), component.build(config, run)))
-    who = run.registry.describe(component, which=which)
+    source = run.registry.describe(component, which=which)
 
     def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
-        return rankings.checked(who, lambda: checks.scores(who, score(answers, roles=roles)), answers.texts)
+        return rankings.checked(source, lambda: checks.scores(source, score(answers, roles=roles)), answers.texts)
 
     return scores
 

@@ -17,7 +17,7 @@ from alignkit.runs import base
 
 
 class Scorer:
-    """A reward model in memory: conversations and their answers in, one number each out."""
+    """A reward model in memory, which scores answers to conversations."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.tokenizer = tokenizer_of_run(folder, record)
@@ -26,19 +26,18 @@ class Scorer:
         self.model.to(device.run_device({}))
 
     def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
-        """A prompt and its answer as token ids, the token that ends it included, as the model was trained on them."""
+        """A prompt and its answer with its stop token as token ids, as in training."""
         ids, start = encode_answer(self.tokenizer, prompt, answer, self.stop_ids, tools=tools)
         return Branches(ids[:start], [ids[start:]])
 
     def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:
-        """The normalised score of each answer; ``batch`` at a time, those of one length together."""
+        """The normalised score of each answer. Batches of ``batch`` answers have answers of similar length."""
         order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].answers[0]))
-        found: dict[int, float] = {}
+        scores: dict[int, float] = {}
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            scored = self._forward([answers[i] for i in part])
-            found.update(zip(part, scored.tolist(), strict=True))
-        return [found[i] for i in range(len(answers))]
+            scores.update(zip(part, self._forward([answers[i] for i in part]).tolist(), strict=True))
+        return [scores[i] for i in range(len(answers))]
 
     def _forward(self, answers: list[Branches]) -> Tensor:
         inputs = branches.collate_separate(answers, self.tokenizer.pad_token_id)

@@ -1,8 +1,8 @@
-"""Transformers' continuous batching, ``model.generate_batch``, made to compute what the run computes.
+"""Transformers' continuous batching, ``model.generate_batch``, in the dtype and with the attention of the run.
 
-It generates in a thread of its own, where the autocast of the training loop does not reach, and it may switch to
-another attention kernel. Some layers, 4-bit ones among them, give wrong answers in its ragged batches. So a greedy
-answer is checked against the model's own forward before the first prompts are answered.
+It generates in another thread, outside of the autocast context of the training loop, and may switch to another
+attention kernel. With some layers, such as 4-bit ones, its ragged batches give wrong answers. So before the first
+prompts are answered, greedy answers are compared with the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAGE = 256  # tokens of a page of the cache
-BATCH_TOKENS = 2048  # most tokens of a forward
+BATCH_TOKENS = 2048  # maximum tokens of a forward pass
 CHECKED = 8  # tokens of the answer that is checked
 
 
 def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Callable[[Any, list[list[int]]], Any]:
-    """An answer that ended makes room for the next prompt at once.
+    """The engine: the next prompt starts as soon as an answer is finished.
 
-    The cache has room for all answers at their longest; by itself it would take nine tenths of the free memory.
+    Its cache has room for all answers at their maximum length. Transformers' default is nine tenths of the free memory.
     """
     import torch
     from transformers import GenerationConfig
@@ -44,14 +44,14 @@ def continuous(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Callab
             check(policy, prompts[:2], tokenizer.pad_token_id)
             checked.append(True)
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
-        seed = int(torch.randint(2**31, ()))  # of torch's generator, as for `generate`
+        seed = int(torch.randint(2**31, ()))  # from torch's generator, which the stage has seeded
         return answers_of(policy, repeated, config, seed)
 
     return engine
 
 
 def answers_of(policy: Any, prompts: list[list[int]], config: Any, seed: int) -> list[list[int]]:
-    """An answer to each prompt, computed in the number format and with the attention that the caller's forward has."""
+    """An answer to each prompt, in the dtype and with the attention of the caller's forward pass."""
     from transformers import ContinuousBatchingConfig
 
     blocks = sum(1 + (len(prompt) + config.max_new_tokens) // PAGE for prompt in prompts)
@@ -69,11 +69,11 @@ def answers_of(policy: Any, prompts: list[list[int]], config: Any, seed: int) ->
 
 
 def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
-    """Compare greedy answers to a few prompts with what the model's own forward finds likeliest.
+    """Compare greedy answers to a few prompts with the most likely tokens of the model's own forward pass.
 
     Raises:
-        AlignkitError: a token is much less likely than the likeliest one, or weights are in fp32 under autocast: the
-            cache has the weights' number format alone.
+        AlignkitError: a token is much less likely than the most likely one; or weights are in fp32 under autocast,
+            since the cache always has the dtype of the weights.
     """
     import torch
     from transformers import GenerationConfig
@@ -83,7 +83,7 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
     if torch.is_autocast_enabled(kind) and inner.dtype is not torch.get_autocast_dtype(kind):
         wanted, weights = (str(d).removeprefix("torch.") for d in (torch.get_autocast_dtype(kind), inner.dtype))
         raise AlignkitError(
-            f"rollout 'continuous' cannot compute in {wanted} with weights in {weights}: set rollout.name=generate"
+            f"rollout 'continuous' cannot compute in {wanted} with weights in {weights}: set rollout.name=decode"
         )
     greedy = GenerationConfig(max_new_tokens=CHECKED, do_sample=False, eos_token_id=-1, pad_token_id=pad)
     with torch.no_grad():
@@ -94,14 +94,13 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
             short = best - logits.gather(-1, ids[0, len(prompt) :, None])[:, 0]
             if len(answer) != CHECKED or not (short <= 0.1 * (best - logits.mean(-1))).all():  # 0.1: 16-bit rounding
                 raise AlignkitError(
-                    f"rollout 'continuous' does not give the answers of {type(inner).__name__}: say "
-                    "rollout.name=generate"
+                    f"rollout 'continuous' does not give the answers of {type(inner).__name__}: set rollout.name=decode"
                 )
 
 
 @contextlib.contextmanager
 def _autocast_in_every_thread(policy: Any) -> Iterator[None]:
-    """Have the model's forward enter the autocast of this thread, in whichever thread it is called."""
+    """Let the model's forward pass use the autocast context of this thread in every thread."""
     import torch
 
     inner = base_of(policy)

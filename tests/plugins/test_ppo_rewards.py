@@ -38,8 +38,8 @@ def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
     ("call", "said"),
     [
         ("gold:broken", "reward 'function' failed on the answer"),
-        ("gold:few", "reward 'function' gave 1 scores for 4 answers, the first of which is"),
-        ("gold:nan", "reward 'function' gave nan for the answer"),
+        ("gold:few", "reward 'function' returned 1 scores for 4 answers, the first is"),
+        ("gold:nan", "reward 'function' returned nan for the answer"),
         ("gold:none", "gold has no function none"),
     ],
 )
