@@ -126,7 +126,7 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["out/sft"], "compare takes two runs or more"),
+        (["out/sft"], "compare needs at least two runs"),
         (["out/sft", "out/sft"], "out/sft is named twice"),
         (["out/sft", "out/nosuch"], "compare: out/nosuch is not a finished run"),
         (["out/sft", "out/dpo", "--reward", "out/sft"], "--reward: out/sft is a policy (stage sft), not a reward"),

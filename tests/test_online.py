@@ -37,7 +37,7 @@ def test_the_adaptive_coefficient_moves_by_a_fifth_at_most() -> None:
 def test_what_commonly_goes_wrong_is_warned_of_once() -> None:
     said: list[str] = []
     first = {"entropy": 2.0, "eos_rate": 0.8, "length": 20.0, "score": 0.0}
-    watch = diagnosis.FailureSigns(said.append, expect_eos=True)
+    watch = diagnosis.FailureSigns("ppo", said.append, expect_eos=True)
     watch.check(first, first)
     assert not said
     for _ in range(2):
@@ -57,7 +57,7 @@ def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() 
             batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, recompute=lambda: batch.logps
         )
     other = policy_batch([1.1], [0.0], [0.0], [0.0])
-    with pytest.raises(AlignkitError, match="differ from call to call"):
+    with pytest.raises(AlignkitError, match="not deterministic"):
         diagnosis.check_first_step(other, model, True, recompute=lambda: other.logps)
 
 
@@ -66,10 +66,10 @@ def test_in_16_bits_a_difference_between_shapes_is_rounding_and_one_between_call
     line = diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.logps)
     assert line is not None
     assert "differ by 0.049 per token between batches of different shapes" in line
-    with pytest.raises(AlignkitError, match="differ from call to call"):
+    with pytest.raises(AlignkitError, match="not deterministic"):
         diagnosis.check_first_step(batch, model, False, recompute=lambda: batch.old_logps)
     far = policy_batch([1.5], [0.0], [0.0], [0.0])
-    with pytest.raises(AlignkitError, match="differ from call to call"):  # far too much for rounding
+    with pytest.raises(AlignkitError, match="not deterministic"):  # far too much for rounding
         diagnosis.check_first_step(far, model, False, recompute=lambda: far.logps)
 
 

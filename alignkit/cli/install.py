@@ -17,7 +17,7 @@ from alignkit.registry.plugin import installed, same_distribution
 
 
 def install(
-    targets: list[str] = typer.Argument(metavar="NAME_OR_PATH...", help="Distribution names, folders, wheels or URLs."),
+    targets: list[str] = typer.Argument(metavar="NAME_OR_PATH", help="Distribution names, folders, wheels or URLs."),
     editable: bool = typer.Option(False, "--editable", "-e", help="Install a folder in editable mode."),
 ) -> None:
     """Install plugins with pip and check them. Lists the settings of every plugin that was installed."""
@@ -53,7 +53,7 @@ def _alignkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def uninstall(
-    names: list[str] = typer.Argument(metavar="NAME...", help="Plugins, NAME@DISTRIBUTION, or distribution names."),
+    names: list[str] = typer.Argument(metavar="NAME", help="Plugins, NAME@DISTRIBUTION, or distribution names."),
 ) -> None:
     """Uninstall plugins with pip. Their dependencies stay installed."""
     providers = sorted({_provider(name) for name in names})

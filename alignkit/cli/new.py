@@ -30,7 +30,7 @@ Kind = Enum("Kind", {kind: kind for kind in KINDS})  # type: ignore[misc]  # typ
 
 
 def new(
-    name: str = typer.Argument(help="The name for --plugin: lowercase letters, digits and hyphens."),
+    name: str = typer.Argument(metavar="NAME", help="The name for --plugin: lowercase letters, digits and hyphens."),
     kind: Kind = typer.Option(..., "--kind", "-k", help="The kind of plugin."),
 ) -> None:
     """Create a plugin from a template. The folder ./alignkit-NAME holds one module and one test."""

@@ -16,7 +16,9 @@ from alignkit.runs import manifest
 
 
 def rank(
-    file: Path = typer.Argument(help="Rows with a prompt and responses, as `alignkit sample` writes them."),
+    file: Path = typer.Argument(
+        metavar="FILE", help="Rows with a prompt and responses, as `alignkit sample` writes them."
+    ),
     overrides: list[str] = typer.Argument(None, metavar="reward.KEY=VALUE", help="Settings of the reward."),
     by: str = typer.Option(
         ...,

@@ -12,7 +12,9 @@ from alignkit.cli import common
 
 def sample(
     run: str = typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder or a hub id."),
-    prompts: str = typer.Argument(help="Rows with prompts, in any data format: a file, a folder or a hub id."),
+    prompts: str = typer.Argument(
+        metavar="PROMPTS", help="Rows with prompts, in any data format: a file, a folder or a hub id."
+    ),
     output: Path = typer.Option(
         ..., "--output", "-o", metavar="FILE", help="The output file. An incomplete file is continued."
     ),

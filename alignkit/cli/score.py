@@ -23,7 +23,9 @@ WINDOW = 256  # rows in memory at a time
 
 def score(
     run: str = typer.Argument(metavar="RUN", help="The run folder of a reward model."),
-    file: str = typer.Argument(help="Rows with a prompt and one or more answers: a file, a folder or a hub id."),
+    file: str = typer.Argument(
+        metavar="FILE", help="Rows with a prompt and one or more answers: a file, a folder or a hub id."
+    ),
     output: Path = typer.Option(
         None, "--output", "-o", metavar="FILE", help="The output file. Default: standard output."
     ),

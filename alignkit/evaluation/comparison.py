@@ -30,7 +30,7 @@ def runs_of(paths: Sequence[str]) -> list[Parent]:
         ConfigError: fewer than two; one is named twice or is not a policy; two differ in their tokens.
     """
     if len(paths) < 2:
-        raise ConfigError("compare takes two runs or more; the others are compared with the first")
+        raise ConfigError("compare needs at least two runs; the others are compared with the first")
     runs = [lineage.named("compare", path, "policy") for path in paths]
     for number, run in enumerate(runs):
         if any(run.folder.resolve() == other.folder.resolve() for other in runs[:number]):

@@ -47,7 +47,9 @@ class OnlineConfig:
         None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run", only_with="ptx_coef"
     )
     ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
-    ptx_length: Annotated[int, Gt(1)] = option(256, "maximum tokens of a PPO-ptx text; longer texts are split")
+    ptx_length: Annotated[int, Gt(1)] = option(
+        256, "maximum tokens of a PPO-ptx text; longer texts are split, longer demonstrations are left out"
+    )
     max_kl: Annotated[float, Gt(0)] | None = option(
         None, "stop if the KL per answer exceeds this; null: never", resume="may_grow"
     )

@@ -53,7 +53,9 @@ def check_first_step(batch: PolicyBatch, model: Any, exact: bool, recompute: Cal
     """
     dropout = [name for name, m in model.named_modules() if type(m).__name__ == "Dropout" and m.p > 0]
     if dropout:
-        raise AlignkitError(f"dropout is on in {dropout[0]}: log-probabilities would not be those of the sampling")
+        raise AlignkitError(
+            f"dropout is on in {dropout[0]}: log-probabilities would differ from those at sampling time"
+        )
     logps = batch.logps.detach()
     difference = float((logps - batch.old_logps)[batch.mask].abs().mean())
     if difference <= tolerance(exact):
@@ -65,7 +67,7 @@ def check_first_step(batch: PolicyBatch, model: Any, exact: bool, recompute: Cal
         )
     raise AlignkitError(
         f"the policy's log-probabilities in training differ from those before it by {difference:.2g} at the first "
-        "step: something makes its forward differ from call to call"
+        "step: its forward pass is not deterministic"
     )
 
 
@@ -73,23 +75,28 @@ class FailureSigns:
     """Warns once about each sign of a common failure.
 
     Args:
+        table: the stage's name, for messages.
         say: prints a line for the user.
         expect_eos: whether answers are expected to end with a stop token.
     """
 
-    def __init__(self, say: Callable[[str], None], expect_eos: bool) -> None:
-        self.say, self.expect_eos = say, expect_eos
+    def __init__(self, table: str, say: Callable[[str], None], expect_eos: bool) -> None:
+        self.table, self.say, self.expect_eos = table, say, expect_eos
         self.warned: set[str] = set()
 
     def check(self, metrics: Mapping[str, float], first: Mapping[str, float]) -> None:
         """Compare the metrics of an iteration with those of the first."""
         collapsed = metrics["entropy"] < 0.2 * first["entropy"]
-        self._warn("entropy", collapsed, "entropy has collapsed to a fifth: raise kl_coef")
+        self._warn(
+            "entropy", collapsed, f"entropy has fallen below a fifth of its initial value. Raise {self.table}.kl_coef"
+        )
         endless = self.expect_eos and metrics["eos_rate"] < 0.05
-        self._warn("eos", endless, "almost no answer ends: raise response_length or train SFT longer")
+        self._warn(
+            "eos", endless, f"almost no answers end. Raise {self.table}.response_length, or train SFT for longer"
+        )
         longer = metrics["length"] > 2 * first["length"] and metrics["score"] > first["score"]
         self._warn(
-            "length", longer, "answers are twice as long as at first and score higher: the reward may favour length"
+            "length", longer, "answers are twice as long as at first, and score higher. The reward may favour length"
         )
 
     def _warn(self, sign: str, present: bool, warning: str) -> None:

@@ -45,7 +45,9 @@ def encode_texts(run: Run) -> list[PtxText]:
         source = replace(run.config.data, path=config.ptx_data, format=None, eval_path=None)
         rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
     if not all(isinstance(row, Text | Demonstration) for _, row in rows):
-        raise AlignkitError(f"{table}.ptx_coef: the policy was trained on no texts: set {table}.ptx_data")
+        raise AlignkitError(
+            f"{table}.ptx_coef: the policy's training data contains no texts or demonstrations. Set {table}.ptx_data"
+        )
     encoded = encode_each(
         run,
         rows,
@@ -68,7 +70,7 @@ def encode_texts(run: Run) -> list[PtxText]:
         run.say(f"{too_long} of {total} demonstrations are over {table}.ptx_length={config.ptx_length}: left out")
     texts = [text for text in texts if any(text.target_mask)]
     if not texts:
-        raise ConfigError(f"{table}.ptx_coef: there is no text to train on: set {table}.ptx_data")
+        raise ConfigError(f"{table}.ptx_coef: there is no text to train on. Set {table}.ptx_data")
     return texts
 
 

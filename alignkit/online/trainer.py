@@ -61,7 +61,9 @@ class OnlineTrainer(RolesTrainer):
         self.best: tuple[float, dict[str, Tensor]] | None = None  # held-out score and weights
         self.before: list[str] = []  # answers to the held-out prompts before training
         self.after: list[str] = []  # answers at the last evaluation
-        self.signs = diagnosis.FailureSigns(run.say, expect_eos=self.config.missing_eos_penalty > 0)
+        self.signs = diagnosis.FailureSigns(
+            run.config.stage.component.name, run.say, expect_eos=self.config.missing_eos_penalty > 0
+        )
         self.add_callback(UpdateAverage(self))
 
     # --- what a stage decides ----------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ class OnlineTrainer(RolesTrainer):
         )
         self.run.say(
             f"held-out score {before} -> {after} at a KL of {last['eval_kl']:.1f} nats; "
-            f"{last['eval_length']:.0f} tokens per answer, {last['eval_eos_rate']:.0%} end"
+            f"{last['eval_length']:.0f} tokens per answer, {last['eval_eos_rate']:.0%} ended"
         )
         self.run.say(
             f"answers to {len(self.held_out)} held-out prompts, before and after, are in answers.jsonl. The first:"

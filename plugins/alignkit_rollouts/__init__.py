@@ -29,7 +29,7 @@ def alignkit_rollout() -> list[Rollout]:
     return [
         Rollout(
             name="decode",
-            summary="computes each prompt once for all its answers, drops finished answers from the batch",
+            summary="alignkit's own sampling loop: each prompt is computed once, and finished answers leave the batch",
             config=BatchConfig,
             build=decode,
         ),

@@ -155,7 +155,7 @@ def test_pretraining_text_is_that_of_the_sft_run_where_it_is_short_enough(
     ("settings", "said"),
     [
         (["ppo.ptx_data=prompts.jsonl"], "ppo.ptx_data has no effect without ppo.ptx_coef"),
-        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to train on: set ppo.ptx_data"),
+        (["ppo.ptx_coef=1"], "ppo.ptx_coef: there is no text to train on. Set ppo.ptx_data"),
         (["ppo.minibatches=3"], "ppo.batch_size=8 cannot be split into ppo.minibatches=3"),
         (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
         (["ppo.samples_per_prompt=3"], "ppo.batch_size must be a multiple of ppo.samples_per_prompt"),
