@@ -184,11 +184,11 @@ def check_plugin() -> Callable[[str], None]:
     Raises:
         AssertionError: the plugin has problems; the message has one line for each.
     """
-    from alignkit.config import plugin_checks
+    from alignkit.config import plugins_check
 
     def check(name: str) -> None:
         problems = [
-            problem for checked in plugin_checks.check(plugin_checks.named(name)) for problem in checked.problems
+            problem for checked in plugins_check.check(plugins_check.named(name)) for problem in checked.problems
         ]
         if problems:
             raise AssertionError("\n".join(problems))

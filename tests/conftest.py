@@ -82,9 +82,9 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every command compute in fp32, whatever the device does well."""
     import torch
 
-    from alignkit.models import device
+    from alignkit.models import device_and_dtype
 
-    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+    monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
 
 
 @pytest.fixture

@@ -63,11 +63,11 @@ def test_several_gpus_without_a_launcher_train_on_one_and_that_is_said(
 def test_the_number_format_is_the_devices_unless_it_is_set(
     train: dict[str, bool], bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit.models import device
+    from alignkit.models import device_and_dtype
 
-    monkeypatch.setattr(device, "run_device", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(device_and_dtype, "run_device", lambda train: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    assert device.run_dtype(train) is getattr(torch, expected)
+    assert device_and_dtype.run_dtype(train) is getattr(torch, expected)
 
 
 def test_a_cpu_does_not_train_in_fp16(train: Callable[..., Path]) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.data.encoding import Branches
-from alignkit.models import Member, Roles, Sequences, adapters, branches, pretrained
+from alignkit.models import Member, Roles, Sequences, adapters, pretrained, prompt_trees
 from alignkit.runs import manifest
 
 
@@ -30,10 +30,10 @@ def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_pa
     assert opened.model.embed_tokens.weight.dtype is torch.bfloat16
     assert torch.equal(opened.score.weight, model.score.weight)
     answers = [Branches([1, 2], [[3, first]]) for first in range(256)]
-    inputs = branches.collate_separate(answers, 0)
+    inputs = prompt_trees.collate_separate(answers, 0)
     hidden = opened.model(**{n: t for n, t in inputs.items() if n != "ends"}).last_hidden_state[:, -1]
     with torch.no_grad():
-        scores = branches.answer_scores(branches.with_answer_scores(opened), inputs)
+        scores = prompt_trees.answer_scores(prompt_trees.with_answer_scores(opened), inputs)
     assert len(hidden.unique(dim=0)) == 256
     assert len(scores.unique()) == 256
 
@@ -77,7 +77,9 @@ def test_scores_are_those_of_plain_transformers(name: str) -> None:
         members = {"policy": Member(policy), "reward": Member(model, None, model.score)}
         sequences = Sequences.of([prompt, [7]], [answer, [8]], 0, "cpu")
         torch.testing.assert_close(Roles(members)(sequences, ("reward",))["reward"][0], expected)
-        inputs = branches.collate_separate([Branches(prompt, [answer]), Branches([7], [[8]])], 0)
+        inputs = prompt_trees.collate_separate([Branches(prompt, [answer]), Branches([7], [[8]])], 0)
         if name in ("falcon", "bloom"):  # they take no position_ids
             inputs.pop("position_ids")
-        torch.testing.assert_close(branches.answer_scores(branches.with_answer_scores(model), inputs)[0], expected)
+        torch.testing.assert_close(
+            prompt_trees.answer_scores(prompt_trees.with_answer_scores(model), inputs)[0], expected
+        )

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from alignkit import ConfigError
 from alignkit.data.encoding import Branches
-from alignkit.models import branches, shared_prompt
+from alignkit.models import prompt_trees, shared_prompt
 
 LONG = [Branches(list(range(60)), [[1, 2], [3, 4, 5], [6]]), Branches([7] * 40, [[8], [9, 10]])]
 SHORT = [Branches([7], [[8] * 30, [9] * 30])]  # a tree's mask costs more than the one token that it saves
@@ -35,7 +35,9 @@ def decided(model: Any, wanted: bool | None, groups: list[Branches] = LONG, wron
     run = SimpleNamespace(config=config, dtype=torch.float32, say=lines.append)
 
     def forward(group: Branches, shared: bool) -> torch.Tensor:
-        inputs = branches.collate_tree([group], 0, model.dtype) if shared else branches.collate_separate([group], 0)
+        inputs = (
+            prompt_trees.collate_tree([group], 0, model.dtype) if shared else prompt_trees.collate_separate([group], 0)
+        )
         ends = inputs.pop("ends")
         if wrong and shared:  # as a model that counts positions by itself
             del inputs["position_ids"]
@@ -47,7 +49,7 @@ def decided(model: Any, wanted: bool | None, groups: list[Branches] = LONG, wron
 
 
 def test_prompts_are_shared_where_that_is_exact_and_faster(model: Any) -> None:
-    saved = 1 - 1 / branches.saving(LONG, model.config)
+    saved = 1 - 1 / prompt_trees.saving(LONG, model.config)
     line = f"shared prompt: each prompt is computed once for all its answers, which saves {saved:.0%} of the work"
 
     assert decided(model, None) == (True, [line])

@@ -114,7 +114,7 @@ def test_a_row_that_the_template_refuses_is_a_bad_row(
 def test_rows_that_no_preview_could_see_are_skipped_and_counted_at_the_start_of_training(
     run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.runs.preview.ROWS", 0)  # as where the model is not on this disk yet
+    monkeypatch.setattr("alignkit.runs.row_checks.ROWS", 0)  # as where the model is not on this disk yet
     template = tmp_path / "strict.jinja"
     template.write_text(
         "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' else m.content }}{% endfor %}"

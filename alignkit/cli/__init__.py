@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        from alignkit.registry.plugin import culprit
+        from alignkit.registry.blame import culprit
 
         what = one_line(error)
         if plugin := culprit(error):

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from alignkit.components import Component
-from alignkit.config.plugin_checks import Checked, check, named
+from alignkit.config.plugins_check import Checked, check, named
 from alignkit.errors import PluginError
 from alignkit.registry import Registry
 from alignkit.registry.plugin import Plugin, installed, plugin_name

@@ -19,7 +19,7 @@ from annotated_types import Gt
 
 from alignkit import bundled, yaml
 from alignkit.components import KINDS, Stage, option
-from alignkit.config import effects, layers, training_args
+from alignkit.config import layers, training_args, unused_settings
 from alignkit.config.settings import Selected as Selected
 from alignkit.config.settings import as_table, known_keys, names, plain, typed
 from alignkit.config.settings import merge as merge
@@ -230,10 +230,10 @@ def resolve(
             f"{stage.batch.__name__}. Losses for this stage: {fitting}"
         )
     for_no_stage = [key for key in train if all(key in each.refuses for each in trained)]
-    train, unused_train = effects.without_unused(
+    train, unused_train = unused_settings.without_unused(
         train, [*of_stage_alone, *for_no_stage], stage.refuses, f"stage '{stage_name}'"
     )
-    train, more = effects.without_unused(train, [], optimizer.refuses, f"optimizer '{optimizer.name}'")
+    train, more = unused_settings.without_unused(train, [], optimizer.refuses, f"optimizer '{optimizer.name}'")
     if "train" in stated:
         stated["train"] = {key: value for key, value in stated["train"].items() if key in train}
     train = _train({**stage.train, **recipe.get("train", {})}, tuner.lr_scale * optimizer.lr_scale, train)

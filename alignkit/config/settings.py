@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from alignkit.components import Component, Stage
-from alignkit.config import effects, training_args
+from alignkit.config import training_args, unused_settings
 from alignkit.errors import ConfigError, did_you_mean, one_line
 from alignkit.registry import Registry
 
@@ -64,7 +64,7 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}{key}: {first['msg']} (got {first['input']!r})") from None
     _nested_keys(values, plain(config), where)
-    effects.check_config(config, where)
+    unused_settings.check_config(config, where)
     return config
 
 

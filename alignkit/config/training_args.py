@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import Resume
-from alignkit.config import effects
+from alignkit.config import unused_settings
 from alignkit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def check_together(train: Mapping[str, Any]) -> None:
     """
     if train.get("bf16") and train.get("fp16"):
         raise ConfigError("train.bf16 and train.fp16 are both true. Set only one of them")
-    effects.check_only_with(train, {name: ONLY_WITH[name] for name in ONLY_WITH if train.get(name)}, "train.")
+    unused_settings.check_only_with(train, {name: ONLY_WITH[name] for name in ONLY_WITH if train.get(name)}, "train.")
     for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         for name in train[key] if isinstance(train.get(key), Mapping) else ():
             if name not in CHECKPOINTING:

@@ -126,14 +126,14 @@ class RunOutsideTraining:
     @functools.cached_property
     def device(self) -> Any:
         """The device."""
-        from alignkit.models.device import run_device
+        from alignkit.models.device_and_dtype import run_device
 
         return run_device({})
 
     @functools.cached_property
     def dtype(self) -> Any:
         """The number format."""
-        from alignkit.models.device import run_dtype
+        from alignkit.models.device_and_dtype import run_dtype
 
         return run_dtype({})
 

@@ -53,17 +53,17 @@ class LoadedModel(NamedTuple):
 def open_model(source: ModelSource) -> LoadedModel:
     """Load the policy of a run, with its base as it was for training, or a model by name."""
     from alignkit.data.chat_template import load_tokenizer, tokenizer_of_run
-    from alignkit.models import adapters, device, pretrained
+    from alignkit.models import adapters, device_and_dtype, pretrained
 
     if source.manifest is not None:
         model: Any = adapters.open_run(Path(source.name), source.manifest)
         tokenizer, stop_ids = tokenizer_of_run(Path(source.name), source.manifest), source.manifest["stop_ids"]
     else:
         located = base.locate(source.name, print)
-        model = pretrained.load(located, {"dtype": device.run_dtype({})}).eval()
+        model = pretrained.load(located, {"dtype": device_and_dtype.run_dtype({})}).eval()
         tokenizer = load_tokenizer(located, None)
         stop_ids = base.stop_ids(located, tokenizer)
-    model.to(device.run_device({}))
+    model.to(device_and_dtype.run_device({}))
     return LoadedModel(model, tokenizer, stop_ids)
 
 

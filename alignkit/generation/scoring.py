@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit.data.chat_template import encode_answer, tokenizer_of_run
 from alignkit.data.encoding import Branches
-from alignkit.models import adapters, branches, device
+from alignkit.models import adapters, device_and_dtype, prompt_trees
 from alignkit.rows import Conversation, Message, Tools
 from alignkit.runs import base
 
@@ -22,8 +22,8 @@ class Scorer:
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.tokenizer = tokenizer_of_run(folder, record)
         self.stop_ids = record["stop_ids"]
-        self.model = branches.with_answer_scores(adapters.open_run(folder, record))
-        self.model.to(device.run_device({}))
+        self.model = prompt_trees.with_answer_scores(adapters.open_run(folder, record))
+        self.model.to(device_and_dtype.run_device({}))
 
     def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:
         """A prompt and its answer with its stop token as token ids, as in training."""
@@ -40,7 +40,7 @@ class Scorer:
         return [scores[i] for i in range(len(answers))]
 
     def _forward(self, answers: list[Branches]) -> Tensor:
-        inputs = branches.collate_separate(answers, self.tokenizer.pad_token_id)
+        inputs = prompt_trees.collate_separate(answers, self.tokenizer.pad_token_id)
         base.check_length(self.model, inputs["input_ids"].shape[1], "a prompt with its answer", "Shorten it")
         with torch.no_grad():
-            return branches.answer_scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})
+            return prompt_trees.answer_scores(self.model, {name: t.to(self.model.device) for name, t in inputs.items()})

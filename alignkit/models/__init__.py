@@ -40,8 +40,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from alignkit.models.adapters import check_base_frozen, copy_adapter, open_run, without_dropout
-    from alignkit.models.assembly import assemble
-    from alignkit.models.branches import (
+    from alignkit.models.device_and_dtype import run_device, run_dtype
+    from alignkit.models.fused_head import fused_logps, install_fused_head, uses_fused_head
+    from alignkit.models.load_roles import assemble
+    from alignkit.models.logit_form import base_of, probing
+    from alignkit.models.peft_internals import use_adapter
+    from alignkit.models.pretrained import head_in_fp32
+    from alignkit.models.prompt_trees import (
         answer_scores,
         collate_separate,
         collate_tree,
@@ -49,11 +54,6 @@ if TYPE_CHECKING:
         tree_size,
         with_answer_scores,
     )
-    from alignkit.models.device import run_device, run_dtype
-    from alignkit.models.fused_head import fused_logps, install_fused_head, uses_fused_head
-    from alignkit.models.logit_form import base_of, probing
-    from alignkit.models.peft_internals import use_adapter
-    from alignkit.models.pretrained import head_in_fp32
     from alignkit.models.roles import Member, Roles
     from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError
-from alignkit.models import device, pretrained
+from alignkit.models import device_and_dtype, pretrained
 from alignkit.models.peft_internals import belongs_to
 from alignkit.runs import base, lineage
 
@@ -174,7 +174,7 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     import peft
 
     head = record["role"] in WITH_HEAD
-    kwargs: dict[str, Any] = {"dtype": dtype or device.run_dtype({})}
+    kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":
         return pretrained.load(str(folder), kwargs, head).eval()
     tuner, config = lineage.tuner(record)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.encoding import Branches
-from alignkit.models import branches
+from alignkit.models import prompt_trees
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Sequences:
         lengths = torch.tensor([len(answer) for answer in answers])
         if share is None:
             groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]
-            inputs = branches.collate_separate(groups, pad)
+            inputs = prompt_trees.collate_separate(groups, pad)
             del inputs["position_ids"]
         else:  # the last token of a prompt belongs to every branch: the first token of an answer is drawn at it
             pairs = itertools.groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0])
             groups = [Branches(p[:-1], [p[-1:] + answer for _, answer in group]) for p, group in pairs]
-            inputs = branches.collate_tree(groups, pad, share)
+            inputs = prompt_trees.collate_tree(groups, pad, share)
         row, column = inputs.pop("ends").T
         end = row * inputs["input_ids"].shape[1] + column
         mask = torch.arange(int(lengths.max())) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""Decides whether a stage computes a prompt once for all its answers (see :mod:`alignkit.models.branches`)."""
+"""Decides whether a stage computes a prompt once for all its answers (see :mod:`alignkit.models.prompt_trees`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkit.data.encoding import Branches
 from alignkit.errors import ConfigError
-from alignkit.models import branches
+from alignkit.models import prompt_trees
 from alignkit.protocols import Run
 
 WORTHWHILE = 1.05  # times fewer operations
@@ -40,14 +40,14 @@ def decide_shared_prompt(
     if wanted is False:
         return False
     longest = max(len(group.prompt) + max(map(len, group.answers)) for group in groups)
-    exact = supported and branches.supports_tree(model.config, longest)
-    exact = exact and _agrees(model, min(groups, key=branches.tree_size), forward, device, run.dtype)
+    exact = supported and prompt_trees.supports_tree(model.config, longest)
+    exact = exact and _agrees(model, min(groups, key=prompt_trees.tree_size), forward, device, run.dtype)
     if wanted and not exact:
         raise ConfigError(
             f"{setting}=true: with {run.config.model}, the results would differ from those of separate forward passes. "
             f"Set {setting} to false or null"
         )
-    saving = branches.saving(groups, model.config)
+    saving = prompt_trees.saving(groups, model.config)
     if not exact or (wanted is None and saving <= WORTHWHILE):
         return False
     run.say(

@@ -15,7 +15,7 @@ from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
 from alignkit.generation.sampling import text
 from alignkit.models import Logps, Sequences, decide_shared_prompt
-from alignkit.models.branches import supports_tree
+from alignkit.models.prompt_trees import supports_tree
 from alignkit.online import diagnosis, seeds
 from alignkit.online.config import OnlineConfig
 from alignkit.online.microbatches import by_length

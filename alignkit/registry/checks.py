@@ -21,17 +21,6 @@ from alignkit.registry.plugin import Plugin
 from alignkit.rows import Row
 
 
-def describe(plugin: Plugin | None, component: Component, function: str = "", which: str = "") -> str:
-    """A component or one of its functions, for error messages.
-
-    Such as ``"plugin focal (alignkit-focal 0.1): build of its loss 'focal'"``. Built-in plugins are not named.
-    ``which`` distinguishes a component from others of the same name.
-    """
-    of = f"{function} of " if function else ""
-    named = f"{component.kind} '{component.name}{which}'"
-    return f"{of}{named}" if plugin is None or plugin.builtin else f"{plugin}: {of}its {named}"
-
-
 def expect(source: str, value: Any, valid: bool, expected: str) -> None:
     """Check a value that ``source``, a description of a function, returned.
 

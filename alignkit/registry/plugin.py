@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import traceback
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,12 +90,3 @@ def same_distribution(distribution: str, other: str) -> bool:
 def plugin_name(name: str) -> str:
     """The name without a distribution: ``"muon"`` for ``"muon@alignkit-muon"``."""
     return name.partition("@")[0]
-
-
-def culprit(error: BaseException) -> str | None:
-    """Which third-party plugin raised an error: ``"plugin focal (alignkit-focal 0.1) failed in focal.py line 8"``."""
-    by_module = {plugin.entry_point.module.split(".")[0]: plugin for plugin in installed() if not plugin.builtin}
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if plugin := by_module.get(str(frame.f_globals.get("__name__")).split(".")[0]):
-            return f"{plugin} failed in {Path(frame.f_code.co_filename).name} line {line}"
-    return None

@@ -16,7 +16,8 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
-from alignkit.registry.checks import declared_components, describe, expect
+from alignkit.registry.blame import describe
+from alignkit.registry.checks import declared_components, expect
 from alignkit.registry.plugin import GROUP, Plugin, installed, plugin_name
 
 # kind of component -> the hook that declares it

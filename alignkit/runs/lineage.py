@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, paths, protocols
-from alignkit.config import identity
+from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, did_you_mean
@@ -77,7 +77,9 @@ def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
     """
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
-    ignored = {change.path for change in identity.changes(record["config"], config) if change.resume == "may_change"}
+    ignored = {
+        change.path for change in resume_rules.changes(record["config"], config) if change.resume == "may_change"
+    }
     reasons = [
         f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
         for path in _leaves(config.stated)

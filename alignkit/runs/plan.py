@@ -15,7 +15,7 @@ from typing import Any
 
 from alignkit import data, paths
 from alignkit.components import Component
-from alignkit.config import identity, layers, resolve, reward_parts
+from alignkit.config import layers, resolve, resume_rules, reward_parts
 from alignkit.config.resolve import RunConfig
 from alignkit.data import reading, sources
 from alignkit.data.reading import Rows
@@ -209,7 +209,7 @@ class _Planner:
                 reasons = lineage.differences(existing, config, fingerprint)
                 longer = {
                     str(change)
-                    for change in identity.changes(manifest.read(existing.folder)["config"], config)
+                    for change in resume_rules.changes(manifest.read(existing.folder)["config"], config)
                     if change.extends
                 }
                 resume = f"extend it with alignkit train --plugin {stage_name} --resume, "
@@ -282,15 +282,15 @@ def _without_bad_rows(plan: Plan) -> Plan:
     Raises:
         DataError: the template rejects a row, and ``data.on_bad_row`` is ``error``.
     """
-    from alignkit.runs import preview  # slow to import
+    from alignkit.runs import row_checks  # slow to import
 
     policy = plan.parents.get("policy")
-    folder = policy.folder if policy and policy.manifest else preview.folder_of(plan.config)
+    folder = policy.folder if policy and policy.manifest else row_checks.folder_of(plan.config)
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
-    tokenizer = preview.Tokenizer.read(folder, plan.config.chat_template) if folder else None
+    tokenizer = row_checks.Tokenizer.read(folder, plan.config.chat_template) if folder else None
     if folder is None or tokenizer is None:
         return plan
-    bad = {name: preview.bad_rows(plan.config, folder, tokenizer, rows) for name, rows in sides.items()}
+    bad = {name: row_checks.bad_rows(plan.config, folder, tokenizer, rows) for name, rows in sides.items()}
     reasons = [reason for by_row in bad.values() for reason in by_row.values()]
     if not reasons:
         return plan
@@ -328,7 +328,7 @@ def check_requires(registry: Registry, component: Component) -> None:
 def is_made_by(config: RunConfig) -> bool:
     """Whether the finished run in the folder of ``config`` has the same settings and data."""
     record = manifest.read(config.folder)
-    if any(change.resume != "may_change" for change in identity.changes(record["config"], config)):
+    if any(change.resume != "may_change" for change in resume_rules.changes(record["config"], config)):
         return False
     run = Parent(record["stage"], config.folder, record)
     return not lineage.differences(run, config, sources.fingerprint(config.data))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import yaml
-from alignkit.config import identity
+from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.errors import ConfigError
 from alignkit.runs import manifest
@@ -42,7 +42,7 @@ def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bo
             _extensions(previous, config)
         return
     if folder.exists():
-        changes = identity.changes(manifest.read(folder)["config"], config)
+        changes = resume_rules.changes(manifest.read(folder)["config"], config)
         extends = any(change.extends for change in changes) and all(change.allowed for change in changes)
         resume_hint = ", add --resume to extend it, " if extends else ", "
         raise ConfigError(
@@ -104,7 +104,7 @@ def _extensions(previous: Path, config: RunConfig) -> list[str]:
     Raises:
         ConfigError: the run cannot continue with these settings.
     """
-    changes = identity.changes(yaml.load(previous / CONFIG), config)
+    changes = resume_rules.changes(yaml.load(previous / CONFIG), config)
     if refused := [str(change) for change in changes if not change.allowed]:
         raise ConfigError(
             f"--resume must keep the settings of the run, but these differ: {', '.join(refused)}. "

@@ -21,7 +21,7 @@ from alignkit.data.chat_template import load_tokenizer
 from alignkit.data.chat_tokenizer import today
 from alignkit.errors import AlignkitError
 from alignkit.generation import rewards
-from alignkit.models import device
+from alignkit.models import device_and_dtype
 from alignkit.protocols import Engine, Limits, RewardFunction
 from alignkit.registry import checks
 from alignkit.rows import Located
@@ -52,8 +52,8 @@ class Run:
         self.base = base.locate(plan.config.model, say)
         if "policy" in self.parents:
             self.base = base.of_run(self.records["policy"], self.parents["policy"], say)
-        self.device = device.run_device(plan.config.train)
-        self.dtype = device.run_dtype(plan.config.train)
+        self.device = device_and_dtype.run_device(plan.config.train)
+        self.dtype = device_and_dtype.run_dtype(plan.config.train)
         day = start_day(plan.config) if resume else None
         self.today = day or self.records.get("policy", {}).get("today") or today()
         self.skipped = len(plan.source.skipped)  # with the rows that the chat template rejects
@@ -145,7 +145,7 @@ class Run:
             own = {"eval_strategy": "no", "eval_on_start": False} | own
         folder = self.folder / "checkpoints"
         args = arguments.build(cls, self.config.train, folder, self.device, self.dtype, **own)
-        device.one_gpu(args, self.say)
+        device_and_dtype.one_gpu(args, self.say)
         return args
 
     def reward(self) -> RewardFunction:

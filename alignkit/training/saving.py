@@ -59,14 +59,14 @@ def save(
         run.tokenizer.save_pretrained(str(run.folder))
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same settings
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    record = {**describe(run, source, metrics, trainer.state.global_step, seconds), **more}
+    record = {**manifest_of(run, source, metrics, trainer.state.global_step, seconds), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
-def describe(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
+def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
     """The manifest: what was trained, from which runs and data, and with which settings and versions."""
     config = run.config
     base_folder = base.folder_of(run.base)

@@ -96,11 +96,11 @@ def test_the_reward_in_ppo_is_the_number_of_alignkit_score(
     below: Callable[[str], list[str]], tuner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alignkit.generation.scoring import Scorer
-    from alignkit.models import device
+    from alignkit.models import device_and_dtype
     from alignkit.runs import manifest
 
     run, roles = roles_of(below(tuner))
-    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+    monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
     folder = Path(f"below-{tuner}/rm")
     scorer = Scorer(folder, manifest.read(folder))
     encoded = [scorer.encode([{"role": "user", "content": f"p{n}"}], "e " * n + "b") for n in range(4)]

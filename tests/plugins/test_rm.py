@@ -61,15 +61,15 @@ def plain_scores(folder: Path, rows: list[tuple[str, str]], batched: bool) -> li
 def test_plain_transformers_and_alignkit_score_give_the_same_numbers(
     train_rm: Callable[..., Path], tuner: str, tmp_path: Path
 ) -> None:
+    from alignkit.models import device_and_dtype
+
     folder = train_rm("--plugin", tuner, "train.max_steps=6", "train.learning_rate=0.01", "train.bf16=false")
     rows = [(f"What is {n} and one?", f"It is {n + 1}. " + "Count on! " * n) for n in range(5)]
     file, scored = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "response": a}) + "\n" for p, a in rows))
 
-    from alignkit.models import device
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "run_dtype", lambda train: torch.float32)
+        patch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
         assert main(["score", str(folder), str(file), "-o", str(scored), "--batch", "2"]) == 0
     ours = [json.loads(line)["score"] for line in scored.read_text().splitlines()]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignkit.data.encoding import Branches
-from alignkit.models import answer_scores, branches, collate_separate, collate_tree, pack_trees, with_answer_scores
+from alignkit.models import answer_scores, collate_separate, collate_tree, pack_trees, prompt_trees, with_answer_scores
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma"]
 GROUPS = [
@@ -37,7 +37,7 @@ def test_a_shared_prompt_gives_the_scores_of_separate_forwards(
         [answer_scores(model, collate_separate([Branches(g.prompt, [a])], 0)) for g in GROUPS for a in g.answers]
     )
 
-    assert branches.supports_tree(model.config, 16)
+    assert prompt_trees.supports_tree(model.config, 16)
     torch.testing.assert_close(answer_scores(model, collate_separate(GROUPS, 0)), one_by_one)
     torch.testing.assert_close(answer_scores(model, collate_tree(GROUPS, 0, torch.float32)), one_by_one)
 
@@ -66,14 +66,14 @@ def test_short_groups_share_a_row() -> None:
 def test_windows_alibi_and_other_attentions_do_without_a_shared_prompt() -> None:
     from types import SimpleNamespace as Config
 
-    assert branches.supports_tree(Config(_attn_implementation="sdpa"), 100)
-    assert not branches.supports_tree(Config(_attn_implementation="flash_attention_2"), 100)
-    assert not branches.supports_tree(Config(_attn_implementation="sdpa", alibi=True), 100)
+    assert prompt_trees.supports_tree(Config(_attn_implementation="sdpa"), 100)
+    assert not prompt_trees.supports_tree(Config(_attn_implementation="flash_attention_2"), 100)
+    assert not prompt_trees.supports_tree(Config(_attn_implementation="sdpa", alibi=True), 100)
     window = {"_attn_implementation": "sdpa", "sliding_window": 64}
-    assert not branches.supports_tree(Config(**window), 100)
-    assert branches.supports_tree(Config(**window), 64)
-    assert branches.supports_tree(Config(**window, layer_types=["full_attention"]), 100)
-    assert not branches.supports_tree(Config(_attn_implementation="sdpa", layer_types=["linear_attention"]), 10)
+    assert not prompt_trees.supports_tree(Config(**window), 100)
+    assert prompt_trees.supports_tree(Config(**window), 64)
+    assert prompt_trees.supports_tree(Config(**window, layer_types=["full_attention"]), 100)
+    assert not prompt_trees.supports_tree(Config(_attn_implementation="sdpa", layer_types=["linear_attention"]), 10)
 
 
 def test_the_saving_is_that_of_tokens_for_long_prompts() -> None:
@@ -82,4 +82,4 @@ def test_the_saving_is_that_of_tokens_for_long_prompts() -> None:
     config = Config(hidden_size=4096, num_hidden_layers=32, intermediate_size=11008)
     group = Branches([0] * 100, [[0] * 20] * 9)
 
-    assert branches.saving([group], config) == pytest.approx(9 * 120 / 280, rel=0.02)
+    assert prompt_trees.saving([group], config) == pytest.approx(9 * 120 / 280, rel=0.02)

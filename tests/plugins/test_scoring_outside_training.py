@@ -40,10 +40,10 @@ def test_rank_takes_reward_runs_and_rewards(
     reward_runs: Path, capsys: pytest.CaptureFixture[str], install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alignkit.generation import rankings
-    from alignkit.models import device
+    from alignkit.models import device_and_dtype
 
     install("odd", ODD)
-    monkeypatch.setattr(device, "run_dtype", lambda train: torch.float32)
+    monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
     run, _ = run_of("lora", "reward.path=lora-a/rm")
     answers = answers_of(run)
     one_prompt = Answers(answers.prompts[:1] * 8, TEXTS, answers.prompt_ids[:1] * 8, answers.answer_ids)

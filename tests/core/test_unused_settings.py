@@ -9,9 +9,9 @@ import pytest
 
 from alignkit import ConfigError
 from alignkit.config import resolve
-from alignkit.config.effects import holds
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge
+from alignkit.config.unused_settings import holds
 from alignkit.registry import Registry
 
 
