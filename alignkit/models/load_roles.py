@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models import adapters, logit_form, peft_internals
-from alignkit.models.device import cast_frozen_linears
+from alignkit.models.device_and_dtype import cast_frozen_linears
 from alignkit.models.logit_form import base_of
 from alignkit.models.roles import Member, Roles
 from alignkit.protocols import Run
