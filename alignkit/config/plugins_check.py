@@ -1,6 +1,6 @@
 """Checks installed plugins. Each is imported in a separate process, so that it cannot affect the others.
 
-That process runs ``python -m alignkit.config.plugin_checks NAME DISTRIBUTION FILE`` and writes its report to the file
+That process runs ``python -m alignkit.config.plugins_check NAME DISTRIBUTION FILE`` and writes its report to the file
 as JSON.
 """
 
