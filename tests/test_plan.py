@@ -322,3 +322,11 @@ def test_a_folder_of_splits_is_trained_on_one_and_evaluated_on_another(folder: P
     plan = capsys.readouterr().out
     assert "data  16 rows from set (format ranking); not read: test.jsonl" in plan
     assert "held out  3 rows from set (format ranking); not read: train.jsonl" in plan
+
+
+def test_a_model_that_is_not_on_this_disk_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tokenizer cannot check the rows yet, and its name may be wrong."""
+    assert main(["check", "--plugin", "sft", "--model", "someone/no-such-model"]) == 0
+    assert "someone/no-such-model (not on this disk: training downloads it, and then checks the rows)" in (
+        capsys.readouterr().out
+    )

@@ -91,7 +91,7 @@ def test_the_table_of_a_third_partys_component_is_as_a_built_ins(install: Instal
     assert "      gamma: 3.0  # how much more" in capsys.readouterr().out.splitlines()
 
     for wrong, told in (
-        ("loss.gama=3", "unknown key loss.gama. Did you mean 'gamma'? Known here: gamma"),
+        ("loss.gama=3", "unknown key loss.gama. Did you mean 'gamma'? Valid keys: gamma"),
         (
             "loss.gamma=many",
             "loss.gamma: Input should be a valid number, unable to parse string as a number (got 'many')",

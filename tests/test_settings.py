@@ -55,7 +55,7 @@ def test_paths_and_nested_dataclasses_are_settings_like_others(
     assert yaml.loads(written, "")["stages"]["sft"]["loss"] == SAID
     assert "      schedule:  # how the weight falls\n        start: 0.5  # weight at first\n" in written
     for wrong, told in (
-        ("loss.schedule.strt=1", "unknown key loss.schedule.strt. Did you mean 'start'? Known here: cut, start"),
+        ("loss.schedule.strt=1", "unknown key loss.schedule.strt. Did you mean 'start'? Valid keys: cut, start"),
         ("loss.schedule.start=fast", "loss.schedule.start: Input should be a valid number"),
         ("loss.table=3", "loss.table: Input is not a valid path"),
     ):

@@ -139,6 +139,9 @@ def names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
+SHORT_LIST = 8  # keys that an error lists beside a suggestion
+
+
 def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Check that all keys are known.
 
@@ -147,9 +150,10 @@ def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
     """
     for key in values:
         if key not in known:
-            raise ConfigError(
-                f"unknown key {where}{key}.{did_you_mean(key, known)} Known here: {', '.join(sorted(known)) or 'none'}"
-            )
+            hint, valid = did_you_mean(key, known), sorted(known)
+            if not hint or len(valid) <= SHORT_LIST:
+                hint += f" Valid keys: {', '.join(valid) or 'none'}"
+            raise ConfigError(f"unknown key {where}{key}.{hint}")
 
 
 def _nested_keys(given: Any, accepted: Any, where: str) -> None:

@@ -279,7 +279,7 @@ def check_together(train: Mapping[str, Any]) -> None:
     for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         for name in train[key] if isinstance(train.get(key), Mapping) else ():
             if name not in CHECKPOINTING:
-                raise ConfigError(f"unknown key train.{key}.{name}. Known here: {', '.join(CHECKPOINTING)}")
+                raise ConfigError(f"unknown key train.{key}.{name}. Valid keys: {', '.join(CHECKPOINTING)}")
     trackers = train.get("report_to") or []
     for tracker in [trackers] if isinstance(trackers, str) else trackers:
         if tracker in TRACKERS and not any(map(importlib.util.find_spec, TRACKERS[tracker])):

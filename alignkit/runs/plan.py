@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit import data, paths
+from alignkit import bundled, data, paths
 from alignkit.components import Component
 from alignkit.config import layers, resolve, resume_rules, reward_parts
 from alignkit.config.resolve import RunConfig
@@ -54,7 +54,7 @@ class Plan:
         split = f"{len(self.eval_rows)} rows of the training data"
         return [
             ("stage", self._named("stage")),
-            ("model", config.model),
+            ("model", self._model()),
             *(("plugin", line) for line in self._plugins()),
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
@@ -68,6 +68,12 @@ class Plan:
             *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             ("run folder", str(config.folder)),
         ]
+
+    def _model(self) -> str:
+        name = self.config.model
+        if name.startswith(bundled.PREFIX) or base.folder_of(base.locate(name, lambda line: None)):
+            return name
+        return f"{name} (not on this disk: training downloads it, and then checks the rows)"
 
     def _plugins(self) -> Iterator[str]:
         """The active third-party plugins, each with its components and run hooks."""

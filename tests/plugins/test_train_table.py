@@ -148,7 +148,7 @@ def test_what_an_optimizer_does_not_have_is_left_out() -> None:
         (["dataloader_persistent_workers=true"], "has no effect without train.dataloader_num_workers"),
         (
             ["activation_checkpointing=true", "activation_checkpointing_kwargs={every: 2}"],
-            "kwargs.every. Known here: every_n",
+            "kwargs.every. Valid keys: every_n",
         ),
         (["train_sampling_strategy=sorted"], "train_sampling_strategy: Input should be 'random', 'sequential'"),
         (["save_strategy=best"], "train.save_strategy=best needs train.metric_for_best_model"),
