@@ -73,8 +73,8 @@ class Meter(transformers.TrainerCallback):
 
 
 def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def peak() -> float:

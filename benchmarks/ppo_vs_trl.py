@@ -13,91 +13,35 @@ TRL's documentation does it; ``PPOTrainer`` takes a ``peft_config`` for the poli
 than the end of sequence where the tokenizer has one, for it drops the latter where they are the same.
 
 TRL takes one optimizer step an epoch whatever ``num_mini_batches``, alignkit takes as many as there are minibatches.
+
+With ``--samples-per-prompt K`` alignkit samples K answers to each prompt, and TRL gets each prompt K times.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import statistics
 import tempfile
-import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pairs
+import ppo_phases
 import torch
 import transformers
 
-from alignkit import bundled, hookimpl
+from alignkit import bundled
 from alignkit.data import load_tokenizer, prompt_ids
 from alignkit.models import run_dtype
 from alignkit.runs import locate_model
 
 SIDES = ("alignkit", "trl")
-PARTS = ("sampling", "scoring", "training")
 
 
-class Meter(transformers.TrainerCallback):
-    """A callback for either trainer, and the plugin that hands itself to alignkit's: seconds of every iteration."""
-
-    def __init__(self) -> None:
-        self.iterations: list[dict[str, float]] = []
-        self.now: dict[str, float] = {}  # of this iteration, as TRL's functions are watched
-        self.ended = 0.0  # when the last iteration was
-
-    @hookimpl
-    def alignkit_callbacks(self, run: Any) -> list[transformers.TrainerCallback]:
-        return [self]
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ended = clock()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "seconds_sampling" in logs:  # alignkit's
-            self.end({**{part: logs[f"seconds_{part}"] for part in PARTS}, "tokens": logs["length"]})
-        elif "objective/kl" in logs:
-            self.now["training"] = clock() - self.now.pop("trains")
-            self.end(self.now)
-
-    def end(self, iteration: dict[str, float]) -> None:
-        was, self.ended = self.ended, clock()
-        self.iterations.append({"seconds": self.ended - was, **iteration})
-
-    def watch(self, module: Any) -> None:
-        """Measure TRL's parts: what samples is a function, and advantages are whitened just before training."""
-        sample, whiten = module.batch_generation, module.masked_whiten
-
-        def sampled(model: Any, queries: Any, *rest: Any) -> Any:
-            start = clock()
-            output = sample(model, queries, *rest)
-            self.now = {"sampling": clock() - start, "scores": clock()}
-            answers, stop = (
-                output[0][:, queries.shape[1] :],
-                rest[-1].eos_token_id or model.generation_config.eos_token_id,
-            )
-            self.now["tokens"] = float(
-                ((answers == stop).cumsum(1) - (answers == stop).long() == 0).sum(1).float().mean()
-            )
-            return output
-
-        def whitened(*arguments: Any, **keywords: Any) -> Any:
-            output = whiten(*arguments, **keywords)
-            self.now["trains"] = clock()
-            self.now["scoring"] = self.now["trains"] - self.now.pop("scores")
-            return output
-
-        module.batch_generation, module.masked_whiten = sampled, whitened
-
-
-def clock() -> float:
-    pairs.synchronize()
-    return time.monotonic()  # which --clock cpu replaces
-
-
-meter = Meter()
+meter = ppo_phases.Meter()
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -105,12 +49,12 @@ def prepare(options: argparse.Namespace) -> None:
     from alignkit.models import open_run
     from alignkit.runs import read_manifest
 
-    rows = [json.loads(line) for line in bundled.data("bundled:prompts").read_text(encoding="utf-8").splitlines()]
-    rows = (rows * options.batch_size)[: options.batch_size * options.iterations]
-    write(options.folder / "prompts.jsonl", rows)
     located = locate_model(options.model, print)
     tokenizer = load_tokenizer(located, None)
-    ids = [prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in rows]
+    iterations = options.iterations + 1  # FLOPs are counted in the last one
+    prompts = make_prompts(tokenizer, iterations * options.batch_size // options.samples_per_prompt, options)
+    write(options.folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    ids = [encode(tokenizer, prompt) for prompt in prompts for _ in range(options.samples_per_prompt)]
     write(options.folder / "ids.jsonl", [{"input_ids": one} for one in ids])
 
     rankings = bundled.data("bundled:rankings").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
@@ -126,6 +70,23 @@ def prepare(options: argparse.Namespace) -> None:
     merged: Any = open_run(run, read_manifest(run), torch.float32)
     merged = merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else merged
     merged.save_pretrained(options.folder / "reward")
+
+
+def make_prompts(tokenizer: Any, number: int, options: argparse.Namespace) -> list[str]:
+    """Bundled prompts; one of fewer than ``--prompt-length`` tokens is preceded by the text of others."""
+    lines = bundled.data("bundled:prompts").read_text(encoding="utf-8").splitlines()
+    bundled_prompts = [json.loads(line)["prompt"] for line in lines]
+    filler = itertools.cycle(tokenizer("\n\n".join(bundled_prompts), add_special_tokens=False)["input_ids"])
+    prompts = []
+    for prompt in itertools.islice(itertools.cycle(bundled_prompts), number):
+        missing = max(0, options.prompt_length - len(encode(tokenizer, prompt)))
+        before = tokenizer.decode(list(itertools.islice(filler, missing)))
+        prompts.append(f"{before}\n\n{prompt}" if before else prompt)
+    return prompts
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    return prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -161,10 +122,13 @@ def execute(
 
 
 def train_ours(options: argparse.Namespace) -> None:
+    rows = (options.folder / "ids.jsonl").read_text(encoding="utf-8").splitlines()
     table = {
         "policy": "base",
-        "iterations": options.iterations,
+        "iterations": options.iterations + 1,
         "batch_size": options.batch_size,
+        "samples_per_prompt": options.samples_per_prompt,
+        "max_prompt_length": max(len(json.loads(row)["input_ids"]) for row in rows),
         "minibatches": options.minibatches,
         "epochs": options.epochs,
         "response_length": options.response_length,
@@ -180,6 +144,7 @@ def train_ours(options: argparse.Namespace) -> None:
         "seed": options.seed,
     }
     reward = {"name": "reward-model", "path": str(options.folder / "rm")}
+    meter.watch_alignkit()
     execute(options, "ppo", table, train, str(options.folder / "prompts.jsonl"), reward=reward)
 
 
@@ -198,11 +163,11 @@ def train_trl(options: argparse.Namespace) -> None:
         transformers.AutoModelForSequenceClassification.from_pretrained(options.folder / "reward", dtype=dtype)
         for _ in range(2)
     )
-    meter.watch(ppo.ppo_trainer)
+    meter.watch_trl(ppo.ppo_trainer)
     ppo.PPOTrainer(
         args=ppo.PPOConfig(
             output_dir=str(options.folder / "trl"),
-            total_episodes=options.iterations * options.batch_size,
+            total_episodes=(options.iterations + 1) * options.batch_size,
             num_mini_batches=options.minibatches,
             num_ppo_epochs=options.epochs,
             response_length=options.response_length,
@@ -236,14 +201,11 @@ def train_trl(options: argparse.Namespace) -> None:
 
 def child(options: argparse.Namespace) -> None:
     """Train one side in this process, and leave what was measured in a file."""
-    if options.clock == "cpu":
-        time.monotonic = time.process_time
+    meter.cpu_clock, meter.timed = options.clock == "cpu", options.iterations
     {"prepare": prepare, "alignkit": train_ours, "trl": train_trl}[options.side](options)
-    if options.side == "prepare":
-        return
-    timed = meter.iterations[1:]
-    numbers = {name: statistics.mean(one[name] for one in timed) for name in ("seconds", *PARTS, "tokens")}
-    options.result.write_text(json.dumps({**numbers, "peak MiB": pairs.peak()}), encoding="utf-8")
+    if options.side != "prepare":
+        numbers = meter.numbers(options.batch_size, getattr(torch, options.dtype))
+        options.result.write_text(json.dumps(numbers), encoding="utf-8")
 
 
 def environment(options: argparse.Namespace, side: str) -> dict[str, str]:
@@ -257,8 +219,10 @@ def environment(options: argparse.Namespace, side: str) -> dict[str, str]:
 def main() -> None:
     parser = pairs.parser(__doc__, ("prepare", *SIDES), runs=2)
     parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12; without it alignkit alone is measured")
-    parser.add_argument("--iterations", type=int, default=4, help="of each run; the first is not timed")
+    parser.add_argument("--iterations", type=int, default=4, help="of each run, at least 2; the first is not timed")
     parser.add_argument("--batch-size", type=int, default=32, help="answers an iteration")
+    parser.add_argument("--samples-per-prompt", type=int, default=1, help="alignkit's ppo.samples_per_prompt")
+    parser.add_argument("--prompt-length", type=int, default=0, help="minimum tokens of a prompt, roughly")
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
     parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="alignkit's ppo.value")
@@ -269,6 +233,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.batch_size % options.samples_per_prompt or options.iterations < 2:
+        parser.error("--batch-size must be a multiple of --samples-per-prompt, and --iterations at least 2")
     if options.side:
         return child(options)
 
@@ -277,21 +243,21 @@ def main() -> None:
             side, "--folder", str(options.folder), "--seed", str(seed), **environment(options, side)
         )
         if numbers:
-            print(pairs.line(side, numbers), flush=True)
+            printed = {name: numbers[name] for name in ("seconds", "tokens", "GFLOP", "share", "peak MiB")}
+            print(pairs.line(side, printed), flush=True)
         return numbers
 
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
         measure("prepare", 0)
         measured = pairs.in_turns(SIDES if options.trl else SIDES[:1], options.runs, measure)
-    print("\nmedian seconds of an iteration")
-    for side, runs in measured.items():
-        median = {part: statistics.median(one[part] for one in runs) for part in ("seconds", *PARTS)}
-        print(pairs.line(side, median))
+    print("\nmedian of an iteration")
+    print(ppo_phases.table(measured))
     if options.trl:
         print("\nTRL / alignkit, of neighbouring runs")
-        for name in ("seconds", *PARTS, "peak MiB"):
-            print(pairs.spread(name, pairs.ratios(measured["trl"], measured["alignkit"], name)))
+        phases = [f"{name} {phase}" for name in ("seconds", "GFLOP") for phase in ppo_phases.PHASES]
+        for name in ("seconds", "GFLOP", *phases, "peak MiB"):
+            print(pairs.spread(f"{name:<16}", pairs.ratios(measured["trl"], measured["alignkit"], name)))
 
 
 if __name__ == "__main__":

@@ -90,11 +90,13 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "sft_vs_trl.py --runs 1 --steps 3 --model TINY",
         "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
         "dpo_vs_trl.py --even --runs 1 --steps 3 --batch-size 2 --model TINY",
-        "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 --model TINY",
+        "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 "
+        "--samples-per-prompt 2 --prompt-length 90 --model TINY",
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
     ],
+    ids=lambda command: command.partition(" ")[0],
 )
 def test_benchmarks_run(command: str, train: Callable[..., Path]) -> None:
     tiny = train("--plugin", "full", "train.max_steps=1")  # a model with a chat template, which plain TRL needs
