@@ -74,9 +74,7 @@ class Chat:
         from alignkit.data.chat_tokenizer import chat_tokenizer
 
         self.model, self.tokenizer, stop_ids = open_model(source)
-        chat_tokenizer(
-            self.tokenizer
-        ).special_tokens = "text"  # of what the user types, whatever the setting of the run
+        chat_tokenizer(self.tokenizer).special_tokens = "text"  # of what the user types, in every run
         self.sampling = Sampling(max_new_tokens, temperature, tuple(stop_ids))
         self.conversation: Conversation = []
 
