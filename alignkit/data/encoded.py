@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,13 +148,14 @@ def _cached(
     folder = datasets.config.HF_DATASETS_CACHE / "generator" / f"default-fingerprint={key}"
 
     def generate(shards: list[tuple[int, Sequence[Located]]], processes: int | None = None) -> datasets.Dataset:
-        return datasets.Dataset.from_generator(
-            _records,
-            features=features,
-            gen_kwargs={"shards": shards, "encoder": encoder, "skip": skip},
-            fingerprint=key,
-            num_proc=processes,
-        )
+        with _progress_bar():
+            return datasets.Dataset.from_generator(
+                _records,
+                features=features,
+                gen_kwargs={"shards": shards, "encoder": encoder, "skip": skip},
+                fingerprint=key,
+                num_proc=processes,
+            )
 
     is_cached = any(info.parent.suffix != ".incomplete" for info in folder.glob("*/dataset_info.json"))
     try:
@@ -246,6 +248,21 @@ def _shares(rows: int, processes: int | None) -> int:
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(processes, rows // ROWS_A_PROCESS))
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[None]:
+    """Show the progress bar of ``datasets`` on a terminal, even if the command line has turned such bars off."""
+    import datasets
+
+    is_disabled = datasets.utils.are_progress_bars_disabled()
+    if is_disabled and sys.stderr.isatty() and "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ:
+        datasets.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if is_disabled:
+            datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager

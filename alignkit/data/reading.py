@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -113,11 +113,12 @@ def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataErr
     parts: list[Any] = list(row.items())  # no recursion: JSON can be nested as deeply as Python's stack allows
     while parts:
         part = parts.pop()
-        if isinstance(part, Mapping):
-            parts.extend(part.items())
+        if isinstance(part, dict):
+            parts += part.keys()
+            parts += part.values()
         elif isinstance(part, list | tuple):
-            parts.extend(part)
-        elif isinstance(part, str):
+            parts += part
+        elif isinstance(part, str) and not part.isascii():
             try:
                 part.encode()
             except UnicodeEncodeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,3 +224,48 @@ def test_a_bad_row_is_an_error_with_its_place(tokenizer: Any) -> None:
     assert said[0].startswith(f"1 of {ROWS} rows are bad and skipped, the first: x.jsonl line 34: ")
     assert said[1].startswith(f"{ROWS - 1} of {ROWS - 1} rows are split into one row a turn")
     assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
+class Counted(SequenceEncoder):
+    """Leaves a line in a file for each row that it encodes."""
+
+    def __call__(self, row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+        with Path(self.settings["log"]).open("a") as log:
+            log.write("row\n")
+        return super().__call__(row, notes)
+
+
+def test_of_processes_that_train_together_one_encodes(tokenizer: Any, tmp_path: Path) -> None:
+    import multiprocess
+
+    encoder, log = Counted(tokenizer(), [0], max_length=64, cut=True), tmp_path / "log"
+    encoder.settings["log"] = str(log)
+    context = multiprocess.get_context("fork")
+    results = context.Queue()
+
+    def train() -> None:
+        results.put(all_of(demonstrations(), encoder)[0])
+
+    processes = [context.Process(target=train) for _ in range(3)]
+    for process in processes:
+        process.start()
+    first, *others = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(first[0]) == 2 * ROWS
+    assert others == [first, first]
+    assert len(log.read_text().splitlines()) == ROWS
+
+
+def test_a_terminal_shows_progress(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (False, True):
+        written = io.StringIO()
+        monkeypatch.setattr(written, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr(sys, "stderr", written)
+        encoder = sequences(tokenizer(), max_length=60 + is_terminal)
+        all_of(demonstrations(), encoder)
+        assert ("180 examples" in written.getvalue()) is is_terminal
+        written.truncate(0)
+        all_of(demonstrations(), encoder)
+        assert not written.getvalue()
+        assert datasets.utils.are_progress_bars_disabled()
