@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -190,12 +191,23 @@ def _in_parallel(
         with _without_threads():
             return generate(shards, shares)
     except Exception as error:  # such as a plugin that the processes cannot import
+        if _is_interrupted(error):
+            raise KeyboardInterrupt from None
         say(f"encoding in one process, since several failed: {one_line(error.__cause__ or error)}")
         return generate([(0, rows)])
 
 
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether an error hides the user's Ctrl-C: ``datasets`` raises others while it stops its processes."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupted(error.__context__))
+
+
 def _records(shards: list[tuple[int, Sequence[Located]]], encoder: Encoder, skip: bool) -> Iterator[dict[str, Any]]:
     """The records of rows. ``shards`` are parts of the rows, each with the number of its first row."""
+    import multiprocess  # type: ignore[import-untyped]
+
+    if multiprocess.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the others
     empty = dict.fromkeys(encoder.columns)
     for first, rows in shards:
         for number, located in enumerate(rows, first):

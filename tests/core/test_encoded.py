@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,3 +273,27 @@ def test_a_terminal_shows_progress(tokenizer: Any, monkeypatch: pytest.MonkeyPat
         all_of(demonstrations(), encoder)
         assert not written.getvalue()
         assert datasets.utils.are_progress_bars_disabled()
+
+
+def test_an_interrupt_stops_all_processes(tokenizer: Any, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Sleeping(SequenceEncoder):
+        def __call__(self, row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+            time.sleep(0.5)
+            return super().__call__(row, notes)
+
+    def train() -> None:
+        os.setsid()
+        threading.Timer(3, os.killpg, (0, signal.SIGINT)).start()
+        try:
+            all_of(demonstrations(), Sleeping(tokenizer(), [0], max_length=64, cut=True), processes=2)
+        except KeyboardInterrupt:
+            os._exit(7)
+
+    import multiprocess
+
+    process = multiprocess.get_context("fork").Process(target=train)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 7
+    assert not files(cache)
+    assert not capfd.readouterr().err
