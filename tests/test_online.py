@@ -14,6 +14,7 @@ from ppo_runs import GOLD, ONES, SMALL, iterations, policy_batch, ppo, trained
 
 from alignkit import AlignkitError, SampledAnswers
 from alignkit.cli import main
+from alignkit.models import Roles, Sequences
 from alignkit.online import diagnosis, kl
 from alignkit.online.collect import Collector
 from alignkit.online.microbatches import by_length, shuffled
@@ -110,7 +111,7 @@ def test_a_prompt_that_is_computed_once_for_its_answers_trains_the_same(
     for shared in ("true", "false"):
         run = ppo(*settings, f"ppo.shared_prompt={shared}", "--output", f"shared-{shared}")
         runs[shared] = trained(run), iterations(run)[0]
-        assert ("each prompt is computed once" in capsys.readouterr().out) == (shared == "true")
+        assert ("shared prompt: each prompt is computed" in capsys.readouterr().out) == (shared == "true")
     (with_tree, metrics), (without, expected) = runs["true"], runs["false"]
 
     assert metrics["kl"] == pytest.approx(expected["kl"], abs=1e-6)
@@ -168,3 +169,28 @@ def test_log_probabilities_of_an_engine_that_are_wrong_are_not_used(
 
     assert "differ by 0.1 per token from the policy's forward pass: they are not used" in capsys.readouterr().out
     assert iterations(run)[0]["kl"] == 0
+
+
+def test_a_reward_model_on_the_policys_base_shares_prompts_too(
+    below: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward's rows are as few as there are prompts, and its scores are those without sharing."""
+    rows, scores = dict[str, list[int]](), dict[str, float]()
+    forward = Roles.forward
+
+    def counted(self: Roles, sequences: Sequences, roles: Any, temperature: float | None = None) -> Any:
+        if list(roles) == ["reward"]:
+            rows[shared].append(len(sequences.input_ids))
+        return forward(self, sequences, roles, temperature)
+
+    monkeypatch.setattr(Roles, "forward", counted)
+    arguments = below("lora")
+    for shared in ("true", "false"):
+        rows[shared] = []
+        settings = ["ppo.samples_per_prompt=4", f"ppo.shared_prompt={shared}", "ppo.iterations=1", "data.eval_size=0"]
+        run = ppo(*arguments, *settings, "--output", f"reward-{shared}")
+        scores[shared] = iterations(run)[0]["score"]
+
+    assert sum(rows["true"]) <= 2
+    assert sum(rows["false"]) == 8
+    assert scores["true"] == pytest.approx(scores["false"], abs=1e-4)

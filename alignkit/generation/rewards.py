@@ -86,7 +86,7 @@ def of_role(run: Run, path: str | None) -> RewardFunction:
     """
     import torch
 
-    from alignkit.models import Roles, Sequences
+    from alignkit.models import Roles
 
     runs = lineage.rewards_in(run.parents)
     names = [role for role, folder in runs.items() if path in (None, str(folder))]
@@ -101,13 +101,13 @@ def of_role(run: Run, path: str | None) -> RewardFunction:
                 f"the reward model in {runs[names[0]]} was called without roles: a stage, an engine or a reward that "
                 "calls a reward must pass them, as in score(answers, roles)"
             )
-        model, scores = roles.eval(), list[float]()
+        roles, scores = roles.eval(), list[float]()
         for start in range(0, len(answers.texts), size):
             batch = slice(start, start + size)
             ids = answers.prompt_ids[batch], answers.answer_ids[batch]
-            sequences = Sequences.of(*ids, run.tokenizer.pad_token_id, run.device)
+            sequences = roles.sequences(*ids, run.tokenizer.pad_token_id, run.device, names[0])
             with torch.no_grad(), torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not torch.float32):
-                scores += model(sequences, names)[names[0]].tolist()
+                scores += roles(sequences, names)[names[0]].tolist()
         return scores
 
     return score

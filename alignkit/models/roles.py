@@ -52,6 +52,17 @@ class Roles(nn.Module):
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
         self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
         self.config = members["policy"].model.config
+        self.shared_mask: torch.dtype | None = None  # of the mask, if equal prompts are computed once
+
+    def sequences(
+        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any, role: str = "policy"
+    ) -> Sequences:
+        """Token ids as input of a role. Neighbouring equal prompts are computed once if ``shared_mask`` is set.
+
+        It is set for the policy's model. A role on another model gets a row for each answer.
+        """
+        on_policy = self.members[role].model is self.members["policy"].model
+        return Sequences.of(prompts, answers, pad, device, self.shared_mask if on_policy else None)
 
     def forward(self, sequences: Sequences, roles: Sequence[str], temperature: float | None = None) -> dict[str, Any]:
         """For each role: :class:`Logps` of a policy or a reference, values [B, A] of a value, scores [B] of a reward.

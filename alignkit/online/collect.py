@@ -49,8 +49,8 @@ class Collector:
             stop_ids=tuple(run.stop_ids),
         )
         self.engine = run.rollout(self.sampling)
-        self.share = self._decide_sharing(run)
-        self.group = self.config.samples_per_prompt if self.share else 1  # answers that stay together
+        trainer.roles.shared_mask = self._decide_sharing(run)
+        self.group = self.config.samples_per_prompt if trainer.roles.shared_mask else 1  # answers that stay together
         self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
         self.reuse_logps = False  # whether the engine's log-probabilities replace the policy's forward pass
         self.say = run.say
@@ -118,7 +118,7 @@ class Collector:
 
     def sequences(self, prompts: list[list[int]], answers: list[list[int]]) -> Sequences:
         """Token ids as input of the roles."""
-        return Sequences.of(prompts, answers, self.pad, self.device, self.share)
+        return self.trainer.roles.sequences(prompts, answers, self.pad, self.device)
 
     def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times."""
