@@ -2,34 +2,44 @@
 
 Each holds a CPU tensor, on which its operations run. As on CUDA, an operation on tensors of both devices raises; only
 copies, numbers (CPU tensors without dimensions) and CPU indices are allowed. PyTorch takes it for an accelerator of a
-third party, and so do accelerate and the Trainer. It cannot be removed again, so it needs a process of its own::
+third party, and so do accelerate and the Trainer. Autocast casts matrix products. The device cannot be removed again:
+use it in a process of its own. ::
 
     python tests/fake_gpu.py < asked.json
 
-runs ``commands`` of alignkit on this device, evaluates ``expressions``, and writes the exit statuses and which
-expressions raised to standard output as JSON.
+runs ``commands`` of alignkit on this device and evaluates ``expressions``. Standard output gets, as JSON, the exit
+status of each command, and all errors of devices, also those that were caught.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers import training_args
 
 NAME = "fakegpu"
+AUTOCAST = torch._C.DispatchKey.AutocastPrivateUse1
 aten = torch.ops.aten
 
 
 class DevicesError(RuntimeError):
     """An operation has tensors on both devices."""
+
+    raised: ClassVar[list[str]] = []  # also those that were caught
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.raised.append(message)
 
 
 class GPUTensor(torch.Tensor):
@@ -115,6 +125,24 @@ def check_devices(func: Any, args: Any, kwargs: Any) -> None:
             raise DevicesError(f"{func} has tensors on both devices: one of shape {tuple(leaf.shape)} is on the CPU")
 
 
+def register_autocast() -> list[torch.library.Library]:
+    """Register autocast for matrix products. PyTorch has none for this device. It lasts as long as the result."""
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, AUTOCAST.name)
+    products = torch.library.Library("aten", "IMPL")
+    for name in ("linear", "matmul", "mm", "bmm", "addmm"):
+        products.impl(name, functools.partial(in_autocast_dtype, getattr(aten, name)), AUTOCAST.name)
+    return [others, products]
+
+
+def in_autocast_dtype(product: Any, *args: Any, **kwargs: Any) -> Any:
+    """A product of tensors that are cast from fp32."""
+    dtype = torch.get_autocast_dtype(NAME)
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(AUTOCAST)):
+        cast = [a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype is torch.float32 else a for a in args]
+        return product(*cast, **kwargs)
+
+
 class Module(backend_registration._DummyBackendModule):
     """``torch.fakegpu``."""
 
@@ -129,17 +157,23 @@ def available() -> Iterator[None]:
     os.environ["ACCELERATE_TORCH_DEVICE"] = f"{NAME}:0"
     torch.__future__.set_swap_module_params_on_conversion(True)  # `.to` cannot change the class of a parameter in place
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(list, device=...) makes a CPU tensor and moves it
+    training_args.is_torch_bf16_gpu_available = lambda: True  # it knows the accelerators that Transformers supports
+    autocast = register_autocast()
     with Operations():
         yield
+    del autocast
 
 
-def raises(expression: str) -> bool:
-    """Whether an expression with PyTorch's functions has tensors on both devices; ``gpu`` is this one."""
-    try:
+def evaluate(expression: str) -> None:
+    """Evaluate an expression with PyTorch's functions, in which ``gpu`` is this device."""
+    with contextlib.suppress(DevicesError):
         eval(expression, {**vars(torch), "gpu": NAME})
-    except DevicesError:
-        return True
-    return False
+
+
+def errors_of(function: Any, argument: Any) -> tuple[Any, list[str]]:
+    """What a function returns, and the errors of devices meanwhile."""
+    DevicesError.raised.clear()
+    return function(argument), list(DevicesError.raised)
 
 
 if __name__ == "__main__":
@@ -147,6 +181,6 @@ if __name__ == "__main__":
 
     asked = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr), available():
-        statuses = [main(command) for command in asked["commands"]]
-        raised = [raises(expression) for expression in asked["expressions"]]
-    print(json.dumps({"statuses": statuses, "raised": raised}))
+        commands = [errors_of(main, command) for command in asked["commands"]]
+        expressions = [errors_of(evaluate, expression) for expression in asked["expressions"]]
+    print(json.dumps({"commands": commands, "expressions": expressions}))

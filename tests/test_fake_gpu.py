@@ -1,9 +1,10 @@
 """Whole runs of every stage on a GPU made of main memory, where a tensor left on the CPU raises as on CUDA.
 
-Sampling, scoring, evaluation, checkpoints and saving are included. The runs compute in fp32. Not covered:
+Sampling, scoring, evaluation, checkpoints and saving are included. LoRA runs in bf16 with autocast, full in fp32. Not
+covered:
 
 - 4-bit weights: the weight class of bitsandbytes cannot hold a tensor of a subclass
-- number formats below fp32: autocast does nothing on such a device
+- fp16: its loss scaler needs CUDA
 - CUDA itself: its random number generators, pinned memory, and the few branches on ``device.type == "cuda"``
 """
 
@@ -23,7 +24,7 @@ from alignkit.cli import main
 from alignkit.testing import DATA
 
 STAGES = {"sft": "demonstrations", "rm": "rankings", "dpo": "preferences", "ppo": "prompts"}
-TUNERS = ("lora", "full")
+TUNERS = {"lora": "train.bf16=true", "full": "train.bf16=false"}
 PPO = ["ppo.batch_size=4", "ppo.minibatches=2", "ppo.response_length=6"]
 SETTINGS = {  # the two tuners take different paths
     ("sft", "full"): ["sft.packing=true"],
@@ -42,11 +43,12 @@ MIXED = {  # whether CUDA raises
     "ones(2)[zeros(2, device=gpu).long()]": True,
     "ones(2).copy_(ones(2, device=gpu)) + ones(2)": False,
 }
+Outcome = tuple[int | None, list[str]]  # what it returned, and errors of devices
 
 
 class Runs(NamedTuple):
-    statuses: dict[tuple[str, str], int]
-    raised: dict[str, bool]
+    commands: dict[tuple[str, str], Outcome]
+    expressions: dict[str, Outcome]
     output: str
     folder: Path
 
@@ -62,7 +64,7 @@ def command(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         output = folder / tuner
         given = ["--debug", "train", "--plugin", stage, "--plugin", tuner, "--model", str(tiny_model())]
         given += ["--output", str(output), "--data", str(data / f"{STAGES[stage]}.jsonl"), "data.eval_size=2"]
-        given += ["train.max_steps=2" if stage == "ppo" else "train.max_steps=1", "train.bf16=false"]
+        given += ["train.max_steps=2" if stage == "ppo" else "train.max_steps=1", TUNERS[tuner]]
         given += ["train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=2"]
         parents = [] if stage == "sft" else [f"{stage}.policy={output / 'sft'}"]
         parents += [f"reward.path={output / 'rm'}"] if stage == "ppo" else []
@@ -84,18 +86,18 @@ def on_gpu(command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathF
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    statuses, raised = (
-        dict(zip(keys, results[key], strict=True)) for keys, key in ((names, "statuses"), (MIXED, "raised"))
-    )
-    return Runs(statuses, raised, done.stderr, folder)
+    outcomes = json.loads(done.stdout)
+    commands = dict(zip(names, outcomes["commands"], strict=True))
+    return Runs(commands, dict(zip(MIXED, outcomes["expressions"], strict=True)), done.stderr, folder)
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_trains_with_all_tensors_on_the_gpu(stage: str, tuner: str, on_gpu: Runs) -> None:
-    assert on_gpu.statuses[stage, tuner] == 0, on_gpu.output
-    assert "does not support" not in on_gpu.output  # an error in the decode loop would fall back to generate
+    status, errors = on_gpu.commands[stage, tuner]
+
+    assert errors == []  # some are caught: after one in the decode loop, Transformers' generate samples
+    assert status == 0, on_gpu.output
 
 
 def test_the_gpu_computes_what_the_cpu_does(
@@ -104,9 +106,9 @@ def test_the_gpu_computes_what_the_cpu_does(
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
 
     for stage in STAGES:
-        assert main([*command(stage, "lora", tmp_path), "train.use_cpu=true"]) == 0
+        assert main([*command(stage, "full", tmp_path), "train.use_cpu=true"]) == 0
         expected, metrics = (
-            json.loads((folder / "lora" / stage / "alignkit.json").read_text())["metrics"]
+            json.loads((folder / "full" / stage / "alignkit.json").read_text())["metrics"]
             for folder in (tmp_path, on_gpu.folder)
         )
         assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5), stage
@@ -114,4 +116,6 @@ def test_the_gpu_computes_what_the_cpu_does(
 
 @pytest.mark.parametrize("expression", MIXED)
 def test_tensors_of_both_devices_raise_where_cuda_raises(expression: str, on_gpu: Runs) -> None:
-    assert on_gpu.raised[expression] == MIXED[expression]
+    _, errors = on_gpu.expressions[expression]
+
+    assert len(errors) == MIXED[expression]
