@@ -62,6 +62,10 @@ class GPUTensor(torch.Tensor):
         """Libraries compare storages to find shared weights."""
         return self.cpu_tensor.untyped_storage()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It is saved as a CPU tensor."""
+        return self.cpu_tensor.__reduce_ex__(protocol)
+
     def __repr__(self, **kwargs: Any) -> str:
         return f"{NAME}:{self.cpu_tensor!r}"
 

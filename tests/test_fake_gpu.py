@@ -1,7 +1,6 @@
-"""Whole runs of every stage on a GPU made of main memory, where a tensor left on the CPU raises as on CUDA.
+"""Every stage, and other commands with a model, on a GPU made of main memory, where tensors left on the CPU raise.
 
-Sampling, scoring, evaluation, checkpoints and saving are included. LoRA runs in bf16 with autocast, full in fp32. Not
-covered:
+Stages run whole: with sampling, scoring, evaluation, checkpoints and saving; LoRA in bf16, full in fp32. Not covered:
 
 - 4-bit weights: the weight class of bitsandbytes cannot hold a tensor of a subclass
 - fp16: its loss scaler needs CUDA
@@ -47,18 +46,24 @@ Outcome = tuple[int | None, list[str]]  # what it returned, and errors of device
 
 
 class Runs(NamedTuple):
-    commands: dict[tuple[str, str], Outcome]
+    commands: dict[str, Outcome]
     expressions: dict[str, Outcome]
     output: str
     folder: Path
 
 
 @pytest.fixture(scope="module")
-def command(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """``command("sft", "lora", folder)``: the words of a run of one step, after those of the stages before it."""
-    data = tmp_path_factory.mktemp("data")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data of every stage."""
+    folder = tmp_path_factory.mktemp("data")
     for kind in STAGES.values():
-        (data / kind).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in DATA[kind]))
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DATA[kind]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model: Callable[..., Path], data: Path) -> Callable[..., list[str]]:
+    """``command("sft", "lora", folder)``: the words of a short run, which continues those of the stages before it."""
 
     def words(stage: str, tuner: str, folder: Path) -> list[str]:
         output = folder / tuner
@@ -73,28 +78,43 @@ def command(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     return words
 
 
+def after_training(lora: Path, data: Path) -> dict[str, list[str]]:
+    """Other commands with a model, by name; ``lora`` is the folder of the runs with LoRA."""
+    sft, rm, ppo = (str(lora / stage) for stage in ("sft", "rm", "ppo"))
+    output = ["--output", str(lora / "output.jsonl")]
+    return {
+        "sample": ["sample", sft, str(data / "prompts.jsonl"), "-k", "2", "--max-new-tokens", "4", *output],
+        "score": ["score", rm, str(data / "demonstrations.jsonl")],
+        "compare": ["compare", sft, ppo, "--reward", rm, "--limit", "2", "--max-new-tokens", "4"],
+    }
+
+
 @pytest.fixture(scope="module")
-def on_gpu(command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Every stage with every tuner, in one process that has the device."""
+def on_gpu(command: Callable[..., list[str]], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All commands in one process that has the device."""
     folder = tmp_path_factory.mktemp("gpu")
-    names = [(stage, tuner) for tuner in TUNERS for stage in STAGES]
+    commands = {f"{stage} {tuner}": command(stage, tuner, folder) for tuner in TUNERS for stage in STAGES}
+    commands["resume"] = [*commands["ppo lora"], "--resume", "train.max_steps=4"]
+    commands |= after_training(folder / "lora", data)
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("fake_gpu.py")],
-        input=json.dumps({"commands": [command(*name, folder) for name in names], "expressions": list(MIXED)}),
+        input=json.dumps({"commands": list(commands.values()), "expressions": list(MIXED)}),
         env={**os.environ, "ALIGNKIT_DEBUG": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
-    commands = dict(zip(names, outcomes["commands"], strict=True))
-    return Runs(commands, dict(zip(MIXED, outcomes["expressions"], strict=True)), done.stderr, folder)
+    results = dict(zip(commands, outcomes["commands"], strict=True))
+    return Runs(results, dict(zip(MIXED, outcomes["expressions"], strict=True)), done.stderr, folder)
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_trains_with_all_tensors_on_the_gpu(stage: str, tuner: str, on_gpu: Runs) -> None:
-    status, errors = on_gpu.commands[stage, tuner]
+NAMES = [*(f"{stage} {tuner}" for tuner in TUNERS for stage in STAGES), "resume", "sample", "score", "compare"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_has_all_tensors_on_the_gpu(name: str, on_gpu: Runs) -> None:
+    status, errors = on_gpu.commands[name]
 
     assert errors == []  # some are caught: after one in the decode loop, Transformers' generate samples
     assert status == 0, on_gpu.output
