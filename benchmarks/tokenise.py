@@ -56,8 +56,8 @@ def measure(side: str, file: str, model: str, processes: int) -> dict[str, float
     from alignkit import Demonstration
     from alignkit.config import DataConfig
     from alignkit.data import SequenceEncoder, encode, load, load_tokenizer, pieces, tracing
-    from alignkit.data.encoded import encode_all
     from alignkit.data.reading import hold_out
+    from alignkit.data.token_cache import encode_all
     from alignkit.registry import Registry
     from alignkit.runs import base
 

@@ -79,11 +79,11 @@ def test_a_run_is_the_same_with_rows_in_memory_and_from_the_cache(
     assert not cache.exists()
     if stage != "ppo":
         assert len(expected[1]) >= 2
-    monkeypatch.setattr("alignkit.data.encoded.CACHED", 1)
-    monkeypatch.setattr("alignkit.data.encoded.ROWS_A_PROCESS", 5)
+    monkeypatch.setattr("alignkit.data.token_cache.CACHED", 1)
+    monkeypatch.setattr("alignkit.data.token_cache.ROWS_A_PROCESS", 5)
     monkeypatch.setattr("alignkit.data.spool.IN_MEMORY", 2)
     assert trained("made") == expected
     assert list(cache.rglob("*-00000-of-00002.arrow"))
     for encoder in ("SequenceEncoder", "RankingEncoder", "PromptEncoder"):
-        monkeypatch.setattr(f"alignkit.data.encoders.{encoder}.__call__", None)
+        monkeypatch.setattr(f"alignkit.data.row_encoders.{encoder}.__call__", None)
     assert trained("read") == expected

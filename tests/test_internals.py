@@ -329,7 +329,7 @@ def test_a_data_set_has_a_fingerprint_of_its_content(tmp_path: Path) -> None:
     assert fingerprint("one") != fingerprint("another")
 
 
-@used_by("stored_dataset in alignkit/data/encoded.py")
+@used_by("stored_dataset in alignkit/data/token_cache.py")
 def test_an_arrow_writer_writes_rows_one_by_one(tmp_path: Path) -> None:
     features = datasets.Features({"ids": datasets.List(datasets.Value("int32"))})
     with ArrowWriter(features=features, path=str(tmp_path / "rows.arrow")) as writer:

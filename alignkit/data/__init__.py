@@ -50,8 +50,6 @@ if TYPE_CHECKING:
         prompt_ids,
         tokenizer_of_run,
     )
-    from alignkit.data.encoded import Encoded, Encoder, stored_dataset
-    from alignkit.data.encoders import PromptEncoder, RankingEncoder, SequenceEncoder
     from alignkit.data.encoding import (
         Branches,
         EncodedRanking,
@@ -67,6 +65,8 @@ if TYPE_CHECKING:
     )
     from alignkit.data.prompts import prompt_of, prompt_text
     from alignkit.data.reading import load
+    from alignkit.data.row_encoders import PromptEncoder, RankingEncoder, SequenceEncoder
     from alignkit.data.spool import Mapped
+    from alignkit.data.token_cache import Encoded, Encoder, stored_dataset
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

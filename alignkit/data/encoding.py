@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from alignkit.data.chat_tokenizer import ANSWERS
-from alignkit.data.encoded import Encoded, Encoder, encode_all
-from alignkit.data.encoders import RankingEncoder
+from alignkit.data.row_encoders import RankingEncoder
 from alignkit.data.spool import Mapped, keep, stored
+from alignkit.data.token_cache import Encoded, Encoder, encode_all
 from alignkit.errors import DataError
 from alignkit.protocols import Run
 from alignkit.rows import Conversation, Located, Ranking
@@ -47,7 +47,7 @@ def encode_each(
 
 
 def encode_rows(run: Run, rows: Sequence[Located], encoder: Encoder, skip: bool | None = None) -> Encoded:
-    """As :func:`encode_each`, but in several processes and with a cache (see :mod:`alignkit.data.encoded`).
+    """As :func:`encode_each`, but in several processes and with a cache (see :mod:`alignkit.data.token_cache`).
 
     Raises:
         DataError: a row is bad, or all rows are.

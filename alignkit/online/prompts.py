@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.encoders import PromptEncoder
 from alignkit.data.encoding import check_column_fits, encode_rows, ids_key
+from alignkit.data.row_encoders import PromptEncoder
 from alignkit.data.spool import Mapped
 from alignkit.errors import DataError
 from alignkit.protocols import Run

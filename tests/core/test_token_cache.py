@@ -17,10 +17,10 @@ import datasets
 import pytest
 
 from alignkit import DataError, Demonstration, Located, Prompt, Ranking
-from alignkit.data import encoded, load_tokenizer
-from alignkit.data.encoded import encode_all
-from alignkit.data.encoders import PromptEncoder, RankingEncoder, SequenceEncoder
+from alignkit.data import load_tokenizer, token_cache
+from alignkit.data.row_encoders import PromptEncoder, RankingEncoder, SequenceEncoder
 from alignkit.data.spool import spool
+from alignkit.data.token_cache import encode_all
 
 ROWS = 90
 
@@ -28,8 +28,8 @@ ROWS = 90
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(encoded, "CACHED", 10)
-    monkeypatch.setattr(encoded, "ROWS_A_PROCESS", 20)
+    monkeypatch.setattr(token_cache, "CACHED", 10)
+    monkeypatch.setattr(token_cache, "ROWS_A_PROCESS", 20)
     datasets.disable_progress_bars()
     yield tmp_path / "cache"
     datasets.enable_progress_bars()
@@ -80,7 +80,7 @@ def test_one_process_and_three_and_the_second_start_give_the_same(
 ) -> None:
     rows, encoder = demonstrations(), sequences(tokenizer())
     with monkeypatch.context() as patch:
-        patch.setattr(encoded, "CACHED", 1000)
+        patch.setattr(token_cache, "CACHED", 1000)
         expected, _ = all_of(rows, encoder)
     assert not cache.exists()
     assert len(expected[0]) == 2 * ROWS  # the template rewrites earlier turns
@@ -118,17 +118,17 @@ def test_what_the_records_depend_on_is_in_the_key(tokenizer: Any, cache: Path) -
     added = tokenizer()
     added.add_tokens(["Question"])
     encoders.append(sequences(added))
-    keys = [encoded._key(rows, each, False) for each in encoders]
-    keys.append(encoded._key(rows, encoders[0], True))
-    keys.append(encoded._key(rows[:-1], encoders[0], False))
+    keys = [token_cache._key(rows, each, False) for each in encoders]
+    keys.append(token_cache._key(rows, encoders[0], True))
+    keys.append(token_cache._key(rows[:-1], encoders[0], False))
     rows[3].row.messages[1]["content"] += "!"
-    keys.append(encoded._key(rows, encoders[0], False))
+    keys.append(token_cache._key(rows, encoders[0], False))
     assert len(set(keys)) == len(keys)
     # neither the day, where the template does not ask for it, nor where the rows stand
     moved = [Located(f"y {n}", located.row) for n, located in enumerate(rows)]
     encoders[0].tokenizer("other texts", padding="max_length", max_length=9, truncation=True)
-    assert encoded._key(moved, sequences(tokenizer(day="2026-01-02")), False) == keys[-1]
-    assert encoded._key(rows, encoders[0], False) == keys[-1]
+    assert token_cache._key(moved, sequences(tokenizer(day="2026-01-02")), False) == keys[-1]
+    assert token_cache._key(rows, encoders[0], False) == keys[-1]
 
 
 def test_bad_rows_are_the_same_whoever_finds_them(tokenizer: Any) -> None:

@@ -290,11 +290,14 @@ def _without_threads() -> Iterator[None]:
 
 
 def _key(rows: Sequence[Located], encoder: Encoder, skip: bool) -> str:
-    """The fingerprint of the records of these rows."""
+    """The fingerprint of the records of these rows, which depend on the code that makes them too."""
     import xxhash
 
     kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
     digest = xxhash.xxh3_128(json.dumps([kind, encoder.columns, encoder.fingerprint(), skip]).encode())
+    own = getattr(sys.modules[type(encoder).__module__], "__file__", None)  # None in a notebook
+    for file in sorted({*([Path(own)] if own else []), *Path(__file__).parent.glob("*.py")}):
+        digest.update(file.name.encode() + file.read_bytes())
     for located in rows:
         content = io.BytesIO()
         pickler = pickle.Pickler(content, protocol=5)
