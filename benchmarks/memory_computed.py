@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import weakref
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from alignkit.models import adapters, logit_form, peft_internals
 from alignkit.models.roles import apply_head
-from alignkit.models.token_logps import token_logps
+from alignkit.models.token_logps import LOGITS, token_logps
 from alignkit_lora import lora
 
 BLOCK = 64  # weights that share a constant in NF4
@@ -167,6 +168,11 @@ def sample(model: Any, options: argparse.Namespace) -> int:
     return max(live.peak, per_token * options.sampled * options.length)
 
 
+def logits_of(options: argparse.Namespace) -> int:
+    """The logits that ``token_logps`` holds at a time on a GPU of ``options.gpu_memory`` GiB: 1/64 of it, in fp32."""
+    return int(max(LOGITS, options.gpu_memory * 2**30 // (64 * 4)))
+
+
 def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int:
     """The peak of a forward and backward pass of policy and value, above what was there before."""
     inner = logit_form.base_of(model)
@@ -190,7 +196,8 @@ def train(model: Any, value: Any, head: Any, options: argparse.Namespace) -> int
             hidden = states(model, "default")[:, -options.response - 1 : -1].flatten(0, 1)
             of_value = hidden if options.value == "head" else states(value, "role_value")[:, -options.response - 1 : -1]
             values = apply_head(head, of_value)
-            logps, _ = token_logps(inner, hidden, ids[:, -options.response :].flatten(), 1.0)
+            with mock.patch("alignkit.models.token_logps.logits_at_a_time", return_value=logits_of(options)):
+                logps, _ = token_logps(inner, hidden, ids[:, -options.response :].flatten(), 1.0)
         (logps.sum() + values.sum()).backward()
         del hidden, of_value, values, logps
     return live.peak

@@ -38,6 +38,13 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=256, help="tokens of the answer among them")
     parser.add_argument("--sampled", type=int, default=16, help="answers that are sampled at a time")
     parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="ppo.value")
+    memory = torch.cuda.get_device_properties(0).total_memory // GIB if torch.cuda.is_available() else 24
+    parser.add_argument(
+        "--gpu-memory",
+        type=int,
+        default=memory,
+        help="GiB; default: of this GPU, or 24. With more, more logits at a time",
+    )
     parser.add_argument("--no-checkpointing", dest="gradient_checkpointing", action="store_false")
     parser.add_argument("--bf16-weights", action="store_true", help="full: tuner.dtype=bfloat16")
     options = parser.parse_args()

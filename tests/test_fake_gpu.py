@@ -3,7 +3,7 @@
 Stages run whole: with sampling, scoring, evaluation, checkpoints and saving; LoRA in bf16, full in fp32. Not covered:
 
 - 4-bit weights: the weight class of bitsandbytes cannot hold a tensor of a subclass
-- fp16: its loss scaler needs CUDA
+- fp16: accelerate allows it on a fixed list of devices
 - CUDA itself: its random number generators, pinned memory, and the few branches on ``device.type == "cuda"``
 """
 

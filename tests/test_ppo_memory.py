@@ -21,7 +21,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def options(**more: Any) -> argparse.Namespace:
-    given = {"optimizer": "adamw_8bit", "microbatch": 2, "length": 64, "response": 32, "sampled": 4}
+    given = {"optimizer": "adamw_8bit", "microbatch": 2, "length": 64, "response": 32, "sampled": 4, "gpu_memory": 24}
     return argparse.Namespace(
         **{**given, "gradient_checkpointing": True, "bf16_weights": False, "value": "adapter", **more}
     )
@@ -98,3 +98,18 @@ def test_what_is_measured_on_a_gpu_runs(memory: Any, tuner: str, monkeypatch: py
 
     peak = importlib.import_module("memory_measured").measure("tiny", tuner, how)
     assert (peak > 0) == torch.cuda.is_available()
+
+
+def test_logits_are_as_many_as_on_a_gpu_of_that_size(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from alignkit.models import token_logps
+
+    gpu = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    at_a_time = token_logps.logits_at_a_time(torch.device("cuda"))
+    small, large = (memory.compute("tiny", "lora", options(gpu_memory=g, response=60, microbatch=8)) for g in (4, 80))
+
+    assert memory.logits_of(options(gpu_memory=80)) == at_a_time
+    assert memory.logits_of(options(gpu_memory=1)) == token_logps.LOGITS
+    assert small.training < large.training
