@@ -262,8 +262,12 @@ class OnlineTrainer(RolesTrainer):
 
     def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Restore what :meth:`checkpoint_tensors` and :meth:`checkpoint_state` gave."""
-        self.average = {name: tensor.to(self.args.device) for name, tensor in tensors.get("average", {}).items()}
-        self.best = (state["best"], dict(tensors["best"])) if "best" in tensors else None
+        on_device = {
+            group: {name: tensor.to(self.args.device) for name, tensor in named.items()}
+            for group, named in tensors.items()
+        }
+        self.average = on_device.get("average", {})
+        self.best = (state["best"], on_device["best"]) if "best" in on_device else None
         self.kl_coef, self.before = state["kl_coef"], state["before"]
         self.collector.reuse_logps = state.get("reuse_logps", False)
 
