@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alignkit import ConfigError
+from alignkit import ConfigError, one_line
 from alignkit.models import base_of, fused_logps, probing
 
 if TYPE_CHECKING:
@@ -35,16 +35,16 @@ def check(trainer: Any) -> None:
 
     with probing(inner) as inputs:
         ids = inputs["input_ids"][0].tolist()
-        row, first, second = ids[2:], ids, ids[::-1]
+        row, first, second, reason = ids[2:], ids, ids[::-1], ""
         try:
             packed, packed_behind_other, unpacked = logps(first, row), logps(second, row), logps(row)
-        except (TypeError, ValueError):  # the model accepts no position ids
-            separate = False
+        except Exception as error:  # such as a model that accepts no position ids
+            separate, reason = False, f": its forward pass fails ({one_line(error)})"
         else:
             separate = torch.allclose(packed, packed_behind_other, rtol=1e-5)
             separate &= torch.allclose(packed, unpacked, rtol=1e-4 if inner.dtype is torch.float32 else 2e-2)
     if not separate:
         raise ConfigError(
-            f"sft.packing: {type(inner).__name__} does not keep the rows of a packed sequence apart. "
+            f"sft.packing: {type(inner).__name__} does not keep the rows of a packed sequence apart{reason}. "
             "Set sft.packing=false"
         )
