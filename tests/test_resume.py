@@ -339,7 +339,7 @@ def test_a_second_process_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock
         time.sleep(0.01)
 
     for flag in ("--resume", "--overwrite"):
-        with pytest.raises(AssertionError, match=rf"another process \(pid {other.pid}\) is training in {folder}: wait"):
+        with pytest.raises(AssertionError, match=rf"another process \(pid {other.pid}\) is training in {folder}. Wait"):
             train("train.max_steps=1", flag)
     other.kill()
     other.communicate()

@@ -184,7 +184,8 @@ def test_settings_that_cannot_be_are_refused(
 def test_the_value_warms_up_alone(folder: Path, value: str) -> None:
     run = ppo(*GOLD, "ppo.iterations=2", "ppo.value_warmup=2", f"ppo.value={value}")
 
-    assert [line["kl"] for line in iterations(run)] == [0, 0]
+    # the second iteration takes the log-probabilities of the engine, which differ by rounding
+    assert [line["kl"] for line in iterations(run)] == [0, pytest.approx(0, abs=1e-5)]
     assert all(float(t.abs().max()) == 0 for n, t in trained(run).items() if "lora_B" in n)
 
 
