@@ -182,7 +182,7 @@ def test_a_stage_that_saves_no_config_is_named(run_stage: RunStage, install: Ins
     install("careless", CARELESS.format(save=save))
 
     with pytest.raises(
-        AssertionError, match=r"'careless' \(plugin careless \(alignkit-careless 0.1\)\) saved no config"
+        AssertionError, match=r"plugin careless \(alignkit-careless 0.1\): its stage 'careless' saved no config"
     ):
         run_stage("careless", "train.save_strategy=no")
     assert not (tmp_path / "runs" / "careless").exists()

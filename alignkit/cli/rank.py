@@ -31,8 +31,10 @@ def rank(
     output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="The file for the rankings."),
 ) -> None:
     """Rank sampled answers by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie."""
-    if not file.is_file() or file.suffix not in READERS:
-        raise DataError(f"{file} must be a file ending in {', '.join(READERS)}")
+    if not file.is_file():
+        raise DataError(f"no file {file}")
+    if file.suffix not in READERS:
+        raise DataError(f"{file}: data files must end in {', '.join(READERS)}")
     judge = judges.named("--by", by, plugin, overrides or [])
     if judge.loads:
         common.quiet()

@@ -72,8 +72,9 @@ def check(plugins: list[Plugin]) -> Iterator[Checked]:
         for kind, name in [("plugin", result.plugin.name), *result.gives]:
             others = [other.provider for other in providers[kind, name] if other != result.plugin]
             if others and not result.plugin.builtin:
+                verb = "provides" if len(others) == 1 else "provide"
                 result.problems.append(
-                    f"{' and '.join(others)} also provides {kind} '{name}'. To select this one, use --plugin "
+                    f"{' and '.join(others)} also {verb} {kind} '{name}'. To select this one, use --plugin "
                     f"{name}@{result.plugin.distribution}"
                 )
         yield result

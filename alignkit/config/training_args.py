@@ -109,12 +109,12 @@ ONLY_WITH = {
 # fields that `--resume` accepts new values of (see `alignkit.option`); the others change what is trained
 MAY_GROW = ("max_steps", "num_train_epochs")
 MAY_CHANGE_STARTS = (
-    *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "push_to_hub", "hub_", "debug"),
+    *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "debug"),
     *("dataloader_num_workers", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_"),
     *("gradient_checkpointing", "torch_empty_cache_steps", "skip_memory_metrics", "ddp_timeout"),
 )
 # these too, unless evaluations decide which checkpoint is kept
-EVALUATION_STARTS = ("eval_", "per_device_eval_batch_size", "prediction_loss_only", "save_", "include_")
+EVALUATION_STARTS = ("eval_", "per_device_eval_batch_size", "save_")
 
 # where the annotation of a field is less precise than the values that it accepts
 CHOICES: dict[str, Any] = {

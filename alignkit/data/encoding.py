@@ -68,10 +68,10 @@ def _leave_out(run: Run, rows: Sequence[Located], bad: dict[int, str], skip: boo
     if not (run.config.data.on_bad_row == "skip" if skip is None else skip):
         raise DataError(first)
     if len(bad) == total:
-        raise DataError(f"all {total} rows are bad, the first: {first}")
+        raise DataError(f"all {total} rows are bad. The first: {first}")
     keep(rows, [number for number in range(total) if number not in bad])
     run.skipped += len(bad) if skip is None else 0
-    run.say(f"{len(bad)} of {total} rows are bad and skipped, the first: {first}")
+    run.say(f"skipped {len(bad)} bad rows of {total}. The first: {first}")
 
 
 def _report(run: Run, notes: Counter[str], rows: int) -> None:
@@ -236,7 +236,7 @@ def usable_rankings(
             "prompt, which has another rank"
         )
     if counts["tied"]:
-        run.say(f"{counts['tied']} of {len(rows)} rankings are all ties: left out")
+        run.say(f"skipped {counts['tied']} of {len(rows)} rankings: all answers are tied")
     if not rankings:
         raise DataError("no ranking is left to train on")
     fit.check()

@@ -76,7 +76,7 @@ def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[
     if not rows:
         name = chosen.component.name
         why = (
-            f"all {len(skipped)} are bad, the first: {skipped[0]}" if skipped else f"format '{name}' makes none of them"
+            f"all {len(skipped)} are bad. The first: {skipped[0]}" if skipped else f"format '{name}' makes none of them"
         )
         raise DataError(f"{path} has no rows to train on: {why}")
     settings = asdict(chosen.config)
@@ -143,7 +143,7 @@ def _accepted(
         if not isinstance(row, accepts):
             wanted = " or ".join(_plural(t) for t in accepts)
             kind = f"{_plural(type(row))} (format '{chosen.component.name}')"
-            raise WrongKindError(f"{path} holds {kind}; wanted are {wanted}")
+            raise WrongKindError(f"{path} contains {kind}; expected {wanted}")
     return [Located(where, row) for row in rows]
 
 
@@ -232,7 +232,7 @@ def hold_out(rows: Sequence[Located], size: float | None, seed: int) -> tuple[Se
             taken += counts[group]
     if taken >= len(rows):
         why = "" if len(groups) > 1 else " (rows with one prompt stay together, and all have the same)"
-        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Set data.eval_size")
+        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Lower data.eval_size")
     if wanted and not taken:
         raise DataError(
             f"{wanted} of {len(rows)} rows cannot be held out: rows with one prompt stay together, and no prompt has "

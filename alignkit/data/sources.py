@@ -56,7 +56,7 @@ def open_source(config: DataConfig, path: str) -> Source:
         return Source(rows, _hash(files), left_out)
     if local.exists():
         if local.suffix not in READERS:
-            raise DataError(f"{path}: files of data end in {', '.join(READERS)}, not '{local.suffix}'")
+            raise DataError(f"{path}: data files must end in {', '.join(READERS)}, not '{local.suffix}'")
         _check_regular(local)
         return Source(_guarded(local, READERS[local.suffix](local)), _hash([local]))
     if local.is_symlink():
@@ -141,7 +141,7 @@ def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
     for file in data:
         _check_regular(file)
     if not data:
-        raise DataError(f"{folder} is a folder without any {' '.join(READERS)} file")
+        raise DataError(f"{folder} contains no {' '.join(READERS)} file")
     chosen = _of_split(folder, data, split)
     return chosen, [file.name for file in inside if file not in chosen and _looks_like_data(file)]
 

@@ -50,10 +50,9 @@ def save(
     if not trainer.is_world_process_zero():
         return
     if missing := manifest.missing_file(run.folder):
-        stage = run.config.stage.component
         raise PluginError(
-            f"the trainer of stage '{stage.name}' ({run.registry.provider(stage)}) saved no {missing}. Derive it from "
-            "alignkit.online.RolesTrainer or save with save_pretrained; then --resume finishes this run"
+            f"{run.registry.describe(run.config.stage.component)} saved no {missing}. Derive its trainer from "
+            "alignkit.online.RolesTrainer, or save with save_pretrained. Then --resume finishes this run"
         )
     if not (run.folder / "tokenizer_config.json").exists():
         run.tokenizer.save_pretrained(str(run.folder))

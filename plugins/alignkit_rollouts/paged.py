@@ -94,7 +94,7 @@ def check(policy: Any, prompts: list[list[int]], pad: int) -> None:
             short = best - logits.gather(-1, ids[0, len(prompt) :, None])[:, 0]
             if len(answer) != CHECKED or not (short <= 0.1 * (best - logits.mean(-1))).all():  # 0.1: 16-bit rounding
                 raise AlignkitError(
-                    f"rollout 'continuous' does not give the answers of {type(inner).__name__}: set rollout.name=decode"
+                    f"rollout 'continuous' samples wrong answers from {type(inner).__name__}. Set rollout.name=decode"
                 )
 
 

@@ -43,7 +43,7 @@ from alignkit.data.reading import Rows
         ("a.jsonl", LINES + r'{"text": "half \ud83d"}', r"a.jsonl line 3: a text holds half of a character, \ud83d"),
         ("a.json", r'[{"text": "one", "more": [{"a": "\udc00"}]}]', r"a.json row 1: a text holds half of a character"),
         ("a.jsonl", r'{"text": "one", "\ud800": 1}', r"a.jsonl line 1: a text holds half of a character, \ud800"),
-        ("a.txt", "one\n", "a.txt: files of data end in .jsonl, .json, .csv, .parquet, not '.txt'"),
+        ("a.txt", "one\n", "a.txt: data files must end in .jsonl, .json, .csv, .parquet, not '.txt'"),
         (
             "a.jsonl",
             '{"q": "x", "best": "y"}',
@@ -72,7 +72,7 @@ def test_a_missing_file_is_an_error_with_the_closest_name(read: Callable[..., Ro
 
 def test_folder_without_data_is_an_error(read: Callable[..., Rows], tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "one\n")
-    assert complaint(read, tmp_path) == f"{tmp_path} is a folder without any .jsonl .json .csv .parquet file"
+    assert complaint(read, tmp_path) == f"{tmp_path} contains no .jsonl .json .csv .parquet file"
 
 
 def test_hub_id_that_cannot_be_had_is_one_line(read: Callable[..., Rows]) -> None:
@@ -83,7 +83,7 @@ def test_hub_id_that_cannot_be_had_is_one_line(read: Callable[..., Rows]) -> Non
 
 def test_rows_of_a_kind_that_the_stage_does_not_take(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", LINES)
-    says = f"{file} holds texts (format 'text'); wanted are demonstrations or rankings"
+    says = f"{file} contains texts (format 'text'); expected demonstrations or rankings"
     assert complaint(read, file, Demonstration, Ranking) == says
     assert complaint(read, file, Demonstration, Ranking, on_bad_row="skip") == says
 
@@ -98,7 +98,7 @@ def test_skip_counts_and_reports_bad_rows(read: Callable[..., Rows], tmp_path: P
 
 def test_all_rows_bad_is_an_error_even_with_skip(read: Callable[..., Rows], tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": ""}\n')
-    says = f"{file} has no rows to train on: all 2 are bad, the first: a.jsonl line 1: 'text' is empty"
+    says = f"{file} has no rows to train on: all 2 are bad. The first: a.jsonl line 1: 'text' is empty"
     assert complaint(read, file, on_bad_row="skip").startswith(says)
 
 

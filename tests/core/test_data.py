@@ -90,10 +90,8 @@ def test_a_split_that_a_folder_has_not(read: Callable[..., Rows], tmp_path: Path
 
 def test_what_is_no_file_is_one_line(read: Callable[..., Rows], tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
-    assert complaint(read, tmp_path / "a.jsonl").endswith(
-        "a.jsonl is a folder without any .jsonl .json .csv .parquet file"
-    )
-    assert complaint(read, tmp_path).endswith(" is a folder without any .jsonl .json .csv .parquet file")
+    assert complaint(read, tmp_path / "a.jsonl").endswith("a.jsonl contains no .jsonl .json .csv .parquet file")
+    assert complaint(read, tmp_path).endswith(" contains no .jsonl .json .csv .parquet file")
     os.mkfifo(tmp_path / "b.jsonl")
     assert complaint(read, tmp_path / "b.jsonl").endswith("b.jsonl is not a regular file")
     (tmp_path / "links").mkdir()

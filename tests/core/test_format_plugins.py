@@ -67,7 +67,7 @@ def test_a_plugin_brings_a_kind_of_row(tmp_path: Path, install: Callable[..., No
     rows = load(registry, DataConfig(), str(write(tmp_path / "a.jsonl", '{"prompt": "a", "up": true}\n')), (Vote,)).rows
     assert [row for _, row in rows] == [Vote("a", True)]
     for up, told in (
-        (True, "holds votes .*wanted are texts"),
+        (True, "contains votes .*expected texts"),
         (2, "plugin votes .* returned .a., expected a row"),
     ):
         file = write(tmp_path / "b.jsonl", json.dumps({"prompt": "a", "up": up}))

@@ -225,7 +225,7 @@ def test_a_bad_row_is_an_error_with_its_place(tokenizer: Any) -> None:
         assert [row.where for row in rows] == [f"x.jsonl line {n + 1}" for n in range(ROWS) if n != 33]
     assert run.skipped == 2
     said = [line for line in lines if "processes" not in line]
-    assert said[0].startswith(f"1 of {ROWS} rows are bad and skipped, the first: x.jsonl line 34: ")
+    assert said[0].startswith(f"skipped 1 bad rows of {ROWS}. The first: x.jsonl line 34: ")
     assert said[1].startswith(f"{ROWS - 1} of {ROWS - 1} rows are split into one row a turn")
     assert said[: len(said) // 2] == said[len(said) // 2 :]
 

@@ -84,5 +84,5 @@ def test_it_refuses_a_model_that_it_answers_wrongly_for(model: Any, tokenizer: A
         return plain(hidden) + (100.0 * hidden.flip(-1) if ragged else 0.0)
 
     model.model.layers[0].mlp.forward = forward
-    with pytest.raises(AlignkitError, match="rollout 'continuous' does not give the answers of LlamaForCausalLM"):
+    with pytest.raises(AlignkitError, match="rollout 'continuous' samples wrong answers from LlamaForCausalLM"):
         continuous(tokenizer, GREEDY)(model, PROMPTS)

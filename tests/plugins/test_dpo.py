@@ -94,7 +94,7 @@ def test_an_answer_that_is_too_long_is_an_error_or_skipped(
     train_dpo(*settings, "--overwrite", rows=rows)
     said = capsys.readouterr().out
     assert "over 80 tokens" in said
-    assert "1 of 18 rankings are all ties: left out" in said
+    assert "skipped 1 of 18 rankings: all answers are tied" in said
 
 
 def test_a_loss_of_a_plugin_trains(train_dpo: Callable[..., Path], install: Callable[..., None]) -> None:

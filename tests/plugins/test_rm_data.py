@@ -23,7 +23,7 @@ def test_rankings_that_are_all_ties_are_left_out_and_counted(
     tied = {"prompt": "Tie?", "responses": ["a", "b"], "ranks": [1, 1]}
     train_rm("train.max_steps=1", rows=[*RANKINGS, tied, tied])
 
-    assert "rankings are all ties: left out" in capsys.readouterr().out
+    assert "rankings: all answers are tied" in capsys.readouterr().out
 
 
 def test_an_answer_that_is_too_long_is_an_error_or_skipped(
