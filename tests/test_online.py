@@ -101,7 +101,7 @@ def test_microbatches_are_of_about_equal_length_and_keep_the_answers_to_a_prompt
     assert sorted(shuffled(6, 1, torch.Generator().manual_seed(0))) == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("tuner", ["lora", "full"])
+@pytest.mark.parametrize("tuner", ["lora", "full", "qlora"])
 def test_a_prompt_that_is_computed_once_for_its_answers_trains_the_same(
     folder: Path, capsys: pytest.CaptureFixture[str], tuner: str
 ) -> None:

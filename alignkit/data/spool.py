@@ -48,10 +48,8 @@ class _File:
     """A file of pickled items. It is deleted when this object is garbage-collected in the process that wrote it."""
 
     def __init__(self, path: Path, is_own: bool) -> None:
-        self.path, self._handles = (
-            path,
-            dict[int, IO[bytes]](),
-        )  # one a process: forks share no position
+        self.path = path
+        self._handles: dict[int, IO[bytes]] = {}  # one for each process: forks would share the position
         weakref.finalize(self, _drop, self._handles, path, os.getpid() if is_own else None)
 
     def read(self, offset: int) -> Any:
