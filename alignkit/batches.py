@@ -1,4 +1,4 @@
-"""The inputs and outputs of losses, rewards and rollout engines.
+"""The inputs and outputs of losses, rewards, judges and rollout engines.
 
 A loss fits every stage with the same batch type. Shapes: B sequences, T token positions, N scores. Importing this
 module imports no torch.
@@ -101,6 +101,14 @@ class Answers:
             [self.prompt_ids[i] for i in indices],
             [self.answer_ids[i] for i in indices],
         )
+
+
+@dataclass(frozen=True)
+class Question:
+    """The input of a judge: a prompt and K >= 2 answers to it, in the order in which the judge reads them."""
+
+    prompt: Conversation
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

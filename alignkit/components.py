@@ -7,7 +7,7 @@ of a component import torch inside, so that declaring it is cheap. Importing thi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from alignkit.batches import LossOutput
+    from alignkit.batches import LossOutput, Question
     from alignkit.protocols import Plan, Run
 
     OptimizerClass = type[TorchOptimizer] | Callable[[], Callable[..., TorchOptimizer]]
@@ -174,6 +174,27 @@ def _with_on_error(config: type) -> type:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge(Component):
+    """Ranks answers to the same prompt.
+
+    alignkit asks for both orders of a pair, makes ranks of the verdicts, and keeps them: see ``alignkit.judging``.
+    """
+
+    kind: ClassVar[str] = "judge"
+
+    # its config, the run -> a function of questions that returns, or yields one by one, the ranks of the answers of
+    # each (lower is better, equal ranks are a tie), or None where it has no verdict: a refusal, an unreadable reply
+    build: Callable[[Any, Run], Callable[[Sequence[Question]], Iterable[Sequence[float] | None]]]
+    largest: Callable[[Any], int | None] = lambda config: 2  # its config -> answers in one question; None: any number
+    order_matters: bool = True  # False: it scores each answer by itself, so each question is asked in one order only
+    needs: Callable[[Any], Mapping[str, str]] = lambda config: {}  # as in `Reward`
+    # its config -> what its verdicts depend on beside the question, the key under which they are stored; None: they are
+    # not stored. Default: its settings with resume="same"
+    identity: Callable[[Any], str | None] | None = None
+    tokens: Callable[[Any, Question], int] | None = None  # its config, a question -> tokens sent to ask it, if it costs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout(Component):
     """An engine that samples answers from the policy."""
 
@@ -184,7 +205,9 @@ class Rollout(Component):
     build: Callable[..., Callable[..., list[list[int]]]]
 
 
-KINDS: dict[str, type[Component]] = {c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Rollout)}
+KINDS: dict[str, type[Component]] = {
+    c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Judge, Rollout)
+}
 
 
 def fields_of(*names: str) -> Callable[[Mapping[str, Any]], int]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, TrainerCallback
 
-    from alignkit.components import DataFormat, Loss, Optimizer, Reward, Rollout, Stage, Tuner
+    from alignkit.components import DataFormat, Judge, Loss, Optimizer, Reward, Rollout, Stage, Tuner
     from alignkit.protocols import Result, Run
 
 hookspec = pluggy.HookspecMarker("alignkit")
@@ -49,7 +49,8 @@ class _Callback(Protocol):
 Hook = TypeVar(
     "Hook",
     bound="Callable[..., Sequence[Stage] | Sequence[Tuner] | Sequence[DataFormat] | Sequence[Loss] | "
-    "Sequence[Optimizer] | Sequence[Reward] | Sequence[Rollout] | Sequence[_Callback] | _Model | None]",
+    "Sequence[Optimizer] | Sequence[Reward] | Sequence[Judge] | Sequence[Rollout] | Sequence[_Callback] | _Model | "
+    "None]",
 )
 
 
@@ -179,6 +180,30 @@ def alignkit_reward() -> list[Reward]:  # type: ignore[empty-body]
         @hookimpl
         def alignkit_reward():
             return [Reward(name="brevity", summary="shorter is better", build=build)]
+    """
+
+
+@hookspec
+def alignkit_judge() -> list[Judge]:  # type: ignore[empty-body]
+    """Declare judges, which rank answers to the same prompt: ``rank --by``, ``compare --judge``, the reward ``judge``.
+
+    A judge gets all questions that can be asked at once. It returns the ranks of the answers of each, or None where it
+    has no verdict. If it yields them, each is stored as soon as it arrives, and is not asked for again.
+
+    ::
+
+        from alignkit import Judge, hookimpl
+
+        def build(config, run):
+            def politest(questions):
+                for question in questions:
+                    yield [-answer.count("please") for answer in question.answers]
+            return politest
+
+        @hookimpl
+        def alignkit_judge():
+            return [Judge(name="politest", summary="counts each please", build=build, largest=lambda config: None,
+                          order_matters=False)]
     """
 
 

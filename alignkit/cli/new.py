@@ -23,6 +23,10 @@ KINDS = {
     "optimizer": ("SGD with momentum", "train --plugin sft --plugin my-thing"),
     "data": ("A data format: question, best_answer", "train --plugin sft --plugin my-thing --data quiz.jsonl"),
     "reward": ("A reward for answers of a certain length", "train --plugin ppo --plugin my-thing"),
+    "judge": (
+        "A judge that prefers shorter answers",
+        "rank answers.jsonl --by my-thing -p my-thing -o ranked.jsonl",
+    ),
     "hooks": ("Run hooks that write a note on every finished run", "train --plugin sft --plugin my-thing"),
     "rollout": ("A rollout engine that samples one prompt at a time", "train --plugin ppo --plugin my-thing"),
 }

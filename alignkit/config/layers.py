@@ -18,6 +18,7 @@ from alignkit.errors import ConfigError, did_you_mean
 from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
 
+OF_A_RUN = tuple(kind for kind in KINDS if kind not in ("stage", "format", "judge"))  # each has a table of its own
 OF_A_STAGE = ("loss", "reward", "rollout")  # a shared table of these kinds applies only to stages that can use it
 
 
@@ -55,7 +56,7 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
     if "stage" in source:
         raise ConfigError("unknown key stage. Choose a stage with --plugin NAME, or in the list plugins")
     for name in map(plugin_name, plugins(source)):
-        kinds = [kind for kind in KINDS if kind != "stage" and registry.has(kind, name)]
+        kinds = [kind for kind in (*OF_A_RUN, "format") if registry.has(kind, name)]
         if name in known:  # the name of a stage does not select a loss: TRL has a loss named sft
             kinds = [kind for kind in kinds if kind not in OF_A_STAGE]
         picked = {kind: {"name": name} for kind in kinds if kind != "format"}

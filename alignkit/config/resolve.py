@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from alignkit import bundled, yaml
-from alignkit.components import KINDS, Stage, option
+from alignkit.components import Stage, option
 from alignkit.config import layers, training_args, unused_settings
 from alignkit.config.settings import Selected as Selected
 from alignkit.config.settings import as_table, known_keys, names, plain, typed
@@ -186,7 +186,7 @@ def resolve(
             if alone and kind in layer.shared and not any(kind in each.uses for each in trained):
                 raise ConfigError(f"{kind} has no effect: {requested} uses no {kind}")
 
-    shared = [*names(TopLevel), "data", "train", *(kind for kind in KINDS if kind not in ("stage", "format"))]
+    shared = [*names(TopLevel), "data", "train", *layers.OF_A_RUN]
     unused = [kind for kind in ("reward", "rollout") if kind not in stage.uses]
     own = [*names(stage.config), *stage.needs, *(key for key in shared if key not in ("plugins", *unused))]
     own_data = any("path" in layer.of(stage_name, "data") or "path" in layer.table("data") for layer in all_layers)

@@ -28,6 +28,7 @@ DECLARATIONS = {
     "optimizer": "alignkit_optimizer",
     "format": "alignkit_data",
     "reward": "alignkit_reward",
+    "judge": "alignkit_judge",
     "rollout": "alignkit_rollout",
 }
 

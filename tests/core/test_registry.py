@@ -266,6 +266,10 @@ def test_every_kind_of_component_comes_through_its_hook(install: Callable[..., N
             return [Reward(name="r", summary="", build=nothing)]
 
         @hookimpl
+        def alignkit_judge():
+            return [Judge(name="j", summary="", build=nothing)]
+
+        @hookimpl
         def alignkit_rollout():
             return [Rollout(name="e", summary="", build=nothing)]
         """,
@@ -273,7 +277,8 @@ def test_every_kind_of_component_comes_through_its_hook(install: Callable[..., N
     registry = Registry()
     registry.activate("all")
 
-    given = {"stage": "s", "tuner": "t", "loss": "l", "optimizer": "o", "format": "f", "reward": "r", "rollout": "e"}
+    given = {"stage": "s", "tuner": "t", "loss": "l", "optimizer": "o"}
+    given |= {"format": "f", "reward": "r", "judge": "j", "rollout": "e"}
     for kind, name in given.items():
         assert registry.get(kind, name).name == name
     assert len(registry.components_of(registry.active[-1])) == len(given)
