@@ -30,13 +30,15 @@ from alignkit.models import run_device, run_dtype
 from alignkit.registry import Registry
 from alignkit.runs import locate_model
 
+GRAPHS = "decode graphs"  # the engine `decode` with rollout.cuda_graphs=true
+
 
 def main() -> None:
     options = arguments()
     policy, tokenizer, prompts = prepare(options)
     sentence_ends = [token for token in range(len(tokenizer)) if set(".!?\n") & set(tokenizer.decode([token]))]
     lengths: dict[str, tuple[int, ...]] = {"even": (), "ragged": tuple(sentence_ends)}
-    print(f"{'answers':8} {'engine':11} {'tokens':>7} {'tokens/s':>9}  ratio to {options.engines[0]}: median (range)")
+    print(f"{'answers':8} {'engine':13} {'tokens':>7} {'tokens/s':>9}  ratio to {options.engines[0]}: median (range)")
     for name, stop_ids in lengths.items():
         sampling = Sampling(options.new_tokens, temperature=1.0, stop_ids=stop_ids, samples=options.samples)
         engines = {engine: build(engine, tokenizer, sampling) for engine in options.engines}
@@ -50,7 +52,7 @@ def main() -> None:
         for engine, measured in speeds.items():
             ratios = [a / b for a, b in zip(measured, speeds[options.engines[0]], strict=True)]
             print(
-                f"{name:8} {engine:11} {sampled[engine] // options.runs:7} {statistics.median(measured):9.0f}  "
+                f"{name:8} {engine:13} {sampled[engine] // options.runs:7} {statistics.median(measured):9.0f}  "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             )
 
@@ -72,9 +74,10 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
 
 
 def build(engine: str, tokenizer: Any, sampling: Sampling) -> Callable[..., list[list[int]]]:
-    rollout = Registry().get("rollout", engine)
-    run = {"run": SimpleNamespace(say=print)} if engine == "decode" else {}
-    built: Callable[..., list[list[int]]] = rollout.build(rollout.config(), tokenizer, sampling, **run)
+    rollout = Registry().get("rollout", engine.removesuffix(" graphs"))
+    run = {"run": SimpleNamespace(say=print, device=run_device({}))} if rollout.name == "decode" else {}
+    config = rollout.config(cuda_graphs=True) if engine == GRAPHS else rollout.config()
+    built: Callable[..., list[list[int]]] = rollout.build(config, tokenizer, sampling, **run)
     return built
 
 
@@ -94,7 +97,8 @@ def measure(
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:smollm2-135m")
-    parser.add_argument("--engines", nargs="+", default=["generate", "decode", "continuous"])
+    graphs = [GRAPHS] if torch.cuda.is_available() else []
+    parser.add_argument("--engines", nargs="+", default=["generate", "decode", *graphs, "continuous"])
     parser.add_argument("--rows", type=int, default=32, help="answers in a batch")
     parser.add_argument("--samples", type=int, default=1, help="answers per prompt")
     parser.add_argument("--new-tokens", type=int, default=48, help="maximum tokens of an answer")

@@ -249,6 +249,14 @@ def test_accelerate_keeps_the_forward_that_it_wraps(tiny_model: Callable[..., Pa
     assert torch.equal(output.logits, plain)
 
 
+@used_by("has_static_shapes in alignkit/models/transformers_internals.py")
+def test_models_tell_whether_they_support_static_shapes() -> None:
+    of_class = transformers_internals.has_static_shapes
+
+    assert of_class(transformers.LlamaForCausalLM)
+    assert not of_class(transformers.GPTNeoForCausalLM)
+
+
 @used_by("load_balancing_loss in alignkit/models/transformers_internals.py")
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
 def test_load_balancing_is_that_of_the_models_own_forward(tiny_model: Callable[..., Path], architecture: str) -> None:

@@ -18,25 +18,42 @@ class FixedLayer(DynamicLayer):
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length = length
+        self.slot: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the states [B, heads, new, d] of new positions; the states of all positions."""
+        if self.slot is not None:
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self.slot, states.to(buffer.dtype))
+            return self.buffers
         start = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if not start:
-            self.buffers = tuple(self._room(states, len(states)) for states in (key_states, value_states))
+            self.buffers = self._room(key_states, len(key_states)), self._room(value_states, len(value_states))
         end = start + key_states.shape[-2]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
+    def fix(self, slot: Tensor) -> None:
+        """Until :meth:`release`, write at the position that the tensor ``slot`` [1] holds, and return whole buffers."""
+        for buffer in self.buffers:
+            buffer[:, :, self.get_seq_length() :] = 0  # what a mask hides must be finite
+        self.slot = slot
+
+    def release(self, positions: int) -> None:
+        """Undo :meth:`fix`; this many positions are filled."""
+        self.slot = None
+        self.keys, self.values = (buffer[:, :, :positions] for buffer in self.buffers)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Continue with the rows ``beam_idx``; a row can be selected more than once."""
         if not (end := self.get_seq_length()):
             return
-        former, self.buffers = self.buffers, tuple(self._room(buffer, len(beam_idx)) for buffer in self.buffers)
+        former, rows = self.buffers, len(beam_idx)
+        self.buffers = self._room(former[0], rows), self._room(former[1], rows)
         for buffer, states in zip(self.buffers, former, strict=True):
             buffer[:, :, :end] = states[:, :, :end].index_select(0, beam_idx)
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)

@@ -17,21 +17,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkit.batches import SampledAnswers, Sampling
+from alignkit.generation import step_graph
 from alignkit.generation.cache import cache_of
 from alignkit.models import logit_form
 from alignkit.models.lora_inference import lora_inference
 
 LEAVE = 0.125  # the share of a batch that has to be finished before it leaves: that copies the cache of the others
+LEAVE_GRAPH = 0.5  # the same with graphs: each number of rows is another graph
 BLOCK = 256  # entries of the vocabulary
 
 
 class Decoder:
-    """A causal language model and its cache, for B rows; ``length`` is the maximum of tokens in a row."""
+    """A causal language model and its cache, for B rows; ``length`` is the maximum of tokens in a row.
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], length: int) -> None:
+    With ``graphs``, each step is a :class:`step_graph.StepGraph`.
+
+    Raises:
+        NotImplementedError: the model cannot be decoded so.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]], length: int, graphs: bool = False) -> None:
         self.model = logit_form.base_of(model)
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.cache: Any = cache_of(self.model.config, length)
+        self.graphs, self.graph = graphs, None
+        if graphs and not (self.takes_positions and step_graph.is_possible(self.model, self.cache)):
+            raise NotImplementedError
         width, device = max(map(len, prompts)), self.model.device
         # [B, width], 1 where there is a token; prompts are padded on the left, with any token
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -42,16 +53,23 @@ class Decoder:
 
     def logits(self) -> Tensor:
         """The logits of the next token, [B, V] in fp32."""
-        logits: Tensor = self.model(**self._inputs(self.last, self.mask)).logits
+        if self.graphs and self.graph is None and self.cache.get_seq_length():
+            self.graph = step_graph.StepGraph(self.model, self.cache, self.mask, self.last)
+        logits = self.graph.logits() if self.graph else self.model(**self._inputs(self.last, self.mask)).logits
         return logits[:, -1].float()
 
     def append(self, tokens: Tensor) -> None:
         """Append one token to each row, [B]."""
         self.last = tokens[:, None]
+        if self.graph:
+            self.graph.append(tokens)
         self.mask = torch.cat([self.mask, torch.ones_like(self.last)], dim=1)
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows; a row can be selected more than once."""
+        if self.graph:
+            self.graph.release(self.mask.shape[1] - 1)
+            self.graph = None
         self.cache.reorder_cache(rows)
         self.mask, self.last = (tensor.index_select(0, rows) for tensor in (self.mask, self.last))
 
@@ -71,18 +89,21 @@ class Step(NamedTuple):
 
 
 @torch.no_grad()
-def decode(model: Any, prompts: Sequence[list[int]], sampling: Sampling, streamer: Any = None) -> SampledAnswers:
+def decode(
+    model: Any, prompts: Sequence[list[int]], sampling: Sampling, streamer: Any = None, graphs: bool = False
+) -> SampledAnswers:
     """Sample ``sampling.samples`` answers to each prompt in turn, with their log-probabilities.
 
     An answer is token ids up to and including the stop token, if it has one. ``streamer`` is one of Transformers' and
-    gets the tokens of a single answer. For random numbers see :func:`steps`.
+    gets the tokens of a single answer. With ``graphs``, each step is a CUDA graph, if there is CUDA. For random numbers
+    see :func:`steps`.
     """
     times = 1 if sampling.temperature else sampling.samples  # greedy answers to one prompt are all the same
     sampling = dataclasses.replace(sampling, samples=sampling.samples // times)
     drawn: list[Step] = []
     if streamer:
         streamer.put(torch.tensor(prompts))
-    for step in steps(model, prompts, sampling):
+    for step in steps(model, prompts, sampling, graphs):
         drawn.append(step)
         if streamer:
             streamer.put(step.tokens.cpu())
@@ -99,7 +120,7 @@ def decode(model: Any, prompts: Sequence[list[int]], sampling: Sampling, streame
 
 
 @torch.no_grad()
-def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[Step]:
+def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling, graphs: bool = False) -> Iterator[Step]:
     """The tokens of all answers, position by position.
 
     The random numbers of all answers are drawn first, from torch's global CPU generator. So those of an answer depend
@@ -109,7 +130,7 @@ def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling) -> Itera
     distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     with lora_inference(model):
         length = max(map(len, prompts)) + sampling.max_new_tokens
-        decoder = Decoder(model, [list(prompt) for prompt in distinct], length)
+        decoder = Decoder(model, [list(prompt) for prompt in distinct], length, graphs)
         device = decoder.mask.device
         uniform, stops = uniform.to(device), torch.tensor(sampling.stop_ids, device=device)
         rows = [distinct[tuple(prompt)] for prompt in prompts for _ in range(sampling.samples)]
@@ -125,7 +146,7 @@ def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling) -> Itera
             if not left or position + 1 == sampling.max_new_tokens:
                 return
             decoder.append(tokens)
-            if left <= (1 - LEAVE) * len(alive):
+            if left <= (1 - (LEAVE_GRAPH if graphs else LEAVE)) * len(alive):
                 chosen = alive.nonzero().squeeze(1)
                 decoder.select(chosen)
                 answers, alive = answers[chosen], alive[chosen]

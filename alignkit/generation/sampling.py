@@ -19,7 +19,8 @@ from alignkit.models.lora_inference import lora_inference
 from alignkit.runs import base
 
 CHECKED = 3  # tokens
-_supported: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # base models already checked
+# base models already checked: with and without graphs
+_supported: weakref.WeakKeyDictionary[nn.Module, dict[bool, bool]] = weakref.WeakKeyDictionary()
 
 
 def sample(
@@ -29,12 +30,14 @@ def sample(
     sampling: Sampling,
     say: Callable[[str], None] = print,
     streamer: Any = None,
+    cuda_graphs: bool = False,
 ) -> SampledAnswers:
     """Sample ``sampling.samples`` answers to each prompt in turn, as token ids up to and including a stop token.
 
     All prompts are one batch. :mod:`alignkit.generation.decode` samples where its logits are those of Transformers'
     ``generate``, which is checked once for each model. Elsewhere ``generate`` does, and ``say`` gets one line.
-    ``streamer`` is one of Transformers' and gets the tokens of a single answer.
+    ``streamer`` is one of Transformers' and gets the tokens of a single answer. ``cuda_graphs`` makes each step a CUDA
+    graph; what is checked, and the line, are the same.
 
     Raises:
         AlignkitError: a prompt with its answer is too long for the model.
@@ -42,6 +45,8 @@ def sample(
     width = max(map(len, prompts))
     length = f"a prompt of {width} tokens and up to {sampling.max_new_tokens} of its answer"
     base.check_length(model, width + sampling.max_new_tokens, length, "Sample fewer new tokens, or shorten the prompt")
+    if cuda_graphs and is_supported(model, prompts[0], say, graphs=True):
+        return decode(model, prompts, sampling, streamer, graphs=True)
     if is_supported(model, prompts[0], say):
         return decode(model, prompts, sampling, streamer)
     return generate(model, tokenizer, prompts, sampling, streamer)
@@ -56,19 +61,22 @@ def text(tokenizer: transformers.PreTrainedTokenizerBase, answer: list[int]) -> 
     return answered if answered.strip() else ""
 
 
-def is_supported(model: Any, prompt: list[int], say: Callable[[str], None]) -> bool:
+def is_supported(model: Any, prompt: list[int], say: Callable[[str], None], graphs: bool = False) -> bool:
     """Whether :mod:`alignkit.generation.decode` can sample from this model; if not, ``say`` gets one line, once."""
     inner = logit_form.base_of(model)
-    if inner not in _supported:
+    checked = _supported.setdefault(inner, {})
+    if graphs not in checked:
         shorter = prompt[: -CHECKED + 1] or prompt  # with the tokens of the check no longer than the model can read
-        _supported[inner] = matches_generate(model, shorter[:64])
-        if not _supported[inner]:
+        checked[graphs] = matches_generate(model, shorter[:64], graphs)
+        if not checked[graphs] and graphs:
+            say(f"{type(inner).__name__} cannot be decoded with CUDA graphs: sampling without them")
+        elif not checked[graphs]:
             say(f"the decode loop does not support {type(inner).__name__}: sampling with Transformers' generate")
-    return _supported[inner]
+    return checked[graphs]
 
 
 @torch.no_grad()
-def matches_generate(model: Any, prompt: list[int]) -> bool:
+def matches_generate(model: Any, prompt: list[int], graphs: bool = False) -> bool:
     """Whether a :class:`Decoder` has the logits of ``generate`` on this model, to rounding.
 
     It decodes three tokens after ``prompt`` and after its last token alone, so that one row is padded. Meanwhile rows
@@ -80,7 +88,7 @@ def matches_generate(model: Any, prompt: list[int]) -> bool:
     try:
         expected, sequences = _greedy_logits(model, prompt)
         with lora_inference(model):
-            decoder = Decoder(model, [prompt, prompt[-1:]], len(prompt) + CHECKED)
+            decoder = Decoder(model, [prompt, prompt[-1:]], len(prompt) + CHECKED, graphs)
             rows = torch.arange(2, device=model.device)
             for position, kept in enumerate(([0, 0, 1], [2, 0], [0])):
                 decoder.select(torch.tensor(kept, device=rows.device))

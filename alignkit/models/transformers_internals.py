@@ -20,6 +20,7 @@ __all__ = [
     "check_report_to",
     "cpu_multiplies_bf16",
     "forward_without_autocast",
+    "has_static_shapes",
     "load_balancing_loss",
     "set_learning_rates",
     "train_on_one_gpu",
@@ -29,6 +30,11 @@ __all__ = [
 def attention_of(config: Any) -> str | None:
     """The attention that a model computes with, such as ``"sdpa"`` (Transformers 5.23)."""
     return getattr(config, "_attn_implementation", None)
+
+
+def has_static_shapes(model: Any) -> bool:
+    """Whether a model computes a token over a cache of fixed length, as ``torch.compile`` needs (Transformers 5.23)."""
+    return bool(getattr(model, "_can_compile_fullgraph", False))
 
 
 def forward_without_autocast(model: Any) -> Any:

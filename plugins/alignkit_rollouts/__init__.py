@@ -3,7 +3,7 @@
 from typing import Any
 
 from alignkit import Rollout, Run, hookimpl
-from alignkit_rollouts.config import BatchConfig
+from alignkit_rollouts.config import BatchConfig, DecodeConfig
 
 
 def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:
@@ -12,7 +12,7 @@ def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:
     return generate(config, tokenizer, sampling)
 
 
-def decode(config: BatchConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
+def decode(config: DecodeConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
     from alignkit_rollouts.engines import decode
 
     return decode(config, tokenizer, sampling, run)
@@ -30,7 +30,7 @@ def alignkit_rollout() -> list[Rollout]:
         Rollout(
             name="decode",
             summary="alignkit's own sampling loop: each prompt is computed once, and finished answers leave the batch",
-            config=BatchConfig,
+            config=DecodeConfig,
             build=decode,
         ),
         Rollout(

@@ -10,8 +10,17 @@ from alignkit import option
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """The ``rollout`` table of ``decode`` and ``generate``."""
+    """The ``rollout`` table of ``generate``."""
 
     batch: Annotated[int, Gt(0)] | None = option(
         None, "answers to sample at a time, to save memory; null: all at once", resume="may_change"
+    )
+
+
+@dataclass(frozen=True)
+class DecodeConfig(BatchConfig):
+    """The ``rollout`` table of ``decode``."""
+
+    cuda_graphs: bool = option(
+        False, "launch each step as a CUDA graph: faster for small models, and attention is over the longest answer"
     )

@@ -6,21 +6,32 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Run, SampledAnswers, Sampling
+from alignkit import ConfigError, Run, SampledAnswers, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignkit_rollouts.config import BatchConfig
+    from alignkit_rollouts.config import BatchConfig, DecodeConfig
 
 Engine = Callable[[Any, list[list[int]]], SampledAnswers]
 
 
-def decode(config: BatchConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, run: Run) -> Engine:
-    """alignkit's own loop, with log-probabilities; ``generate`` for models that the loop does not support."""
+def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, run: Run) -> Engine:
+    """alignkit's own loop, with log-probabilities; ``generate`` for models that the loop does not support.
+
+    Raises:
+        ConfigError: CUDA graphs are asked for without a CUDA device.
+    """
     from alignkit.generation import sample
 
-    return _in_batches(config, sampling, lambda policy, part: sample(policy, tokenizer, part, sampling, run.say))
+    graphs = config.cuda_graphs
+    if graphs and run.device.type != "cuda":
+        raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
+    return _in_batches(
+        config,
+        sampling,
+        lambda policy, part: sample(policy, tokenizer, part, sampling, run.say, cuda_graphs=graphs),
+    )
 
 
 def generate(config: BatchConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
