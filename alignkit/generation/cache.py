@@ -18,6 +18,7 @@ class FixedLayer(DynamicLayer):
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length = length
+        self.buffers: tuple[Tensor, Tensor]  # [B, heads, length, d]
         self.slot: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

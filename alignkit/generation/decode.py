@@ -40,7 +40,8 @@ class Decoder:
         self.model = logit_form.base_of(model)
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.cache: Any = cache_of(self.model.config, length)
-        self.graphs, self.graph = graphs, None
+        self.graphs = graphs
+        self.graph: step_graph.StepGraph | None = None
         if graphs and not (self.takes_positions and step_graph.is_possible(self.model, self.cache)):
             raise NotImplementedError
         width, device = max(map(len, prompts)), self.model.device

@@ -71,7 +71,7 @@ class StepGraph:
 
     def _capture(self) -> Any:
         """A graph of the forward. It runs once before, on another stream as CUDA requires, to set up its kernels."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             self._forward()
