@@ -27,6 +27,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "uninstall": "Uninstall plugins with pip.",
     "chat": "Chat with a model.",
     "sample": "Sample answers to prompts.",
+    "label": "Rank answers in a browser.",
     "rank": "Rank sampled answers by score.",
     "score": "Score answers with a reward model.",
     "compare": "Compare runs on the same held-out prompts.",

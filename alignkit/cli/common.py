@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -17,6 +17,9 @@ from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
 from alignkit.registry import Registry
 from alignkit.runs.plan import Pipeline, Plan
+
+if TYPE_CHECKING:
+    from alignkit.generation.sample_files import SampleFile
 
 Plugins = typer.Option(
     [],
@@ -34,6 +37,15 @@ Overrides = typer.Argument(
     metavar="KEY.PATH=VALUE",
     help="Settings, which override the config file. `alignkit plugins NAME` lists those of a plugin.",
 )
+
+# How answers are sampled, in `sample` and `label`.
+K = typer.Option(4, "-k", min=1, help="Answers per prompt.")
+MaxNewTokens = typer.Option(256, min=1, help="Maximum tokens of an answer.")
+Temperature = typer.Option(1.0, min=0.0, help="Sampling temperature; 0 is greedy decoding.")
+TopP = typer.Option(
+    1.0, min=0.0, max=1.0, help="Nucleus sampling: sample from the most likely tokens with this total probability."
+)
+PromptsPerBatch = typer.Option(16, min=1, help="Prompts per batch.")
 
 
 class Arguments(NamedTuple):
@@ -80,6 +92,16 @@ def print_plan(plan: Plan) -> None:
         typer.echo(f"{label:>11}  {text}")
     for reason in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
         typer.echo(f"{'skipped':>11}  {reason}")
+
+
+def sample(samples: SampleFile, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+    """Sample the answers that a file lacks."""
+    from alignkit.generation import sample_files
+
+    if samples.done:
+        typer.echo(f"{samples.file} already has {samples.done} of {len(samples.prompts)} rows")
+    quiet()
+    sample_files.write(samples, max_new_tokens, temperature, top_p, seed, progress)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,216 @@
+"""The server's routes: the page and its API. ``security.py`` checks requests before they get here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from alignkit.errors import AlignkitError, one_line
+from alignkit.labeling import export, labels, markdown, report
+from alignkit.labeling.security import Guard, error, session_cookie
+from alignkit.labeling.store import Shown, Store
+
+PAGE = Path(__file__).with_name("page")
+BODY_LIMIT = 64 * 1024  # bytes
+NAME_LIMIT = 64  # characters of a labeler's name
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def build(samples: Path, store: Store, token: str, host: str, labeler: str | None, as_markdown: bool) -> Starlette:
+    """The application that serves one file of samples."""
+    return Starlette(
+        routes=Api(samples, store, as_markdown).routes(),
+        middleware=[Middleware(Guard, store=store, token=token, host=host, labeler=labeler)],
+        exception_handlers={HTTPException: _http_error, Exception: _failed},
+    )
+
+
+class Api:
+    """The endpoints of one file of samples."""
+
+    def __init__(self, samples: Path, store: Store, as_markdown: bool) -> None:
+        self.samples, self.store, self.as_markdown = samples, store, as_markdown
+        guide = store.settings.guide
+        self.guide = markdown.render(guide) if guide is not None else None
+
+    def routes(self) -> list[Route]:
+        """The routes of the application."""
+        return [
+            Route("/", self.page),
+            Route("/static/{name}", self.static),
+            Route("/api/session", self.session, methods=["GET"]),
+            Route("/api/session", self.sign_in, methods=["POST"]),
+            Route("/api/next", self.next),
+            Route("/api/items/{item:int}", self.item, methods=["GET"]),
+            Route("/api/items/{item:int}", self.submit, methods=["PUT"]),
+            Route("/api/items/{item:int}/skip", self.skip, methods=["POST"]),
+            Route("/api/undo", self.undo, methods=["POST"]),
+            Route("/api/status", self.status),
+            Route("/api/export", self.export),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """The page, from its template."""
+        loader = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGE), autoescape=True)
+        return HTMLResponse(loader.get_template("index.html").render(file=self.samples.name))
+
+    async def static(self, request: Request) -> Response:
+        """A file of the page, by its name."""
+        files = {file.name: file for file in PAGE.iterdir() if file.name != "index.html"}
+        file = files.get(request.path_params["name"])
+        return FileResponse(file) if file and file.is_file() else error(404, "no such file")
+
+    async def session(self, request: Request) -> Response:
+        """The labeler and the settings."""
+        settings = self.store.settings
+        return JSONResponse(
+            {
+                "labeler": self.store.labeler(_cookie(request)),
+                "scale": settings.scale,
+                "flags": settings.flags,
+                "markdown": self.as_markdown,
+                "guide": self.guide,
+                "file": self.samples.name,
+            }
+        )
+
+    async def sign_in(self, request: Request) -> Response:
+        """Bind the session to the name of a labeler."""
+        body = await _json_body(request)
+        name = " ".join(body.get("labeler", "").split()) if isinstance(body.get("labeler"), str) else ""
+        if not name or len(name) > NAME_LIMIT or not name.isprintable():
+            raise HTTPException(400, f"the labeler needs a name of 1 to {NAME_LIMIT} characters")
+        if not self.store.set_labeler(_cookie(request), name):
+            raise HTTPException(409, f"this browser labels as {self.store.labeler(_cookie(request))}")
+        return await self.session(request)
+
+    async def next(self, request: Request) -> Response:
+        """The next item of the labeler."""
+        labeler = self._labeler(request)
+        return self._response(labeler, item=self._shown(self.store.next(labeler)))
+
+    async def item(self, request: Request) -> Response:
+        """An item that the labeler has or had."""
+        labeler = self._labeler(request)
+        return self._response(labeler, item=self._shown(self._own(request, labeler)))
+
+    async def submit(self, request: Request) -> Response:
+        """Store a label."""
+        labeler = self._labeler(request)
+        shown, settings = self._own(request, labeler), self.store.settings
+        try:
+            label = labels.submitted(await _json_body(request), shown.order, settings.scale, settings.flags)
+        except labels.InvalidLabelError as invalid:
+            raise HTTPException(400, str(invalid)) from None
+        self.store.submit(shown.id, labeler, label)
+        return self._response(labeler)
+
+    async def skip(self, request: Request) -> Response:
+        """Leave an item to other labelers."""
+        labeler = self._labeler(request)
+        self.store.skip(self._own(request, labeler).id, labeler)
+        return self._response(labeler)
+
+    async def undo(self, request: Request) -> Response:
+        """Reopen the labeler's latest item."""
+        labeler = self._labeler(request)
+        shown = self.store.undo(labeler)
+        if shown is None:
+            raise HTTPException(409, "there is nothing to undo")
+        return self._response(labeler, item=self._shown(shown))
+
+    async def status(self, request: Request) -> Response:
+        """The report of ``alignkit label --status``."""
+        return JSONResponse(await run_in_threadpool(report.report, self.samples))
+
+    async def export(self, request: Request) -> Response:
+        """The rankings as a file."""
+        merge = request.query_params.get("merge", "mean")
+        if merge not in export.MERGES:
+            raise HTTPException(400, f"merge must be {' or '.join(export.MERGES)}")
+
+        def lines() -> Iterator[str]:
+            yield from export.lines(self.samples, merge)
+
+        name = f"{self.samples.stem}.rankings.jsonl"
+        headers = {"Content-Disposition": f"attachment; filename*=utf-8''{_quoted(name)}"}
+        return StreamingResponse(lines(), media_type="application/jsonl", headers=headers)
+
+    def _labeler(self, request: Request) -> str:
+        labeler = self.store.labeler(_cookie(request))
+        if labeler is None:
+            raise HTTPException(409, "choose a name first")
+        return labeler
+
+    def _own(self, request: Request, labeler: str) -> Shown:
+        item = request.path_params["item"]
+        shown = self.store.shown(item, labeler) if item < 2**63 else None
+        if shown is None:
+            raise HTTPException(404, "no such item")
+        return shown
+
+    def _shown(self, shown: Shown | None) -> dict[str, Any] | None:
+        if shown is None:
+            return None
+        answers = [{"id": str(place), "text": text} for place, text in enumerate(shown.answers)]
+        if self.as_markdown:
+            answers = [{**answer, "html": markdown.render(answer["text"])} for answer in answers]
+        label = shown.label.as_shown(shown.order) if shown.label else None
+        return {
+            "id": str(shown.id),
+            "number": shown.id,
+            "prompt": shown.prompt,
+            "answers": answers,
+            "label": label,
+        }
+
+    def _response(self, labeler: str, **content: Any) -> Response:
+        return JSONResponse({**content, "progress": self.store.progress(labeler)._asdict()})
+
+
+def _cookie(request: Request) -> str:
+    cookie = session_cookie(request)
+    assert cookie is not None  # the guard has checked it
+    return cookie
+
+
+async def _json_body(request: Request) -> Any:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise HTTPException(413, f"the body is longer than {BODY_LIMIT} bytes")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise HTTPException(400, "the body must be an object")
+    return content
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")
+
+
+async def _http_error(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, HTTPException)
+    return error(failure.status_code, failure.detail)
+
+
+async def _failed(request: Request, failure: Exception) -> Response:
+    return error(500, str(failure) if isinstance(failure, AlignkitError) else one_line(failure))

@@ -1,0 +1,117 @@
+"""Who may use the server, checked before every request, as Jupyter does.
+
+A page of another site cannot use it: the token and the cookie are secret, the Host header must name this machine
+(against DNS rebinding), and a write needs the Origin of the page itself. The headers of every response let the page load
+nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alignkit.labeling.store import Store
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+# A redirect would lose the cookie where a link on another site was followed: the cookie is SameSite=Strict.
+SIGNED_IN = '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url=/"><title>alignkit label</title>'
+SIGNED_OUT = (
+    '<!doctype html><html lang="en"><title>alignkit label</title>'
+    "<h1>Not signed in</h1><p>Open the address that <code>alignkit label</code> printed, with its token.</p>"
+)
+
+
+class Guard:
+    """Middleware: signs in with the token, and refuses what is not allowed."""
+
+    def __init__(self, app: ASGIApp, store: Store, token: str, host: str, labeler: str | None) -> None:
+        self.app, self.store, self.token, self.labeler = app, store, token, labeler
+        self.names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        response = self.refused(request) or self.signed_in(request)
+        await (response or self.app)(scope, receive, with_headers)
+
+    def refused(self, request: Request) -> Response | None:
+        """The response to a request that does not come from the page itself; None if it does."""
+        host = request.headers.get("host", "")
+        if not self.is_this_machine(host):
+            return error(403, f"the Host {host!r} is not this server")
+        if request.method in ("GET", "HEAD"):
+            return None
+        if urlsplit(request.headers.get("origin", "")).netloc != host:
+            return error(403, "the request does not come from this server's page")
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return error(400, "the body must be JSON, with the content type application/json")
+        return None
+
+    def is_this_machine(self, host: str) -> bool:
+        """Whether a Host header names this machine. An address of digits is no name that DNS could rebind."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def signed_in(self, request: Request) -> Response | None:
+        """Exchange the token for a cookie. None if the request has a cookie of a session."""
+        cookie = session_cookie(request)
+        known = cookie is not None and self.store.has_session(cookie)
+        at_token = request.url.path == "/" and "token" in request.query_params
+        if at_token and (known or secrets.compare_digest(request.query_params["token"].encode(), self.token.encode())):
+            response = HTMLResponse(SIGNED_IN)
+            if not known:
+                cookie = secrets.token_urlsafe(32)
+                self.store.new_session(cookie, self.labeler)
+                response.set_cookie(
+                    cookie_name(request), cookie, max_age=30 * 24 * 3600, httponly=True, samesite="strict"
+                )
+            return response
+        if known:
+            return None
+        if request.url.path == "/":
+            return HTMLResponse(SIGNED_OUT, status_code=401)
+        return error(401, "not signed in: open the address that alignkit label printed")
+
+
+def session_cookie(request: Request) -> str | None:
+    """The cookie of the session."""
+    return request.cookies.get(cookie_name(request))
+
+
+def cookie_name(request: Request) -> str:
+    """A name of its own for every port, because browsers share cookies between the ports of a host."""
+    return f"alignkit-label-{request.url.port or 80}"
+
+
+def error(status: int, message: str) -> Response:
+    """A JSON response with one sentence."""
+    return JSONResponse({"error": message}, status_code=status)
