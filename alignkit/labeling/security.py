@@ -1,8 +1,8 @@
 """Who may use the server, checked before every request, as Jupyter does.
 
 A page of another site cannot use it: the token and the cookie are secret, the Host header must name this machine
-(against DNS rebinding), and a write needs the Origin of the page itself. The headers of every response let the page load
-nothing from elsewhere.
+(against DNS rebinding), and a write needs the Origin of the page itself. The headers of every response let the page
+load nothing from elsewhere.
 """
 
 from __future__ import annotations

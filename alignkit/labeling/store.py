@@ -155,7 +155,8 @@ class Store:
     def _finish(self, item: int, labeler: str, state: str, label: str | None) -> None:
         query = """
             INSERT INTO labels (item, labeler, state, label, submitted) VALUES (?, ?, ?, ?, ?)
-            ON CONFLICT (item, labeler) DO UPDATE SET state = excluded.state, label = excluded.label, submitted = excluded.submitted
+            ON CONFLICT (item, labeler) DO UPDATE
+            SET state = excluded.state, label = excluded.label, submitted = excluded.submitted
         """
         now = time.time()
         with self._transaction() as database:
