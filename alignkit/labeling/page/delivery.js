@@ -1,0 +1,47 @@
+// Getting requests to the server over a connection that may fail, one at a time.
+
+import { Lost, request, untilAnswered } from "./api.js";
+import { banner, say } from "./notices.js";
+
+let busy = false;
+
+export const isBusy = () => busy;
+
+/** Runs one action at a time: what is pressed meanwhile is ignored. A refusal is shown as the server's sentence. */
+export async function exclusively(action) {
+  if (busy) return;
+  busy = true;
+  document.documentElement.classList.add("busy");
+  try {
+    await action();
+  } catch (error) {
+    if (error instanceof Lost) banner(`${error.message} Try again in a moment.`);
+    else if (error.status === 401) banner(`${error.message} What you entered is kept in this browser.`);
+    else if (error.status) say(error.message);
+    else throw error;
+  } finally {
+    busy = false;
+    document.documentElement.classList.remove("busy");
+  }
+}
+
+/** Repeats an idempotent request until the server answers; meanwhile a banner gives the reason and `consequence`. */
+export async function steadily(send, consequence) {
+  const reply = await untilAnswered(send, (error) => banner(`${error.message} ${consequence}`));
+  banner("");
+  return reply;
+}
+
+/** Submits the label of an item, or skips it. The request is kept in the browser until the server has confirmed it. */
+export async function deliver(drafts, pending) {
+  const { method, path, body, id } = pending;
+  drafts.keep(pending);
+  try {
+    await steadily(() => request(method, path, body), "What you entered is kept in this browser and is sent again.");
+  } catch (error) {
+    if (error.status !== 401) drafts.confirmed(pending); // refused for good; the draft is still there
+    throw error;
+  }
+  drafts.confirmed(pending);
+  if (method === "PUT") drafts.forget(id);
+}
