@@ -27,10 +27,12 @@ export async function request(method, path, body) {
   } catch {
     throw new Lost("No connection to the server.");
   }
-  if (response.status >= 500) throw new Lost(reply.error ?? "The server failed.");
-  if (!response.ok) throw new Refused(reply.error ?? `The server refused the request (${response.status}).`, response.status);
+  if (response.status >= 500) throw new Lost(sentence(reply.error ?? "the server failed"));
+  if (!response.ok) throw new Refused(sentence(reply.error ?? "the server refused the request"), response.status);
   return reply;
 }
+
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
 /** Repeats an idempotent request until an answer arrives; calls `onLost` after every attempt that got none. */
 export async function untilAnswered(send, onLost) {

@@ -181,6 +181,11 @@ function grade(value, options) {
   advance(rest.length ? rest : label.unranked(), options);
 }
 
+/** Removes the rank or the grade, but on a scale of 10 it is the grade 10. */
+function zero() {
+  return mode === "grade" && session.scale === 10 ? grade(10) : clear();
+}
+
 function clear() {
   label.clear(label.ids[selected], mode === "rank" ? "ranks" : "grades");
   changed(`Answer ${letter(selected)}: no ${mode}.`);
@@ -241,7 +246,8 @@ function switchMode(to = mode === "rank" ? "grade" : "rank") {
   if (!session.scale) return;
   mode = to;
   draw();
-  if (mode === "grade") advance(label.ungraded().includes(label.ids[selected]) ? [label.ids[selected]] : label.ungraded());
+  const id = label.ids[selected];
+  if (mode === "grade" && id in label.grades) advance(label.ungraded());
   say(mode === "grade" ? `Digits give grades: ${session.scale} is the best.` : "Digits give ranks: 1 is the best.");
 }
 
@@ -290,7 +296,8 @@ function toggleGuide() {
 const withItem = (action) => (...given) => item && !isBusy() && action(...given);
 
 const actions = {
-  ...{ digit: withItem(digit), clear: withItem(clear), step: withItem(step), drop: withItem(drop), flag: withItem(flag) },
+  ...{ digit: withItem(digit), zero: withItem(zero), clear: withItem(clear), step: withItem(step) },
+  ...{ drop: withItem(drop), flag: withItem(flag) },
   ...{ go: withItem(go), choose: withItem(goTo), mode: withItem(switchMode), flags: withItem(() => toggleFlags()) },
   ...{ compare: withItem(compare), hold: withItem(hold), expand: withItem(() => toggleAnswer(selected)) },
   ...{ escape: withItem(escape), resize: withItem(markOverflow), active },

@@ -2,7 +2,7 @@
 
 import { $, element, letter } from "./dom.js";
 
-/** The order as groups of chips, best first, with gaps between them to drop an answer into; unranked ones at the end. */
+/** The order as groups of chips, best first, with gaps between them to drop an answer into; the unranked at the end. */
 export function drawBoard(label, selected) {
   const chip = (id) => {
     const index = label.ids.indexOf(id);
@@ -38,9 +38,9 @@ function gap(position) {
 /** The number buttons of the mode: ranks (for a pair: left, tie, right) or grades. */
 export function drawNumbers({ label, selected, mode, scale }) {
   const id = label.ids[selected];
-  const name = `Answer ${letter(selected)}`;
   const pair = mode === "rank" && label.ids.length === 2;
-  $("numbers").setAttribute("aria-label", pair ? "Which answer is better?" : `${mode === "rank" ? "Rank" : "Grade"} of ${name}`);
+  const question = `${mode === "rank" ? "Rank" : "Grade"} of answer ${letter(selected)}`;
+  $("numbers").setAttribute("aria-label", pair ? "Which answer is better?" : question);
   $("numbers").classList.toggle("pair", pair);
   $("board").hidden = label.ids.length === 2;
   if (pair) {
@@ -52,15 +52,16 @@ export function drawNumbers({ label, selected, mode, scale }) {
     const count = mode === "rank" ? label.ids.length : scale;
     const numbers = Array.from({ length: count }, (_, i) => number(i + 1, current === i + 1));
     const ends = mode === "rank" ? ["best", "worst"] : ["worst", "best"];
-    const end = (text) => element("span", { class: "end", "aria-hidden": "true" }, text);
-    $("numbers").replaceChildren(element("b", { class: "of" }, letter(selected)), end(ends[0]), ...numbers, end(ends[1]));
+    const [low, high] = ends.map((text) => element("span", { class: "end", "aria-hidden": "true" }, text));
+    $("numbers").replaceChildren(element("b", { class: "of" }, letter(selected)), low, ...numbers, high);
   }
 }
 
 function number(value, pressed, text) {
   const key = value <= 9 ? String(value) : null;
   const attributes = { type: "button", "data-number": value, "aria-pressed": pressed, "aria-keyshortcuts": key };
-  return text ? element("button", attributes, `${text} `, element("kbd", {}, key)) : element("button", attributes, String(value));
+  const content = text ? [`${text} `, element("kbd", {}, key)] : [String(value)];
+  return element("button", attributes, ...content);
 }
 
 /** A pair's ranks as its key: 1 the left one is better, 2 a tie, 3 the right one is better. */

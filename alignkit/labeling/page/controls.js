@@ -26,7 +26,7 @@ export function connect(actions) {
   $("flags").addEventListener("submit", (event) => event.preventDefault());
   enableDragging(actions.drop);
   addEventListener("resize", actions.resize);
-  for (const type of ["scroll", "pointermove", "pointerdown", "keydown"]) addEventListener(type, actions.active, { passive: true });
+  for (const type of ["scroll", "pointermove", "pointerdown", "keydown"]) addEventListener(type, actions.active);
 }
 
 function onClick(id, selector, action) {
@@ -36,7 +36,7 @@ function onClick(id, selector, action) {
   });
 }
 
-/** After a click the focus goes to the answer, so that Enter submits; if the button was pressed by key, it keeps the focus. */
+/** After a click the focus goes to the answer, so that Enter submits. A button that was pressed by key keeps it. */
 function pressNumber(actions, number, event) {
   const byKey = event.detail === 0;
   actions.digit(Number(number), { moveFocus: !byKey });

@@ -34,21 +34,26 @@ export async function showResults() {
 
 function results(status) {
   const row = (tag, ...cells) => element("tr", {}, ...cells.map((cell) => element(tag, {}, String(cell))));
-  const head = element("thead", {}, row("th", "Labeler", "Labelled", "Skipped", "Time per item"));
-  const rows = status.labelers.map((each) =>
-    row("td", each.name, each.done, each.skipped, each.seconds_per_item === null ? "–" : duration(each.seconds_per_item)),
+  const time = (seconds) => (seconds === null ? "–" : duration(seconds));
+  const rows = status.labelers.map(({ labeler, done, skipped, seconds_per_item: seconds }) =>
+    row("td", labeler, done, skipped, time(seconds)),
   );
+  const head = element("thead", {}, row("th", "Labeler", "Labeled", "Skipped", "Time per item"));
   return [
-    element("p", {}, `${status.done} of ${status.total} items have a ranking.`),
+    element("p", {}, `${status.done} of ${status.items} items are labeled.`),
     element("table", {}, head, element("tbody", {}, ...rows)),
-    element("p", {}, agreement(status)),
+    element("p", {}, agreement(status.agreement)),
   ];
 }
 
-function agreement({ agreement, alpha }) {
-  if (!agreement) return "Agreement appears here once two labelers have ranked the same items.";
-  const percent = (share) => (100 * share).toFixed(1);
-  const error = agreement.error === null ? "" : ` ± ${percent(agreement.error)}`;
-  const share = `Labelers order ${percent(agreement.share)}${error} % of ${agreement.pairs} pairs alike.`;
-  return `${share} InstructGPT's labelers: 72.6 ± 1.5 %.${alpha === null ? "" : ` Krippendorff's alpha: ${alpha.toFixed(2)}.`}`;
+function agreement(measured) {
+  if (measured === null) return "Once two labelers have ranked the same items, their agreement is shown here.";
+  const { share, error, alpha, pairs } = measured;
+  const percent = [share, error].filter((number) => number !== null).map((number) => (100 * number).toFixed(1));
+  const texts = [
+    `Labelers order ${percent.join(" ± ")} % of ${pairs} pairs of answers alike`,
+    "(InstructGPT's labelers: 72.6 ± 1.5 %).",
+  ];
+  if (alpha !== null) texts.push(`Krippendorff's alpha is ${alpha.toFixed(2)}.`);
+  return texts.join(" ");
 }

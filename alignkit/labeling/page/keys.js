@@ -51,7 +51,7 @@ function find(event, actions) {
   if (event.key === "Enter") return event.target.closest("button, a") ? null : actions.submit;
   if (event.shiftKey && event.key !== "?") return null;
   return {
-    0: actions.clear,
+    0: actions.zero,
     Backspace: actions.clear,
     Delete: actions.clear,
     ArrowLeft: () => actions.go(-1),

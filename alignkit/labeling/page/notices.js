@@ -21,5 +21,5 @@ export function drawProgress({ done, skipped, total, seconds_per_item: pace }) {
   $("progress").max = total || 1;
   $("progress").value = done + skipped;
   $("progress-text").replaceChildren(...texts.map((text) => element("span", {}, text)));
-  $("finished-text").textContent = `${done} labelled, ${skipped} skipped. Thank you.`;
+  $("finished-text").textContent = `${done} labeled, ${skipped} skipped. Thank you.`;
 }
