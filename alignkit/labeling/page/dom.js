@@ -2,7 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element: element("p", { class: "note", "aria-label": "..." }, "text", child). An attribute of null is left out. */
+/** An element: element("p", { class: "note" }, "text", child). An attribute whose value is null is left out. */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

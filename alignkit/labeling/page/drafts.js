@@ -1,4 +1,4 @@
-// What the labeler entered, kept in localStorage until the server has it: a reload or a crash of the browser loses nothing.
+// What the labeler entered, kept in localStorage until the server has it: a reload loses nothing.
 
 /** The drafts of one labeler of one file, and the requests that the server has not confirmed yet. */
 export class Drafts {

@@ -1,5 +1,5 @@
-// Drag and drop with the mouse, a pen or a finger. Elements with data-drag="ID" are dragged, those with data-drop are targets:
-// "gap:2" (a rank of its own before the third), "tie:ID" (a tie with that answer) or "none" (no rank).
+// Drag and drop with the mouse, a pen or a finger. Elements with data-drag="ID" are dragged. Those with data-drop are
+// targets: "gap:2" (a rank of its own before the third), "tie:ID" (a tie with that answer) or "none" (no rank).
 
 const THRESHOLD = 6; // px; a shorter movement is a click
 

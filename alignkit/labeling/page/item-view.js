@@ -14,7 +14,8 @@ function drawPrompt(messages) {
   const turns = messages.map((message) => {
     const text = element("div", { class: "text", dir: "auto" });
     fillText(text, { text: message.content, html: message.html });
-    return element("div", { class: `turn ${message.role}` }, element("p", { class: "role" }, roleName(message.role)), text);
+    const role = element("p", { class: "role" }, roleName(message.role));
+    return element("div", { class: `turn ${message.role}` }, role, text);
   });
   const more = element("button", { type: "button", class: "more", hidden: "" });
   const inner = element("div", { class: "turns" }, ...turns);

@@ -24,9 +24,8 @@ const HELP = [
 export function drawHelp(many, session) {
   const rows = HELP.filter(([, , applies]) => !applies || applies(many, session));
   const keys = (text) => text.split("  ").map((key) => element("kbd", {}, key));
-  $("help-keys").replaceChildren(
-    ...rows.map(([text, help]) => element("tr", {}, element("th", { scope: "row" }, ...keys(text)), element("td", {}, help))),
-  );
+  const row = (text, help) => [element("th", { scope: "row" }, ...keys(text)), element("td", {}, help)];
+  $("help-keys").replaceChildren(...rows.map(([text, help]) => element("tr", {}, ...row(text, help))));
 }
 
 /**
@@ -35,7 +34,8 @@ export function drawHelp(many, session) {
  */
 export function listen(actions) {
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (document.querySelector("dialog[open]")) return;
     const action = find(event, actions);
     if (!action) return;
     event.preventDefault();

@@ -17,7 +17,8 @@ export class Label {
   }
 
   #known(values, valid) {
-    return Object.fromEntries(Object.entries(values ?? {}).filter(([id, value]) => this.ids.includes(id) && valid(value)));
+    const known = Object.entries(values ?? {}).filter(([id, value]) => this.ids.includes(id) && valid(value));
+    return Object.fromEntries(known);
   }
 
   /** Answers with a rank, best first: [["2"], ["0", "3"]] is "2" before a tie of "0" and "3". */
