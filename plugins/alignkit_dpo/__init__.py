@@ -78,6 +78,8 @@ LOSSES: tuple[tuple[str, str, type, Any], ...] = (
 WITHOUT_REFERENCE: tuple[tuple[str, str, type, Any], ...] = (
     ("sft", "log-likelihood of the better answers only", NoConfig, losses.sft),
     ("simpo", "SimPO: mean log-probability per token as the reward, no reference", config.SimpoConfig, losses.simpo),
+    ("orpo", "ORPO: likelihood of the better answer, and its odds against the worse", config.OrpoConfig, losses.orpo),
+    ("cpo", "CPO: DPO without a reference, and the likelihood of the better answer", config.CpoConfig, losses.cpo),
 )
 
 

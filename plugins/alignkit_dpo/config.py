@@ -69,3 +69,18 @@ class SimpoConfig:
 
     beta: Beta = option(2.0, "scale of the mean log-probability per token")
     gamma: Annotated[float, Ge(0)] = option(1.0, "target margin between the rewards of the two answers")
+
+
+@dataclass(frozen=True)
+class OrpoConfig:
+    """The ``loss`` table of ``orpo``."""
+
+    beta: Beta = option(0.1, "weight of the odds ratio beside the likelihood of the chosen answer")
+
+
+@dataclass(frozen=True)
+class CpoConfig:
+    """The ``loss`` table of ``cpo``."""
+
+    beta: Beta = option(0.1, "scale of the difference of the log-probabilities")
+    cpo_alpha: Annotated[float, Ge(0)] = option(1.0, "weight of the negative log-likelihood of the chosen answer")

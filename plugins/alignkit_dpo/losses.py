@@ -12,7 +12,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from alignkit import LossOutput, PreferenceLogps
-from alignkit_dpo.config import AotConfig, BetaConfig, DiscopopConfig, ExoConfig, RobustConfig, SimpoConfig
+from alignkit_dpo.config import (
+    AotConfig,
+    BetaConfig,
+    CpoConfig,
+    DiscopopConfig,
+    ExoConfig,
+    OrpoConfig,
+    RobustConfig,
+    SimpoConfig,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,3 +180,31 @@ def simpo(batch: PreferenceLogps, config: SimpoConfig) -> Tensor:
     """SimPO (arXiv 2405.14734, eq. 6): the reward is the mean log-probability of a token, with a target margin."""
     difference = batch.chosen / batch.chosen_length - batch.rejected / batch.rejected_length
     return -log_sigmoid(config.beta * difference - config.gamma)
+
+
+def orpo(batch: PreferenceLogps, config: OrpoConfig) -> Tensor:
+    """ORPO (arXiv 2403.07691, eq. 6 and 7): -log p(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected)).
+
+    p is the geometric mean of the probabilities of an answer's tokens, and its odds are p / (1 - p). The paper and its
+    code call beta lambda.
+    """
+    chosen, rejected = batch.chosen / batch.chosen_length, batch.rejected / batch.rejected_length
+    log_odds_ratio = (chosen - log_complement(chosen)) - (rejected - log_complement(rejected))
+    return -chosen - config.beta * log_sigmoid(log_odds_ratio)
+
+
+def log_complement(logp: Tensor) -> Tensor:
+    """log(1 - exp(logp)), for a probability of at most 1 - 1e-6."""
+    import torch
+
+    logp = logp.clamp(max=-1e-6)
+    return torch.where(logp > -math.log(2), (-torch.expm1(logp)).log(), torch.log1p(-logp.exp()))
+
+
+def cpo(batch: PreferenceLogps, config: CpoConfig) -> Tensor:
+    """CPO (arXiv 2401.08417, eq. 3): DPO's loss without a reference, plus the chosen answer's negative log-likelihood.
+
+    The latter is per token and weighted by ``cpo_alpha``, as in TRL; the paper does not divide by tokens.
+    """
+    preference = -log_sigmoid(config.beta * (batch.chosen - batch.rejected))
+    return preference - config.cpo_alpha * batch.chosen / batch.chosen_length

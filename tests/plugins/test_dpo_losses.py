@@ -15,10 +15,11 @@ import torch
 from alignkit import PreferenceLogps
 from alignkit.data.encoding import Branches, Ranked
 from alignkit_dpo import alignkit_loss, losses
-from alignkit_dpo.config import AotConfig, SimpoConfig
+from alignkit_dpo.config import AotConfig, CpoConfig, OrpoConfig, SimpoConfig
 from alignkit_dpo.pairs import Collator, pairs_of
 
 LOSSES = {loss.name: loss for loss in alignkit_loss()}
+ELSEWHERE = {"simpo", "orpo", "cpo"}  # TRL has them in trainers of their own
 
 
 def softplus(x: float) -> float:
@@ -29,6 +30,10 @@ def softplus(x: float) -> float:
 
 # log-ratios 1 and -0.5, 2 and 5 tokens
 PAIR = PreferenceLogps(*(torch.tensor([x]) for x in (-1.0, -3.0, -2.0, -2.5)), torch.tensor([2]), torch.tensor([5]))
+
+
+def log_odds(logp: float) -> float:
+    return logp - math.log(1 - math.exp(logp))
 
 
 def sigma(x: float) -> float:
@@ -63,6 +68,8 @@ def sigma(x: float) -> float:
         ),
         ("sft", {}, 0.5),
         ("simpo", {"beta": 2.0, "gamma": 1.0}, softplus(-(2 * (-0.5 + 0.6) - 1))),
+        ("orpo", {"beta": 0.3}, 0.5 + 0.3 * softplus(log_odds(-0.6) - log_odds(-0.5))),
+        ("cpo", {"beta": 0.3, "cpo_alpha": 0.2}, softplus(-0.3 * (-1 + 3)) + 0.2 * 0.5),
     ],
 )
 def test_losses_by_hand(name: str, settings: dict[str, float], expected: float) -> None:
@@ -121,7 +128,7 @@ def trls(name: str, settings: dict[str, float], batch: PreferenceLogps) -> torch
     return loss
 
 
-@pytest.mark.parametrize("name", sorted({loss.name for loss in alignkit_loss()} - {"simpo"}))
+@pytest.mark.parametrize("name", sorted({loss.name for loss in alignkit_loss()} - ELSEWHERE))
 @pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
 @pytest.mark.parametrize("label_smoothing", [0.05, 0.4])
 def test_loss_and_gradient_are_trls(name: str, beta: float, label_smoothing: float) -> None:
@@ -141,19 +148,60 @@ def test_loss_and_gradient_are_trls(name: str, beta: float, label_smoothing: flo
     torch.testing.assert_close(torch.autograd.grad(ours, policy), torch.autograd.grad(theirs, policy))
 
 
-def test_simpo_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def of_trainers(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Log-probabilities of 32 pairs, and what TRL's trainers for losses without a reference read."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    torch.manual_seed(0)
+    logps = (-10 * torch.rand(2, 32, dtype=torch.double)).requires_grad_()
+    lengths = torch.randint(1, 9, (2, 32))
+    trainer = SimpleNamespace(alpha=0.0, simpo_gamma=0.7, beta=1.5, label_smoothing=0.0)
+    trainer.accelerator = SimpleNamespace(device="cpu")
+    batch = PreferenceLogps(*logps, None, None, *lengths)
+    return SimpleNamespace(trainer=trainer, logps=logps, per_token=logps / lengths, batch=batch)
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, logps: torch.Tensor) -> None:
+    """Equal in value and gradient."""
+    torch.testing.assert_close(ours, theirs, check_dtype=False)
+    gradients = [torch.autograd.grad(loss.sum(), logps, retain_graph=True) for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_simpo_is_trls(of_trainers: SimpleNamespace) -> None:
     from trl.experimental.cpo import CPOTrainer
 
-    torch.manual_seed(0)
-    chosen, rejected = -10 * torch.rand(2, 32)
-    lengths = torch.randint(1, 9, (2, 32))
-    trainer = SimpleNamespace(alpha=0.0, loss_type="simpo", simpo_gamma=0.7, beta=1.5, label_smoothing=0.0)
-    trainer.accelerator = SimpleNamespace(device="cpu")
-    theirs, _, _ = CPOTrainer.cpo_loss(trainer, chosen / lengths[0], rejected / lengths[1])
-    ours = losses.simpo(PreferenceLogps(chosen, rejected, None, None, *lengths), SimpoConfig(1.5, 0.7))
+    of_trainers.trainer.loss_type = "simpo"
+    theirs, _, _ = CPOTrainer.cpo_loss(of_trainers.trainer, *of_trainers.per_token)
 
-    assert abs(ours - theirs).max() < 1e-6
+    same(losses.simpo(of_trainers.batch, SimpoConfig(1.5, 0.7)), theirs, of_trainers.logps)
+
+
+def test_cpo_is_trls(of_trainers: SimpleNamespace) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    of_trainers.trainer.loss_type = "sigmoid"
+    theirs, _, _ = CPOTrainer.cpo_loss(of_trainers.trainer, *of_trainers.logps)
+
+    expected = theirs - 0.4 * of_trainers.per_token[0]  # TRL adds the likelihood elsewhere
+    same(losses.cpo(of_trainers.batch, CpoConfig(1.5, 0.4)), expected, of_trainers.logps)
+
+
+def test_orpo_is_trls(of_trainers: SimpleNamespace) -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
+    theirs, *_ = ORPOTrainer.odds_ratio_loss(of_trainers.trainer, *of_trainers.per_token)
+
+    expected = -of_trainers.per_token[0] - theirs  # TRL's likelihood is of the prompt too; the paper's is not
+    same(losses.orpo(of_trainers.batch, OrpoConfig(1.5)), expected, of_trainers.logps)
+
+
+def test_orpo_is_finite_where_the_policy_is_certain() -> None:
+    logps = torch.tensor([0.0, -1e-9, -100.0], requires_grad=True)
+    loss = losses.orpo(PreferenceLogps(logps, logps.flip(0), None, None, *torch.ones(2, 3)), OrpoConfig())
+
+    assert loss.isfinite().all()
+    assert torch.autograd.grad(loss.sum(), logps)[0].isfinite().all()
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -215,7 +263,7 @@ def our_loss(trainer: Any, pairs: list[dict[str, Any]]) -> torch.Tensor:
 def test_every_loss_is_trls_on_the_same_batch(dpo_trainer: Callable[..., Any], tuner: str, shared: str) -> None:
     trainer = moved(dpo_trainer("--plugin", tuner, "train.bf16=false", f"dpo.shared_prompt={shared}"))
     pairs = list(trainer.train_dataset)[:7]
-    named = {loss.name: loss for loss in alignkit_loss() if loss.name != "simpo"}
+    named = {loss.name: loss for loss in alignkit_loss() if loss.name not in ELSEWHERE}
 
     assert len(named) == 15
     assert trainer.data_collator.tree is (torch.float32 if shared == "true" else None)

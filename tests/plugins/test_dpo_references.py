@@ -72,7 +72,7 @@ def test_adapters_of_embeddings_are_in_the_reference(
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
-@pytest.mark.parametrize("loss", ["simpo", "sft"])
+@pytest.mark.parametrize("loss", ["simpo", "sft", "orpo", "cpo"])
 def test_where_the_loss_needs_no_reference_none_is_in_memory(
     dpo_trainer: Callable[..., Any], train: Callable[..., Path], tuner: str, loss: str
 ) -> None:
