@@ -187,6 +187,7 @@ class Judge(Component):
     build: Callable[[Any, Run], Callable[[Sequence[Question]], Iterable[Sequence[float] | None]]]
     largest: Callable[[Any], int | None] = lambda config: 2  # its config -> answers in one question; None: any number
     order_matters: bool = True  # False: it scores each answer by itself, so each question is asked in one order only
+    graded: bool = False  # True: it returns a cost of each answer, any number; those of both orders are added
     needs: Callable[[Any], Mapping[str, str]] = lambda config: {}  # as in `Reward`
     # its config -> what its verdicts depend on beside the question, the key under which they are stored; None: they are
     # not stored. Default: its settings with resume="same"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["build_reward", "generate", "import_scorer", "sample", "text"]
+__all__ = ["build_reward", "generate", "import_scorer", "locate_policy", "open_model", "sample", "text"]
 
 if TYPE_CHECKING:
+    from alignkit.generation.chat import locate as locate_policy
+    from alignkit.generation.chat import open_model
     from alignkit.generation.hf_generate import generate
     from alignkit.generation.rankings import import_scorer
     from alignkit.generation.rewards import build_reward

@@ -1,0 +1,89 @@
+"""Requests to an endpoint that speaks ``/v1/chat/completions``, and its errors as one line.
+
+Retries with backoff on 408, 409, 429, 5xx, time-outs and lost connections are those of the ``openai`` client library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from alignkit import AlignkitError, one_line
+from alignkit_judges.config import OPENAI
+
+if TYPE_CHECKING:
+    from alignkit_judges.config import OpenAIConfig
+
+
+class RejectedError(AlignkitError):
+    """The server rejects this request: the question is too long for the model, or the settings are wrong."""
+
+
+REJECTED = (400, 413, 422)  # the statuses of such replies
+
+
+class ChatServer:
+    """A server with the model and the options of a config. Its key appears in no message."""
+
+    def __init__(self, config: OpenAIConfig, key: str | None) -> None:
+        self.config, self.key = config, key
+        self.client = openai.OpenAI(
+            base_url=config.base_url, api_key=key or "none", timeout=config.timeout, max_retries=config.retries
+        )
+        limit = "max_completion_tokens" if config.base_url.rstrip("/") == OPENAI else "max_tokens"  # OpenAI renamed it
+        options = {"temperature": config.temperature, limit: config.max_tokens}
+        self.options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+
+    def reply(self, message: str) -> ChatCompletion:
+        """The reply to a message, with at least one choice. Called by several threads.
+
+        Raises:
+            RejectedError: the server rejects this request.
+            AlignkitError: the server cannot be reached or used.
+        """
+        try:
+            reply = self.client.chat.completions.create(
+                model=str(self.config.model),
+                messages=[{"role": "user", "content": message}],
+                extra_body=self.config.body,
+                **self.options,
+            )
+        except openai.APIStatusError as error:
+            if error.status_code in REJECTED:
+                raise RejectedError(f"{self.config.base_url} rejects a request: {self._text(error)}") from None
+            raise AlignkitError(self._failure(error)) from None
+        except openai.APIError as error:
+            raise AlignkitError(self._failure(error)) from None
+        except ValueError:  # JSON that cannot be parsed
+            reply = None
+        if not isinstance(reply, ChatCompletion) or not reply.choices:
+            raise AlignkitError(
+                f"{self.config.base_url} did not reply as /v1/chat/completions does: check judge.base_url, which "
+                "usually ends in /v1"
+            )
+        return reply
+
+    def _failure(self, error: openai.APIError) -> str:
+        url, model, retries = self.config.base_url, self.config.model, self.config.retries
+        if isinstance(error, openai.APITimeoutError):
+            return f"{url} did not reply within judge.timeout={self.config.timeout:g} seconds, after {retries} retries"
+        if isinstance(error, openai.APIConnectionError):
+            return f"{url} cannot be reached: {self._text(error.__cause__ or error)}"
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        if status in (401, 403):
+            remedy = "check the key" if self.key else "name the environment variable of its key with judge.api_key_env"
+            return f"{url} refuses the API key ({status}): {remedy}. {self._text(error)}"
+        if status == 404:
+            return f"{url} has no model '{model}', or no /chat/completions (404). {self._text(error)}"
+        if status == 429:
+            return f"{url} limits the rate of requests (429), after {retries} retries. {self._text(error)}"
+        return f"{url} failed ({status}), after {retries} retries. {self._text(error)}"
+
+    def _text(self, error: BaseException) -> str:
+        """The message of an error on one line, without the key."""
+        body = getattr(error, "body", None)
+        text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
+        text = " ".join(str(text).split()) if text else one_line(error)
+        return (text.replace(self.key, "***") if self.key else text)[:300].rstrip(". ")
