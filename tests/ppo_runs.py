@@ -111,6 +111,6 @@ def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
 
     plugins = ["ppo", *(a for a in arguments if a in ("full", "lora", "qlora"))]
     settings = [a for a in arguments if "=" in a]
-    asked = read_arguments(plugins, None, "base", "prompts.jsonl", "runs", [*settings, "train.bf16=false"])
+    asked = read_arguments(plugins, None, "base", ["prompts.jsonl"], "runs", [*settings, "train.bf16=false"])
     run = Run(pipeline(*asked).to_train[-1], print)
     return run, assemble(run, value="adapter", temperature=1.0).eval()

@@ -70,7 +70,7 @@ def run_of(tuner: str, *settings: str) -> Any:
 
     given = [f"ppo.policy={tuner}/sft", "train.bf16=false", "train.use_cpu=true", "data.eval_size=2", *settings]
     run = Run(
-        pipeline(*read_arguments(["ppo", tuner], None, "base", "prompts.jsonl", "out", given)).to_train[-1], print
+        pipeline(*read_arguments(["ppo", tuner], None, "base", ["prompts.jsonl"], "out", given)).to_train[-1], print
     )
     score = run.reward()
     roles = assemble(run, value="adapter", temperature=1.0).eval()

@@ -84,7 +84,7 @@ def dpo_trainer(dpo_command: Callable[..., list[str]]) -> Callable[..., Any]:
                 flags[word] = words.pop(0)
             else:
                 overrides.append(word)
-        asked = read_arguments(plugins, None, flags["--model"], flags["--data"], flags["--output"], overrides)
+        asked = read_arguments(plugins, None, flags["--model"], [flags["--data"]], flags["--output"], overrides)
         run = Run(pipeline(*asked).to_train[-1], print)
         run.folder.mkdir(parents=True, exist_ok=True)
         return run.config.stage.component.build(run)

@@ -25,8 +25,10 @@ SHORT_PPO = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"]
 def write_data() -> None:
     """The files of data that pages name."""
     rankings = [{"prompt": f"p{n}", "responses": ["a", "b b", "c"], "ranks": [0, 1, 1]} for n in range(8)]
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b b"} for n in range(8)]
     prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
-    for name, rows in (("demos", DEMONSTRATIONS), ("rankings", rankings), ("prompts", prompts)):
+    files = {"demos": DEMONSTRATIONS, "rankings": rankings, "preferences": pairs, "prompts": prompts}
+    for name, rows in files.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -81,7 +81,7 @@ def trainer_of(tmp_path: Path, tiny_data: Callable[[str], Path]) -> Callable[...
         given += ["train.per_device_train_batch_size=2", "data.eval_size=2", "train.max_steps=2"]
         given += ["train.learning_rate=0.01"]
         data = tiny_data({"ppo": "prompts", "dpo": "rankings"}[stage])
-        asked = read_arguments(list(plugins), None, str(of.base), str(data), str(tmp_path / "out"), given)
+        asked = read_arguments(list(plugins), None, str(of.base), [str(data)], str(tmp_path / "out"), given)
         run = Run(pipeline(*asked).to_train[-1], print)
         run.folder.mkdir(parents=True)
         return run.config.stage.component.build(run)

@@ -56,10 +56,11 @@ def model(name: str) -> Path:
 def recipe(name: str, stage: str, data: Any) -> dict[str, Any]:
     """The defaults of a stage on a bundled model, as its table in a config file. Empty for other models.
 
-    The ``data`` table of a recipe is for the bundled data, so it is left out if ``data`` is a path of the user's.
+    The ``data`` table of a recipe is for the bundled data, so it is left out if ``data``, the user's ``data.path``,
+    names other data.
     """
     table = dict(yaml.load(RECIPE).get(stage, {})) if name in MODELS else {}
-    if isinstance(data, str) and not data.startswith(PREFIX):
+    if data is not None and not (isinstance(data, str) and data.startswith(PREFIX)):
         table.pop("data", None)
     return table
 

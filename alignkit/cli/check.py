@@ -16,7 +16,7 @@ def check(
     plugin: list[str] = common.Plugins,
     config: Path = common.ConfigFile,
     model: str = common.Model,
-    data: str = common.Data,
+    data: list[str] = common.Data,
     output: str = common.Output,
 ) -> None:
     """Check a training command and print its plan. Takes the arguments of train and loads no model."""

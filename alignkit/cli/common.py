@@ -30,7 +30,9 @@ Plugins = typer.Option(
 )
 ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML config file.")
 Model = typer.Option(None, "--model", "-m", metavar="MODEL", help="The base model: a hub id or a folder.")
-Data = typer.Option(None, "--data", "-d", metavar="DATA", help="The training data: a file, a folder or a hub id.")
+Data = typer.Option(
+    [], "--data", "-d", metavar="DATA", help="The training data: a file, a folder or a hub id. Repeatable."
+)
 Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders. Default: runs.")
 Overrides = typer.Argument(
     None,
@@ -60,7 +62,7 @@ def read_arguments(
     plugins: list[str],
     file: Path | None,
     model: str | None,
-    data: str | None,
+    data: list[str],
     output: str | None,
     overrides: list[str] | None,
 ) -> Arguments:
@@ -70,7 +72,8 @@ def read_arguments(
     flags: dict[str, Any] = {"plugins": plugins, "model": model, "output": output}
     cli = merge({key: value for key, value in flags.items() if value}, *map(parse_override, overrides or []))
     if data:
-        cli = merge(cli, {"stages": {requested_stage(registry, from_file, cli): {"data": {"path": data}}}})
+        path = data[0] if len(data) == 1 else data
+        cli = merge(cli, {"stages": {requested_stage(registry, from_file, cli): {"data": {"path": path}}}})
     return Arguments(registry, from_file, cli)
 
 

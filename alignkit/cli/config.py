@@ -23,7 +23,7 @@ def config(
     plugin: list[str] = common.Plugins,
     file: Path = common.ConfigFile,
     model: str = common.Model,
-    data: str = common.Data,
+    data: list[str] = common.Data,
     output: str = common.Output,
     every: bool = typer.Option(False, "--all", help="Add every other field of TrainingArguments, as comments."),
 ) -> None:

@@ -17,7 +17,7 @@ def train(
     plugin: list[str] = common.Plugins,
     config: Path = common.ConfigFile,
     model: str = common.Model,
-    data: str = common.Data,
+    data: list[str] = common.Data,
     output: str = common.Output,
     resume: bool = typer.Option(False, "--resume", help="Continue an unfinished run, or extend a finished one."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Train the run again and replace the existing one."),

@@ -19,7 +19,8 @@ from annotated_types import Gt
 
 from alignkit import bundled, yaml
 from alignkit.components import Stage, option
-from alignkit.config import layers, training_args, unused_settings
+from alignkit.config import data_sources, layers, training_args, unused_settings
+from alignkit.config.data_sources import DataPath
 from alignkit.config.settings import Selected as Selected
 from alignkit.config.settings import as_table, known_keys, names, plain, typed
 from alignkit.config.settings import merge as merge
@@ -33,8 +34,10 @@ from alignkit.registry.plugin import plugin_name
 class DataConfig:
     """The ``data`` table: the rows that a stage trains on."""
 
-    path: str | None = option(
-        None, "a file (.jsonl .json .csv .parquet), a folder or a hub id; null: the stage's default"
+    path: DataPath = option(
+        None,
+        "a file (.jsonl .json .csv .parquet), a folder or a hub id; or a list of them, where {path: FILE, weight: 2} "
+        "sets a weight; null: the stage's default",
     )
     name: str | None = option(None, "the subset of a hub dataset")
     split: str = option("train", "the split of a hub dataset, or of a folder with files named train, test, ...")
@@ -208,10 +211,11 @@ def resolve(
 
     top = typed(TopLevel, {k: merged.pop(k) for k in names(TopLevel) if k in merged}, "")
     chosen_format = _format(registry, tables)
-    data = typed(DataConfig, as_table(merged.pop("data", None), "data"), "data.")
+    data_table = dict(as_table(merged.pop("data", None), "data"))
+    data = typed(DataConfig, {**data_table, "path": data_sources.normalised(data_table.get("path"))}, "data.")
     data = dataclasses.replace(data, path=data.path or stage.data, format=chosen_format)
-    if "format" in as_table(stated.get("data"), "data"):
-        stated["data"]["format"] = data.format
+    for key in {"format", "path"} & set(as_table(stated.get("data"), "data")):
+        stated["data"][key] = getattr(data, key)
     train = training_args.check(as_table(merged.pop("train", None), "train"))
     parents = {role: merged.pop(role, None) for role in stage.needs}
     for role, named in parents.items():

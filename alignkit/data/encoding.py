@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from alignkit.data.chat_tokenizer import ANSWERS
 from alignkit.data.row_encoders import RankingEncoder
-from alignkit.data.spool import Mapped, keep, stored
+from alignkit.data.spool import Mapped, copies, keep, stored
 from alignkit.data.token_cache import Encoded, Encoder, encode_all
 from alignkit.errors import DataError
 from alignkit.protocols import Run
@@ -184,15 +184,18 @@ class EncodedRanking:
     row: Ranking
     prompt: list[int]
     answers: list[list[int]]  # each with the token that ends it
+    copy: int = 0  # 1, 2, ...: the same row again, which a weight in `data.path` repeats
 
 
 def encoded_rankings(run: Run, rows: Sequence[Located]) -> Sequence[tuple[str, EncodedRanking]]:
     """All rankings as token ids, with their locations. Each is read from the encoded rows when it is accessed."""
     encoded = encode_rows(run, rows, RankingEncoder(run.tokenizer, run.stop_ids))
+    copy_of = copies(encoded.rows)
 
     def read(record: int) -> tuple[str, EncodedRanking]:
         where, row = encoded.located(record)
-        return where, EncodedRanking(cast(Ranking, row), encoded.ids("prompt", record), encoded.ids("answers", record))
+        prompt, answers = encoded.ids("prompt", record), encoded.ids("answers", record)
+        return where, EncodedRanking(cast(Ranking, row), prompt, answers, copy_of[encoded.number(record)])
 
     return Mapped(read, encoded.good())
 

@@ -1,4 +1,4 @@
-"""Detects the format of raw rows, converts them, and holds some out. ``sources.py`` reads the raw rows.
+"""Detects the format of raw rows and converts them. ``sources.py`` reads the raw rows.
 
 This module does not import torch: a bad row is reported in the first second, before anything is loaded.
 """
@@ -7,80 +7,152 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from alignkit.components import DataFormat, NoConfig
-from alignkit.config import DataConfig
+from alignkit.config import DataConfig, data_sources
+from alignkit.config.data_sources import DataPath, DataSource
 from alignkit.config.resolve import named_format
 from alignkit.config.settings import Selected
-from alignkit.data.sources import RawRow, RawRows, open_source
-from alignkit.data.spool import selected, stored
+from alignkit.data.sources import RawRow, RawRows, open_source, with_folder
+from alignkit.data.spool import stored
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located, Row
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The converted rows of one source."""
+class ReadSource:
+    """A source, and what was read from it."""
 
-    source: str
+    path: str
     format: str
-    rows: Sequence[Located]  # a list, or a file if they are many (see :mod:`alignkit.data.spool`)
-    skipped: list[str]  # why rows were skipped, a line each; only with on_bad_row: skip
-    fingerprint: str  # a hash of the source's bytes
+    rows: int
+    fingerprint: str  # a hash of its bytes
+    weight: float = 1.0
+    skipped: int = 0  # bad rows; only with on_bad_row: skip
     empty: int = 0  # raw rows that the format converts to no row
     left_out: list[str] = field(default_factory=list)  # files of the folder that are not read
     settings: dict[str, Any] = field(default_factory=dict)  # of the format
 
     def describe(self) -> str:
-        """``"490 rows from x.jsonl (format prompt-completion)"``."""
+        """``"490 rows from x.jsonl (format prompt-completion, weight 2)"``."""
         settings = "".join(f", {name}={value}" for name, value in self.settings.items())
-        skipped = f", {len(self.skipped)} bad rows skipped" if self.skipped else ""
+        weight = f", weight {self.weight:g}" if self.weight != 1 else ""
+        skipped = f", {self.skipped} bad rows skipped" if self.skipped else ""
         empty = f", {self.empty} rows of the source give none" if self.empty else ""
         left_out = f"; not read: {_shortened(self.left_out)}" if self.left_out else ""
-        return f"{len(self.rows)} rows from {self.source} (format {self.format}{settings}{skipped}{empty}){left_out}"
+        return f"{self.rows} rows from {self.path} (format {self.format}{settings}{weight}{skipped}{empty}){left_out}"
 
 
-def load(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Rows:
-    """Read the rows at ``path``, detect their format and convert them. ``accepts`` are the row types of the stage.
+@dataclass(frozen=True)
+class Rows:
+    """The converted rows of one or several sources, in their order, each once."""
+
+    rows: Sequence[Located]  # a list, or a file if they are many (see :mod:`alignkit.data.spool`)
+    sources: list[ReadSource]
+    skipped: list[str]  # why rows were skipped, a line each; only with on_bad_row: skip
+
+    @property
+    def path(self) -> str:
+        """The paths of the sources: ``"a.jsonl, b.jsonl"``."""
+        return ", ".join(source.path for source in self.sources)
+
+    @property
+    def format(self) -> str:
+        """The formats of the sources, each once: ``"ranking, preference"``."""
+        return ", ".join(dict.fromkeys(source.format for source in self.sources))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the bytes of all sources."""
+        each = [source.fingerprint for source in self.sources]
+        return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+    def describe(self) -> list[str]:
+        """A line for each source."""
+        lines = [source.describe() for source in self.sources]
+        if more := len(self.skipped) - sum(source.skipped for source in self.sources):
+            lines.append(f"{more} bad rows skipped: the chat template rejects them")
+        return lines
+
+    def parts(self) -> Iterator[tuple[ReadSource, range]]:
+        """Each source, and the indices of its rows."""
+        start = 0
+        for source in self.sources:
+            yield source, range(start, start + source.rows)
+            start += source.rows
+
+
+def load(registry: Registry, config: DataConfig, path: DataPath, accepts: tuple[type[Row], ...]) -> Rows:
+    """Read the rows of ``path`` (see ``data.path``): detect the format of each source and convert its rows.
+
+    ``accepts`` are the row types of the stage. Locations of rows name the folder too if there are several sources.
 
     Raises:
-        DataError: there is nothing at ``path``, or it is empty; no format fits, or several do; a row is bad, or of
+        DataError: there is nothing at a path, or it is empty; no format fits, or several do; a row is bad, or of
             another type.
     """
-    source = open_source(config, path)
-    chosen, raw = _recognise(registry, config, path, source.rows)
-    component_name = registry.describe(chosen.component)
-    skipped: list[str] = []
-    empty = 0
+    sources = data_sources.parse(path)
+    readers = [_Reader(registry, config, source, accepts, several=len(sources) > 1) for source in sources]
+    rows = stored(itertools.chain.from_iterable(readers))
+    skipped = list(itertools.chain.from_iterable(reader.skipped for reader in readers))
+    return Rows(rows, [reader.read() for reader in readers], skipped)
 
-    def good() -> Iterator[Located]:
-        nonlocal empty
-        for where, content in raw:
+
+class _Reader:
+    """The rows of one source. What was read is known once all of them have been."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        config: DataConfig,
+        source: DataSource,
+        accepts: tuple[type[Row], ...],
+        several: bool = False,
+    ) -> None:
+        config = replace(config, name=source.name or config.name, split=source.split or config.split)
+        self.opened = open_source(config, source.path)
+        raw = with_folder(source.path, self.opened.rows, source.split or "") if several else self.opened.rows
+        self.chosen, self.raw = _recognise(registry, config, source.path, raw)
+        self.source, self.accepts, self.skips = source, accepts, config.on_bad_row == "skip"
+        self.component_name = registry.describe(self.chosen.component)
+        self.skipped: list[str] = []
+        self.rows = self.empty = 0
+
+    def __iter__(self) -> Iterator[Located]:
+        for where, content in self.raw:
             try:
-                converted = _accepted(chosen, component_name, where, content, path, accepts)
+                converted = _accepted(self.chosen, self.component_name, where, content, self.source.path, self.accepts)
             except DataError as error:
-                if config.on_bad_row == "error" or isinstance(error, WrongKindError):
+                if not self.skips or isinstance(error, WrongKindError):
                     raise
-                skipped.append(str(error))
+                self.skipped.append(str(error))
             else:
                 yield from converted
-                empty += not converted
+                self.rows += len(converted)
+                self.empty += not converted
+        if not self.rows:
+            why = f"format '{self.chosen.component.name}' makes none of them"
+            if self.skipped:
+                why = f"all {len(self.skipped)} are bad. The first: {self.skipped[0]}"
+            raise DataError(f"{self.source.path} has no rows to train on: {why}")
 
-    rows = stored(good())
-    if not rows:
-        name = chosen.component.name
-        why = (
-            f"all {len(skipped)} are bad. The first: {skipped[0]}" if skipped else f"format '{name}' makes none of them"
+    def read(self) -> ReadSource:
+        return ReadSource(
+            path=self.source.path,
+            format=self.chosen.component.name,
+            rows=self.rows,
+            fingerprint=self.opened.fingerprint,
+            weight=self.source.weight,
+            skipped=len(self.skipped),
+            empty=self.empty,
+            left_out=self.opened.left_out,
+            settings=asdict(self.chosen.config),
         )
-        raise DataError(f"{path} has no rows to train on: {why}")
-    settings = asdict(chosen.config)
-    return Rows(path, chosen.component.name, rows, skipped, source.fingerprint, empty, source.left_out, settings)
 
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
@@ -198,71 +270,3 @@ def _plural(row_type: type) -> str:
 
 def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --- held-out rows -------------------------------------------------------------------------------------------------
-
-
-def hold_out(rows: Sequence[Located], size: float | None, seed: int) -> tuple[Sequence[Located], Sequence[Located]]:
-    """Split rows into training rows and held-out rows, reproducibly. Rows with the same prompt stay together.
-
-    ``size`` is that of the config: a share if below 1, else a count; None is 10 %, at most 200. A prompt with many rows
-    can increase the number of held-out rows, but at most to twice ``size``: a prompt with more is trained on.
-
-    Raises:
-        DataError: the size is invalid, no row would be left to train on, or no row can be held out.
-    """
-    if size is not None and not 0 <= size < float("inf"):
-        raise DataError(f"data.eval_size must be a share or a count (got {size:g})")
-    share = 0.1 if size is None else size
-    wanted = round(share * len(rows)) if share < 1 else int(min(share, len(rows)))
-    if size is None:
-        wanted = min(wanted, 200)
-    group_of = _groups(rows)
-    counts = Counter(group_of)
-    groups = list(counts)
-    random.Random(seed).shuffle(groups)
-    held: set[int] = set()
-    taken = 0
-    for group in groups:
-        if taken >= wanted:
-            break
-        if taken + counts[group] <= 2 * wanted or counts[group] == len(rows):
-            held.add(group)
-            taken += counts[group]
-    if taken >= len(rows):
-        why = "" if len(groups) > 1 else " (rows with one prompt stay together, and all have the same)"
-        raise DataError(f"holding out {wanted} of {len(rows)} rows leaves none to train on{why}. Lower data.eval_size")
-    if wanted and not taken:
-        raise DataError(
-            f"{wanted} of {len(rows)} rows cannot be held out: rows with one prompt stay together, and no prompt has "
-            f"fewer than {(fewest := min(counts.values()))}. Set data.eval_size={-(-fewest // 2)} or more, or 0"
-        )
-    train = selected(rows, (index for index, group in enumerate(group_of) if group not in held))
-    return train, selected(rows, (index for index, group in enumerate(group_of) if group in held))
-
-
-def _groups(rows: Iterable[Located]) -> list[int]:
-    """The group of each row. Rows with the same key are in one group, and so are rows from the same raw row."""
-    number_of: dict[bytes, int] = {}  # key -> its number
-    joined: list[int] = []  # number -> an earlier number of the same group, or itself
-    raw_row = "", 0  # the location of the last raw row, and the number of its first row
-
-    def first(number: int) -> int:
-        while joined[number] != number:
-            number = joined[number]
-        return number
-
-    numbers = []
-    for where, row in rows:
-        key = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        number = number_of.setdefault(key, len(joined))
-        if number == len(joined):
-            joined.append(number)
-        numbers.append(number)
-        if where == raw_row[0]:
-            earlier, later = sorted((first(number), first(raw_row[1])))
-            joined[later] = earlier
-        else:
-            raw_row = where, number
-    return [first(number) for number in numbers]

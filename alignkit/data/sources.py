@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from alignkit import bundled, paths
-from alignkit.config import DataConfig
+from alignkit.config import DataConfig, data_sources
 from alignkit.errors import DataError, did_you_mean, one_line
 
 RawRow: TypeAlias = Mapping[str, Any]
@@ -67,11 +67,31 @@ def open_source(config: DataConfig, path: str) -> Source:
     return _hub(config, path)
 
 
-def fingerprint(config: DataConfig) -> str | None:
-    """The fingerprint of ``config.path``; None if it is on the hub."""
-    if config.path is None or not (local := _local(config.path)).exists():
-        return None
-    return _hash(_files(local, config.split)[0] if local.is_dir() else [local])
+def fingerprints(config: DataConfig) -> dict[str, str]:
+    """The fingerprint of each source in ``config.path`` that is on this disk."""
+    result = {}
+    for source in data_sources.parse(config.path):
+        if (local := _local(source.path)).exists():
+            files = _files(local, source.split or config.split)[0] if local.is_dir() else [local]
+            result[source.path] = _hash(files)
+    return result
+
+
+def with_folder(path: str, rows: RawRows, of_split: str = "") -> RawRows:
+    """``rows`` of the source ``path`` with the folder in their locations: ``"round-1/rankings.jsonl line 3"``.
+
+    Locations are then different for all sources of a run. ``of_split`` is the split, if it is the source's own.
+    """
+    local, is_bundled = _local(path), path.startswith(bundled.PREFIX)
+    of_files = local.is_dir() and not _is_saved(local)
+    folder = path if of_files else os.path.dirname(os.path.normpath(path)) if local.exists() else ""
+    prefix = bundled.PREFIX if is_bundled else os.path.join(folder, "") if folder else ""
+    prefix += f"{of_split} of " if of_split and not of_files else ""
+    try:
+        for where, row in rows:
+            yield prefix + where, DataError(f"{prefix}{row}") if isinstance(row, DataError) else row
+    except DataError as error:
+        raise DataError(f"{prefix}{error}") from None
 
 
 def is_file(path: str) -> bool:

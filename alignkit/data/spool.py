@@ -8,6 +8,7 @@ import os
 import pickle
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast, overload
@@ -119,6 +120,20 @@ def keep(items: Sequence[T], indices: Iterable[int]) -> None:
         items.keep(indices)
     elif isinstance(items, list):
         items[:] = [items[index] for index in indices]
+
+
+def copies(items: Sequence[Any]) -> list[int]:
+    """For each item of a list or a spool, how many times the same item occurs before it.
+
+    A weight in ``data.path`` repeats rows. An equal row of another line is not the same item.
+    """
+    identities = items._offsets if isinstance(items, Spool) else [id(item) for item in items]
+    seen: Counter[int] = Counter()
+    result = []
+    for identity in identities:
+        result.append(seen[identity])
+        seen[identity] += 1
+    return result
 
 
 IN_MEMORY = 20_000  # items; more are written to a file

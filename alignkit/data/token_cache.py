@@ -69,9 +69,13 @@ class Encoded:
         """The token ids in a column of one record: a list, or a list of lists."""
         return _plain(self.column(name)[record].values)
 
+    def number(self, record: int) -> int:
+        """The number of the row of a record, an index into ``rows``."""
+        return int(self.column("row")[record].as_py())
+
     def located(self, record: int) -> Located:
         """The row of a record."""
-        return self.rows[self.column("row")[record].as_py()]
+        return self.rows[self.number(record)]
 
     def where(self, record: int) -> str:
         """The location of the row of a record."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from alignkit import data
 from alignkit.config import DataConfig
-from alignkit.data import reading
+from alignkit.data import held_out
 from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluation import judges
@@ -101,18 +101,19 @@ def _rows(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]
         registry.activate(plugin)
     config = DataConfig(**record["config"]["stages"][record["stage"]]["data"])
     accepts = registry.stage(record["stage"]).rows
-    source = data.load(registry, config, str(config.path), accepts)
+    source = data.load(registry, config, config.path, accepts)
     if source.fingerprint != record["data"]["fingerprint"]:
-        raise DataError(f"{config.path} has changed since")
+        raise DataError(f"{source.path} has changed since")
     if config.eval_path is None:
-        train_rows, eval_rows = reading.hold_out(source.rows, config.eval_size, config.seed)
+        train_rows, eval_rows = held_out.split(source, config.eval_size, config.seed)
         if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version split otherwise
             raise DataError(
                 f"its split now holds out {len(eval_rows)} rows, and the run held out {record['data']['eval_rows']}"
             )
         return train_rows, eval_rows
     split = DataConfig(**{**vars(config), "split": config.eval_split or config.split})
-    return source.rows, data.load(registry, split, config.eval_path, accepts).rows
+    train_rows = held_out.split(source, 0, config.seed).train
+    return train_rows, data.load(registry, split, config.eval_path, accepts).rows
 
 
 def _prompts(rows: Iterable[Located]) -> list[Conversation]:

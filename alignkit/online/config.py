@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import option
+from alignkit.config.data_sources import DataPath, parse
 from alignkit.errors import ConfigError
 
 
@@ -43,8 +44,10 @@ class OnlineConfig:
         None, "decay of an average of the policy's weights, which the run then saves; null: none"
     )
     ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text (PPO-ptx); 0: off")
-    ptx_data: str | None = option(
-        None, "texts or demonstrations for PPO-ptx; null: the data of the policy's SFT run", only_with="ptx_coef"
+    ptx_data: DataPath = option(
+        None,
+        "texts or demonstrations for PPO-ptx, as data.path; null: the data of the policy's SFT run",
+        only_with="ptx_coef",
     )
     ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
     ptx_length: Annotated[int, Gt(1)] = option(
@@ -88,6 +91,7 @@ def check(table: str, config: OnlineConfig) -> None:
         raise ConfigError(
             f"{table}.batch_size={config.batch_size} cannot be split into {table}.minibatches={config.minibatches}"
         )
+    parse(config.ptx_data, f"{table}.ptx_data")
     if config.keep == "best" and config.ema is not None:
         raise ConfigError(
             f"{table}.keep=best saves a policy that was evaluated, {table}.ema saves an average: choose one"

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.data.encoding import check_column_fits, encode_rows, ids_key
 from alignkit.data.row_encoders import PromptEncoder
-from alignkit.data.spool import Mapped
+from alignkit.data.spool import Mapped, copies
 from alignkit.errors import DataError
 from alignkit.protocols import Run
 from alignkit.rows import Conversation, Located
@@ -25,6 +25,8 @@ class EncodedPrompt:
 def encode_prompts(run: Run, rows: Sequence[Located]) -> Sequence[EncodedPrompt]:
     """Encode the prompts of ``rows`` and drop duplicates. The first of several equal prompts stays.
 
+    A prompt stays more than once if a weight in ``data.path`` repeats its row.
+
     Raises:
         DataError: a prompt is longer than the stage's ``max_prompt_length``.
     """
@@ -33,10 +35,11 @@ def encode_prompts(run: Run, rows: Sequence[Located]) -> Sequence[EncodedPrompt]
     table, config = run.config.stage.component.name, run.config.stage.config
     encoded = encode_rows(run, rows, PromptEncoder(run.tokenizer, run.stop_ids))
     too_long: tuple[int, int] | None = None  # the first record over the limit, and its tokens
-    distinct: dict[bytes, int] = {}  # the first record of each prompt
+    copy_of = copies(encoded.rows)
+    distinct: dict[tuple[bytes, int], int] = {}  # the first record of each prompt and copy
     for record in reversed(encoded.good()):
         ids = encoded.ids("prompt", record)
-        distinct[ids_key(ids)] = record
+        distinct[ids_key(ids), copy_of[encoded.number(record)]] = record
         if len(ids) > config.max_prompt_length:
             too_long = record, len(ids)
     if too_long is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit import data
+from alignkit.data import held_out
 from alignkit.data.chat_template import IGNORE, encode
 from alignkit.data.encoding import check_fit, encode_each
 from alignkit.errors import AlignkitError, ConfigError
@@ -43,7 +44,8 @@ def encode_texts(run: Run) -> list[PtxText]:
         rows = run.parent_rows("policy")
     else:
         source = replace(run.config.data, path=config.ptx_data, format=None, eval_path=None)
-        rows = data.load(run.registry, source, config.ptx_data, (Text, Demonstration)).rows
+        texts_and_demonstrations = data.load(run.registry, source, config.ptx_data, (Text, Demonstration))
+        rows = held_out.split(texts_and_demonstrations, 0, source.seed).train
     if not all(isinstance(row, Text | Demonstration) for _, row in rows):
         raise AlignkitError(
             f"{table}.ptx_coef: the policy's training data contains no texts or demonstrations. Set {table}.ptx_data"

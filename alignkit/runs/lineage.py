@@ -70,10 +70,10 @@ def inherited(parent: Parent) -> dict[str, Any]:
     return {key: config[key] for key in ("model", "tuner", "chat_template") if config.get(key) is not None}
 
 
-def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
+def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list[str]:
     """Why a finished run differs from the run that ``config`` describes: settings, data, model, or ancestors.
 
-    Only settings that the user gave are compared. ``data`` is the current fingerprint of the data, None if unknown.
+    Only settings that the user gave are compared. ``data`` are the current fingerprints of the data, by path.
     """
     assert run.manifest is not None
     record, wanted = run.manifest, config.to_dict()
@@ -85,8 +85,9 @@ def differences(run: Parent, config: RunConfig, data: str | None) -> list[str]:
         for path in _leaves(config.stated)
         if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents and path not in ignored
     ]
-    if data is not None and record["data"]["fingerprint"] != data and record["data"]["source"] == config.data.path:
-        reasons.append(f"{config.data.path} has changed")
+    for path, fingerprint in manifest.data_fingerprints(record).items():
+        if data.get(path, fingerprint) != fingerprint:
+            reasons.append(f"{path} has changed")
     reasons += [f"{config.model} has changed ({part})" for part in _model_differences(config, record)]
     for role, parent in record["parents"].items():
         folder = Path(parent["folder"])

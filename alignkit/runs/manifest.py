@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def read(folder: Path) -> dict[str, Any]:
     if manifest.get("manifest_version") != VERSION:
         raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
     return dict(manifest)
+
+
+def data_fingerprints(record: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprints of the data that a run was trained on, by path. ``record`` is its manifest."""
+    data = record["data"]
+    before = [{"path": data["source"], "fingerprint": data["fingerprint"]}]  # runs of one source, without `sources`
+    return {source["path"]: source["fingerprint"] for source in data.get("sources", before)}
 
 
 def missing_file(folder: Path) -> str | None:

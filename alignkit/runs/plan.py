@@ -15,9 +15,9 @@ from typing import Any
 
 from alignkit import bundled, data, paths
 from alignkit.components import Component
-from alignkit.config import layers, resolve, resume_rules, reward_parts
+from alignkit.config import data_sources, layers, resolve, resume_rules, reward_parts
 from alignkit.config.resolve import RunConfig
-from alignkit.data import reading, sources
+from alignkit.data import held_out, sources
 from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
@@ -62,8 +62,8 @@ class Plan:
             ("loss", self._named("loss")),
             *((kind, self._named(kind)) for kind in config.stage.component.uses),
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
-            ("data", self.source.describe()),
-            ("held out", self.eval_source.describe() if self.eval_source else split),
+            *(("data", line) for line in self.source.describe()),
+            *(("held out", line) for line in (self.eval_source.describe() if self.eval_source else [split])),
             ("training", f"{len(self.train_rows)} rows, {extent}"),
             *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             ("run folder", str(config.folder)),
@@ -205,14 +205,14 @@ class _Planner:
         """The newest finished run of a stage that matches the user's settings, or one that is trained first."""
         if stage_name not in self.known:
             config = resolve(self.registry, self.file, self.cli, stage_name, may_exist=True)
-            fingerprint = sources.fingerprint(config.data)
+            fingerprints = sources.fingerprints(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
-            matching = [run for run in runs if not lineage.differences(run, config, fingerprint)]
+            matching = [run for run in runs if not lineage.differences(run, config, fingerprints)]
             if not matching and manifest.is_run(config.folder):
                 existing = next((run for run in runs if run.folder == config.folder), None)
                 if existing is None:
                     raise ConfigError(f"{config.folder} is a run of another stage. Choose another --output")
-                reasons = lineage.differences(existing, config, fingerprint)
+                reasons = lineage.differences(existing, config, fingerprints)
                 longer = {
                     str(change)
                     for change in resume_rules.changes(manifest.read(existing.folder)["config"], config)
@@ -264,20 +264,22 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     stage = config.stage.component
     if config.data.path is None:
         raise ConfigError(f"stage '{stage.name}' has no default data. Add --data")
-    for split, path in ((config.data.split, config.data.path), (config.data.eval_split, config.data.eval_path)):
-        if split not in (None, "train") and path is not None and sources.is_file(path):
+    eval_path, eval_split = config.data.eval_path, config.data.eval_split or config.data.split
+    splits = [(each.path, each.split or config.data.split) for each in data_sources.parse(config.data.path)]
+    for path, split in [*splits, *([(eval_path, config.data.eval_split)] if eval_path else [])]:
+        if split not in (None, "train") and sources.is_file(path):
             raise ConfigError(
                 f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
             )
+    if (eval_path, eval_split) in splits:
+        raise ConfigError(f"data.eval_path is the training data ({eval_path}). Set data.eval_split too")
     source = data.load(registry, config.data, config.data.path, stage.rows)
-    if config.data.eval_path is not None:
-        held_out = dataclasses.replace(config.data, split=config.data.eval_split or config.data.split)
-        if config.data.eval_path == config.data.path and held_out.split == config.data.split:
-            raise ConfigError(f"data.eval_path is the training data ({config.data.path}). Set data.eval_split too")
-        eval_source = data.load(registry, held_out, config.data.eval_path, stage.rows)
-        return _without_bad_rows(Plan(registry, config, source, source.rows, eval_source.rows, eval_source, parents))
-    train_rows, eval_rows = reading.hold_out(source.rows, config.data.eval_size, config.data.seed)
-    return _without_bad_rows(Plan(registry, config, source, train_rows, eval_rows, None, parents))
+    if eval_path is None:
+        train_rows, eval_rows = held_out.split(source, config.data.eval_size, config.data.seed)
+        return _without_bad_rows(Plan(registry, config, source, train_rows, eval_rows, None, parents))
+    eval_source = data.load(registry, dataclasses.replace(config.data, split=eval_split), eval_path, stage.rows)
+    train_rows = held_out.split(source, 0, config.data.seed).train
+    return _without_bad_rows(Plan(registry, config, source, train_rows, eval_source.rows, eval_source, parents))
 
 
 def _without_bad_rows(plan: Plan) -> Plan:
@@ -337,4 +339,4 @@ def is_made_by(config: RunConfig) -> bool:
     if any(change.resume != "may_change" for change in resume_rules.changes(record["config"], config)):
         return False
     run = Parent(record["stage"], config.folder, record)
-    return not lineage.differences(run, config, sources.fingerprint(config.data))
+    return not lineage.differences(run, config, sources.fingerprints(config.data))

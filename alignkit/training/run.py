@@ -17,6 +17,7 @@ from torch import nn
 from alignkit import data
 from alignkit.batches import LossOutput, Sampling
 from alignkit.config import DataConfig
+from alignkit.data import held_out
 from alignkit.data.chat_template import load_tokenizer
 from alignkit.data.chat_tokenizer import today
 from alignkit.errors import AlignkitError
@@ -125,7 +126,8 @@ class Run:
         table = record["config"]["stages"][record["stage"]]["data"]
         stage = self.registry.stage(record["stage"])
         try:
-            return data.load(self.registry, DataConfig(**table), table["path"], stage.rows).rows
+            config = DataConfig(**table)
+            return held_out.split(data.load(self.registry, config, config.path, stage.rows), 0, config.seed).train
         except AlignkitError as error:
             self.say(f"the rows that {self.parents[role]} was trained on cannot be read: {error}")
             return []

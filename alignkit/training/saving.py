@@ -97,9 +97,19 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
         "today": run.today,  # the date that chat templates get
         "parents": parents,
         "data": {
-            "source": source.source,
+            "source": source.path,
             "fingerprint": source.fingerprint,
             "format": source.format,
+            "sources": [
+                {
+                    "path": each.path,
+                    "fingerprint": each.fingerprint,
+                    "format": each.format,
+                    "rows": each.rows,
+                    "weight": each.weight,
+                }
+                for each in source.sources
+            ],
             "train_rows": len(run.train_rows),
             "eval_rows": len(run.eval_rows),
             "skipped_rows": run.skipped,

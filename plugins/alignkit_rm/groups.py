@@ -101,14 +101,15 @@ def _depths(pairs: list[tuple[str, str]]) -> dict[str, int] | None:
 def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: str) -> Sequence[Ranked]:
     """Rankings as token ids, after :func:`merge_pairs`; otherwise as :func:`alignkit.data.encode_rankings`.
 
-    Prompts and answers are the same if their tokens are: a chat template may trim what differs between two texts.
+    Prompts and answers are the same if their tokens are: a chat template may trim what differs between two texts. Rows
+    that a weight in ``data.path`` repeats are merged with each other, not with the rows that they repeat.
     """
     encoded = encoded_rankings(run, rows)
     first: dict[bytes, Ranking] = {}  # prompt tokens -> the first row with them
     texts: dict[tuple[bytes, bytes], str] = {}  # prompt and answer tokens -> the first text of both
     tokens: dict[tuple[str, str], tuple[int, int]] = {}  # a prompt's key, an answer's text -> a ranking and its answer
     where: dict[int, str] = {}  # id of a ranking -> its file and line
-    rankings = []
+    by_copy: dict[int, list[Ranking]] = defaultdict(list)
     for number, (place, ranking) in enumerate(encoded):
         prompt = ids_key(ranking.prompt)
         row = first.setdefault(prompt, ranking.row)
@@ -116,6 +117,7 @@ def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: 
         for index, (ids, text) in enumerate(zip(ranking.answers, ranking.row.answers, strict=True)):
             answers.append(texts.setdefault((prompt, ids_key(ids)), text))
             tokens[row.key, answers[-1]] = number, index
+        rankings = by_copy[ranking.copy]
         rankings.append(replace(ranking.row, prompt=row.prompt, tools=row.tools, answers=answers))
         where[id(rankings[-1])] = place
 
@@ -126,4 +128,5 @@ def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: 
         prompt_ids = sources[places[0][0]].prompt
         return where.get(id(row), "pairs of one prompt"), EncodedRanking(row, prompt_ids, answer_ids)
 
-    return usable_rankings(run, Mapped(merged, merge_pairs(rankings)), max_length, too_long)
+    groups = [group for copy in sorted(by_copy) for group in merge_pairs(by_copy[copy])]
+    return usable_rankings(run, Mapped(merged, groups), max_length, too_long)

@@ -93,7 +93,7 @@ def test_skip_counts_and_reports_bad_rows(read: Callable[..., Rows], tmp_path: P
     rows = read(file, on_bad_row="skip")
     assert [row for _, row in rows.rows] == [Text("one"), Text("zwölf"), Text("three")]
     assert [why.split(": ")[0] for why in rows.skipped] == [f"a.jsonl line {n}" for n in (1, 4, 6, 7)]
-    assert rows.describe() == f"3 rows from {file} (format text, 4 bad rows skipped)"
+    assert rows.describe() == [f"3 rows from {file} (format text, 4 bad rows skipped)"]
 
 
 def test_all_rows_bad_is_an_error_even_with_skip(read: Callable[..., Rows], tmp_path: Path) -> None:

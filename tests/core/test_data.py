@@ -15,7 +15,7 @@ from data_files import LINES, ROWS, complaint, write, write_parquet
 from alignkit import Demonstration, Text
 from alignkit.config import DataConfig
 from alignkit.data.reading import Rows
-from alignkit.data.sources import fingerprint
+from alignkit.data.sources import fingerprints
 
 # --- sources -------------------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ def test_file_is_read_and_its_rows_know_where_they_stand(
 ) -> None:
     rows = read(write(tmp_path / name, content))
     assert rows.rows == [(f"{name} {where[0]}", Text("one")), (f"{name} {where[1]}", Text("zwölf"))]
-    assert rows.describe() == f"2 rows from {tmp_path / name} (format text)"
+    assert rows.describe() == [f"2 rows from {tmp_path / name} (format text)"]
 
 
 def test_parquet_is_read(read: Callable[..., Rows], tmp_path: Path) -> None:
@@ -75,9 +75,11 @@ def test_the_files_of_a_folder_are_those_of_the_split(
         write(tmp_path / name, LINES)
     rows = read(tmp_path, split=split)
     assert {at.split(" line")[0] for at, _ in rows.rows} == set((read_names or names).split())
-    assert left_out is None or rows.left_out == left_out
-    assert rows.describe().endswith(f"; not read: {', '.join(rows.left_out)}" if rows.left_out else "(format text)")
-    assert rows.fingerprint == fingerprint(DataConfig(path=str(tmp_path), split=split))
+    (source,) = rows.sources
+    assert left_out is None or source.left_out == left_out
+    not_read = f"; not read: {', '.join(source.left_out)}" if source.left_out else "(format text)"
+    assert source.describe().endswith(not_read)
+    assert fingerprints(DataConfig(path=str(tmp_path), split=split)) == {str(tmp_path): rows.fingerprint}
 
 
 def test_a_split_that_a_folder_has_not(read: Callable[..., Rows], tmp_path: Path) -> None:

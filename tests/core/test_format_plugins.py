@@ -102,7 +102,7 @@ def test_a_format_may_make_several_rows_of_one_and_has_settings(tree: Path) -> N
 
     rows = load(registry, DataConfig(format={"name": "tree", "max_depth": 3}), str(tree), (Ranking,))
     assert rows.rows == [("a.jsonl line 1", top), ("a.jsonl line 2", top), ("a.jsonl line 2", below)]
-    assert rows.describe().endswith("(format tree, max_depth=3, 1 rows of the source give none)")
+    assert rows.describe()[0].endswith("(format tree, max_depth=3, 1 rows of the source give none)")
     flat = load(registry, DataConfig(format={"name": "tree", "max_depth": 1}), str(tree), (Ranking,))
     assert [row for _, row in flat.rows] == [top, top]
     assert load(registry, DataConfig(), str(tree), (Ranking,)).rows == rows.rows  # recognised, with its defaults

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from alignkit import DataError, Demonstration
-from alignkit.data.reading import hold_out
+from alignkit.data.held_out import hold_out
 from alignkit.rows import Located
 
 

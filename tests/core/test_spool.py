@@ -13,7 +13,7 @@ import pytest
 from alignkit import DataError, Demonstration, Located
 from alignkit.config import DataConfig
 from alignkit.data import load
-from alignkit.data.reading import hold_out
+from alignkit.data.held_out import hold_out
 from alignkit.data.spool import Mapped, Spool, keep, spool, stored
 from alignkit.registry import Registry
 
