@@ -26,6 +26,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of tests train, and a picture takes longer than some of them do."""
+    if "draws_curves" not in request.keywords:
+        monkeypatch.setattr("alignkit.runs.curves.can_draw", lambda: False)
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``install("simpo", code)``: a plugin with the metadata of a real distribution, on ``sys.path`` for this test."""

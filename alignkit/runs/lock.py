@@ -38,6 +38,18 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process of this machine is training in a folder. The lock itself is not touched."""
+    pid = _read(folder.with_name(f".{folder.name}.lock"))
+    try:
+        os.kill(int(pid), 0)  # signal 0 is not sent
+    except PermissionError:  # another user's process
+        return True
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _read(file: Path) -> str:
     with contextlib.suppress(OSError):
         return file.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -15,10 +16,10 @@ from rich.progress import Progress as Bar
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, one_line
 from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
-from alignkit.runs import manifest
+from alignkit.runs import curves, manifest
 from alignkit.training.meters import last_logged
 
 
@@ -115,6 +116,37 @@ class MetricsFile(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # a pickle that nothing reads; config.yaml in the run folder has the same settings
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "training_args.bin").unlink(missing_ok=True)
+
+
+class Curves(TrainerCallback):
+    """Draws the run's curves, as often as that takes less than a hundredth of the time, and at the end."""
+
+    SHARE = 0.01
+
+    def __init__(self, run: Run) -> None:
+        self.say, self.folder, stage = run.say, run.folder, run.config.stage.component
+        self.title, self.first = f"{run.config.folder}: {stage.summary}", stage.watch
+        self.started, self.spent = time.monotonic(), 0.0
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        elapsed = time.monotonic() - self.started
+        if state.is_world_process_zero and self.spent < self.SHARE * elapsed:
+            self._draw()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.spent < math.inf:
+            self._draw()
+
+    def _draw(self) -> None:
+        started = time.monotonic()
+        try:
+            curves.draw(self.folder, self.title, self.first)
+        except Exception as error:  # a picture must not end a run
+            self.say(f"warning: the curves could not be drawn: {one_line(error)}")
+            self.spent = math.inf
+        self.spent += time.monotonic() - started
 
 
 class Resumed(TrainerCallback):

@@ -26,11 +26,11 @@ from alignkit.models import device_and_dtype
 from alignkit.protocols import Engine, Limits, RewardFunction
 from alignkit.registry import checks
 from alignkit.rows import Located
-from alignkit.runs import base, fingerprints, manifest
+from alignkit.runs import base, curves, fingerprints, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import DAY, METRICS, start_day
 from alignkit.training import arguments, loading
-from alignkit.training.callbacks import BestMetric, Interrupt, MetricsFile, Progress
+from alignkit.training.callbacks import BestMetric, Curves, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
 from alignkit.training.loss_state import LossState, has_state, unchanged_by_evaluation
 
@@ -183,6 +183,8 @@ class Run:
         expected = "a list of TrainerCallback"
         from_plugins = itertools.chain(*self.registry.call("alignkit_callbacks", _are_callbacks, expected, run=self))
         own = [Progress(self), MetricsFile(self.folder / METRICS), Interrupt(self), LearningCheck(self), BestMetric()]
+        if curves.can_draw():
+            own.append(Curves(self))
         return [*own, *self._loss_states, *from_plugins]
 
 

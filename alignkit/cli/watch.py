@@ -1,0 +1,94 @@
+"""``alignkit watch``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit import paths, yaml
+from alignkit.errors import AlignkitError, ConfigError, did_you_mean
+from alignkit.registry import Registry
+from alignkit.runs import curves, lock, manifest
+
+
+def watch(
+    run: str = typer.Argument(metavar="RUN", help="A run folder, finished or not."),
+    every: float = typer.Option(2.0, min=0.1, metavar="SECONDS", help="How often the curves are read."),
+) -> None:
+    """Show the curves of a run in the terminal, while it trains. Ends when the run does; Ctrl-C leaves it running."""
+    from rich.console import Console
+    from rich.live import Live
+
+    folder = paths.expand(run)
+    first = _watched(_current(folder))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        Console(highlight=False, width=120).print(_table(folder, first))
+        return
+    with Live(_table(folder, first), console=console, auto_refresh=False) as live:
+        while _is_training(folder):
+            time.sleep(every)
+            live.update(_table(folder, first), refresh=True)
+
+
+def _current(folder: Path) -> Path:
+    """The folder that has the newest metrics: of the unfinished run, else of the finished one.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    for each in (manifest.unfinished(folder), folder):
+        if (each / "config.yaml").is_file():
+            return each
+    beside = [each.name.removesuffix(".unfinished") for each in folder.parent.glob("*/")]
+    raise ConfigError(f"watch: {folder} is not a run folder.{did_you_mean(folder.name, beside)}")
+
+
+def _is_training(folder: Path) -> bool:
+    return lock.is_held(manifest.unfinished(folder))
+
+
+def _watched(folder: Path) -> Sequence[str]:
+    """The metrics that the run's stage prints, which come first. None if its plugin is not installed."""
+    config = yaml.load(folder / "config.yaml")
+    registry = Registry()
+    with contextlib.suppress(AlignkitError):
+        registry.activate(*config["plugins"])
+        return registry.stage(next(reversed(config["stages"]))).watch
+    return ()
+
+
+def _table(folder: Path, first: Sequence[str]) -> Any:
+    from rich.box import SIMPLE
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    current = _current(folder)
+    file = current / "metrics.jsonl"
+    of_run = curves.read(file, first) if file.exists() else []
+    step = max((points[-1].step for curve in of_run for points in curve[1:] if points), default=0)
+    state = "is training" if _is_training(folder) else "finished" if manifest.is_run(current) else "stopped"
+    hint = "; continue with --resume" if state == "stopped" else ""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in ("metric", "training", "last", "held out", "last held out"):
+        table.add_column(heading, justify="right" if heading.startswith("last") else "left", no_wrap=True)
+    for curve in of_run:
+        table.add_row(curve.name, curves.sparkline(curve.train), _last(curve.train), *_held_out(curve.held_out))
+    return Group(Text(f"{folder}: {state} at step {step}{hint}", overflow="ignore", no_wrap=True), table)
+
+
+def _held_out(points: Sequence[curves.Point]) -> tuple[str, str]:
+    return curves.sparkline(points, width=20), _last(points)
+
+
+def _last(points: Sequence[curves.Point]) -> str:
+    if not points:
+        return ""
+    error = points[-1].error
+    return f"{points[-1].value:.4g}" + ("" if error is None else f" ± {error:.2g}")
