@@ -122,7 +122,7 @@ def test_a_run_folder_has_its_curves_and_watch_shows_them(
     assert f"{folder}: finished at step 4" in output
     assert [line.split()[0] for line in output.splitlines() if line.strip()][3:5] == ["perplexity", "loss"]
     assert main(["watch", f"{folder}s"]) == 2
-    assert f"watch: {folder}s is not a run folder. Did you mean 'sft'?" in capsys.readouterr().err
+    assert f"watch: {folder}s is not the folder of a run. Did you mean 'sft'?" in capsys.readouterr().err
 
 
 def test_watch_tells_a_run_that_trains_from_one_that_stopped(

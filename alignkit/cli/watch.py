@@ -40,13 +40,13 @@ def _current(folder: Path) -> Path:
     """The folder that has the newest metrics: of the unfinished run, else of the finished one.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: no run is in it.
     """
     for each in (manifest.unfinished(folder), folder):
         if (each / "config.yaml").is_file():
             return each
     beside = [each.name.removesuffix(".unfinished") for each in folder.parent.glob("*/")]
-    raise ConfigError(f"watch: {folder} is not a run folder.{did_you_mean(folder.name, beside)}")
+    raise ConfigError(f"watch: {folder} is not the folder of a run.{did_you_mean(folder.name, beside)}")
 
 
 def _is_training(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PICTURES = ("curves.svg", "curves.png")  # in the run folder
 PANELS = 12  # at most, in a picture
@@ -52,7 +52,7 @@ def read(file: Path, first: Sequence[str] = ()) -> list[Curve]:
     return [curve for curve in curves if curve.name in first or _changes(curve)]
 
 
-def _rows(file: Path) -> Iterable[dict[str, object]]:
+def _rows(file: Path) -> Iterable[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
