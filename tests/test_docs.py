@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "first-plugin.md")]
 SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
 
-SHORT_PPO = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"]
+ONLINE = ("ppo", "grpo", "rloo")
+SHORT_ONLINE = ["batch_size=4", "minibatches=1", "response_length=8"]
 
 
 def write_data() -> None:
@@ -68,7 +69,8 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = shlex.split(command)[1:]
         arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
         if arguments[0] == "train":
-            arguments += [*SHORT, *(SHORT_PPO if "ppo" in arguments else [])]
+            stage = next((name for name in ONLINE if name in arguments), "")
+            arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
             arguments += ["dpo.response_length=8"] if "dpo" in arguments else []
         if arguments[0] in ("chat", "sample", "compare"):
             arguments += ["--max-new-tokens", "8"]

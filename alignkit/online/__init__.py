@@ -16,8 +16,11 @@ __all__ = [
     "RolesTrainer",
     "Rollouts",
     "build_trainer",
+    "clipped_surrogate",
     "kl_penalty",
     "online_stage",
+    "ratio_metrics",
+    "token_mean",
 ]
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from alignkit.online.roles_trainer import RolesTrainer
     from alignkit.online.rollouts import Advantages, Rollouts
     from alignkit.online.stage import online_stage
+    from alignkit.online.surrogate import clipped_surrogate, ratio_metrics, token_mean
     from alignkit.online.trainer import OnlineTrainer
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
+from alignkit.errors import DataError
 from alignkit.generation.sampling import text
 from alignkit.models import Logps, Sequences, decide_shared_prompt
 from alignkit.models.prompt_trees import supports_tree
@@ -38,8 +39,10 @@ class Collector:
         prompts: Sequence[EncodedPrompt],
         reward: RewardFunction,
         on_first_scores: Callable[[float], None],
+        to_redraw: Callable[[Tensor, Tensor, int], Tensor],
     ):
-        self.trainer, self.prompts, self.reward, self.on_first_scores = trainer, prompts, reward, on_first_scores
+        self.trainer, self.prompts, self.reward = trainer, prompts, reward
+        self.on_first_scores, self.to_redraw = on_first_scores, to_redraw
         self.config: OnlineConfig = run.config.stage.config
         self.args, self.device, self.statistics = trainer.args, trainer.args.device, Statistics(trainer.accelerator)
         self.tokenizer, self.pad = run.tokenizer, run.tokenizer.pad_token_id
@@ -60,14 +63,20 @@ class Collector:
         """Answers to the prompts of an iteration, with all that advantages are computed from."""
         began = time.monotonic()
         prompts = self._prompts_of(iteration)
-        prompt_ids = [prompt.ids for prompt in prompts]
-        answers = self.sample(prompt_ids, seeds.seed(self.args, iteration, seeds.SAMPLE))  # 1
-        sampled = time.monotonic()
+        answers = self.sample([prompt.ids for prompt in prompts], seeds.seed(self.args, iteration, seeds.SAMPLE))  # 1
+        sampling = time.monotonic() - began
 
-        raw_scores, ended = self.score(prompts, answers), self.ended(answers)  # 2
-        kept = ~raw_scores.isnan()
+        raw_scores = self.score(prompts, answers)  # 2
+        redrawn = 0
+        for attempt in range(1, seeds.REDRAWS + 1):
+            chosen = self.to_redraw(self._penalised(raw_scores, answers), ~raw_scores.isnan(), attempt)
+            if not (rows := chosen.nonzero().flatten().tolist()):
+                break
+            sampling += self._redraw(rows, iteration, attempt, prompts, answers, raw_scores)
+            redrawn += len(rows)
+        prompt_ids = [prompt.ids for prompt in prompts]
+        ended, kept, scores = self.ended(answers), ~raw_scores.isnan(), self._penalised(raw_scores, answers)
         raw_scores = raw_scores.nan_to_num()
-        scores = raw_scores - self.config.missing_eos_penalty * ~ended
         if iteration == 0:
             self.on_first_scores(self.statistics.mean(scores, kept))
 
@@ -87,10 +96,12 @@ class Collector:
             "kl": mean((logps - ref_logps).sum(1)),
             "length": mean(mask.sum(1).float()),
             "eos_rate": mean(ended.float()),
-            "sampled_tokens_per_second": total(mask.sum()) / max(sampled - began, 1e-9),
-            "seconds_sampling": sampled - began,
-            "seconds_scoring": time.monotonic() - sampled,
+            "sampled_tokens_per_second": total(mask.sum()) / max(sampling, 1e-9),
+            "seconds_sampling": sampling,
+            "seconds_scoring": time.monotonic() - began - sampling,
         }
+        if redraws := total(torch.tensor(redrawn, device=self.device)):
+            metrics["redrawn"] = redraws
         if self.skips_errors:
             metrics["reward_errors"] = total((~kept).sum())
         return Rollouts(prompt_ids, answers, scores, kept, mask, logps, ref_logps, values, metrics)
@@ -120,11 +131,50 @@ class Collector:
         """Token ids as input of the roles."""
         return self.trainer.roles.sequences(prompts, answers, self.pad, self.device)
 
-    def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
-        """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times."""
+    def _penalised(self, raw_scores: Tensor, answers: list[list[int]]) -> Tensor:
+        """Scores less the penalty for a missing EOS, [B]; 0 less that penalty where the reward refused the answer."""
+        return raw_scores.nan_to_num() - self.config.missing_eos_penalty * ~self.ended(answers)
+
+    def _redraw(
+        self,
+        rows: list[int],
+        iteration: int,
+        attempt: int,
+        prompts: list[EncodedPrompt],
+        answers: SampledAnswers,
+        raw_scores: Tensor,
+    ) -> float:
+        """Replace the prompts and answers in these rows, and their scores, by others; return the seconds of sampling.
+
+        They stay if ``reward.on_error`` is ``skip`` and the reward refuses all the others.
+        """
+        began = time.monotonic()
+        of_attempt = self._prompts_of(iteration, attempt)
+        others = [of_attempt[row] for row in rows]
+        sampled = self.sample([p.ids for p in others], seeds.seed(self.args, iteration, seeds.SAMPLE + attempt))
+        seconds = time.monotonic() - began
+        try:
+            raw_scores[rows] = self.score(others, sampled)
+        except DataError:
+            if not self.skips_errors:
+                raise
+            return seconds
+        for number, row in enumerate(rows):
+            prompts[row], answers[row] = others[number], sampled[number]
+            if answers.logps is not None:
+                assert sampled.logps is not None  # of the same engine
+                answers.logps[row] = sampled.logps[number]
+        return seconds
+
+    def _prompts_of(self, iteration: int, attempt: int = 0) -> list[EncodedPrompt]:
+        """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times.
+
+        Those of an ``attempt`` to draw them again are in an order of its own.
+        """
         samples = self.config.samples_per_prompt
         number = self.config.batch_size // samples
-        indices = seeds.shuffled_passes(len(self.prompts), iteration * number, number, self.args.seed)
+        order = self.args.seed + attempt * 1_000_003
+        indices = seeds.shuffled_passes(len(self.prompts), iteration * number, number, order)
         of_process = indices[self.args.process_index :: self.args.world_size]
         return [self.prompts[index] for index in of_process for _ in range(samples)]
 

@@ -9,7 +9,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-SHUFFLE, SAMPLE = 1, 2  # purposes of a seed
+SHUFFLE, SAMPLE = 1, 2  # purposes of a seed; SAMPLE + n samples answers again for the n-th time
+REDRAWS = 4  # the largest n
 
 
 def seed(args: TrainingArguments, iteration: int, purpose: int) -> int:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit.batches import PolicyBatch
+from alignkit.batches import LossOutput, PolicyBatch
 from alignkit.evaluation import error_bar, write_answers
 from alignkit.generation.sampling import text
 from alignkit.models import Sequences
@@ -50,7 +50,7 @@ class OnlineTrainer(RolesTrainer):
         super().__init__(run=run, eval_dataset=held_out or None, **kwargs)
         self.config: Any = run.config.stage.config
         self.loss, self.held_out = loss, held_out
-        self.collector = Collector(self, run, prompts, reward, self.on_first_scores)
+        self.collector = Collector(self, run, prompts, reward, self.on_first_scores, self.to_redraw)
         self.statistics = self.collector.statistics
         self.ptx = PtxGradient(self, self.config, ptx_texts, run.tokenizer.pad_token_id) if ptx_texts else None
         self.kl_coef: float = self.config.kl_coef
@@ -78,6 +78,22 @@ class OnlineTrainer(RolesTrainer):
 
     def on_first_scores(self, mean: float) -> None:
         """Called once, when the first answers are scored and before values are computed; ``mean`` is their score."""
+
+    def to_redraw(self, scores: Tensor, kept: Tensor, attempt: int) -> Tensor:
+        """Which answers to replace by answers to other prompts, [B] bool, whole groups of them. None by default.
+
+        Called when the answers of an iteration are scored, with ``attempt`` 1, and again with the next number when
+        others have replaced them. ``scores`` and ``kept`` are as in :class:`Rollouts`; ``attempt`` is at most 4.
+        """
+        return torch.zeros_like(kept)
+
+    def loss_of(self, batch: PolicyBatch, inputs: Mapping[str, Any]) -> LossOutput:
+        """The loss of a microbatch. A stage that adds a term to the loss overrides it.
+
+        ``inputs`` are the tensors of the microbatch, among them ``ref_logps`` [B, T].
+        """
+        output: LossOutput = self.loss(batch)
+        return output
 
     @property
     def trains_policy(self) -> bool:
@@ -127,6 +143,7 @@ class OnlineTrainer(RolesTrainer):
         fields = {
             "mask": rollouts.mask,
             "old_logps": rollouts.logps,
+            "ref_logps": rollouts.ref_logps,
             "advantages": estimates.advantages,
             "old_values": rollouts.values,
             "returns": estimates.returns,
@@ -181,7 +198,7 @@ class OnlineTrainer(RolesTrainer):
         )
         if self.state.global_step == 0 and self.microbatch == 0:
             self._check_first_step(batch, model, sequences)
-        output = self.loss(batch if self.trains_policy else freeze_policy(batch))
+        output = self.loss_of(batch if self.trains_policy else freeze_policy(batch), inputs)
         share = batch.mask.sum() / num_items_in_batch  # of the step's tokens
         self.means.add({name: value / share for name, value in output.metrics.items()}, share)
         self.means.add({"entropy": (batch.entropy.detach() * batch.mask).sum() / batch.mask.sum()}, share)

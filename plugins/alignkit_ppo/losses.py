@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt
 
 from alignkit import LossOutput, PolicyBatch, option
+from alignkit.online import clipped_surrogate, ratio_metrics, token_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,16 +38,7 @@ class DualClipConfig(ClipConfig):
 
 def ppo_clip(config: ClipConfig) -> Callable[[PolicyBatch], LossOutput]:
     """Clipped surrogate objective (arXiv 1707.06347, eq. 7 and 9): mean over the response tokens of the step."""
-
-    def loss(batch: PolicyBatch) -> LossOutput:
-        import torch
-
-        ratio = (batch.logps - batch.old_logps).exp()
-        clipped = ratio.clamp(1 - config.cliprange, 1 + config.cliprange)
-        policy = torch.maximum(-batch.advantages * ratio, -batch.advantages * clipped)
-        return _with_value(config, batch, policy, ratio)
-
-    return loss
+    return lambda batch: _with_value(config, batch, clipped_surrogate(batch, config.cliprange, config.cliprange))
 
 
 def ppo_dual_clip(config: DualClipConfig) -> Callable[[PolicyBatch], LossOutput]:
@@ -55,39 +47,27 @@ def ppo_dual_clip(config: DualClipConfig) -> Callable[[PolicyBatch], LossOutput]
     def loss(batch: PolicyBatch) -> LossOutput:
         import torch
 
-        ratio = (batch.logps - batch.old_logps).exp()
-        clipped = ratio.clamp(1 - config.cliprange, 1 + config.cliprange)
-        policy = torch.maximum(-batch.advantages * ratio, -batch.advantages * clipped)
+        policy = clipped_surrogate(batch, config.cliprange, config.cliprange)
         bounded = torch.minimum(policy, -batch.advantages * config.dual_clip)
-        return _with_value(config, batch, torch.where(batch.advantages < 0, bounded, policy), ratio)
+        return _with_value(config, batch, torch.where(batch.advantages < 0, bounded, policy))
 
     return loss
 
 
-def _with_value(config: ClipConfig, batch: PolicyBatch, policy: Tensor, ratio: Tensor) -> LossOutput:
+def _with_value(config: ClipConfig, batch: PolicyBatch, policy: Tensor) -> LossOutput:
     """The policy's loss, half the clipped squared error of the value, and the entropy, each a mean over tokens.
 
     Without a value function there is no value loss.
     """
     import torch
 
-    def mean(per_token: Tensor) -> Tensor:
-        return (per_token * batch.mask).sum() / batch.num_tokens
-
-    policy_loss, entropy = mean(policy), mean(batch.entropy)
+    policy_loss, entropy = token_mean(batch, policy), token_mean(batch, batch.entropy)
     loss = policy_loss - config.entropy_coef * entropy
-    log_ratio = batch.logps - batch.old_logps
     metrics = {"policy_loss": policy_loss.detach()}
     if batch.values is not None and batch.old_values is not None and batch.returns is not None:
         change = (batch.values - batch.old_values).clamp(-config.value_cliprange, config.value_cliprange)
         errors = (batch.values - batch.returns) ** 2, (batch.old_values + change - batch.returns) ** 2
-        value_loss = mean(0.5 * torch.maximum(*errors))
+        value_loss = token_mean(batch, 0.5 * torch.maximum(*errors))
         loss = loss + config.value_coef * value_loss
         metrics["value_loss"] = value_loss.detach()
-    with torch.no_grad():
-        metrics |= {
-            "ratio": mean(ratio),
-            "clip_fraction": mean(((ratio - 1).abs() > config.cliprange).float()),
-            "approx_kl": mean(ratio - 1 - log_ratio),
-        }
-    return LossOutput(loss, metrics)
+    return LossOutput(loss, metrics | ratio_metrics(batch, config.cliprange, config.cliprange))
