@@ -46,6 +46,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     yield tmp_path / "cache"
     datasets.enable_progress_bars()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from alignkit.data.reading import ReadSource, Rows
+from alignkit.data.row_cache import values
 from alignkit.data.spool import selected
 from alignkit.errors import DataError
-from alignkit.rows import Located, Row
+from alignkit.rows import Located
 
 
 class Split(NamedTuple):
@@ -54,7 +54,7 @@ def _as_earlier(rows: Sequence[Located], held: set[int], is_held_out: dict[bytes
 
     Rows of their group move with them. ``is_held_out`` gets the prompts of ``rows``.
     """
-    digests, groups = [_digest(row) for _, row in rows], _groups(rows)
+    digests, groups = list(values(rows, "key")), _groups(rows)
     side: dict[int, bool] = {}  # of a group with a prompt of an earlier source
     for digest, group in zip(digests, groups, strict=True):
         if digest in is_held_out:
@@ -126,12 +126,7 @@ def _held_out(rows: Sequence[Located], size: float | None, seed: int) -> set[int
     return {index for index, group in enumerate(group_of) if group in held}
 
 
-def _digest(row: Row) -> bytes:
-    """A short hash of a row's key."""
-    return hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _groups(rows: Iterable[Located]) -> list[int]:
+def _groups(rows: Sequence[Located]) -> list[int]:
     """The group of each row. Rows with the same key are in one group, and so are rows from the same raw row."""
     number_of: dict[bytes, int] = {}  # key -> its number
     joined: list[int] = []  # number -> an earlier number of the same group, or itself
@@ -143,8 +138,8 @@ def _groups(rows: Iterable[Located]) -> list[int]:
         return number
 
     numbers = []
-    for where, row in rows:
-        number = number_of.setdefault(_digest(row), len(joined))
+    for where, key in zip(values(rows, "where"), values(rows, "key"), strict=True):
+        number = number_of.setdefault(key, len(joined))
         if number == len(joined):
             joined.append(number)
         numbers.append(number)

@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from alignkit.components import DataFormat, NoConfig
@@ -17,8 +18,8 @@ from alignkit.config import DataConfig, data_sources
 from alignkit.config.data_sources import DataPath, DataSource
 from alignkit.config.resolve import named_format
 from alignkit.config.settings import Selected
+from alignkit.data.row_cache import Converted, NotJson, Record, converted, file_for, joined
 from alignkit.data.sources import RawRow, RawRows, open_source, with_folder
-from alignkit.data.spool import stored
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located, Row
@@ -98,58 +99,84 @@ def load(registry: Registry, config: DataConfig, path: DataPath, accepts: tuple[
     """
     sources = data_sources.parse(path)
     readers = [_Reader(registry, config, source, accepts, several=len(sources) > 1) for source in sources]
-    rows = stored(itertools.chain.from_iterable(readers))
-    skipped = list(itertools.chain.from_iterable(reader.skipped for reader in readers))
-    return Rows(rows, [reader.read() for reader in readers], skipped)
+    parts = [reader.convert() for reader in readers]
+    skipped = [line for part in parts for line in part.skipped]
+    read_sources = [reader.describe(part) for reader, part in zip(readers, parts, strict=True)]
+    return Rows(joined([part.rows for part in parts]), read_sources, skipped)
 
 
 class _Reader:
-    """The rows of one source. What was read is known once all of them have been."""
+    """Reads and converts one source. ``several`` is set if the run has others."""
 
     def __init__(
-        self,
-        registry: Registry,
-        config: DataConfig,
-        source: DataSource,
-        accepts: tuple[type[Row], ...],
-        several: bool = False,
+        self, registry: Registry, config: DataConfig, source: DataSource, accepts: tuple[type[Row], ...], several: bool
     ) -> None:
-        config = replace(config, name=source.name or config.name, split=source.split or config.split)
-        self.opened = open_source(config, source.path)
-        raw = with_folder(source.path, self.opened.rows, source.split or "") if several else self.opened.rows
-        self.chosen, self.raw = _recognise(registry, config, source.path, raw)
-        self.source, self.accepts, self.skips = source, accepts, config.on_bad_row == "skip"
-        self.component_name = registry.describe(self.chosen.component)
-        self.skipped: list[str] = []
-        self.rows = self.empty = 0
+        self.registry, self.source, self.accepts, self.several = registry, source, accepts, several
+        self.config = replace(config, name=source.name or config.name, split=source.split or config.split)
+        self._open()
 
-    def __iter__(self) -> Iterator[Located]:
+    def _open(self) -> None:
+        self.opened = open_source(self.config, self.source.path)
+        raw = self.opened.rows
+        raw = with_folder(self.source.path, raw, self.source.split or "") if self.several else raw
+        self.chosen, self.raw = _recognise(self.registry, self.config, self.source.path, raw)
+
+    def convert(self) -> Converted:
+        """Convert the rows, or read them from the file of an earlier start."""
+        try:
+            result = converted(self._records(), self._file())
+        except NotJson:
+            self._open()
+            result = converted(self._records(), None)
+        if not result.rows:
+            why = f"format '{self.chosen.component.name}' makes none of them"
+            if result.skipped:
+                why = f"all {len(result.skipped)} are bad. The first: {result.skipped[0]}"
+            raise DataError(f"{self.source.path} has no rows to train on: {why}")
+        return result
+
+    def _records(self) -> Iterator[Record]:
+        component_name = self.registry.describe(self.chosen.component)
         for where, content in self.raw:
             try:
-                converted = _accepted(self.chosen, self.component_name, where, content, self.source.path, self.accepts)
+                rows = _accepted(self.chosen, component_name, where, content, self.source.path, self.accepts)
             except DataError as error:
-                if not self.skips or isinstance(error, WrongKindError):
+                if self.config.on_bad_row == "error" or isinstance(error, WrongKindError):
                     raise
-                self.skipped.append(str(error))
+                yield Record(where, error=str(error))
             else:
-                yield from converted
-                self.rows += len(converted)
-                self.empty += not converted
-        if not self.rows:
-            why = f"format '{self.chosen.component.name}' makes none of them"
-            if self.skipped:
-                why = f"all {len(self.skipped)} are bad. The first: {self.skipped[0]}"
-            raise DataError(f"{self.source.path} has no rows to train on: {why}")
+                yield from itertools.starmap(Record, rows or [(where,)])
+        self.opened.check_unchanged()
 
-    def read(self) -> ReadSource:
+    def _file(self) -> Path | None:
+        """The file for the converted rows, named by everything that they depend on; None if that is not known."""
+        plugin = self.registry.provider(self.chosen.component)
+        if not plugin.builtin or not self.opened.files:
+            return None
+        return file_for(
+            code=["alignkit", plugin.entry_point.module],
+            files=self.opened.files,
+            fingerprint=self.opened.fingerprint,
+            path=self.source.path,
+            split=self.config.split,
+            split_of_source=self.source.split,  # it is in the rows' locations, if there are several sources
+            several=self.several,
+            format=self.chosen.component.name,
+            settings=asdict(self.chosen.config),
+            accepts=[each.__name__ for each in self.accepts],
+            on_bad_row=self.config.on_bad_row,
+        )
+
+    def describe(self, part: Converted) -> ReadSource:
+        """What was read."""
         return ReadSource(
             path=self.source.path,
             format=self.chosen.component.name,
-            rows=self.rows,
+            rows=len(part.rows),
             fingerprint=self.opened.fingerprint,
             weight=self.source.weight,
-            skipped=len(self.skipped),
-            empty=self.empty,
+            skipped=len(part.skipped),
+            empty=part.empty,
             left_out=self.opened.left_out,
             settings=asdict(self.chosen.config),
         )

@@ -39,6 +39,17 @@ class Source:
     rows: RawRows
     fingerprint: str  # a hash of its bytes
     left_out: list[str] = field(default_factory=list)  # names of files in the folder that are not read
+    files: list[Path] = field(default_factory=list)  # that are read; none for data on the hub
+
+    def check_unchanged(self) -> None:
+        """Check that the files are those that the fingerprint is of.
+
+        Raises:
+            DataError: a file has changed since the source was opened.
+        """
+        if self.files and _hash(self.files) != self.fingerprint:
+            names = ", ".join(sorted({file.name for file in self.files}))
+            raise DataError(f"{names} changed while it was read. Start again when it is complete")
 
 
 def open_source(config: DataConfig, path: str) -> Source:
@@ -51,14 +62,14 @@ def open_source(config: DataConfig, path: str) -> Source:
     if local.is_dir():
         files, left_out = _files(local, config.split)
         if _is_saved(local):
-            return Source(_guarded(local, _saved(local, config.split)), _hash(files))
+            return Source(_guarded(local, _saved(local, config.split)), _hash(files), files=files)
         rows = itertools.chain.from_iterable(_guarded(file, READERS[file.suffix](file)) for file in files)
-        return Source(rows, _hash(files), left_out)
+        return Source(rows, _hash(files), left_out, files)
     if local.exists():
         if local.suffix not in READERS:
             raise DataError(f"{path}: data files must end in {', '.join(READERS)}, not '{local.suffix}'")
         _check_regular(local)
-        return Source(_guarded(local, READERS[local.suffix](local)), _hash([local]))
+        return Source(_guarded(local, READERS[local.suffix](local)), _hash([local]), files=[local])
     if local.is_symlink():
         raise DataError(f"{path} is a link to {os.readlink(local)}, which does not exist")
     if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):

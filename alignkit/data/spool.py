@@ -11,9 +11,16 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast, overload
+from typing import IO, Any, Protocol, TypeVar, cast, overload
 
 T = TypeVar("T")
+
+
+class Items(Protocol):
+    """A file of items."""
+
+    def read(self, offset: int) -> Any:
+        """The item at an offset."""
 
 
 class Spool(Sequence[T]):
@@ -22,11 +29,11 @@ class Spool(Sequence[T]):
     Slices share the file. A spool can be pickled for another process, which opens the file by its path.
     """
 
-    def __init__(self, file: _File, offsets: Sequence[int]) -> None:
-        self._file, self._offsets = file, offsets
+    def __init__(self, file: Items, offsets: Sequence[int]) -> None:
+        self.file, self.offsets = file, offsets
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.offsets)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -34,15 +41,15 @@ class Spool(Sequence[T]):
     def __getitem__(self, index: slice) -> Spool[T]: ...
     def __getitem__(self, index: int | slice) -> T | Spool[T]:
         if isinstance(index, slice):
-            return Spool(self._file, self._offsets[index])
-        return cast(T, self._file.read(self._offsets[index]))
+            return Spool(self.file, self.offsets[index])
+        return cast(T, self.file.read(self.offsets[index]))
 
     def __iter__(self) -> Iterator[T]:
-        return map(self._file.read, self._offsets)
+        return map(self.file.read, self.offsets)
 
     def keep(self, indices: Iterable[int]) -> None:
         """Keep only the items at these indices."""
-        self._offsets = array.array("q", [self._offsets[index] for index in indices])
+        self.offsets = array.array("q", [self.offsets[index] for index in indices])
 
 
 class _File:
@@ -127,7 +134,7 @@ def copies(items: Sequence[Any]) -> list[int]:
 
     A weight in ``data.path`` repeats rows. An equal row of another line is not the same item.
     """
-    identities = items._offsets if isinstance(items, Spool) else [id(item) for item in items]
+    identities = items.offsets if isinstance(items, Spool) else [id(item) for item in items]
     seen: Counter[int] = Counter()
     result = []
     for identity in identities:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import itertools
 import json
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -25,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from alignkit.data.row_cache import values
 from alignkit.data.spool import Spool, spool
 from alignkit.errors import AlignkitError, DataError, one_line
 
@@ -302,10 +301,6 @@ def _key(rows: Sequence[Located], encoder: Encoder, skip: bool) -> str:
     own = getattr(sys.modules[type(encoder).__module__], "__file__", None)  # None in a notebook
     for file in sorted({*([Path(own)] if own else []), *Path(__file__).parent.glob("*.py")}):
         digest.update(file.name.encode() + file.read_bytes())
-    for located in rows:
-        content = io.BytesIO()
-        pickler = pickle.Pickler(content, protocol=5)
-        pickler.fast = True  # no references to earlier objects: the bytes depend only on the values
-        pickler.dump(located.row)
-        digest.update(content.getbuffer())
+    for content in values(rows, "content"):
+        digest.update(content)
     return digest.hexdigest()

@@ -18,7 +18,9 @@ from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
 from alignkit.protocols import Engine
 from alignkit.registry.plugin import Plugin
-from alignkit.rows import Row
+from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
+
+_ROWS = (Demonstration, Ranking, Prompt, Text, Row)  # the protocol last: to check it takes longer
 
 
 def expect(source: str, value: Any, valid: bool, expected: str) -> None:
@@ -85,7 +87,9 @@ def scores(source: str, value: Any) -> Any:
 def rows(source: str, value: Any) -> list[Row]:
     """Check the result of a format's ``convert``: a row, or a list of rows, which may be empty."""
     converted = value if isinstance(value, list) else [value]
-    expect(source, value, all(isinstance(each, Row) for each in converted), "a row, such as a Demonstration, or a list")
+    expect(
+        source, value, all(isinstance(each, _ROWS) for each in converted), "a row, such as a Demonstration, or a list"
+    )
     return converted
 
 

@@ -21,7 +21,7 @@ from alignkit.registry import Registry
 def test_each_row_is_read_when_it_is_asked_for() -> None:
     rows = [Located(f"line {n}", Demonstration([{"role": "assistant", "content": "é" * n}])) for n in range(9)]
     spooled = spool(iter(rows))
-    file = spooled._file.path
+    file = spooled.file.path
     assert len(spooled) == 9
     assert list(spooled) == rows == [spooled[n] for n in range(9)]
     assert spooled[-1] == rows[-1]
@@ -90,6 +90,7 @@ def test_rows_are_the_same_from_memory_and_from_a_file(
     assert len(rows) == 59
     assert len(skipped) == 1
     monkeypatch.setattr("alignkit.data.spool.IN_MEMORY", 5)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     many, also_skipped, parts = loaded()
     assert isinstance(many, Spool)
     assert (list(many), also_skipped) == (rows, skipped)
