@@ -5,9 +5,13 @@ Retries with backoff on 408, 409, 429, 5xx, time-outs and lost connections are t
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import openai
+from anyio.from_thread import start_blocking_portal
 from openai.types.chat import ChatCompletion
 
 from alignkit import AlignkitError, one_line
@@ -25,26 +29,26 @@ REJECTED = (400, 413, 422)  # the statuses of such replies
 
 
 class ChatServer:
-    """A server with the model and the options of a config. Its key appears in no message."""
+    """A connection to a server, with the model and the options of a config. The key appears in no message."""
 
     def __init__(self, config: OpenAIConfig, key: str | None) -> None:
         self.config, self.key = config, key
-        self.client = openai.OpenAI(
+        self.client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=key or "none", timeout=config.timeout, max_retries=config.retries
         )
         limit = "max_completion_tokens" if config.base_url.rstrip("/") == OPENAI else "max_tokens"  # OpenAI renamed it
         options = {"temperature": config.temperature, limit: config.max_tokens}
         self.options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
 
-    def reply(self, message: str) -> ChatCompletion:
-        """The reply to a message, with at least one choice. Called by several threads.
+    async def reply(self, message: str) -> ChatCompletion:
+        """The reply to a message, with at least one choice.
 
         Raises:
             RejectedError: the server rejects this request.
             AlignkitError: the server cannot be reached or used.
         """
         try:
-            reply = self.client.chat.completions.create(
+            reply = await self.client.chat.completions.create(
                 model=str(self.config.model),
                 messages=[{"role": "user", "content": message}],
                 extra_body=self.config.body,
@@ -70,7 +74,7 @@ class ChatServer:
         if isinstance(error, openai.APITimeoutError):
             return f"{url} did not reply within judge.timeout={self.config.timeout:g} seconds, after {retries} retries"
         if isinstance(error, openai.APIConnectionError):
-            return f"{url} cannot be reached: {self._text(error.__cause__ or error)}"
+            return f"{url} cannot be reached: {one_line(_root(error))}"
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         if status in (401, 403):
             remedy = "check the key" if self.key else "name the environment variable of its key with judge.api_key_env"
@@ -87,3 +91,34 @@ class ChatServer:
         text = body.get("message") or body.get("detail") if isinstance(body, dict) else None
         text = " ".join(str(text).split()) if text else one_line(error)
         return (text.replace(self.key, "***") if self.key else text)[:300].rstrip(". ")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one, such as ``ConnectionRefusedError``."""
+    if isinstance(error, BaseExceptionGroup):  # of attempts at several addresses
+        return _root(error.exceptions[0])
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _root(cause)
+
+
+def replies(config: OpenAIConfig, key: str | None, messages: Iterable[str]) -> Iterator[ChatCompletion | RejectedError]:
+    """The reply to each message in order, with up to ``config.concurrency`` requests under way.
+
+    An error is raised after the replies to all messages before it. It ends the requests that are still under way, as
+    does Ctrl-C.
+    """
+    server, waiting = ChatServer(config, key), iter(messages)
+
+    async def ask(message: str) -> ChatCompletion | RejectedError:
+        try:
+            return await server.reply(message)
+        except RejectedError as error:
+            return error
+
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(server.client):
+        first = itertools.islice(waiting, config.concurrency)
+        under_way = deque(portal.start_task_soon(ask, message) for message in first)
+        while under_way:
+            reply = under_way.popleft().result()
+            under_way.extend(portal.start_task_soon(ask, message) for message in itertools.islice(waiting, 1))
+            yield reply

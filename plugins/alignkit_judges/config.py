@@ -30,7 +30,9 @@ class OpenAIConfig:
     principles: list[str] | str = option(
         [], "a list, or a text file with one per line: each comparison also gets one of them, drawn by a hash"
     )
-    largest: Annotated[int, Ge(2), Le(26)] = option(2, "answers to rank in one request; 2: pairs")
+    largest: Annotated[int, Ge(2), Le(26)] = option(
+        2, "rank up to so many answers in one request, for prompts with more than four; 2: only pairs"
+    )
     temperature: Annotated[float, Ge(0)] | None = option(0.0, "the sampling temperature; null: the server's default")
     max_tokens: Annotated[int, Gt(0)] | None = option(
         2048, "the longest reply in tokens, thoughts included; null: the server's default"

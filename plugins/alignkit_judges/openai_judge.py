@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from alignkit import ConfigError, Question, Run
@@ -23,9 +20,6 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 4  # of English text
 MOST_REJECTED = 8  # requests in a row, before the first one that is answered
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def check(config: OpenAIConfig) -> None:
@@ -106,9 +100,9 @@ def build(config: OpenAIConfig, run: Run) -> Callable[[Sequence[Question]], Iter
     A rejected request is no verdict if the server answers others, as when one question is too long for the model. If
     it answers none, the settings are wrong.
     """
-    from alignkit_judges.chat_server import ChatServer, RejectedError
+    from alignkit_judges.chat_server import RejectedError, replies
 
-    server, message = ChatServer(config, api_key(config)), _asker(config)
+    key, message = api_key(config), _asker(config)
     warned, answered = set[str](), False
 
     def warn(kind: str, line: str) -> None:
@@ -116,16 +110,10 @@ def build(config: OpenAIConfig, run: Run) -> Callable[[Sequence[Question]], Iter
             run.say(f"warning: {line}")
         warned.add(kind)
 
-    def ask(question: Question) -> ChatCompletion | RejectedError:
-        try:
-            return server.reply(message(question))
-        except RejectedError as error:
-            return error
-
     def judge(questions: Sequence[Question]) -> Iterator[list[float] | None]:
         nonlocal answered
         rejected: list[RejectedError] = []
-        for question, reply in zip(questions, in_order(ask, questions, config.concurrency), strict=True):
+        for question, reply in zip(questions, replies(config, key, map(message, questions)), strict=True):
             if isinstance(reply, RejectedError):
                 rejected.append(reply)
             else:
@@ -158,21 +146,3 @@ def verdict(reply: ChatCompletion, answers: int, warn: Callable[[str, str], None
     if ranks is None:
         warn("unreadable", f"no verdict in a reply such as {text[-80:]!r}")
     return ranks
-
-
-def in_order(ask: Callable[[Item], Result], items: Sequence[Item], concurrency: int) -> Iterator[Result]:
-    """``ask(item)`` for each item in order, with up to ``concurrency`` of them under way.
-
-    An error is raised after the results of all items before it.
-    """
-    executor, waiting = ThreadPoolExecutor(concurrency), iter(items)
-    try:
-        under_way: deque[Future[Result]] = deque(
-            executor.submit(ask, item) for item in itertools.islice(waiting, concurrency)
-        )
-        while under_way:
-            result = under_way.popleft().result()
-            under_way.extend(executor.submit(ask, item) for item in itertools.islice(waiting, 1))
-            yield result
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
