@@ -331,12 +331,12 @@ def test_a_list_of_sources_is_read_from_their_files(
     first, result = loaded()
     assert result == expected
     assert len([file for file in files(cache) if file.endswith(".arrow")]) == 2
+    assert read(large).rows[0].where == "rows.jsonl line 1"  # without the folder, as there is one source
     monkeypatch.setattr(row_cache, "_write", None)
     second, result = loaded()
     assert result == expected
     assert list(pickle.loads(pickle.dumps(second.rows[50:]))) == expected[0][50:]
     assert _key(first.rows, Encoder(), False) == _key(second.rows, Encoder(), False)
     assert _key(first.rows, Encoder(), False) == _key(expected[0], Encoder(), False)
-    assert read(large).rows[0].where == "rows.jsonl line 1"  # without the folder, as there is one source
     uncached = spool(expected[0][:20])  # as of the format of another distribution
     assert list(row_cache.joined([second.rows, uncached])) == [*expected[0], *uncached]
