@@ -14,12 +14,11 @@ import typer
 from alignkit.cli import common
 from alignkit.data.sources import READERS
 from alignkit.errors import ConfigError
-from alignkit.labeling import binding, export, items, report
+from alignkit.labeling import binding, export, items, labels, report
 
 EXTRA = {"starlette": "starlette", "uvicorn": "uvicorn", "markdown_it": "markdown-it-py", "nh3": "nh3"}
-SAMPLING = {"prompts": "--prompts", "output": "--output", "k": "-k", "max_new_tokens": "--max-new-tokens"}
-SAMPLING |= {"temperature": "--temperature", "top_p": "--top-p", "batch": "--batch"}
-BOUND = ("guide", "scale", "flags", "overlap", "seed")  # what a store was begun with
+SAMPLING = {"prompts", "output", "k", "max_new_tokens", "temperature", "top_p", "batch"}
+INSTRUCTGPT = "InstructGPT's labelers: 72.6 ± 1.5 % (arXiv 2203.02155)"
 
 
 def label(
@@ -27,85 +26,98 @@ def label(
     samples: str = typer.Argument(
         metavar="FILE_OR_RUN", help="Rows as `alignkit sample` writes them, or a run or model to sample from."
     ),
-    prompts: str = typer.Option(
-        None, "--prompts", metavar="DATA", help="With a run: rows with prompts, in any data format."
-    ),
+    prompts: str = typer.Option(None, "--prompts", metavar="DATA", help="For a run: rows with prompts, in any format."),
     output: Path = typer.Option(
-        Path("samples.jsonl"), "--output", "-o", metavar="FILE", help="With a run: the file for the samples."
+        Path("samples.jsonl"), "--output", "-o", metavar="FILE", help="For a run: the file for the samples."
     ),
     k: int = common.K,
     max_new_tokens: int = common.MaxNewTokens,
     temperature: float = common.Temperature,
     top_p: float = common.TopP,
     batch: int = common.PromptsPerBatch,
-    labeler: str = typer.Option(None, metavar="NAME", help="The name of the labeler. Default: the page asks."),
+    labeler: str = typer.Option(None, metavar="NAME", help="The labeler's name. Default: the page asks for it."),
     guide: Path = typer.Option(None, metavar="FILE", help="Instructions in Markdown, shown beside the answers."),
-    scale: int = typer.Option(7, min=2, max=10, help="Grades are 1 to this number."),
+    scale: int = typer.Option(7, min=2, max=10, help="Grades are from 1 to this number."),
     no_grades: bool = typer.Option(False, "--no-grades", help="Rank only, without grades."),
     flags: str = typer.Option(
-        None, metavar="A,B,...", help="Flags to tick for an answer. Default: InstructGPT's. '' is none."
+        None, metavar="A,B,...", help="The flags of an answer; '' for none. Default: InstructGPT's."
     ),
     overlap: float = typer.Option(0.1, min=0.0, max=1.0, help="The share of rows that every labeler gets."),
-    seed: int = typer.Option(0, help="Random seed of sampling, of the overlap and of the order of answers."),
+    seed: int = typer.Option(0, help="Random seed of samples, overlap and the order of answers."),
     markdown: bool = typer.Option(False, "--markdown", help="Show answers as Markdown. Default: plain text."),
     host: str = typer.Option("127.0.0.1", metavar="ADDRESS", help="The address to listen on."),
     port: int = typer.Option(None, min=1, max=65535, help="The port to listen on. Default: a free one."),
     no_browser: bool = typer.Option(False, "--no-browser", help="Do not open a browser."),
-    export_to: Path = typer.Option(None, "--export", metavar="FILE", help="Write the rankings to a file, and exit."),
+    export_file: Path = typer.Option(None, "--export", metavar="FILE", help="Write the rankings to a file, and exit."),
     merge: str = typer.Option(
-        "mean",
-        metavar="mean|apart",
-        help="With --export: merge the rankings of a row by mean rank, or keep each.",
+        "mean", metavar="mean|apart", help="With --export: one ranking per row, by mean rank, or one per labeler."
     ),
     status: bool = typer.Option(False, "--status", help="Print progress and agreement, and exit."),
     as_json: bool = typer.Option(False, "--json", help="With --status: print JSON."),
 ) -> None:
-    """Rank answers in a browser. Several people can label at once; what they submit is kept beside the samples."""
-    named = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
-    if merge not in export.MERGES:
-        raise ConfigError(f"--merge {merge}: known are {', '.join(export.MERGES)}")
-    is_file = Path(samples).suffix in READERS or Path(samples).is_file()
-    if is_file and (unused := [option for name, option in SAMPLING.items() if name in named]):
-        raise ConfigError(f"{unused[0]} has no effect: {samples} has its answers already")
-    if status or export_to:
+    """Rank answers in a browser. Several people can label at once; what they submit is kept beside the file."""
+    file = Path(samples)
+    is_file = file.suffix in READERS or file.is_file()
+    if status or export_file:
+        _refuse_others(context, {"samples", "status", "as_json"} if status else {"samples", "export_file", "merge"})
         if not is_file:
-            raise ConfigError("--status and --export need the file of samples, not a run")
-        _print_status(Path(samples), as_json) if status else _export(Path(samples), export_to, merge)
+            raise ConfigError(f"--status and --export need the file of samples, and {samples} is not a data file")
+        _print_status(file, as_json) if status else _export(file, export_file, merge)
         return
+    unused = {"as_json", "merge"} | (SAMPLING if is_file else set()) | ({"scale"} if no_grades else set())
+    _refuse_others(context, set(context.params) - unused)
     if missing := [name for module, name in EXTRA.items() if importlib.util.find_spec(module) is None]:
         raise ConfigError(f"label needs {missing[0]}, which is not installed: pip install 'alignkit[label]'")
-    given: dict[str, Any] = {name: context.params[name] for name in BOUND if name in named}
-    if guide:
-        given["guide"] = _read(guide)
-    if flags is not None:
-        given["flags"] = [flag.strip() for flag in flags.split(",") if flag.strip()]
-    if no_grades:
-        given["scale"] = None
-    if is_file:
-        file = Path(samples)
-    else:
-        if prompts is None:
-            raise ConfigError(f"label {samples} needs --prompts DATA to sample from, or name a file of samples")
-        file = _sample(samples, prompts, output, k, batch, max_new_tokens, temperature, top_p, seed)
+    given = _settings(context, guide, flags, no_grades)
+    name = _name(labeler) if labeler is not None else None
     from alignkit.labeling import serve
     from alignkit.labeling.store import Store
 
-    database, settings = binding.bind(file, given, typer.echo)
-    store = Store(items.store_file(file), database, settings)
-    show = not no_browser and sys.stdout.isatty() and _has_display()
-    serve.serve(file, store, host, port, labeler, markdown, typer.echo, show)
-    store.close()
+    if not is_file:
+        serve.listen(host, port or 0).close()  # fails before the answers are sampled, not after
+        file = _sample(samples, prompts, output, k, batch, max_new_tokens, temperature, top_p, seed)
+    store = Store(*binding.bind(file, given, typer.echo))
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo("warning: other machines can open the page, and what is sent is not encrypted", err=True)
+    open_browser = not no_browser and sys.stdout.isatty() and _has_display()
+    try:
+        serve.serve(file, store, host, port, name, markdown, typer.echo, open_browser)
+    finally:
+        store.close()
+    typer.echo(f"the labels are in {items.store_file(file)}. Write them: alignkit label {file} --export rankings.jsonl")
 
 
-def _sample(run: str, prompts: str, output: Path, k: int, batch: int, *sampling: Any) -> Path:
-    from alignkit.generation import sample_files
+def _named(context: typer.Context) -> set[str]:
+    """The parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
-    if k < 2:
-        raise ConfigError("-k must be at least 2: there is nothing to rank in one answer")
-    samples = sample_files.plan(run, prompts, output, k, batch)
-    if samples.done < len(samples.prompts):
-        common.sample(samples, *sampling)
-    return output
+
+def _refuse_others(context: typer.Context, used: set[str]) -> None:
+    """Refuse options that have no effect with the other ones."""
+    for parameter in context.command.params:
+        if parameter.name in _named(context) - used:
+            raise ConfigError(f"label: {parameter.opts[0]} has no effect here")
+
+
+def _settings(context: typer.Context, guide: Path | None, flags: str | None, no_grades: bool) -> dict[str, Any]:
+    """The settings that the user named. A store that is there already has the others."""
+    named = _named(context) & {"scale", "overlap", "seed"}
+    given: dict[str, Any] = {name: context.params[name] for name in sorted(named)}
+    if guide is not None:
+        given["guide"] = _read(guide)
+    if flags is not None:
+        given["flags"] = list(dict.fromkeys(flag.strip() for flag in flags.split(",") if flag.strip()))
+    if no_grades:
+        given["scale"] = None
+    return given
+
+
+def _name(labeler: str) -> str:
+    try:
+        return labels.labeler_name(labeler)
+    except labels.InvalidLabelError as error:
+        raise ConfigError(f"--labeler: {error}") from None
 
 
 def _read(guide: Path) -> str:
@@ -117,24 +129,53 @@ def _read(guide: Path) -> str:
         raise ConfigError(f"--guide {guide}: not UTF-8") from None
 
 
+def _sample(run: str, prompts: str | None, output: Path, k: int, batch: int, *sampling: Any) -> Path:
+    """Sample answers to label, and leave the accelerator to others."""
+    if prompts is None:
+        raise ConfigError(f"label {run}: name the prompts to sample answers to with --prompts, or a file of samples")
+    if k < 2:
+        raise ConfigError("label: -k must be at least 2, because one answer cannot be ranked")
+    from alignkit.generation import sample_files
+
+    planned = sample_files.plan(run, prompts, output, k, batch)
+    if planned.done < len(planned.prompts):
+        common.sample(planned, *sampling)
+        import torch
+
+        torch.cuda.empty_cache()
+    return output
+
+
 def _has_display() -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _export(samples: Path, output: Path, merge: str) -> None:
+    if merge not in export.MERGES:
+        raise ConfigError(f"--merge: '{merge}' is not {' or '.join(export.MERGES)}")
     count, tied = export.write(samples, output, merge)
     typer.echo(f"wrote {count} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else ""))
 
 
 def _print_status(samples: Path, as_json: bool) -> None:
     content = report.report(samples)
-    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(_lines(content)))
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(content)))
 
 
 def _lines(content: dict[str, Any]) -> list[str]:
-    lines = [f"{content['done']} of {content['items']} rows labeled, {content['to_do']} to do"]
+    skipped = f" ({content['skipped']} of them skipped)" if content["skipped"] else ""
+    lines = [f"{content['done']} of {content['items']} rows are labeled, {content['to_do']} are to do{skipped}"]
     for each in content["labelers"]:
-        lines.append(f"{each['labeler']}: {each['done']} labeled, {each['skipped']} skipped")
-    if agreed := content["agreement"]:
-        lines.append(f"agreement: {agreed['share']:.1%}")
-    return lines
+        seconds = each["seconds_per_item"]
+        pace = f", {seconds:.0f} seconds per row (median)" if seconds is not None else ""
+        lines.append(f"{each['labeler']}: {each['done']} labeled, {each['skipped']} skipped{pace}")
+    agreed = content["agreement"]
+    if agreed is None:
+        return [*lines, "agreement: unknown, because no two labelers have ranked the same row"]
+    error = f" ± {agreed['error']:.1%}" if agreed["error"] is not None else ""
+    alpha = f"{agreed['alpha']:.2f}" if agreed["alpha"] is not None else "unknown"
+    return [
+        *lines,
+        f"agreement: {agreed['share']:.1%}{error} of {agreed['pairs']} pairs in {agreed['items']} rows. {INSTRUCTGPT}",
+        f"Krippendorff's alpha (ordinal, of preferences between two answers): {alpha}",
+    ]

@@ -29,11 +29,11 @@ def pair_agreement(items: Iterable[Sequence[Sequence[float]]]) -> Agreement:
     labelers of its item, unless one of them ties it. The standard error is that of a bootstrap over items, because the
     pairs of an item are not independent.
     """
-    import numpy as np  # not at the top: only a report needs it
-
     counted = [counts for rankings in items if (counts := _alike(rankings))[1]]
     if not counted:
         return Agreement(math.nan, math.nan, 0)
+    import numpy as np  # not at the top: only a report needs it
+
     alike, pairs = np.array(counted).T
     share = float(alike.sum() / pairs.sum())
     if len(counted) < 2:

@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from alignkit.errors import AlignkitError, one_line
 from alignkit.labeling import export, labels, markdown, report
-from alignkit.labeling.security import Guard, error, session_cookie
-from alignkit.labeling.store import Shown, Store
+from alignkit.labeling.security import Guard, Tokens, error, session_cookie
+from alignkit.labeling.store import Session, Shown, Store
 
 PAGE = Path(__file__).with_name("page")
 BODY_LIMIT = 64 * 1024  # bytes
-NAME_LIMIT = 64  # characters of a labeler's name
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def build(samples: Path, store: Store, token: str, host: str, labeler: str | None, as_markdown: bool) -> Starlette:
-    """The application that serves one file of samples."""
-    return Starlette(
-        routes=Api(samples, store, as_markdown).routes(),
-        middleware=[Middleware(Guard, store=store, token=token, host=host, labeler=labeler)],
-        exception_handlers={HTTPException: _http_error, Exception: _failed},
-    )
+def build(samples: Path, store: Store, tokens: Tokens, host: str, labeler: str | None, as_markdown: bool) -> ASGIApp:
+    """The application that serves one file of samples. With ``labeler``, all sessions have this name."""
+    failures: list[type[Exception]] = [sqlite3.Error, OSError, AlignkitError]  # such as a full disk
+    handlers = {HTTPException: _http_error, labels.InvalidLabelError: _invalid, **dict.fromkeys(failures, _failed)}
+    app = Starlette(routes=Api(samples, store, labeler, as_markdown).routes(), exception_handlers=handlers)
+    return Guard(app, store, tokens, host, labeler)
 
 
 class Api:
     """The endpoints of one file of samples."""
 
-    def __init__(self, samples: Path, store: Store, as_markdown: bool) -> None:
-        self.samples, self.store, self.as_markdown = samples, store, as_markdown
+    def __init__(self, samples: Path, store: Store, labeler: str | None, as_markdown: bool) -> None:
+        self.samples, self.store, self.labeler, self.as_markdown = samples, store, labeler, as_markdown
+        pages = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGE), autoescape=True)
+        self.template = pages.get_template("index.html")
         guide = store.settings.guide
         self.guide = markdown.render(guide) if guide is not None else None
 
@@ -63,8 +62,7 @@ class Api:
 
     async def page(self, request: Request) -> Response:
         """The page, from its template."""
-        loader = jinja2.Environment(loader=jinja2.FileSystemLoader(PAGE), autoescape=True)
-        return HTMLResponse(loader.get_template("index.html").render(file=self.samples.name))
+        return HTMLResponse(self.template.render(file=self.samples.name))
 
     async def static(self, request: Request) -> Response:
         """A file of the page, by its name."""
@@ -77,7 +75,7 @@ class Api:
         settings = self.store.settings
         return JSONResponse(
             {
-                "labeler": self.store.labeler(_cookie(request)),
+                "labeler": self._session(request).labeler,
                 "scale": settings.scale,
                 "flags": settings.flags,
                 "markdown": self.as_markdown,
@@ -87,13 +85,11 @@ class Api:
         )
 
     async def sign_in(self, request: Request) -> Response:
-        """Bind the session to the name of a labeler."""
-        body = await _json_body(request)
-        name = " ".join(body.get("labeler", "").split()) if isinstance(body.get("labeler"), str) else ""
-        if not name or len(name) > NAME_LIMIT or not name.isprintable():
-            raise HTTPException(400, f"the labeler needs a name of 1 to {NAME_LIMIT} characters")
-        if not self.store.set_labeler(_cookie(request), name):
-            raise HTTPException(409, f"this browser labels as {self.store.labeler(_cookie(request))}")
+        """Give the session a name."""
+        name = labels.labeler_name((await _json_body(request)).get("labeler"))
+        if self.labeler not in (None, name):
+            raise HTTPException(409, f"the server was started for {self.labeler}")
+        self.store.set_labeler(_cookie(request), name)
         return await self.session(request)
 
     async def next(self, request: Request) -> Response:
@@ -110,10 +106,7 @@ class Api:
         """Store a label."""
         labeler = self._labeler(request)
         shown, settings = self._own(request, labeler), self.store.settings
-        try:
-            label = labels.submitted(await _json_body(request), shown.order, settings.scale, settings.flags)
-        except labels.InvalidLabelError as invalid:
-            raise HTTPException(400, str(invalid)) from None
+        label = labels.submitted(await _json_body(request), shown.order, settings.scale, settings.flags)
         self.store.submit(shown.id, labeler, label)
         return self._response(labeler)
 
@@ -141,15 +134,17 @@ class Api:
         if merge not in export.MERGES:
             raise HTTPException(400, f"merge must be {' or '.join(export.MERGES)}")
 
-        def lines() -> Iterator[str]:
-            yield from export.lines(self.samples, merge)
+        name = quote(f"{self.samples.stem}.rankings.jsonl")
+        headers = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
+        return StreamingResponse(export.lines(self.samples, merge), media_type="application/jsonl", headers=headers)
 
-        name = f"{self.samples.stem}.rankings.jsonl"
-        headers = {"Content-Disposition": f"attachment; filename*=utf-8''{_quoted(name)}"}
-        return StreamingResponse(lines(), media_type="application/jsonl", headers=headers)
+    def _session(self, request: Request) -> Session:
+        session = self.store.session(_cookie(request))
+        assert session is not None  # the guard has checked it
+        return session
 
     def _labeler(self, request: Request) -> str:
-        labeler = self.store.labeler(_cookie(request))
+        labeler = self._session(request).labeler
         if labeler is None:
             raise HTTPException(409, "choose a name first")
         return labeler
@@ -182,7 +177,7 @@ class Api:
 
 def _cookie(request: Request) -> str:
     cookie = session_cookie(request)
-    assert cookie is not None  # the guard has checked it
+    assert cookie is not None  # as above
     return cookie
 
 
@@ -201,15 +196,13 @@ async def _json_body(request: Request) -> Any:
     return content
 
 
-def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name, safe="")
-
-
 async def _http_error(request: Request, failure: Exception) -> Response:
     assert isinstance(failure, HTTPException)
     return error(failure.status_code, failure.detail)
+
+
+async def _invalid(request: Request, failure: Exception) -> Response:
+    return error(400, str(failure))
 
 
 async def _failed(request: Request, failure: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,9 @@ VERSION = 1
 
 SCHEMA = """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE items (id INTEGER PRIMARY KEY, k INTEGER NOT NULL, everyone INTEGER NOT NULL, digest BLOB NOT NULL);
+    CREATE TABLE items (
+        id INTEGER PRIMARY KEY, k INTEGER NOT NULL, everyone INTEGER NOT NULL, digest BLOB NOT NULL,
+        labels INTEGER NOT NULL DEFAULT 0);
     CREATE TABLE rows (item INTEGER PRIMARY KEY REFERENCES items, row TEXT NOT NULL, shown TEXT);
     CREATE TABLE leases (
         item INTEGER NOT NULL REFERENCES items, labeler TEXT NOT NULL, expires REAL NOT NULL,
@@ -29,6 +32,7 @@ SCHEMA = """
         state TEXT NOT NULL CHECK (state IN ('labeled', 'skipped', 'reopened')), label TEXT, submitted REAL NOT NULL,
         UNIQUE (item, labeler)
     );
+    CREATE INDEX leases_in_time ON leases (expires);
     CREATE INDEX labels_of_labeler ON labels (labeler, id);
     CREATE TABLE sessions (cookie TEXT PRIMARY KEY, labeler TEXT) WITHOUT ROWID;
 """
@@ -92,6 +96,8 @@ def bind(samples: Path, given: Mapping[str, Any], say: Callable[[str], None]) ->
             database.execute("PRAGMA journal_mode = WAL")
         except BaseException:
             database.close()
+            if not file.stat().st_size:  # it was begun just now
+                file.unlink()
             raise
     return database, settings
 
@@ -106,7 +112,9 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
     if not file.exists():
         raise ConfigError(f"{samples} has no labels yet: there is no {file}. Begin with alignkit label {samples}")
     with named_errors(file):
-        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        # in a read-only folder, SQLite cannot create the files of its log
+        options = "mode=ro" if os.access(file.parent, os.W_OK) else "mode=ro&immutable=1"
+        database = sqlite3.connect(f"{file.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
         try:
             if is_new(database, file):
                 raise ConfigError(f"{samples} has no labels yet. Begin with alignkit label {samples}")
@@ -191,7 +199,10 @@ def add_items(
         former = stored.fetchone()
         if former is None:
             everyone = assignment.for_everyone(settings.seed, count, settings.overlap)
-            database.execute("INSERT INTO items VALUES (?, ?, ?, ?)", (count, item.k, everyone, item.digest))
+            database.execute(
+                "INSERT INTO items (id, k, everyone, digest) VALUES (?, ?, ?, ?)",
+                (count, item.k, everyone, item.digest),
+            )
             database.execute("INSERT INTO rows VALUES (?, ?, ?)", (count, item.row, item.shown))
         elif former[0] != item.digest:
             raise DataError(f"{samples}: row {count} has changed. {changed}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding
@@ -17,7 +16,7 @@ from alignkit.runs import manifest
 MERGES = ("mean", "apart")
 
 LABELED = """
-    SELECT rows.row, labels.labeler, labels.label FROM labels JOIN rows ON rows.item = labels.item
+    SELECT labels.item, rows.row, labels.labeler, labels.label FROM labels JOIN rows ON rows.item = labels.item
     WHERE labels.state = 'labeled' ORDER BY labels.item, labels.labeler
 """
 
@@ -29,18 +28,13 @@ def lines(samples: Path, merge: str) -> Iterator[str]:
     ``labels`` of each row has who ranked it, with ranks, grades, flags and seconds.
     """
     with contextlib.closing(binding.open_readonly(samples)) as database:
-        former, given = None, list[tuple[str, Label]]()
-        for row, labeler, label in database.execute(LABELED):
-            if given and (row != former or merge == "apart"):
-                yield _line(former, given)
-                given = []
-            former = row
-            given.append((labeler, Label.loads(label)))
-        if given:
-            yield _line(former, given)
+        labeled = database.execute(LABELED)
+        for _, group in itertools.groupby(labeled, key=lambda each: each[0] if merge == "mean" else each[0::2]):
+            rows = list(group)
+            yield _line(rows[0][1], [(labeler, Label.loads(label)) for _, _, labeler, label in rows])
 
 
-def _line(row: Any, given: Sequence[tuple[str, Label]]) -> str:
+def _line(row: str, given: Sequence[tuple[str, Label]]) -> str:
     labels = [{"labeler": labeler, **vars(label)} for labeler, label in given]
     content = {**json.loads(row), "ranks": mean_ranks([label.ranks for _, label in given]), "labels": labels}
     return json.dumps(content, ensure_ascii=False) + "\n"
@@ -52,7 +46,7 @@ def mean_ranks(rankings: Sequence[Sequence[float]]) -> list[int]:
     Tied answers share the mean of the places that they take, so that every labeler has the same weight.
     """
     placed = [_places(ranks) for ranks in rankings]
-    return dense([statistics.fmean(places) for places in zip(*placed, strict=True)])
+    return dense([sum(places) for places in zip(*placed, strict=True)])  # sums of halves are exact
 
 
 def _places(ranks: Sequence[float]) -> list[float]:

@@ -11,8 +11,11 @@ from typing import Any
 FIELDS = ("ranks", "grades", "flags", "seconds")
 
 
+NAME_LIMIT = 64  # characters of a labeler's name
+
+
 class InvalidLabelError(ValueError):
-    """A submitted label is not valid. The message is one sentence."""
+    """What a labeler submitted is not valid. The message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,18 @@ class Label:
             "grades": {place: grade for place, grade in grades.items() if grade is not None},
             "flags": {place: self.flags[answer] for place, answer in places.items() if self.flags[answer]},
         }
+
+
+def labeler_name(name: Any) -> str:
+    """A labeler's name, with single spaces.
+
+    Raises:
+        InvalidLabelError: it is not a text, or empty, too long, or not printable.
+    """
+    words = " ".join(name.split()) if isinstance(name, str) else ""
+    if not words.isprintable() or not 1 <= len(words) <= NAME_LIMIT:
+        raise InvalidLabelError(f"a labeler's name must have 1 to {NAME_LIMIT} characters")
+    return words
 
 
 def submitted(body: Any, order: Sequence[int], scale: int | None, flags: Sequence[str]) -> Label:

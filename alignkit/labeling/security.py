@@ -32,6 +32,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+COOKIE_AGE = 30 * 24 * 3600  # seconds
 # A redirect would lose the cookie where a link on another site was followed: the cookie is SameSite=Strict.
 SIGNED_IN = '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url=/"><title>alignkit label</title>'
 SIGNED_OUT = (
@@ -40,16 +41,28 @@ SIGNED_OUT = (
 )
 
 
-class Guard:
-    """Middleware: signs in with the token, and refuses what is not allowed."""
+class Tokens:
+    """The token of the printed address, and one that is valid once: it is on the command line of the browser."""
 
-    def __init__(self, app: ASGIApp, store: Store, token: str, host: str, labeler: str | None) -> None:
-        self.app, self.store, self.token, self.labeler = app, store, token, labeler
+    def __init__(self) -> None:
+        self.printed, self.once = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+
+    def accept(self, token: str) -> bool:
+        """Whether a token is valid."""
+        if secrets.compare_digest(token.encode(), self.once.encode()):
+            self.once = secrets.token_urlsafe(24)
+            return True
+        return secrets.compare_digest(token.encode(), self.printed.encode())
+
+
+class Guard:
+    """The application, behind these checks. It signs in whoever has the token."""
+
+    def __init__(self, app: ASGIApp, store: Store, tokens: Tokens, host: str, labeler: str | None) -> None:
+        self.app, self.store, self.tokens, self.labeler = app, store, tokens, labeler
         self.names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
         request = Request(scope, receive)
 
         async def with_headers(message: Message) -> None:
@@ -76,30 +89,35 @@ class Guard:
     def is_this_machine(self, host: str) -> bool:
         """Whether a Host header names this machine. An address of digits is no name that DNS could rebind."""
         try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-            return name in self.names or bool(ipaddress.ip_address(name))
-        except ValueError:
+            parts = urlsplit(f"//{host}")
+            name = parts.hostname or ""
+            return parts.port != 0 and (name in self.names or bool(ipaddress.ip_address(name)))
+        except ValueError:  # neither a name nor an address, or an invalid port
             return False
 
     def signed_in(self, request: Request) -> Response | None:
-        """Exchange the token for a cookie. None if the request has a cookie of a session."""
+        """Exchange a token for a cookie. None if the request has the cookie of a session."""
         cookie = session_cookie(request)
-        known = cookie is not None and self.store.has_session(cookie)
-        at_token = request.url.path == "/" and "token" in request.query_params
-        if at_token and (known or secrets.compare_digest(request.query_params["token"].encode(), self.token.encode())):
-            response = HTMLResponse(SIGNED_IN)
-            if not known:
-                cookie = secrets.token_urlsafe(32)
-                self.store.new_session(cookie, self.labeler)
-                response.set_cookie(
-                    cookie_name(request), cookie, max_age=30 * 24 * 3600, httponly=True, samesite="strict"
-                )
-            return response
+        session = self.store.session(cookie) if cookie is not None else None
+        known = session is not None and self.labeler in (None, session.labeler)
+        if request.url.path == "/" and (token := request.query_params.get("token")) is not None:
+            if known:
+                return HTMLResponse(SIGNED_IN)
+            if self.tokens.accept(token):
+                return self.sign_in(request)
         if known:
             return None
         if request.url.path == "/":
             return HTMLResponse(SIGNED_OUT, status_code=401)
         return error(401, "not signed in: open the address that alignkit label printed")
+
+    def sign_in(self, request: Request) -> Response:
+        """Begin a session."""
+        cookie = secrets.token_urlsafe(32)
+        self.store.new_session(cookie, self.labeler)
+        response = HTMLResponse(SIGNED_IN)
+        response.set_cookie(cookie_name(request), cookie, max_age=COOKIE_AGE, httponly=True, samesite="strict")
+        return response
 
 
 def session_cookie(request: Request) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
+import os
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -26,43 +26,63 @@ def serve(
 ) -> None:
     """Serve the page until Ctrl-C. ``say`` prints its address.
 
+    Without ``port``, the server has the port of the last time if it is free: an open page then continues by itself.
+
     Raises:
         ConfigError: the port is in use, or the host is not an address of this machine.
     """
     import uvicorn
 
     from alignkit.labeling.app import build
+    from alignkit.labeling.security import Tokens
 
-    token = secrets.token_urlsafe(24)
-    listening = _listen(host, store.port() if port is None else port, port is None)
-    store.set_port(listening.getsockname()[1])
-    app = build(samples, store, token, host, labeler, as_markdown)
-    address = f"http://{_named(host)}:{listening.getsockname()[1]}/?token={token}"
-    config = uvicorn.Config(
-        app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
-    )
-    say(f"open {address}")
-    if open_browser:
-        webbrowser.open(address)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+    with _listen_again(host, store.port()) if port is None else listen(host, port) as listening:
+        number = listening.getsockname()[1]
+        store.set_port(number)
+        tokens = Tokens()
+        app = build(samples, store, tokens, host, labeler, as_markdown)
+        address = f"http://{_named(host)}:{number}/?token="
+        say(f"open {address}{tokens.printed} (Ctrl-C ends)")
+        if open_browser:
+            webbrowser.open(f"{address}{tokens.once}")
+        config = uvicorn.Config(
+            app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="error", access_log=False,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=1,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int, any_port: bool) -> socket.socket:
-    """A socket that listens. With ``any_port``, ``port`` is only a preference."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is any free one.
+
+    Raises:
+        ConfigError: the port is in use, or the host is not an address of this machine.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)  # without the protocol, asyncio does not set TCP_NODELAY
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror}") from None
+    try:
+        if os.name == "posix":  # elsewhere, it would let two servers have one port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()
     except OSError as error:
-        if any_port and port:
-            return _listen(host, 0, any_port)
+        listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"--port {port} is in use. Choose another one, or leave the option out") from None
-        raise ConfigError(f"--host {host}, port {port}: {error.strerror}") from None
+            raise ConfigError(f"--port {port} is in use: choose another one, or leave the option out") from None
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
     return listening
+
+
+def _listen_again(host: str, port: int) -> socket.socket:
+    """A socket on this port, or on any other if it is in use."""
+    try:
+        return listen(host, port)
+    except ConfigError:
+        return listen(host, 0)
 
 
 def _named(host: str) -> str:

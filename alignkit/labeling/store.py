@@ -13,7 +13,6 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.labeling import assignment, binding, items
@@ -22,15 +21,15 @@ from alignkit.labeling.labels import Label
 
 LEASE = 3600.0  # seconds for which an item that one labeler has open is not given to another
 
-# `own` is what the labeler did with an item. An item that is open is not done yet, and the labeler may have it.
+# An item that is open is not done yet, and the labeler may have it.
 OPEN = """
-    FROM items LEFT JOIN labels own ON own.item = items.id AND own.labeler = :labeler
-    WHERE (own.state IS NULL OR own.state = 'reopened') AND (
-        items.everyone OR (
-            NOT EXISTS (SELECT 1 FROM labels WHERE item = items.id AND labeler != :labeler AND state = 'labeled')
-            AND NOT EXISTS (SELECT 1 FROM leases WHERE item = items.id AND labeler != :labeler AND expires > :now)
-        )
-    )
+    FROM items WHERE (everyone OR labels = 0)
+    AND id NOT IN (SELECT item FROM labels WHERE labeler = :labeler AND state != 'reopened')
+    AND (everyone OR id NOT IN (SELECT item FROM leases WHERE expires > :now AND labeler != :labeler))
+"""
+OWN = """
+    AND id IN (SELECT item FROM leases WHERE expires > :now AND labeler = :labeler)
+    ORDER BY id NOT IN (SELECT item FROM labels WHERE labeler = :labeler AND state = 'reopened'), id LIMIT 1
 """
 
 
@@ -41,6 +40,12 @@ class Progress(NamedTuple):
     skipped: int
     total: int  # with the items that are left for this labeler
     seconds_per_item: float | None  # the median
+
+
+class Session(NamedTuple):
+    """A browser that is signed in."""
+
+    labeler: str | None  # None until a name is given
 
 
 class Shown(NamedTuple):
@@ -56,8 +61,8 @@ class Shown(NamedTuple):
 class Store:
     """The labels of one file of samples. Safe to use from several threads."""
 
-    def __init__(self, file: Path, database: sqlite3.Connection, settings: Settings) -> None:
-        self.file, self.settings = file, settings
+    def __init__(self, database: sqlite3.Connection, settings: Settings) -> None:
+        self.settings = settings
         self._database = database
         self._lock = threading.Lock()
 
@@ -88,20 +93,15 @@ class Store:
         with self._transaction() as database:
             database.execute("INSERT INTO sessions VALUES (?, ?)", (_hash(cookie), labeler))
 
-    def has_session(self, cookie: str) -> bool:
-        """Whether a cookie is one of this store."""
-        return bool(self._query("SELECT 1 FROM sessions WHERE cookie = :cookie", cookie=_hash(cookie)))
-
-    def labeler(self, cookie: str) -> str | None:
-        """The labeler of a session; None if there is no name yet."""
+    def session(self, cookie: str) -> Session | None:
+        """The session of a cookie; None if there is none."""
         rows = self._query("SELECT labeler FROM sessions WHERE cookie = :cookie", cookie=_hash(cookie))
-        return rows[0][0] if rows else None
+        return Session(rows[0][0]) if rows else None
 
-    def set_labeler(self, cookie: str, labeler: str) -> bool:
-        """Bind a session to a labeler. False if it is another labeler's."""
+    def set_labeler(self, cookie: str, labeler: str) -> None:
+        """Give the session of a cookie to a labeler."""
         with self._transaction() as database:
-            query = "UPDATE sessions SET labeler = ?1 WHERE cookie = ?2 AND coalesce(labeler, ?1) = ?1"
-            return database.execute(query, (labeler, _hash(cookie))).rowcount == 1
+            database.execute("UPDATE sessions SET labeler = ? WHERE cookie = ?", (labeler, _hash(cookie)))
 
     def port(self) -> int:
         """The port of the last server. A browser keeps its drafts and its cookie only at the same port."""
@@ -116,16 +116,13 @@ class Store:
 
     def next(self, labeler: str) -> Shown | None:
         """The next item for a labeler, which no other labeler gets for now. None if nothing is left."""
-        now = time.time()
-        first = "ORDER BY own.state IS NULL, leased IS NULL, items.id LIMIT 1"  # an item that is open in another tab
-        leased = "(SELECT 1 FROM leases WHERE item = items.id AND labeler = :labeler AND expires > :now) AS leased"
+        values = {"labeler": labeler, "now": time.time()}
         with self._transaction() as database:
-            row = database.execute(
-                f"SELECT items.id, {leased} {OPEN} {first}", {"labeler": labeler, "now": now}
-            ).fetchone()
+            row = database.execute(f"SELECT id {OPEN} {OWN}", values).fetchone()  # open in another tab, or reopened
+            row = row or database.execute(f"SELECT id {OPEN} ORDER BY id LIMIT 1", values).fetchone()
             if row is None:
                 return None
-            _lease(database, row[0], labeler, now + LEASE)
+            _lease(database, row[0], labeler, time.time() + LEASE)
         return self.shown(row[0], labeler)
 
     def shown(self, item: int, labeler: str) -> Shown | None:
@@ -161,6 +158,7 @@ class Store:
         now = time.time()
         with self._transaction() as database:
             database.execute(query, (item, labeler, state, label, now))
+            _count_labels(database, item)
             _lease(database, item, labeler, now)
 
     def undo(self, labeler: str) -> Shown | None:
@@ -172,6 +170,7 @@ class Store:
                 return None
             query = "UPDATE labels SET state = 'reopened' WHERE item = ? AND labeler = ?"
             database.execute(query, (row[0], labeler))
+            _count_labels(database, row[0])
             _lease(database, row[0], labeler, time.time() + LEASE)
         return self.shown(row[0], labeler)
 
@@ -187,6 +186,11 @@ class Store:
 
 def _lease(database: sqlite3.Connection, item: int, labeler: str, expires: float) -> None:
     database.execute("REPLACE INTO leases (item, labeler, expires) VALUES (?, ?, ?)", (item, labeler, expires))
+
+
+def _count_labels(database: sqlite3.Connection, item: int) -> None:
+    counted = "(SELECT count(*) FROM labels WHERE item = ?1 AND state = 'labeled')"
+    database.execute(f"UPDATE items SET labels = {counted} WHERE id = ?1", (item,))
 
 
 def _hash(cookie: str) -> str:
