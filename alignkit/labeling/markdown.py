@@ -1,4 +1,4 @@
-"""Markdown as safe HTML: what a model or a file says cannot run code or load anything from elsewhere."""
+"""Markdown as safe HTML: the text of a model cannot run code or load anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAGS = {
 
 
 def render(text: str) -> str:
-    """Convert Markdown to HTML with a fixed set of tags. Raw HTML in it stays text; images are left out."""
+    """Convert Markdown to HTML with a fixed set of tags. Raw HTML stays text, and images become links."""
     import nh3
 
     return nh3.clean(
@@ -20,6 +20,7 @@ def render(text: str) -> str:
         tags=TAGS,
         attributes={"a": {"href"}, "ol": {"start"}},
         url_schemes={"http", "https", "mailto"},
+        set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",
     )
 

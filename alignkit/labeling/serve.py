@@ -46,8 +46,16 @@ def serve(
         if open_browser:
             webbrowser.open(f"{address}{tokens.once}")
         config = uvicorn.Config(
-            app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="error", access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=1,
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

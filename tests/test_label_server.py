@@ -1,0 +1,324 @@
+"""The API of ``alignkit label``: what the page sends and gets, who gets which item, and what is kept."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from typing import Any
+
+import pytest
+from label_clients import Site
+from label_samples import numbered
+
+
+def texts(item: Any) -> list[str]:
+    return [answer["text"] for answer in item["answers"]]
+
+
+def test_the_page_gets_what_it_shows_and_nothing_about_where_answers_come_from(sites: Any) -> None:
+    row = {"prompt": "Hi?", "responses": ["a", "b", "c"], "models": ["sft", "ppo", "ppo"], "note": "secret"}
+    anna = sites([row], guide="# Rank *well*", scale=5, flags=["rude"]).labeler()
+
+    assert anna.get("/api/session").json() == {
+        "labeler": "anna",
+        "scale": 5,
+        "flags": ["rude"],
+        "markdown": False,
+        "guide": "<h1>Rank <em>well</em></h1>\n",
+        "file": "samples.jsonl",
+    }
+    response = anna.get("/api/next")
+    item = response.json()["item"]
+    assert item["prompt"] == [{"role": "user", "content": "Hi?"}]
+    assert sorted(texts(item)) == ["a", "b", "c"]
+    assert [answer["id"] for answer in item["answers"]] == ["0", "1", "2"]
+    assert {*item} == {"id", "number", "prompt", "answers", "label"}
+    assert response.json()["progress"] == {"done": 0, "skipped": 0, "total": 1, "seconds_per_item": None}
+    assert "secret" not in response.text
+    assert "ppo" not in response.text
+
+
+def test_answers_are_in_a_blind_order_of_each_labeler_and_ranks_are_mapped_back(sites: Any) -> None:
+    site = sites(numbered(12, k=5), overlap=1.0, seed=3)
+    orders = {}
+    for name in ("anna", "ben"):
+        person = site.labeler(name)
+        for number in range(12):
+            item = person.next()
+            orders[name, number] = [int(text[-1]) for text in texts(item)]
+            assert texts(person.get(f"/api/items/{item['id']}").json()["item"]) == texts(item)
+            person.rank(item, [f"item {number}, answer {answer}" for answer in (3, 1, 0, 4, 2)])
+
+    assert len({tuple(order) for order in orders.values()}) > 12
+    assert {order[0] for order in orders.values()} == {0, 1, 2, 3, 4}  # each answer is sometimes the first one
+    exported = site.labeler("carla").get("/api/export?merge=apart").text.splitlines()
+    assert len(exported) == 24
+    assert all('"ranks":[2,1,4,0,3]' in line.replace(" ", "") for line in exported)
+
+
+def test_a_label_is_kept_with_ties_grades_flags_and_seconds(sites: Any) -> None:
+    site = sites(numbered(1), flags=["rude", "wrong"])
+    anna = site.labeler()
+    item = anna.next()
+    places = {text[-1]: str(place) for place, text in enumerate(texts(item))}
+    label = {
+        "ranks": {places["0"]: 7, places["1"]: 2, places["2"]: 7},
+        "grades": {places["1"]: 6},
+        "flags": {places["2"]: ["wrong", "rude", "wrong"], places["0"]: []},
+        "seconds": 12.5,
+    }
+    assert anna.put(f"/api/items/{item['id']}", label).json() == {
+        "progress": {"done": 1, "skipped": 0, "total": 1, "seconds_per_item": 12.5}
+    }
+
+    again = anna.get(f"/api/items/{item['id']}").json()["item"]["label"]
+    assert again == {
+        "ranks": {places["0"]: 1, places["1"]: 0, places["2"]: 1},
+        "grades": {places["1"]: 6},
+        "flags": {places["2"]: ["rude", "wrong"]},
+    }
+    assert anna.get("/api/export").json() == {
+        **numbered(1)[0],
+        "ranks": [1, 0, 1],
+        "labels": [
+            {
+                "labeler": "anna",
+                "ranks": [1, 0, 1],
+                "grades": [None, 6, None],
+                "flags": [[], [], ["rude", "wrong"]],
+                "seconds": 12.5,
+            }
+        ],
+    }
+
+
+RANKS = {"0": 0, "1": 1, "2": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([], "the body must be an object"),
+        ({}, "every answer needs a rank"),
+        ({"ranks": {"0": 0, "1": 1}}, "every answer needs a rank"),
+        ({"ranks": {**RANKS, "3": 3}}, "'ranks' has an unknown answer '3'"),
+        ({"ranks": [0, 1, 2]}, "'ranks' must be an object with the ids of answers"),
+        ({"ranks": {**RANKS, "2": 1.5}}, "'ranks' has an invalid value for answer '2'"),
+        ({"ranks": {**RANKS, "2": True}}, "'ranks' has an invalid value for answer '2'"),
+        ({"ranks": {**RANKS, "2": None}}, "'ranks' has an invalid value for answer '2'"),
+        ({"ranks": RANKS, "grades": {"0": 8}}, "'grades' has an invalid value for answer '0'"),
+        ({"ranks": RANKS, "grades": {"0": "7"}}, "'grades' has an invalid value for answer '0'"),
+        ({"ranks": RANKS, "flags": {"0": ["no such flag"]}}, "'flags' has an invalid value for answer '0'"),
+        ({"ranks": RANKS, "flags": {"0": [["x"]]}}, "'flags' has an invalid value for answer '0'"),
+        ({"ranks": RANKS, "seconds": -1}, "'seconds' must be a number of seconds"),
+        ({"ranks": RANKS, "seconds": float("nan")}, "'seconds' must be a number of seconds"),
+        ({"ranks": RANKS, "comment": ""}, "unknown field 'comment'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_invalid_label_is_refused(sites: Any, body: Any, message: str) -> None:
+    anna = sites(numbered(1)).labeler()
+    response = anna.put(f"/api/items/{anna.next()['id']}", body)
+
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(message)
+    assert anna.get("/api/status").json()["labels"] == 0
+
+
+def test_grades_are_refused_where_there_are_none(sites: Any) -> None:
+    anna = sites(numbered(1), scale=None).labeler()
+
+    assert anna.put(f"/api/items/{anna.next()['id']}", {"ranks": RANKS, "grades": {"0": 1}}).status_code == 400
+
+
+def test_an_item_sent_twice_is_one_label_and_the_last_one_counts(sites: Any) -> None:
+    anna = sites(numbered(2)).labeler()
+    item = anna.next()
+    for order in ("012", "012", "210"):
+        progress = anna.rank(item, [f"item 0, answer {answer}" for answer in order])
+        assert (progress["done"], progress["total"]) == (1, 2)
+
+    assert anna.get("/api/status").json()["labels"] == 1
+    assert anna.get("/api/export").json()["ranks"] == [2, 1, 0]
+
+
+def test_two_tabs_of_a_labeler_have_the_same_item(sites: Any) -> None:
+    site = sites(numbered(3))
+    tab, other_tab = site.labeler("anna"), site.labeler("anna")
+
+    assert tab.next() == other_tab.next()
+    tab.rank(tab.next(), [f"item 0, answer {answer}" for answer in "012"])
+    assert other_tab.next()["number"] == 2
+
+
+def test_two_labelers_at_once_share_the_work(sites: Any) -> None:
+    site = sites(numbered(10), overlap=0.0)
+    people = [site.labeler("anna"), site.labeler("ben")]
+    seen = []
+    while items := [item for person in people if (item := person.next())]:
+        assert len({item["id"] for item in items}) == len(items)
+        for person, item in zip(people, items, strict=False):
+            seen.append(item["number"])
+            person.rank(item, sorted(texts(item)))
+
+    assert sorted(seen) == list(range(1, 11))
+    assert people[0].get("/api/status").json()["labels"] == 10
+
+
+def test_all_labelers_get_the_overlap_which_stays_the_same(sites: Any) -> None:
+    site = sites(numbered(200, k=2), overlap=0.2)
+    for name in ("anna", "ben"):
+        person = site.labeler(name)
+        while item := person.next():
+            person.rank(item, sorted(texts(item)))
+    status = person.get("/api/status").json()
+
+    assert status["done"] == 200
+    assert 25 <= status["labels"] - 200 == status["agreement"]["items"] <= 55  # about 40
+    assert status["agreement"]["share"] == 1
+    assert sites().labeler("ben").next() is None
+
+
+def test_a_lease_ends_and_the_late_label_still_counts(sites: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = sites(numbered(1), overlap=0.0)
+    anna, ben = site.labeler("anna"), site.labeler("ben")
+    item = anna.next()
+    assert ben.next() is None
+    assert ben.get("/api/next").json()["progress"]["total"] == 0
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+
+    assert ben.next()["number"] == 1
+    anna.rank(item, sorted(texts(item)))
+    assert anna.get("/api/status").json()["labels"] == 1
+
+
+def test_a_skipped_item_goes_to_the_others(sites: Any) -> None:
+    site = sites(numbered(2), overlap=0.0)
+    anna, ben = site.labeler("anna"), site.labeler("ben")
+    item = anna.next()
+
+    assert anna.post(f"/api/items/{item['id']}/skip").json()["progress"]["skipped"] == 1
+    assert anna.next()["number"] == 2
+    assert anna.get("/api/status").json()["skipped"] == 1
+    assert ben.next()["number"] == 1
+    ben.rank(ben.next(), sorted(texts(item)))
+    assert anna.get("/api/status").json()["skipped"] == 0
+
+
+def test_undo_reopens_one_item_after_another_with_what_was_submitted(sites: Any) -> None:
+    anna = sites(numbered(4)).labeler()
+    for _ in range(2):
+        item = anna.next()
+        anna.rank(item, sorted(texts(item)), grades={"0": 3})
+    anna.post(f"/api/items/{anna.next()['id']}/skip")
+
+    undone = [anna.post("/api/undo").json() for _ in range(3)]
+    assert [each["item"]["number"] for each in undone] == [3, 2, 1]
+    assert [each["item"]["label"] is None for each in undone] == [True, False, False]
+    assert undone[1]["item"]["label"]["grades"] == {"0": 3}
+    assert (undone[2]["progress"]["done"], undone[2]["progress"]["skipped"]) == (0, 0)
+    nothing = anna.post("/api/undo")
+    assert (nothing.status_code, nothing.json()) == (409, {"error": "there is nothing to undo"})
+    assert anna.get("/api/export").text == ""  # a reopened label is withdrawn
+
+    for done in (1, 2):
+        item = anna.next()
+        assert anna.rank(item, sorted(texts(item)))["done"] == done
+    assert anna.post("/api/undo").json()["item"]["number"] == 2
+
+
+def test_what_a_labeler_may_see_depends_on_the_name(sites: Any) -> None:
+    """Another labeler's cookie reads and writes no item of hers, undoes nothing, and has its own progress."""
+    site = sites(numbered(2), overlap=0.0)
+    anna, ben = site.labeler("anna"), site.labeler("ben")
+    item = anna.next()
+    anna.rank(item, sorted(texts(item)))
+
+    assert ben.get(f"/api/items/{item['id']}").status_code == 404
+    assert ben.put(f"/api/items/{item['id']}", {"ranks": RANKS}).status_code == 404
+    assert ben.post(f"/api/items/{item['id']}/skip").status_code == 404
+    assert ben.post("/api/undo").status_code == 409
+    assert ben.get("/api/next").json()["progress"]["done"] == 0
+    assert anna.get("/api/export").json()["labels"][0]["labeler"] == "anna"
+
+
+@pytest.mark.parametrize("item", ["0", "3", "-1", "x", "1x", f"{2**70}", "1/../2"])
+def test_there_are_no_other_items(sites: Any, item: str) -> None:
+    anna = sites(numbered(2)).labeler()
+    anna.next()
+
+    assert anna.get(f"/api/items/{item}").status_code == 404
+
+
+def test_a_name_is_needed_and_can_be_changed(sites: Any) -> None:
+    site = sites(numbered(1))
+    person = site.labeler(None)
+
+    assert person.get("/api/session").json()["labeler"] is None
+    assert (person.get("/api/next").status_code, person.post("/api/undo").status_code) == (409, 409)
+    for name in ("", "  ", 7, None, "a" * 65, "a\x00b"):
+        assert person.post("/api/session", {"labeler": name}).status_code == 400
+    assert person.post("/api/session", {"labeler": "  Anna \n Lee "}).json()["labeler"] == "Anna Lee"
+    assert person.post("/api/session", {"labeler": "ben"}).json()["labeler"] == "ben"
+
+
+def test_a_server_for_one_labeler_knows_no_other_name(sites: Any) -> None:
+    anna = sites(numbered(1), labeler="anna").labeler(None)
+
+    assert anna.get("/api/session").json()["labeler"] == "anna"
+    assert anna.post("/api/session", {"labeler": "ben"}).status_code == 409
+    assert anna.post("/api/session", {"labeler": "anna"}).status_code == 200
+
+
+def test_markdown_is_sent_as_safe_html(sites: Any) -> None:
+    hostile = (
+        "**bold** <script>alert(1)</script> [x](javascript:alert(1)) ![p](http://tracker.example/p.png) "
+        "<img src=x onerror=alert(1)> [y](https://example.org)"
+    )
+    anna = sites([{"prompt": "p", "responses": [hostile, "plain"]}], as_markdown=True).labeler()
+    (answer,) = [each for each in anna.next()["answers"] if each["text"] == hostile]
+
+    assert "<strong>bold</strong> &lt;script&gt;" in answer["html"]
+    assert re.findall("<[a-z]+[^>]*>", answer["html"]) == [
+        "<p>",
+        "<strong>",
+        '<a href="http://tracker.example/p.png" target="_blank" rel="noopener noreferrer nofollow">',
+        '<a href="https://example.org" target="_blank" rel="noopener noreferrer nofollow">',
+    ]
+
+
+def test_conversations_tools_and_calls_are_shown_as_text(sites: Any) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "1 + 1?"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+    ]
+    row = {"prompt": prompt, "responses": ["2", {"role": "assistant", "content": "two"}], "tools": [{"name": "add"}]}
+    anna = sites([row]).labeler()
+    item = anna.next()
+
+    assert [turn["role"] for turn in item["prompt"]] == ["tools", "system", "user", "assistant", "tool"]
+    assert item["prompt"][2]["content"] == "1 + 1?"
+    assert item["prompt"][3]["content"] == '{"name": "add", "arguments": {"a": 1}}'
+    assert sorted(texts(item)) == ["2", "two"]
+    anna.rank(item, ["two", "2"])
+    assert {**row, "ranks": [1, 0]}.items() <= anna.get("/api/export").json().items()
+
+
+def test_a_full_disk_is_an_error_of_one_sentence(sites: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site: Site = sites(numbered(1))
+    anna = site.labeler()
+    item = anna.next()
+
+    def full(*arguments: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(site.store, "submit", full)
+    response = anna.put(f"/api/items/{item['id']}", {"ranks": RANKS})
+
+    assert response.status_code == 500
+    assert response.json() == {"error": "OperationalError: database or disk is full"}
