@@ -154,11 +154,15 @@ function rank(value, options) {
   if (value > count) return say(`There are ${count} answers: ranks go from 1 to ${count}.`);
   const id = label.ids[selected];
   label.rank(id, value);
-  const ties = label.tied(id).map(name);
   const rest = label.unranked();
-  const tie = ties.length ? `, tied with ${listed(ties)}` : "";
-  changed(`Answer ${name(id)}: rank ${value}${tie}.${rest.length ? "" : " All answers are ranked: Enter submits."}`);
+  changed(`${rankOf(id)}${rest.length ? "" : " All answers are ranked: Enter submits."}`);
   advance(rest, options);
+}
+
+function rankOf(id) {
+  if (!(id in label.ranks)) return `Answer ${name(id)}: no rank.`;
+  const ties = label.tied(id).map(name);
+  return `Answer ${name(id)}: rank ${label.ranks[id]}${ties.length ? `, tied with ${listed(ties)}` : ""}.`;
 }
 
 /** The verdict on a pair: 1 the left answer is better, 2 a tie, 3 the right answer is better. */
@@ -193,7 +197,7 @@ function clear() {
 
 function step(direction) {
   label.step(label.ids[selected], direction);
-  changed(`Answer ${letter(selected)}: rank ${label.ranks[label.ids[selected]]}.`);
+  changed(rankOf(label.ids[selected]));
 }
 
 function drop(id, target) {
@@ -202,7 +206,7 @@ function drop(id, target) {
   else if (place === "gap") label.insert(id, Number(where));
   else label.tie(id, where);
   select(label.ids.indexOf(id));
-  changed(`Answer ${name(id)}: ${id in label.ranks ? `rank ${label.ranks[id]}` : "no rank"}.`);
+  changed(rankOf(id));
 }
 
 function flag(flag) {
