@@ -240,10 +240,10 @@ function go(direction) {
   goTo(index);
 }
 
-/** Goes to the next of the answers that lack a rank or a grade; stays if none does. */
+/** Goes to the next of the answers that lack a rank or a grade, to the held one last; stays if none does. */
 function advance(rest, options) {
-  const indices = rest.map((id) => label.ids.indexOf(id));
-  goTo(indices.find((index) => index > selected) ?? indices[0] ?? selected, options);
+  const indices = rest.map((id) => label.ids.indexOf(id)).sort((a, b) => (a === held) - (b === held));
+  goTo(indices.find((index) => index > selected && index !== held) ?? indices[0] ?? selected, options);
 }
 
 function switchMode(to = mode === "rank" ? "grade" : "rank") {
