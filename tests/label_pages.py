@@ -183,7 +183,7 @@ class Person:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Person]]:
-    """``visit(server, "anna")``: a labeler in a context of their own. Requests go to the server alone, without errors."""
+    """``visit(server, "anna")``: a labeler in a context of their own. No request may go elsewhere, and none may fail."""
     people: list[Person] = []
 
     def open_page(server: Server, name: str | None = "anna", **options: Any) -> Person:

@@ -147,8 +147,8 @@ def test_a_finger_ranks_on_a_phone(serve: Serve, visit: Visit) -> None:
     person.page.locator("#numbers [data-number='1']").tap()
     assert person.order() == "C A | B"
     touch = person.context.new_cdp_session(person.page)
-    (x, y), (to_x, to_y) = person.middle(".chip:text-is('B')"), person.middle(".chip:text-is('A')")
-    for kind, x, y in (("touchStart", x, y), ("touchMove", x - 9, y), ("touchMove", to_x, to_y)):
+    start, end = person.middle(".chip:text-is('B')"), person.middle(".chip:text-is('A')")
+    for kind, (x, y) in (("touchStart", start), ("touchMove", (start[0] - 9, start[1])), ("touchMove", end)):
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert person.order() == "C AB | "
