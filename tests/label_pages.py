@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ class Server:
         words = [sys.executable, "-m", "alignkit", "label", str(self.samples), "--no-browser", *self.options]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().split()[-1]
+        self.address = re.search(r"http\S+", self.process.stdout.readline())[0]
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(self.address))
 
     def kill(self) -> None:
@@ -183,7 +184,7 @@ class Person:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Person]]:
-    """``visit(server, "anna")``: a labeler in a context of their own. No request may go elsewhere, and none may fail."""
+    """``visit(server, "anna")``: a labeler in a context of their own. No request may go elsewhere or fail."""
     people: list[Person] = []
 
     def open_page(server: Server, name: str | None = "anna", **options: Any) -> Person:
