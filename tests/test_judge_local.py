@@ -119,6 +119,13 @@ def test_letters_after_a_space_and_of_several_tokens_are_read_in_their_place(
     assert costs == pytest.approx([-logps["A"].item(), -logps["B"].item()], abs=1e-4)
 
 
+def test_what_a_template_writes_after_an_answer_does_not_count(chat_model: Callable[..., Path]) -> None:
+    spaced = CHATML.replace("m['content'] + '<eos>", "m['content'] + ' <eos>")
+    folder = chat_model("llama", spaced)
+
+    assert judge(folder, *QUESTIONS[:2])[0] == [pytest.approx(by_hand(folder, q), abs=1e-4) for q in QUESTIONS[:2]]
+
+
 def test_letters_of_different_lengths_get_their_whole_probability(tiny_model: Callable[..., Path]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -126,11 +133,10 @@ def test_letters_of_different_lengths_get_their_whole_probability(tiny_model: Ca
     one, two, other = [5, 6, 7], [5, 6, 8, 9], [30, 31, 32, 33, 34, 35]
 
     with torch.no_grad():
-        after = {
-            len(ids): model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in (one[:2], two[:3], other[:5])
-        }
-    expected = [after[2][1, 7], after[3][1, 8] + after[3][2, 9], after[5][3, 34] + after[5][4, 35]]
-    assert torch.allclose(local.answer_logps(model, [(one, 2), (two, 2), (other, 4)]), torch.stack(expected), atol=1e-4)
+        a, b, c = (model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in (one, two, other))
+    expected = [a[1, 7], b[1, 8] + b[2, 9], c[3, 34] + c[4, 35]]
+    rows = [(one[:2], one[2:]), (two[:2], two[2:]), (other[:4], other[4:])]
+    assert local.answer_logps(model, rows) == pytest.approx([logp.item() for logp in expected], abs=1e-4)
 
 
 def test_logits_of_a_bf16_model_are_not_rounded(tiny_model: Callable[..., Path]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
+import statistics
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from alignkit import Message, Question, Run
+from alignkit import ConfigError, Message, Question, Run
 from alignkit.data import encode_answer
 from alignkit.generation import locate_policy, open_model
 from alignkit.models import base_of
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from alignkit_judges.config import LocalConfig
 
 LITTLE = 0.5  # of the probability, for both letters together
+
+Letters = list[tuple[list[int], list[int]]]  # for A and for B: the token ids before the letter, and those of the letter
 
 
 def build(config: LocalConfig, run: Run) -> Callable[[Sequence[Question]], Iterator[list[float] | None]]:
@@ -36,49 +41,67 @@ def build(config: LocalConfig, run: Run) -> Callable[[Sequence[Question]], Itera
             run.say(f"warning: {line}")
         warned.add(kind)
 
-    def letters(question: Question) -> tuple[list[list[int]], int]:
-        """The token ids of a question with each letter as its answer, and where they begin to differ."""
+    def encode(question: Question) -> Letters:
         message = Message(role="user", content=prompts.write(question, prompts.ONE_LETTER, rubric, principles))
-        encoded = [encode_answer(tokenizer, [message], letter, stop_ids)[0][:-1] for letter in ("A", "B")]
-        return encoded, next(i for i, (a, b) in enumerate(zip(*encoded, strict=False)) if a != b)
+        a, b = (encode_answer(tokenizer, [message], letter, stop_ids)[0] for letter in ("A", "B"))
+        if a == b:
+            raise ConfigError(f"{config.model} cannot judge: its tokenizer does not distinguish A and B")
+        return split(a, b)
+
+    def fits(letters: Letters) -> bool:
+        return all(len(before) + len(letter) <= longest for before, letter in letters)
 
     def judge(questions: Sequence[Question]) -> Iterator[list[float] | None]:
-        probability = []
+        probabilities: list[float] = []  # of both letters together
         for start in range(0, len(questions), config.batch):
-            batch = [letters(question) for question in questions[start : start + config.batch]]
-            rows = [(ids, differ) for encoded, differ in batch for ids in encoded if len(ids) <= longest]
-            logps = iter(answer_logps(model, rows).tolist() if rows else [])
-            for encoded, _ in batch:
-                if max(map(len, encoded)) > longest:
+            batch = [encode(question) for question in questions[start : start + config.batch]]
+            logps = iter(answer_logps(model, [row for letters in batch if fits(letters) for row in letters]))
+            for letters in batch:
+                if not fits(letters):
                     warn("long", f"no verdict on questions of more than the {longest} tokens that {config.model} reads")
                     yield None
-                else:
-                    costs = [-next(logps), -next(logps)]
-                    probability.append(sum(math.exp(-cost) for cost in costs))
-                    yield costs
-        if probability and (mean := sum(probability) / len(probability)) < LITTLE:
+                    continue
+                costs = [-next(logps), -next(logps)]
+                probabilities.append(sum(math.exp(-cost) for cost in costs))
+                yield costs
+        if probabilities and (mean := statistics.fmean(probabilities)) < LITTLE:
             warn("letters", f"{config.model} answers A or B with a probability of only {mean:.2g}: it may be no judge")
 
     return judge
 
 
+def split(a: list[int], b: list[int]) -> Letters:
+    """The token ids of a question with either answer, split where they begin to differ, and up to where they end to.
+
+    What a chat template writes around an answer, such as an empty thought, is the same for both and does not count.
+    """
+    start, after = _common(a, b), _common(a[::-1], b[::-1])
+    return [(ids[:start], ids[start : len(ids) - after]) for ids in (a, b)]
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(itertools.takewhile(bool, map(operator.eq, a, b)))
+
+
 @torch.no_grad()
-def answer_logps(model: Any, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """The log-probability of each row of token ids from an index on, [N]. All rows are one batch."""
-    inputs = list(dict.fromkeys(tuple(ids[:-1]) for ids, _ in rows))  # rows that end in different letters are one input
-    padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in inputs], batch_first=True)  # [inputs, T]
-    mask = nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in inputs], batch_first=True)
-    before = [list(range(start - 1, len(ids) - 1)) for ids, start in rows]  # the positions that predict the tokens
-    kept = sorted({position for positions in before for position in positions})
-    tensors = [tensor.to(model.device) for tensor in (padded, mask, torch.tensor(kept))]
-    output = model(tensors[0], attention_mask=tensors[1], logits_to_keep=tensors[2], use_cache=False)
-    logps = output.logits.float().log_softmax(-1).cpu()  # [inputs, kept, V]
-    return torch.stack(
-        [
-            logps[inputs.index(tuple(ids[:-1])), [kept.index(i) for i in positions], ids[positions[0] + 1 :]].sum()
-            for (ids, _), positions in zip(rows, before, strict=True)
-        ]
-    )
+def answer_logps(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-probability of each answer after its prompt; both are token ids. All rows are one batch."""
+    if not rows:
+        return []
+    inputs = [(*prompt, *answer[:-1]) for prompt, answer in rows]
+    distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}  # letters of one token: one for both
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in distinct], batch_first=True)  # [distinct, T]
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in distinct], batch_first=True)
+    before = [range(len(prompt) - 1, len(ids)) for (prompt, _), ids in zip(rows, inputs, strict=True)]
+    kept = sorted(set().union(*before))  # the positions that predict a token of an answer
+    padded, mask, positions = (tensor.to(model.device) for tensor in (padded, mask, torch.tensor(kept)))
+    output = model(padded, attention_mask=mask, logits_to_keep=positions, use_cache=False)
+    logps = output.logits.float().log_softmax(-1).cpu()  # [distinct, kept, V]
+    return [
+        logps[distinct[ids], [kept.index(position) for position in where], answer].sum().item()
+        for (_, answer), ids, where in zip(rows, inputs, before, strict=True)
+    ]
 
 
 def head_in_fp32(model: Any) -> None:
@@ -86,7 +109,7 @@ def head_in_fp32(model: Any) -> None:
     head = base_of(model).get_output_embeddings()
     if type(head) is nn.Linear:
 
-        def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
+        def forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
             bias = None if self.bias is None else self.bias.float()
             return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
