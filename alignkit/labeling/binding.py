@@ -89,14 +89,14 @@ def bind(samples: Path, given: Mapping[str, Any], say: Callable[[str], None]) ->
                 added = add_items(database, file, samples, read.items, settings) - before
                 if not before + added:
                     raise DataError(f"{samples} has no rows to label")
-                if before:
+                if before and added:
                     say(f"{samples} has {added} new rows, which are added to {file}")
                 database.execute("REPLACE INTO settings VALUES ('fingerprint', ?)", (json.dumps(read.fingerprint),))
             database.execute("COMMIT")
             database.execute("PRAGMA journal_mode = WAL")
         except BaseException:
             database.close()
-            if not file.stat().st_size:  # it was begun just now
+            if file.exists() and not file.stat().st_size:  # it was begun just now
                 file.unlink()
             raise
     return database, settings
@@ -113,7 +113,7 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
         raise ConfigError(f"{samples} has no labels yet: there is no {file}. Begin with alignkit label {samples}")
     with named_errors(file):
         # in a read-only folder, SQLite cannot create the files of its log
-        options = "mode=ro" if os.access(file.parent, os.W_OK) else "mode=ro&immutable=1"
+        options = "mode=ro" if os.access(file.absolute().parent, os.W_OK) else "mode=ro&immutable=1"
         database = sqlite3.connect(f"{file.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
         try:
             if is_new(database, file):
@@ -217,4 +217,5 @@ def named_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise ConfigError(f"{file} cannot be used: {error}") from None
+        writable = os.access(file.absolute().parent, os.W_OK)
+        raise ConfigError(f"{file} cannot be used: {error if writable else 'its folder is read-only'}") from None

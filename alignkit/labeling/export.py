@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignkit.errors import ConfigError
-from alignkit.labeling import binding
+from alignkit.labeling import binding, items
 from alignkit.labeling.labels import Label, dense
 from alignkit.runs import manifest
 
@@ -57,21 +57,25 @@ def write(samples: Path, output: Path, merge: str) -> tuple[int, int]:
     """Write the rankings to a file. Returns how many there are, and how many of them tie all answers.
 
     Raises:
-        ConfigError: nothing is labeled yet, or the file exists and is not an earlier export.
+        ConfigError: nothing is labeled yet, or the file exists and is not an earlier export of these samples.
     """
-    if output.exists() and not _is_export(output):
-        raise ConfigError(f"--export {output}: the file exists and is not an earlier export. Choose another name")
+    if output.exists() and not _is_export(samples, output):
+        raise ConfigError(f"--export {output} exists and is not an export of {samples}: choose another name")
     rows = list(lines(samples, merge))
     if not rows:
-        raise ConfigError(f"{samples} has no labels yet")
+        raise ConfigError(f"{samples} has no labels yet. Begin with alignkit label {samples}")
     manifest.write_atomically(output, "".join(rows))
     return len(rows), sum(len(set(json.loads(row)["ranks"])) == 1 for row in rows)
 
 
-def _is_export(file: Path) -> bool:
-    with file.open(encoding="utf-8", errors="replace") as content:
-        try:
+def _is_export(samples: Path, file: Path) -> bool:
+    """Whether the first row of a file is one of these samples, with ranks and labels."""
+    try:
+        with file.open(encoding="utf-8") as content:
             row = json.loads(content.readline())
-            return isinstance(row, dict) and all("ranks" in each for each in row["labels"])
-        except (ValueError, KeyError, TypeError):
-            return False
+        own = {name: value for name, value in row.items() if name not in items.EXPORTED}
+    except (OSError, ValueError, AttributeError):
+        return False
+    with contextlib.closing(binding.open_readonly(samples)) as database:
+        same = "SELECT 1 FROM items WHERE digest = ?"
+        return len(own) < len(row) and bool(database.execute(same, (items.digest(items.as_json(own)),)).fetchone())
