@@ -39,6 +39,7 @@ class Record(NamedTuple):
     where: str
     row: Row | None = None
     error: str | None = None
+    origin: str | None = None  # what the raw row says about where its answers come from, as JSON
 
 
 class Converted(NamedTuple):
@@ -47,6 +48,7 @@ class Converted(NamedTuple):
     rows: Sequence[Located]
     skipped: list[str]  # why they are bad
     empty: int  # the format makes no row of them
+    origins: list[str]  # of the records, each once
 
 
 class NotJson(Exception):  # noqa: N818
@@ -69,11 +71,13 @@ def converted(records: Iterable[Record], file: Path | None) -> Converted:
     if file is not None and len(first) == spool.IN_MEMORY:
         _write(records, file)
         return cast(Converted, _read(file))
-    skipped, empty = [], 0
+    skipped, empty, origins = [], 0, dict[str, None]()
 
     def good() -> Iterator[Located]:
         nonlocal empty
-        for where, row, error in records:
+        for where, row, error, origin in records:
+            if origin is not None:
+                origins[origin] = None
             if row is not None:
                 yield Located(where, row)
             elif error is not None:
@@ -81,7 +85,8 @@ def converted(records: Iterable[Record], file: Path | None) -> Converted:
             else:
                 empty += 1
 
-    return Converted(spool.stored(good()), skipped, empty)
+    rows = spool.stored(good())
+    return Converted(rows, skipped, empty, list(origins))
 
 
 # --- what rows are compared by -------------------------------------------------------------------------------------
@@ -204,7 +209,8 @@ def _read(file: Path) -> Converted | None:
     good: Sequence[int] = range(len(types))
     if types.null_count:
         good = array.array("q", pc.indices_nonzero(types.is_valid()).to_numpy().astype("int64").tobytes())
-    return Converted(spool.Spool(stored, good), skipped, types.null_count - len(skipped))
+    origins = pc.unique(stored.table["origin"]).drop_null().to_pylist()
+    return Converted(spool.Spool(stored, good), skipped, types.null_count - len(skipped), origins)
 
 
 def _write(records: Iterator[Record], file: Path) -> None:
@@ -236,14 +242,14 @@ def _schema() -> pyarrow.Schema:
     import pyarrow
 
     text, digest = pyarrow.string(), pyarrow.binary(16)
-    columns = {"where": text, "type": text, "row": pyarrow.large_string(), "error": text, "key": digest}
-    return pyarrow.schema({**columns, "content": digest})
+    columns = {"where": text, "type": text, "row": pyarrow.large_string(), "error": text, "origin": text}
+    return pyarrow.schema({**columns, "key": digest, "content": digest})
 
 
 def _columns(record: Record) -> dict[str, Any]:
-    where, row, error = record
-    if row is None:
-        return {"where": where, "error": error}
+    values = record._asdict()
+    if (row := values.pop("row")) is None:
+        return values
     fields = vars(row)
     try:
         text = json.dumps(fields)
@@ -251,10 +257,8 @@ def _columns(record: Record) -> dict[str, Any]:
         raise NotJson from problem
     if type(row).__name__ not in TYPES or json.loads(text) != fields:
         raise NotJson
-    return {
-        **{"where": where, "type": type(row).__name__, "row": text},
-        **{"key": key_hash(row), "content": content_hash(row)},
-    }
+    hashes = {"key": key_hash(row), "content": content_hash(row)}
+    return {**values, **hashes, "type": type(row).__name__, "row": text}
 
 
 def file_for(code: Iterable[str], files: Sequence[Path], **depends_on: Any) -> Path:

@@ -14,11 +14,12 @@ import pyarrow.parquet
 import pytest
 from data_files import ANY
 
-from alignkit import AlignkitError, DataError
+from alignkit import AlignkitError, DataError, Prompt
 from alignkit.config import DataConfig
 from alignkit.data import load, reading, row_cache, sources
 from alignkit.data.held_out import hold_out, split
 from alignkit.data.reading import Rows
+from alignkit.data.row_cache import Record
 from alignkit.data.spool import Spool, spool
 from alignkit.data.token_cache import _key
 from alignkit.registry import Registry
@@ -340,3 +341,12 @@ def test_a_list_of_sources_is_read_from_their_files(
     assert _key(first.rows, Encoder(), False) == _key(expected[0], Encoder(), False)
     uncached = spool(expected[0][:20])  # as of the format of another distribution
     assert list(row_cache.joined([second.rows, uncached])) == [*expected[0], *uncached]
+
+
+def test_origins_are_the_same_on_the_second_start(tmp_path: Path) -> None:
+    row = Prompt([{"role": "user", "content": "Q"}])
+    records = [Record(f"line {n}", row if n % 3 else None, origin=("b", None, "a")[n // 5 % 3]) for n in range(ROWS)]
+    for file in (None, tmp_path / "rows.arrow", tmp_path / "rows.arrow"):
+        result = row_cache.converted(records, file)
+        assert result.origins == ["b", "a"]
+        assert (len(result.rows), result.empty) == (40, 20)
