@@ -28,7 +28,8 @@ def write_data() -> None:
     rankings = [{"prompt": f"p{n}", "responses": ["a", "b b", "c"], "ranks": [0, 1, 1]} for n in range(8)]
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b b"} for n in range(8)]
     prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
-    files = {"demos": DEMONSTRATIONS, "rankings": rankings, "preferences": pairs, "prompts": prompts}
+    texts = [{"text": f"It rained for {n} days."} for n in range(4)]
+    files = {"texts": texts, "demos": DEMONSTRATIONS, "rankings": rankings, "preferences": pairs, "prompts": prompts}
     for name, rows in files.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -74,6 +75,8 @@ def test_commands_of_a_page_run_in_their_order(
             arguments += ["dpo.response_length=8"] if "dpo" in arguments else []
         if arguments[0] in ("chat", "sample", "compare"):
             arguments += ["--max-new-tokens", "8"]
+        if arguments[0] == "evaluate":
+            arguments += ["--limit", "4"]
         assert main(arguments) == 0, command
         output = capsys.readouterr().out
         if target:

@@ -91,13 +91,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     for heading in ("score", f"wins over {rows[0]['run']}", f"KL to {rows[0]['run']}", "length", "ended"):
         table.add_column(heading, justify="right")
     for row in rows:
-        wins = "" if row["win_rate"] is None else _with_error(row, "win_rate", "{:.1%}")
-        score, kl = _with_error(row, "score", "{:.2f}"), _with_error(row, "kl", "{:.1f}")
+        wins = "" if row["win_rate"] is None else common.with_error(row, "win_rate", "{:.1%}")
+        score, kl = common.with_error(row, "score", "{:.2f}"), common.with_error(row, "kl", "{:.1f}")
         table.add_row(row["run"], score, wins, kl, f"{row['length']:.0f}", f"{row['eos_rate']:.0%}")
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
-
-
-def _with_error(row: dict[str, Any], name: str, form: str) -> str:
-    error = row[f"{name}_error"]
-    return form.format(row[name]) + ("" if error is None else f" ± {form.format(error)}")

@@ -78,7 +78,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     trained, held_out, unknown = set[str](), dict[str, Conversation](), []
     for run in runs:
         try:
-            train_rows, eval_rows = _rows(_record(run))
+            train_rows, eval_rows = rows_of(_record(run))
         except AlignkitError as error:
             unknown.append(f"{run.folder}: {error}")
             continue
@@ -94,7 +94,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     return Prompts(new, "held out by the runs", 0, unknown)
 
 
-def _rows(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
+def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
     """The rows that a run was trained on and those that it held out."""
     registry = Registry()
     for plugin in record["config"]["plugins"]:
