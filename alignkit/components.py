@@ -65,7 +65,9 @@ class Component:
     summary: str  # one line for `alignkit plugins`
     config: type = NoConfig  # a dataclass whose fields are made with `option`
     requires: tuple[str, ...] = ()  # import names of packages that it needs and alignkit does not depend on
-    check: Callable[[Any], None] | None = None  # called with its config before anything is loaded; raises ConfigError
+    # called before a model is loaded with its config, and, if it has a parameter `plan`, with the plan (None outside
+    # training); raises ConfigError
+    check: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,7 @@ class Reward(Component):
     needs: Callable[[Any], Mapping[str, str]] = lambda config: {}
     parts: str | None = None  # the field of its config with other rewards: a table with a name, or a list of tables
     part_keys: tuple[str, ...] = ()  # keys of such a table that belong to this reward, such as a weight
+    judge: str | None = None  # the field of its config with the judge that it asks: a table with a name
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self.config) and "on_error" not in self.config.__dataclass_fields__:

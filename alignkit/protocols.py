@@ -157,6 +157,10 @@ class Plan(Protocol):
     def parents(self) -> Mapping[str, Parent]:
         """Role -> the run that it starts from; a role that starts from the base model is not in it."""
 
+    @property
+    def registry(self) -> Any:
+        """The active plugins and their components. Not stable."""
+
 
 class Run(Protocol):
     """One run of one stage: its data and settings, and its models, loss, optimizer, reward and engine."""

@@ -163,7 +163,7 @@ def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_wri
 
     from transformers import AutoTokenizer
 
-    from alignkit.generation.scoring import Scorer
+    from alignkit.generation.scoring import RewardModel
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model(), model)
@@ -179,7 +179,7 @@ def test_the_card_of_a_reward_model_scores_as_alignkit_does_where_a_template_wri
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert record["stop_ids"] == [tokenizer.eos_token_id, end]
 
-    scorer = Scorer(folder, record)
+    scorer = RewardModel(folder, record)
     encoded = scorer.encode([{"role": "user", "content": "..."}], "...")
     assert encoded.answers[0][-1] == end
     card = (folder / "README.md").read_text(encoding="utf-8")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
 
 from alignkit.cli import common
-from alignkit.data.sources import READERS
-from alignkit.errors import DataError
-from alignkit.evaluation import judges
-from alignkit.generation import rankings
+from alignkit.errors import ConfigError
+from alignkit.evaluation.judge_report import describe_report, judge_report
+from alignkit.judging import Item, OpenJudge, Outcomes, judge_answers
+from alignkit.judging.choosing import Chosen, named
+from alignkit.judging.judge import estimate
+from alignkit.judging.samples import Sample, read_samples
 from alignkit.runs import manifest
 
 
@@ -19,35 +22,88 @@ def rank(
     file: Path = typer.Argument(
         metavar="FILE", help="Rows with a prompt and responses, as `alignkit sample` writes them."
     ),
-    overrides: list[str] = typer.Argument(None, metavar="reward.KEY=VALUE", help="Settings of the reward."),
+    overrides: list[str] = typer.Argument(
+        None, metavar="judge.KEY=VALUE", help="Settings of the judge; reward.KEY=VALUE are those of a reward."
+    ),
     by: str = typer.Option(
         ...,
         "--by",
         metavar="NAME",
-        help="The scorer: a reward run, a reward, or module:function. Higher is better.",
+        help="A judge. Or a scorer, higher is better: a reward run, a reward, or module:function.",
     ),
     plugin: list[str] = common.Plugins,
     batch: int = typer.Option(16, min=1, help="Answers per batch of a reward run."),
-    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="The file for the rankings."),
+    limit: int = typer.Option(None, min=1, help="Maximum requests to the judge. Run the command again to go on."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Count the requests and their tokens, and ask nothing."),
+    report: Path = typer.Option(None, metavar="FILE", help="Write the report on the judge to a JSON file."),
+    output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="The file for the rankings."),
 ) -> None:
-    """Rank sampled answers by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie."""
-    if not file.is_file():
-        raise DataError(f"no file {file}")
-    if file.suffix not in READERS:
-        raise DataError(f"{file}: data files must end in {', '.join(READERS)}")
-    judge = judges.named("--by", by, plugin, overrides or [])
-    if judge.loads:
+    """Rank sampled answers by a judge or by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie.
+
+    A judge is asked about each pair in both orders; a pair whose verdicts differ is a tie. A row with a pair without a
+    verdict is left out. Verdicts are stored, so a command that is run again asks nothing twice.
+    """
+    samples = read_samples(file)
+    if output is None and not dry_run:
+        raise ConfigError("rank needs --output FILE for the rankings, or --dry-run")
+    if output is not None and output.exists() and output.samefile(file) and any(sample.ranks for sample in samples):
+        raise ConfigError(f"--output {output}: the ranks in this file would be overwritten. Choose another file")
+    for target in (output, report):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise ConfigError(f"no folder {target.parent}")
+    items = [sample.item for sample in samples]
+    chosen = named("--by", by, plugin, overrides or [])
+    if dry_run:
+        typer.echo(describe_estimate(chosen, items))
+        return
+    if chosen.loads:
         common.quiet()
-    score = judge.open(batch, typer.echo)
-    lines, tied = [], 0
-    for where, row in READERS[file.suffix](file):
-        if isinstance(row, DataError):
-            raise row
-        answers = row.get("responses")
-        if not isinstance(answers, list) or not answers or not row.get("prompt"):
-            raise DataError(f"{where}: the row needs a prompt and a list of responses")
-        ranks = rankings.ranks(score(judges.of_texts(row["prompt"], answers)))
-        tied += len(set(ranks)) == 1
-        lines.append(json.dumps({**row, "ranks": ranks}, ensure_ascii=False))
-    manifest.write_atomically(output, "".join(line + "\n" for line in lines))
-    typer.echo(f"wrote {len(lines)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else ""))
+    judge = OpenJudge(chosen, limit, batch, typer.echo)
+    with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
+        outcomes = list(judge_answers(judge, items, advance))
+    write(output, samples, outcomes)
+    ranked = {number: outcome for number, outcome in enumerate(outcomes) if outcome is not None and outcome.complete}
+    people = [samples[number].ranks for number in ranked]
+    found = judge_report([items[number] for number in ranked], list(ranked.values()), people)
+    for line in (*describe_result(output, chosen, judge, outcomes), *describe_report(found)):
+        typer.echo(line)
+    if report is not None:
+        counts = {"requests": judge.asked, "stored": judge.stored, "without_verdict": judge.without_verdict}
+        written = {"judge": chosen.name, "rows": len(samples), "ranked": len(ranked), **counts, **found}
+        manifest.write_atomically(report, json.dumps(written, indent=2) + "\n")
+
+
+def describe_estimate(chosen: Chosen, items: Sequence[Item]) -> str:
+    """What ``--dry-run`` prints."""
+    counted = estimate(chosen, items)
+    most = "" if counted.exact else "at most "
+    tokens = "" if counted.tokens is None else f" with {most}{counted.tokens} tokens in all"
+    stored = f" {counted.stored} verdicts are stored already" if counted.stored else ""
+    return f"{chosen.name} would get {most}{counted.requests} requests{tokens} for {len(items)} rows.{stored}"
+
+
+def write(output: Path, samples: Sequence[Sample], outcomes: Sequence[Outcomes | None]) -> None:
+    """Write the rows whose answers are all compared, each with its ranks."""
+    lines = [
+        json.dumps({**sample.row, "ranks": outcome.ranks}, ensure_ascii=False) + "\n"
+        for sample, outcome in zip(samples, outcomes, strict=True)
+        if outcome is not None and outcome.complete
+    ]
+    manifest.write_atomically(output, "".join(lines))
+
+
+def describe_result(
+    output: Path, chosen: Chosen, judge: OpenJudge, outcomes: Sequence[Outcomes | None]
+) -> Iterator[str]:
+    """What was ranked, what was left out and why, and how to go on."""
+    judged = [outcome for outcome in outcomes if outcome is not None]
+    ranked = [outcome.ranks for outcome in judged if outcome.complete]
+    tied = sum(len(set(ranks)) == 1 for ranks in ranked)
+    yield f"wrote {len(ranked)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else "")
+    if judge.identity is not None:
+        yield f"{judge.asked} requests to {chosen.name}; {judge.stored} verdicts were stored already"
+    if left_out := len(judged) - len(ranked):
+        yield f"left out {left_out} rows: {chosen.name} gave no verdict on at least one of their pairs"
+    if unasked := len(outcomes) - len(judged):
+        again = "Run the same command again to go on" if judge.identity is not None else "Raise it to rank them"
+        yield f"{unasked} rows are not ranked: --limit {judge.limit} is used up. {again}"

@@ -41,10 +41,10 @@ def score(
     if first is None:
         raise DataError(f"{file} has no rows to score")
     common.quiet()
-    from alignkit.generation.scoring import Scorer
+    from alignkit.generation.scoring import RewardModel
 
     assert parent.manifest is not None
-    scorer = Scorer(parent.folder, parent.manifest)
+    scorer = RewardModel(parent.folder, parent.manifest)
     unfinished = output.with_name(f".{output.name}.unfinished") if output else None
     stream = unfinished.open("w", encoding="utf-8") if unfinished else sys.stdout
     with common.progress("scoring", None) as advance:

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from alignkit import hookspecs
-from alignkit.components import Component, Reward, Stage
+from alignkit.components import Component, Judge, Reward, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
 from alignkit.registry.plugin import Plugin, installed, plugin_name
@@ -152,11 +152,17 @@ def _problems_of(component: Component, registry: Registry) -> Iterator[str]:
         yield f"{who}: {error}"
         return
     names = [field.name for field in dataclasses.fields(component.config)]
+    has_path = bool({"path", "paths"} & set(names))
+    if isinstance(component, Reward | Judge) and component.needs(component.config()) and not has_path:
+        yield f"{who}: it needs a run, so its config must have a field `path: str | None`"
     if isinstance(component, Reward):
-        if component.needs(component.config()) and not {"path", "paths"} & set(names):
-            yield f"{who}: it needs a run, so its config must have a field `path: str | None`"
-        if component.parts and component.parts not in names:
-            yield f"{who}: `parts` is `{component.parts}`, but its config has no such field"
+        for field, value in (("parts", component.parts), ("judge", component.judge)):
+            if value and value not in names:
+                yield f"{who}: `{field}` is `{value}`, but its config has no such field"
+    if isinstance(component, Judge):
+        largest = component.largest(component.config())
+        if not (largest is None or (type(largest) is int and largest > 1)):
+            yield f"{who}: `largest` returns {largest!r}, expected None or 2 or more"
 
 
 @contextlib.contextmanager

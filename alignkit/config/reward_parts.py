@@ -1,4 +1,4 @@
-"""Rewards that consist of other rewards, and the runs that they need."""
+"""Rewards that consist of other rewards or ask a judge, and the runs that they need."""
 
 from __future__ import annotations
 
@@ -32,13 +32,28 @@ def part(registry: Registry, table: Mapping[str, Any], own: Collection[str] = ()
     return select(registry, "reward", table["name"], [settings], key)
 
 
+def judge_of(registry: Registry, table: Mapping[str, Any], key: str) -> Selected:
+    """The judge in a table of a reward's config.
+
+    Raises:
+        ConfigError: the table has no name, an unknown key, or a value of the wrong type.
+        PluginError: no active plugin provides that judge.
+    """
+    if not isinstance(table.get("name"), str):
+        known = ", ".join(judge.name for judge in registry.all("judge"))
+        raise ConfigError(f"{key} must name a judge: set {key}.name. Judges: {known}")
+    return select(registry, "judge", table["name"], [table], key)
+
+
 def with_parts(registry: Registry, reward: Selected, key: str = "reward") -> list[Selected]:
-    """A reward and its parts, at any depth.
+    """A reward, the judge that it asks, and its parts, at any depth.
 
     Raises:
         AlignkitError: as :func:`part`.
     """
     rewards = [reward]
+    if field := reward.component.judge:
+        rewards.append(judge_of(registry, getattr(reward.config, field), f"{key}.{field}"))
     for table, where in _tables(reward, key):
         rewards += with_parts(registry, part(registry, table, reward.component.part_keys, where), where)
     return rewards
@@ -57,7 +72,7 @@ def stages_needed(registry: Registry, reward: Selected) -> dict[str, str]:
 def with_runs(
     registry: Registry, reward: Selected, find: FindRun, key: str = "reward", path: str | None = None
 ) -> Selected:
-    """A reward with the folders of the runs that it and its parts need, and with all settings of its parts.
+    """A reward with the folders of the runs that it and its parts need, and with all settings of its parts and judge.
 
     A part without a ``path`` takes that of the reward that contains it.
 
@@ -66,6 +81,9 @@ def with_runs(
     """
     component, config = reward
     path = getattr(config, "path", None) or path
+    if component.judge:
+        judge = judge_of(registry, getattr(config, component.judge), f"{key}.{component.judge}")
+        config = dataclasses.replace(config, **{component.judge: judge.to_dict()})
     tables = []
     for table, where in _tables(reward, key):
         inner = with_runs(registry, part(registry, table, component.part_keys, where), find, where, path)

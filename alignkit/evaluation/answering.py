@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from alignkit.batches import Answers, Sampling
 from alignkit.data.chat_template import prompt_ids
 from alignkit.evaluation.comparison import Answered
-from alignkit.evaluation.judges import Judge
 from alignkit.generation import chat
+from alignkit.generation.scorers import Scorer
 from alignkit.rows import Conversation
 from alignkit.runs.lineage import Parent
 
@@ -58,9 +58,9 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
     ]
 
 
-def score(judge: Judge, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
-    """The judge's score of each answer of each run."""
-    scores = judge.open(asked.batch, say)
+def score(scorer: Scorer, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
+    """The score of each answer of each run."""
+    scores = scorer.open(asked.batch, say)
     return [scores(Answers(asked.prompts, run.texts, run.prompt_ids, run.answer_ids)) for run in answered]
 
 

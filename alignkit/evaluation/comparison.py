@@ -13,10 +13,10 @@ from alignkit.config import DataConfig
 from alignkit.data import held_out
 from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.evaluation import judges
 from alignkit.evaluation.error_bars import error_bar
-from alignkit.evaluation.judges import Judge
-from alignkit.generation import rankings
+from alignkit.generation import rankings, scorers
+from alignkit.generation.scorers import Scorer
+from alignkit.judging import Outcomes
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Located, Text
 from alignkit.runs import lineage, manifest
@@ -39,7 +39,7 @@ def runs_of(paths: Sequence[str]) -> list[Parent]:
     return runs
 
 
-def newest_judge(runs: Sequence[Parent]) -> Judge:
+def newest_reward(runs: Sequence[Parent]) -> Scorer:
     """The newest reward model among the parents of these runs and the run folders beside them.
 
     Raises:
@@ -57,7 +57,7 @@ def newest_judge(runs: Sequence[Parent]) -> Judge:
     _, folder = max(rewards, key=lambda reward: reward[0])
     if folder.absolute().is_relative_to(Path.cwd()):
         folder = folder.absolute().relative_to(Path.cwd())
-    return judges.of_run(lineage.named("--reward", str(folder), "reward"))
+    return scorers.of_run(lineage.named("--reward", str(folder), "reward"))
 
 
 class Prompts(NamedTuple):
@@ -145,21 +145,35 @@ class Answered:
 
 
 def run_metrics(
-    run: Parent, answered: Answered, scores: Sequence[float], first: Sequence[float] | None
+    run: Parent, answered: Answered, scores: Sequence[float] | None, first: Sequence[float] | None
 ) -> dict[str, Any]:
     """The metrics of a run, a row of the table. ``first`` are the first run's scores on the same prompts.
 
-    A tie is half a win. Each ``..._error`` is the standard error of a mean over prompts.
+    A tie is half a win. Each ``..._error`` is the standard error of a mean over prompts. Without scores, their metrics
+    are None.
     """
     row: dict[str, Any] = {"run": str(run.folder), "stage": run.stage, **_mean("score", scores)}
-    row |= {"win_rate": None, "win_rate_error": None}
-    if first is not None:
-        row |= _mean("win_rate", [(a > b) + 0.5 * (a == b) for a, b in zip(scores, first, strict=True)])
-    row |= _mean("kl", answered.kl) | _mean("length", answered.lengths)
+    wins = [(a > b) + 0.5 * (a == b) for a, b in zip(scores or [], first or [], strict=True)] if first else None
+    row |= _mean("win_rate", wins) | _mean("kl", answered.kl) | _mean("length", answered.lengths)
     return {**row, "eos_rate": sum(answered.ended) / len(answered.ended), "prompts": len(answered.ended)}
 
 
-def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
+def judged_metrics(judge: str, outcomes: Sequence[Outcomes] | None) -> dict[str, Any]:
+    """A judge's win rate of a run over the first one. Each outcome compares the first run's answer with this run's.
+
+    Prompts without a verdict are left out of the mean; ``judge_prompts`` is the number of the others. None for the
+    first run.
+    """
+    metrics: dict[str, Any] = {"judge": judge, **_mean("judge_win_rate", None), "judge_prompts": None}
+    if outcomes is None:
+        return metrics
+    wins = [win for outcome in outcomes if (win := outcome.wins[1][0]) is not None]
+    return metrics | _mean("judge_win_rate", wins) | {"judge_prompts": len(wins)}
+
+
+def _mean(name: str, values: Sequence[float] | None) -> dict[str, float | None]:
+    if not values:
+        return {name: None, f"{name}_error": None}
     return {name: sum(values) / len(values), f"{name}_error": None, **error_bar(f"{name}_error", values)}
 
 
@@ -172,17 +186,18 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> No
     manifest.write_atomically(file, "".join(lines))
 
 
-def plot(file: Path, rows: Sequence[dict[str, Any]], reward: str) -> None:
-    """Plot the runs as points of score over KL, as a PNG. Needs matplotlib."""
+def plot(file: Path, rows: Sequence[dict[str, Any]], metric: str, label: str) -> None:
+    """Plot the runs that have a metric as points of it over KL, as a PNG. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for row in rows:
-        errors = {"xerr": row["kl_error"], "yerr": row["score_error"]}
-        axes.errorbar(row["kl"], row["score"], **errors, fmt="o", capsize=3, label=row["run"])
+        if row[metric] is not None:
+            errors = {"xerr": row["kl_error"], "yerr": row[f"{metric}_error"]}
+            axes.errorbar(row["kl"], row[metric], **errors, fmt="o", capsize=3, label=row["run"])
     axes.set_xlabel(f"KL to {rows[0]['run']} (nats per answer)")
-    axes.set_ylabel(f"score by {reward}")
+    axes.set_ylabel(label)
     axes.legend()
     axes.grid(alpha=0.3)
     unfinished = file.with_name(f".{file.name}.unfinished")

@@ -18,7 +18,7 @@ from alignkit.registry import Registry
 from alignkit.rows import Conversation, Demonstration, Prompt, Ranking
 from alignkit.runs import manifest
 
-Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
+ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
 
 
 def prompts_of(path: str) -> list[Conversation]:
@@ -66,7 +66,7 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> in
     return complete
 
 
-def import_scorer(name: str) -> Scorer:
+def import_scorer(name: str) -> ScoreFunction:
     """Import the function named ``module:function``, also from a module in the current folder.
 
     Raises:
@@ -101,6 +101,14 @@ def import_scorer(name: str) -> Scorer:
     return call
 
 
+class NotFiniteError(DataError):
+    """A scorer returned a score that is not a finite number."""
+
+    def __init__(self, message: str, scores: list[float]) -> None:
+        super().__init__(message)
+        self.scores = scores  # all of them
+
+
 class _FailedOnError(Exception):
     def __init__(self, answer: str, error: Exception) -> None:
         super().__init__(answer)
@@ -125,7 +133,7 @@ def checked(name: str, scores_of: Callable[[], Sequence[float]], answers: list[s
         raise DataError(f"{name} returned {len(scores)} scores for {len(answers)} answers, the first is {answers[0]!r}")
     for answer, value in zip(answers, scores, strict=True):
         if not math.isfinite(value):
-            raise DataError(f"{name} returned {value} for the answer {answer!r}")
+            raise NotFiniteError(f"{name} returned {value} for the answer {answer!r}", scores)
     return scores
 
 

@@ -49,8 +49,8 @@ def build_reward(run: Run, table: Mapping[str, Any], own: Collection[str] = ()) 
 def skipping(score: RewardFunction, say: Callable[[str], None]) -> RewardFunction:
     """``score``, with NaN for the answers that it rejects, unless it rejects all. Says the first error.
 
-    If a batch fails, each answer is scored separately to find those that are rejected. The others are then scored
-    together again, since a reward may compare the answers of a batch.
+    Those without a finite score are rejected. If a batch fails, each answer is scored separately to find them. The
+    others are then scored together again, since a reward may compare the answers of a batch.
     """
     warned = False
 
@@ -65,15 +65,18 @@ def skipping(score: RewardFunction, say: Callable[[str], None]) -> RewardFunctio
         nonlocal warned
         try:
             return score(answers, roles)
-        except DataError:
+        except DataError as error:
             indices = range(len(answers.texts))
-            rejected = {i: error for i in indices if (error := rejection(answers.take([i]), roles))}
+            if isinstance(error, rankings.NotFiniteError):
+                rejected = {i: str(error) for i in indices if not math.isfinite(error.scores[i])}
+            else:
+                rejected = {i: reason for i in indices if (reason := rejection(answers.take([i]), roles))}
             if len(rejected) in (0, len(indices)):  # the error is not about single answers
                 raise
         if not warned:
             warned = True
             say(f"warning: skipped an answer, and will skip others like it: {next(iter(rejected.values()))}")
-        accepted = iter(score(answers.take([i for i in indices if i not in rejected]), roles))
+        accepted = iter(scores(answers.take([i for i in indices if i not in rejected]), roles))
         return [math.nan if i in rejected else next(accepted) for i in indices]
 
     return scores

@@ -16,7 +16,7 @@ from alignkit.rows import Conversation, Message, Tools
 from alignkit.runs import base
 
 
-class Scorer:
+class RewardModel:
     """A reward model in memory, which scores answers to conversations."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ import inspect
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.batches import LossOutput, SampledAnswers, Sampling
+from alignkit.batches import LossOutput, Question, SampledAnswers, Sampling
 from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
 from alignkit.protocols import Engine
@@ -57,6 +57,17 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
         return False
 
 
+def wants_plan(component: Component) -> bool:
+    """Whether the ``check`` of a component takes the plan of the run beside its config."""
+    return component.check is not None and accepts(component.check, "plan")
+
+
+def settings(component: Component, config: Any) -> None:
+    """Call the ``check`` of a component outside training."""
+    if component.check is not None:
+        component.check(config, plan=None) if wants_plan(component) else component.check(config)
+
+
 def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
     """A reward or an engine that can be called with ``roles=``, which is passed on if its signature has ``roles``."""
     if accepts(function, "roles"):
@@ -82,6 +93,27 @@ def scores(source: str, value: Any) -> Any:
     valid = hasattr(value, "__iter__") and not isinstance(value, str | Mapping)
     expect(source, value, valid, "a list with one score per answer")
     return value
+
+
+def verdicts(source: str, value: Any, questions: Sequence[Question]) -> Iterator[Sequence[float] | None]:
+    """Check the result of a judge: for each question the ranks of its answers, or None. Yields each when it arrives."""
+    each_is = "for each question a list with one rank per answer, or None"
+    expect(source, value, isinstance(value, Iterable) and not isinstance(value, str | Mapping), each_is)
+    count = 0
+    for count, verdict in enumerate(value, 1):
+        if count > len(questions):
+            raise PluginError(f"{source} returned more verdicts than the {len(questions)} questions")
+        answers = len(questions[count - 1].answers)
+        if verdict is not None:
+            expect(source, verdict, _are_ranks(verdict, answers), f"{each_is}; this question has {answers} answers")
+        yield verdict
+    if count < len(questions):
+        raise PluginError(f"{source} returned {count} verdicts for {len(questions)} questions")
+
+
+def _are_ranks(verdict: Any, answers: int) -> bool:
+    numbers_only = isinstance(verdict, Sequence) and all(isinstance(rank, numbers.Real) for rank in verdict)
+    return numbers_only and len(verdict) == answers and all(map(math.isfinite, verdict))
 
 
 def rows(source: str, value: Any) -> list[Row]:

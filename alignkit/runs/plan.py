@@ -244,7 +244,7 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     chosen += reward_parts.with_parts(registry, config.reward) if config.reward else []
     for component, settings in chosen:
         check_requires(registry, component)
-        if component.check:
+        if component.check and not checks.wants_plan(component):
             component.check(settings)
     for parent in parents.values():  # a reward run may use another tuner
         tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
@@ -276,10 +276,16 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     source = data.load(registry, config.data, config.data.path, stage.rows)
     if eval_path is None:
         train_rows, eval_rows = held_out.split(source, config.data.eval_size, config.data.seed)
-        return _without_bad_rows(Plan(registry, config, source, train_rows, eval_rows, None, parents))
-    eval_source = data.load(registry, dataclasses.replace(config.data, split=eval_split), eval_path, stage.rows)
-    train_rows = held_out.split(source, 0, config.data.seed).train
-    return _without_bad_rows(Plan(registry, config, source, train_rows, eval_source.rows, eval_source, parents))
+        plan = Plan(registry, config, source, train_rows, eval_rows, None, parents)
+    else:
+        eval_source = data.load(registry, dataclasses.replace(config.data, split=eval_split), eval_path, stage.rows)
+        train_rows = held_out.split(source, 0, config.data.seed).train
+        plan = Plan(registry, config, source, train_rows, eval_source.rows, eval_source, parents)
+    plan = _without_bad_rows(plan)
+    for component, settings in chosen:
+        if checks.wants_plan(component):
+            component.check(settings, plan=plan)
+    return plan
 
 
 def _without_bad_rows(plan: Plan) -> Plan:

@@ -1,4 +1,4 @@
-"""The settings of the judges, and their checks."""
+"""The settings of the judges and of the reward ``judge``, and their checks."""
 
 import json
 from dataclasses import dataclass
@@ -8,11 +8,37 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 
 from alignkit import ConfigError, option
-from alignkit.generation import locate_policy
+from alignkit.generation import import_scorer, locate_policy
 from alignkit.runs import fingerprint, locate_model, model_folder
 from alignkit_judges import prompts
 
 OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True)
+class FunctionConfig:
+    """The ``judge`` table of ``function``."""
+
+    call: str | None = option(
+        None, "module:function; takes two lists, prompts and answers, and returns a score per answer"
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The ``judge`` table of ``reward-model``."""
+
+    path: str | None = option(None, "a run folder of stage rm")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The ``reward`` table of ``judge``."""
+
+    judge: dict[str, Any] = option({}, "the judge: a table with its name and its settings")
+    baseline: str | None = option(
+        None, "a file of answers, as `alignkit sample` writes it: what a single answer to a prompt is compared with"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,3 +113,9 @@ def identity_of_local(config: LocalConfig) -> str | None:
         "principles": prompts.read_principles(config.principles),
     }
     return json.dumps(depends, sort_keys=True, ensure_ascii=False)
+
+
+def check_function(config: FunctionConfig) -> None:
+    if config.call is None:
+        raise ConfigError("judge 'function' needs judge.call=module:function")
+    import_scorer(config.call)

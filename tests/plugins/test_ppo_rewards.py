@@ -95,14 +95,14 @@ def test_a_classifier_without_a_pad_token_scores_batches(folder: Path, tiny_mode
 def test_the_reward_in_ppo_is_the_number_of_alignkit_score(
     below: Callable[[str], list[str]], tuner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignkit.generation.scoring import Scorer
+    from alignkit.generation.scoring import RewardModel
     from alignkit.models import device_and_dtype
     from alignkit.runs import manifest
 
     run, roles = roles_of(below(tuner))
     monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
     folder = Path(f"below-{tuner}/rm")
-    scorer = Scorer(folder, manifest.read(folder))
+    scorer = RewardModel(folder, manifest.read(folder))
     encoded = [scorer.encode([{"role": "user", "content": f"p{n}"}], "e " * n + "b") for n in range(4)]
     answers = Sequences.of(
         [e.prompt for e in encoded], [e.answers[0] for e in encoded], run.tokenizer.pad_token_id, "cpu"

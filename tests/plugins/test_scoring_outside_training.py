@@ -63,7 +63,7 @@ def test_rank_takes_reward_runs_and_rewards(
     ("arguments", "said"),
     [
         (["--by", "reward-modle"], "Did you mean 'reward-model'"),
-        (["--by", "reward-model"], "reward 'reward-model' needs a run of stage rm: add reward.path=RUN"),
+        (["--by", "ensemble"], "reward 'ensemble' needs a run of stage rm: add reward.path=RUN"),
         (["--by", "classifier", "reward.model=base"], "base is a language model"),
         (["--by", "classifier", "train.seed=1"], "unknown key train: the settings of --by classifier are reward.KEY"),
         (

@@ -16,15 +16,15 @@ from alignkit.config.settings import merge, select
 from alignkit.data.prompts import prompt_text
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards
-from alignkit.protocols import RewardFunction
-from alignkit.registry import Registry
+from alignkit.generation.outside_training import OnlyInTrainingError, RunOutsideTraining, scores_of_run
+from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation
 from alignkit.runs import lineage, manifest
 from alignkit.runs.lineage import Parent
 from alignkit.runs.plan import check_requires
 
 
-class Judge(NamedTuple):
+class Scorer(NamedTuple):
     """Something that scores answers, and its name."""
 
     name: str
@@ -33,16 +33,17 @@ class Judge(NamedTuple):
     loads: bool = True  # whether opening it takes time, such as for loading a model
 
 
-def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[str] = ()) -> Judge:
-    """The judge that the option ``key`` names: ``module:function``, the folder of a reward run, or a reward component.
+def named(
+    registry: Registry, key: str, name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ("reward",)
+) -> Scorer:
+    """The scorer that the option ``key`` names: ``module:function``, the folder of a reward run, or a reward component.
 
-    ``plugins`` are activated; ``overrides`` (``reward.label=1``) are the settings of a component.
+    ``overrides`` (``reward.label=1``) are the settings of a component. ``kinds`` are the kinds of components that the
+    option takes, for the message if there is no such name.
 
     Raises:
         AlignkitError: it does not exist or cannot score; it has no settings, but there are overrides.
     """
-    registry = Registry()
-    registry.activate(*plugins)
     if registry.has("reward", name) and not manifest.is_run(Path(name)):
         return _component(registry, key, name, overrides)
     if overrides:
@@ -57,35 +58,24 @@ def named(key: str, name: str, plugins: Sequence[str] = (), overrides: Sequence[
             prompts = [prompt_text(prompt) for prompt in answers.prompts]
             return rankings.checked(name, functools.partial(function, prompts, answers.texts), answers.texts)
 
-        return Judge(name, lambda batch, say: score, loads=False)
+        return Scorer(name, lambda batch, say: score, loads=False)
     if not Path(name).exists() and "/" not in name:
-        known_rewards = [reward.name for reward in registry.all("reward")]
+        of_kind = {kind: [each.name for each in registry.all(kind)] for kind in kinds}
+        hint = did_you_mean(name, [each for names in of_kind.values() for each in names])
+        listed = ". ".join(f"{kind.capitalize()}s: {', '.join(names)}" for kind, names in of_kind.items())
         raise ConfigError(
-            f"{key}: '{name}' is neither module:function, nor a finished run, nor a reward of an active plugin."
-            f"{did_you_mean(name, known_rewards)} Rewards: {', '.join(known_rewards)}"
+            f"{key}: '{name}' is neither module:function, nor a finished run, nor a {' or a '.join(kinds)} of an "
+            f"active plugin.{hint} {listed}"
         )
     return of_run(lineage.named(key, name, "reward"))
 
 
-def of_run(run: Parent) -> Judge:
-    """A reward run as a judge; its scores are those of ``alignkit score``."""
-    return Judge(str(run.folder), lambda batch, say: _scorer(run, batch))
+def of_run(run: Parent) -> Scorer:
+    """A reward run as a scorer; its scores are those of ``alignkit score``."""
+    return Scorer(str(run.folder), lambda batch, say: scores_of_run(run, batch))
 
 
-def _scorer(run: Parent, batch: int) -> RewardFunction:
-    from alignkit.generation.scoring import Scorer
-
-    assert run.manifest is not None
-    scorer = Scorer(run.folder, run.manifest)
-
-    def score(answers: Answers, roles: object = None) -> list[float]:
-        encoded = [scorer.encode(prompt, text) for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
-        return scorer.scores(encoded, batch)
-
-    return score
-
-
-def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]) -> Judge:
+def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]) -> Scorer:
     settings = merge(*map(parse_override, overrides))
     if wrong := [top for top in settings if top != "reward"]:
         raise ConfigError(f"unknown key {wrong[0]}: the settings of {key} {name} are reward.KEY=VALUE")
@@ -103,48 +93,12 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
     reward = reward_parts.with_runs(registry, reward, find)
     for component, config in reward_parts.with_parts(registry, reward):
         check_requires(registry, component)
-        if component.check:
-            component.check(config)
-    return Judge(
-        name, lambda batch, say: rewards.build(reward, cast(Any, RunOutsideTraining(registry, name, batch, say)))
-    )
+        checks.settings(component, config)
 
+    def open_reward(batch: int, say: Callable[[str], None]) -> Callable[[Answers], list[float]]:
+        return rewards.build(reward, cast(Any, RunOutsideTraining(registry, f"reward '{name}'", batch, say)))
 
-class OnlyInTrainingError(ConfigError, AttributeError):
-    """A reward asked for a member of its run that exists only in training."""
-
-
-@dataclass
-class RunOutsideTraining:
-    """What ``build`` of a reward gets outside training, in place of a run."""
-
-    registry: Registry
-    name: str
-    batch: int
-    say: Callable[[str], None]
-
-    @functools.cached_property
-    def device(self) -> Any:
-        """The device."""
-        from alignkit.models.device_and_dtype import run_device
-
-        return run_device({})
-
-    @functools.cached_property
-    def dtype(self) -> Any:
-        """The number format."""
-        from alignkit.models.device_and_dtype import run_dtype
-
-        return run_dtype({})
-
-    def reward_run(self, path: str | None) -> RewardFunction:
-        """The scores of the reward model in a run folder."""
-        if path is None:
-            raise ConfigError(f"reward '{self.name}' needs a reward run, and its settings name none")
-        return _scorer(lineage.named("reward.path", path, "reward"), self.batch)
-
-    def __getattr__(self, member: str) -> Any:
-        raise OnlyInTrainingError(f"reward '{self.name}' works only in training: it uses run.{member}")
+    return Scorer(name, open_reward)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""Reads files of samples: rows with a prompt and answers to it, as ``alignkit sample`` writes them. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignkit.data.sources import READERS
+from alignkit.errors import DataError
+from alignkit.rows import Conversation
+
+
+class Item(NamedTuple):
+    """A prompt and answers to compare."""
+
+    prompt: Conversation
+    answers: Sequence[str]
+
+
+class Sample(NamedTuple):
+    """A row of a file of samples."""
+
+    row: dict[str, Any]
+    item: Item
+
+    @property
+    def ranks(self) -> list[float | None] | None:
+        """The ranks of the answers that the file has: lower is better, None is no rank."""
+        return self.row.get("ranks")
+
+
+def read_samples(file: Path) -> list[Sample]:
+    """The rows of a file of samples.
+
+    Raises:
+        DataError: there is no such file; a row has no prompt, no answers, or ranks that do not fit them.
+    """
+    if not file.is_file():
+        raise DataError(f"no file {file}")
+    if file.suffix not in READERS:
+        raise DataError(f"{file}: data files must end in {', '.join(READERS)}")
+    samples = []
+    for where, row in READERS[file.suffix](file):
+        if isinstance(row, DataError):
+            raise row
+        prompt, answers, ranks = row.get("prompt"), row.get("responses"), row.get("ranks")
+        if not isinstance(answers, list) or not answers or not prompt:
+            raise DataError(f"{where}: the row needs a prompt and a list of responses")
+        if not all(isinstance(answer, str) for answer in answers):
+            raise DataError(f"{where}: a response is not a string")
+        fits = isinstance(ranks, list) and len(ranks) == len(answers) and all(map(_is_rank, ranks))
+        if ranks is not None and not fits:
+            raise DataError(f"{where}: ranks must be a list with a number or null for each response")
+        messages: Conversation = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        samples.append(Sample(dict(row), Item(messages, answers)))
+    return samples
+
+
+def _is_rank(rank: Any) -> bool:
+    return rank is None or (isinstance(rank, int | float) and not isinstance(rank, bool) and math.isfinite(rank))

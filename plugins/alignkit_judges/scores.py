@@ -1,0 +1,26 @@
+"""Judges that score each answer by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit import Answers, Run
+from alignkit.data import prompt_text
+from alignkit.generation import import_scorer
+from alignkit.judging import by_scores
+from alignkit_judges.config import FunctionConfig, ModelConfig
+
+
+def function(config: FunctionConfig) -> Any:
+    """Rank by the scores of ``module:function``."""
+    call = import_scorer(str(config.call))
+
+    def score(answers: Answers) -> Any:
+        return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
+
+    return by_scores(score)
+
+
+def reward_model(config: ModelConfig, run: Run) -> Any:
+    """Rank by the scores of a reward model."""
+    return by_scores(run.reward_run(config.path))
