@@ -102,6 +102,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
+        "label.py --items 6 --k 3 --words 5 --labels 2",
     ],
     ids=lambda command: command.partition(" ")[0],
 )

@@ -18,7 +18,7 @@ from alignkit import ConfigError, DataError, Ranking
 from alignkit.cli import main
 from alignkit.config import DataConfig
 from alignkit.data import load
-from alignkit.labeling import binding, export
+from alignkit.labeling import binding, export, report
 from alignkit.registry import Registry
 
 
@@ -156,19 +156,13 @@ def read_only_folder() -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_read_only_folder_cannot_be_labeled_but_read(
-    read_only_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("samples", "labeled"):
-        assert main(["label", str(read_only_folder / f"{name}.jsonl")]) == 2
-        error = capsys.readouterr().err
-        assert error.endswith(f"{name}.labels.sqlite cannot be used: its folder is read-only\n")
-        assert error.count("\n") == 1
-    assert main(["label", str(read_only_folder / "labeled.jsonl"), "--status"]) == 0
-    assert "2 of 2 rows are labeled" in capsys.readouterr().out
-    assert [json.loads(line)["ranks"] for line in export.lines(read_only_folder / "labeled.jsonl", "mean")] == [
-        [2, 1, 0]
-    ] * 2
+def test_a_read_only_folder_cannot_be_labeled_but_read(read_only_folder: Path) -> None:
+    labeled = read_only_folder / "labeled.jsonl"
+    for samples in (read_only_folder / "samples.jsonl", labeled):
+        with pytest.raises(ConfigError, match=r"\.labels\.sqlite cannot be used: its folder is read-only"):
+            binding.bind(samples, {}, print)
+    assert report.report(labeled)["done"] == 2
+    assert [json.loads(line)["ranks"] for line in export.lines(labeled, "mean")] == [[2, 1, 0]] * 2
 
 
 # --- exports ---------------------------------------------------------------------------------------------------------

@@ -73,8 +73,8 @@ def label(
     from alignkit.labeling import serve
     from alignkit.labeling.store import Store
 
+    serve.listen(host, port or 0).close()  # fails before answers are sampled and a store is begun
     if not is_file:
-        serve.listen(host, port or 0).close()  # fails before the answers are sampled, not after
         file = _sample(samples, prompts, output, k, batch, max_new_tokens, temperature, top_p, seed)
     store = Store(*binding.bind(file, given, typer.echo))
     if host not in ("127.0.0.1", "localhost", "::1"):
@@ -123,10 +123,10 @@ def _name(labeler: str) -> str:
 def _read(guide: Path) -> str:
     try:
         return guide.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"--guide: no file {guide}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--guide {guide}: not UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"--guide {guide}: {error.strerror}") from None
 
 
 def _sample(run: str, prompts: str | None, output: Path, k: int, batch: int, *sampling: Any) -> Path:
