@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def browser() -> Iterator[Any]:
 class Server:
     """``alignkit label`` in a process of its own."""
 
-    def __init__(self, samples: Path, *options: str) -> None:
-        self.samples, self.options = samples, options
+    def __init__(self, samples: str | Path, *options: str) -> None:
+        self.samples, self.options = Path(samples), options
         self.start()
 
     def start(self) -> None:
@@ -67,6 +68,19 @@ class Server:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+    def client(self) -> Callable[..., Any]:
+        """``call("PUT", "/api/items/1", body)``: the reply to a request of a browser that has opened the address."""
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        opener.open(self.address).close()
+
+        def call(method: str, path: str, body: Any = None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            headers = {"Content-Type": "application/json", "Origin": self.origin}
+            with opener.open(urllib.request.Request(self.origin + path, data, headers, method=method)) as response:
+                return json.load(response)
+
+        return call
 
     def exported(self, merge: str = "mean") -> list[dict[str, Any]]:
         """The rows of ``alignkit label --export``."""
@@ -197,3 +211,21 @@ def visit(browser: Any) -> Iterator[Callable[..., Person]]:
         own = (person.server.origin + "/", "data:")
         assert [url for url in person.requests if not url.startswith(own)] == []
         assert person.errors == []
+
+
+Serve = Callable[..., Server]  # the types of the fixtures
+Visit = Callable[..., Person]
+
+
+def label_all(arguments: list[str]) -> None:
+    """Run ``alignkit label`` with these arguments, and rank all that two labelers get, over the server's API."""
+    server = Server(*arguments[1:])
+    try:
+        for name in ("Anna", "Ben"):
+            call = server.client()
+            call("POST", "/api/session", {"labeler": name})
+            while item := call("GET", "/api/next")["item"]:
+                ranks = {answer["id"]: rank for rank, answer in enumerate(item["answers"])}
+                call("PUT", f"/api/items/{item['id']}", {"ranks": ranks, "seconds": 12})
+    finally:
+        server.kill()

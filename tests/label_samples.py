@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,17 @@ def numbered(count: int, k: int = 3) -> list[dict[str, Any]]:
         {"prompt": f"Question {item}?", "responses": [f"item {item}, answer {answer}" for answer in range(k)]}
         for item in range(count)
     ]
+
+
+def rank_of(text: str) -> int:
+    """A rank from 1 for "item 4, answer 2": every third item has a tie, and the ranks of every fourth a gap."""
+    item, answer = map(int, re.findall(r"\d+", text))
+    rank = (item + answer) % 3 + 1
+    if item % 3 == 0:
+        rank = min(rank, 2)
+    return rank if item % 4 else {1: 1, 2: 3, 3: 3}[rank]
+
+
+def dense(ranks: list[int]) -> list[int]:
+    """Ranks as they are exported: from 0, without gaps."""
+    return [sorted(set(ranks)).index(rank) for rank in ranks]

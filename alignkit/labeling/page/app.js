@@ -40,7 +40,7 @@ const name = (id) => letter(label.ids.indexOf(id));
 
 async function start() {
   session = await steadily(() => request("GET", "/api/session"), "The page opens as soon as the server answers.");
-  if (!session.labeler) session = await askName();
+  if (!session.labeler) return askName();
   drafts = new Drafts(session);
   $("file").textContent = session.file;
   $("labeler").textContent = session.labeler;
@@ -307,6 +307,7 @@ const actions = {
   ...{ escape: withItem(escape), resize: withItem(markOverflow), active },
   ...{ submit: () => exclusively(submit), skip: () => exclusively(skip), undo: () => exclusively(undo) },
   ...{ guide: toggleGuide, results: showResults, help: () => $("help-dialog").showModal() },
+  name: () => askName(session.labeler),
 };
 
 exclusively(start);

@@ -12,6 +12,7 @@ export function connect(actions) {
     "results-button": actions.results,
     "finished-results": actions.results,
     "help-button": actions.help,
+    labeler: actions.name,
     "flags-button": actions.flags,
     "flags-close": actions.flags,
     "compare-button": actions.compare,

@@ -3,23 +3,21 @@
 import { request } from "./api.js";
 import { $, duration, element } from "./dom.js";
 
-/** Asks for the labeler's name until the server accepts one; resolves to the session. */
-export function askName() {
+/** Asks for the labeler's name and opens the page again under that name. With a name already, Escape keeps it. */
+export function askName(current = "") {
   const dialog = $("name-dialog");
-  dialog.addEventListener("cancel", (event) => event.preventDefault());
+  $("name").value = current;
+  dialog.oncancel = (event) => current || event.preventDefault();
   dialog.showModal();
-  return new Promise((resolve) => {
-    $("name-form").addEventListener("submit", async (event) => {
-      event.preventDefault();
-      try {
-        const session = await request("POST", "/api/session", { labeler: $("name").value.trim() });
-        dialog.close();
-        resolve(session);
-      } catch (error) {
-        $("name-error").textContent = error.message;
-      }
-    });
-  });
+  $("name-form").onsubmit = async (event) => {
+    event.preventDefault();
+    try {
+      await request("POST", "/api/session", { labeler: $("name").value });
+      location.reload();
+    } catch (error) {
+      $("name-error").textContent = error.message;
+    }
+  };
 }
 
 export async function showResults() {

@@ -86,7 +86,7 @@ export function drawMarks(label, selected, session) {
     node.classList.toggle("selected", index === selected);
     node.setAttribute("aria-current", index === selected);
     node.querySelector(".rank").textContent = label.ids.length === 2 ? verdict(rank, tie) : rankText(rank, tie);
-    node.querySelector(".rank").classList.toggle("best", rank !== undefined && label.groups()[0].includes(id));
+    node.querySelector(".rank").classList.toggle("best", rank === 1);
     node.querySelector(".grade").textContent = id in label.grades ? `${label.grades[id]} of ${session.scale}` : "";
     const flags = label.flags[id] ?? [];
     node.querySelector(".pills").replaceChildren(...flags.map((flag) => element("li", {}, flag)));
