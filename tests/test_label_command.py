@@ -277,3 +277,14 @@ def test_a_run_is_sampled_first_and_continued_where_it_was_interrupted(
     assert Path("samples.jsonl").read_text() == Path("sampled.jsonl").read_text()
     assert main(["label", str(run), "--prompts", "prompts.jsonl", *sampling]) == 0
     assert [(str(samples), len(item.answers)) for samples, item in served] == [("samples.jsonl", 3)] * 2
+
+
+def test_the_wheel_has_the_page() -> None:
+    from hatchling.builders.wheel import WheelBuilder
+
+    root = Path(__file__).parents[1]
+    files = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
+
+    page = sorted((root / "alignkit" / "labeling" / "page").iterdir())
+    assert {file.suffix for file in page} == {".css", ".html", ".js"}
+    assert {f"alignkit/labeling/page/{file.name}" for file in page} <= files

@@ -96,6 +96,7 @@ def test_a_foreign_host_is_refused(site: Site, host: str, status: int) -> None:
         None,
         "null",
         "http://evil.example",
+        *("http://[", "//127.0.0.1:8000", "ftp://127.0.0.1:8000"),
         "http://127.0.0.1:8001",
         "http://127.0.0.1",
         "http://localhost:8000",

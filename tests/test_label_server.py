@@ -264,6 +264,18 @@ def test_a_name_is_needed_and_can_be_changed(sites: Any) -> None:
     assert person.post("/api/session", {"labeler": "ben"}).json()["labeler"] == "ben"
 
 
+def test_a_labeler_is_the_same_person_with_and_without_a_capital(sites: Any) -> None:
+    site = sites(numbered(2), overlap=1.0)
+    anna = site.labeler("Anna")
+    item = anna.next()
+    anna.rank(item, sorted(texts(item)))
+    again = site.labeler(None)
+
+    assert again.post("/api/session", {"labeler": "anna"}).json()["labeler"] == "Anna"
+    assert again.next()["number"] == 2
+    assert again.get("/api/status").json()["agreement"] is None
+
+
 def test_a_server_for_one_labeler_knows_no_other_name(sites: Any) -> None:
     anna = sites(numbered(1), labeler="anna").labeler(None)
 

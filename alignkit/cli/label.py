@@ -81,7 +81,8 @@ def label(
         typer.echo("warning: other machines can open the page, and what is sent is not encrypted", err=True)
     open_browser = not no_browser and sys.stdout.isatty() and _has_display()
     try:
-        serve.serve(file, store, host, port, name, markdown, typer.echo, open_browser)
+        fixed = store.spelled(name) if name is not None else None
+        serve.serve(file, store, host, port, fixed, markdown, typer.echo, open_browser)
     finally:
         store.close()
     typer.echo(f"the labels are in {items.store_file(file)}. Write them: alignkit label {file} --export rankings.jsonl")

@@ -86,7 +86,7 @@ class Api:
 
     async def sign_in(self, request: Request) -> Response:
         """Give the session a name."""
-        name = labels.labeler_name((await _json_body(request)).get("labeler"))
+        name = self.store.spelled(labels.labeler_name((await _json_body(request)).get("labeler")))
         if self.labeler not in (None, name):
             raise HTTPException(409, f"the server was started for {self.labeler}")
         self.store.set_labeler(_cookie(request), name)

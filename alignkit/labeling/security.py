@@ -77,10 +77,10 @@ class Guard:
         """The response to a request that does not come from the page itself; None if it does."""
         host = request.headers.get("host", "")
         if not self.is_this_machine(host):
-            return error(403, f"the Host {host!r} is not this server")
+            return error(403, f"{host!r} is not a name of this server: open it by the address that was printed")
         if request.method in ("GET", "HEAD"):
             return None
-        if urlsplit(request.headers.get("origin", "")).netloc != host:
+        if request.headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             return error(403, "the request does not come from this server's page")
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return error(400, "the body must be JSON, with the content type application/json")

@@ -98,6 +98,11 @@ class Store:
         rows = self._query("SELECT labeler FROM sessions WHERE cookie = :cookie", cookie=_hash(cookie))
         return Session(rows[0][0]) if rows else None
 
+    def spelled(self, labeler: str) -> str:
+        """A name as a labeler has written it before: the same person may begin it with a capital or not."""
+        known = [name for (name,) in self._query("SELECT DISTINCT labeler FROM leases")]
+        return next((name for name in known if name.casefold() == labeler.casefold()), labeler)
+
     def set_labeler(self, cookie: str, labeler: str) -> None:
         """Give the session of a cookie to a labeler."""
         with self._transaction() as database:
