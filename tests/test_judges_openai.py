@@ -88,8 +88,8 @@ def test_other_servers_do_not_get_the_key_for_openai(
 @pytest.mark.parametrize(
     ("reply", "warning"),
     [
-        (completion(None, refusal="I cannot do this."), "refuses: I cannot do this."),
-        (completion("A", "content_filter"), "refuses: content filter"),
+        (completion(None, refusal="I cannot do this."), "refuses: 'I cannot do this.'"),
+        (completion("A", "content_filter"), "refuses: 'content filter'"),
         (completion("A", "length"), "increase judge.max_tokens"),
         (completion(None), "a reply such as ''"),
         (completion("Both.\nI like them."), "a reply such as 'Both.\\nI like them.'"),

@@ -140,7 +140,7 @@ def verdict(reply: ChatCompletion, answers: int, warn: Callable[[str, str], None
         warn("length", "no verdict in a reply that was cut off: increase judge.max_tokens")
         return None
     if choice.finish_reason == "content_filter" or choice.message.refusal:
-        warn("refusal", f"no verdict where the model refuses: {choice.message.refusal or 'content filter'}")
+        warn("refusal", f"no verdict where the model refuses: {(choice.message.refusal or 'content filter')[:80]!r}")
         return None
     ranks = prompts.ranks(text := choice.message.content or "", answers)
     if ranks is None:
