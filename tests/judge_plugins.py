@@ -42,6 +42,12 @@ def cycle(config, question):
 def picky(config, question):
     return None if "refused" in question.answers else right(config, question)
 
+def letters(config, question):
+    return [-answer.count("e") for answer in question.answers]
+
+def no_a(config, question):
+    return None if any("a" in answer for answer in question.answers) else letters(config, question)
+
 def failing(config, question):
     if "broken" in question.answers:
         raise ConfigError("no such model")
@@ -62,6 +68,8 @@ def alignkit_judge():
         of("noisy", noisy),
         of("cycle", cycle),
         of("picky", picky),
+        of("letters", letters),
+        of("no-a", no_a),
         of("silent", lambda config, question: None),
         of("failing", failing),
         of("graded", graded, graded=True),

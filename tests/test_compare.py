@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from judge_plugins import JUDGES
 
 from alignkit.cli import main
 from alignkit.evaluation import comparison, standard_error
@@ -123,9 +124,52 @@ def test_a_reward_run_beside_the_runs_is_the_judge(
     assert all(math.isfinite(row["score"]) for row in rows)
 
 
+def test_a_judge_compares_each_run_with_the_first(
+    runs: Callable[..., tuple[str, str]],
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install("tests", JUDGES)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    sft, dpo = runs("lora")
+    judge = [sft, dpo, "-p", "tests", "-o", "table.jsonl", "--judge"]
+    capsys.readouterr()
+    assert compare(*judge, "right", "--reward", "judges:longest") == 0
+    printed = capsys.readouterr().out
+    first, second = read(Path("table.jsonl"))
+
+    assert "8 prompts, held out by the runs; scores by judges:longest; judged by right, at most 16 requests" in printed
+    assert "wins over out/sft by right" in printed
+    assert "kept 100.0% ± 0.0% of its verdicts when the answers were swapped" in printed
+    assert first["judge_win_rate"] is None
+    longer = second["judge_win_rate"]
+    assert longer == second["win_rate"] > 0  # both prefer the longer answer
+    assert second["judge_win_rate_error"] == pytest.approx(second["win_rate_error"])
+    assert (second["judge"], second["judge_prompts"], second["judge_consistency"]) == ("right", 8, 1)
+
+    assert compare(*judge, "first", "-o", "points.png") == 0
+    printed = capsys.readouterr().out
+    (_, second) = read(Path("table.jsonl"))
+    assert (second["score"], second["win_rate"], second["reward"]) == (None, None, None)
+    assert (second["judge_win_rate"], second["judge_consistency"]) == (0.5, 0)
+    assert "warning: this judge is not reliable" in printed
+    assert " score" not in printed
+    assert Path("points.png").read_bytes().startswith(b"\x89PNG")
+
+    assert compare(*judge, "silent", "judge.seed=1") == 0
+    assert "left out 8 of 8 pairs: silent gave no verdict on them" in capsys.readouterr().out
+    assert read(Path("table.jsonl"))[1]["judge_win_rate"] is None
+    assert compare(*judge, "judges:longest") == 0  # a scorer is a judge too
+    assert read(Path("table.jsonl"))[1]["judge_win_rate"] == longer
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["out/sft", "out/dpo", "--judge", "rihgt"], "--judge: 'rihgt' is neither module:function, nor a finished run"),
+        (["out/sft", "out/dpo", "--judge", "function"], "judge 'function' needs judge.call=module:function"),
+        (["out/sft", "out/dpo", "judge.call=x"], "judge.call=x has no effect without --reward NAME or --judge NAME"),
         (["out/sft"], "compare needs at least two runs"),
         (["out/sft", "out/sft"], "out/sft is named twice"),
         (["out/sft", "out/nosuch"], "compare: out/nosuch is not a finished run"),

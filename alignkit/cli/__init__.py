@@ -29,7 +29,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "chat": "Chat with a model.",
     "sample": "Sample answers to prompts.",
     "label": "Rank answers in a browser.",
-    "rank": "Rank sampled answers by score.",
+    "rank": "Rank sampled answers by a judge or by score.",
     "score": "Score answers with a reward model.",
     "evaluate": "Measure the perplexity of policies on texts and demonstrations, and what training changed in it.",
     "compare": "Compare runs on the same held-out prompts.",

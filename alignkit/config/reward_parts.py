@@ -46,14 +46,12 @@ def judge_of(registry: Registry, table: Mapping[str, Any], key: str) -> Selected
 
 
 def with_parts(registry: Registry, reward: Selected, key: str = "reward") -> list[Selected]:
-    """A reward, the judge that it asks, and its parts, at any depth.
+    """A reward and its parts, at any depth.
 
     Raises:
         AlignkitError: as :func:`part`.
     """
     rewards = [reward]
-    if field := reward.component.judge:
-        rewards.append(judge_of(registry, getattr(reward.config, field), f"{key}.{field}"))
     for table, where in _tables(reward, key):
         rewards += with_parts(registry, part(registry, table, reward.component.part_keys, where), where)
     return rewards

@@ -140,7 +140,10 @@ def _checked(registry: Registry, judge: Selected, key: str) -> Chosen:
     """A judge whose settings, packages and runs are checked."""
     component, config = judge
     check_requires(registry, component)
-    checks.settings(component, config)
+    try:
+        checks.settings(component, config)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(" judge.", f" {key}.")) from error
     for role, stage in checks.needs(registry.describe(component, "needs"), component.needs(config)).items():
         if config.path is None:
             raise ConfigError(f"judge '{component.name}' needs a run of stage {stage}: add {key}.path=RUN")

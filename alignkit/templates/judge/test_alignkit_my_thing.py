@@ -1,6 +1,9 @@
+import json
+
 from alignkit_my_thing import Config, build
 
 from alignkit import Question
+from alignkit.cli import main
 
 
 def test_the_ranks_by_hand() -> None:
@@ -11,3 +14,11 @@ def test_the_ranks_by_hand() -> None:
 
 def test_alignkit_finds_no_problem(check_plugin) -> None:
     check_plugin("my-thing")
+
+
+def test_it_ranks_a_file_of_answers(tmp_path) -> None:
+    answers, ranked = tmp_path / "answers.jsonl", tmp_path / "ranked.jsonl"
+    answers.write_text(json.dumps({"prompt": "Hello!", "responses": ["Hello to you!", "Hello!"]}))
+
+    assert main(["rank", str(answers), "--by", "my-thing", "-p", "my-thing", "-o", str(ranked), "judge.step=1"]) == 0
+    assert json.loads(ranked.read_text())["ranks"] == [1, 0]
