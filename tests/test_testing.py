@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.sources import READERS
+from alignkit.data.readers import READERS
 from alignkit.testing import DATA
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from alignkit.cli import common
-from alignkit.data.sources import READERS
+from alignkit.data.readers import READERS
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding, export, items, labels, report
 

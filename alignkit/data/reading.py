@@ -18,8 +18,9 @@ from alignkit.config import DataConfig, data_sources
 from alignkit.config.data_sources import DataPath, DataSource
 from alignkit.config.resolve import named_format
 from alignkit.config.settings import Selected
+from alignkit.data.readers import RawRow, RawRows
 from alignkit.data.row_cache import Converted, NotJson, Record, converted, file_for, joined
-from alignkit.data.sources import RawRow, RawRows, open_source, with_folder
+from alignkit.data.sources import open_source, with_folder
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located, Row
@@ -206,24 +207,9 @@ def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) 
 
 
 def _cleaned(where: str, row: RawRow | DataError) -> tuple[str, RawRow | DataError]:
-    """The row with None for NaN, which is what pandas writes for a missing cell; an error if a text is not Unicode."""
+    """The row with None for NaN, which is what pandas writes for a missing cell."""
     if isinstance(row, DataError):
         return where, row
-    parts: list[Any] = list(row.items())  # no recursion: JSON can be nested as deeply as Python's stack allows
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            parts += part.keys()
-            parts += part.values()
-        elif isinstance(part, list | tuple):
-            parts += part
-        elif isinstance(part, str) and not part.isascii():
-            try:
-                part.encode()
-            except UnicodeEncodeError as error:
-                half = f"half of a character, \\u{ord(part[error.start]):04x} (a lone surrogate)"
-                near = part[max(0, error.start - 20) : error.start]
-                return where, DataError(f"{where}: a text holds {half}, after {near!r}")
     return where, {key: None if value != value else value for key, value in row.items()}
 
 

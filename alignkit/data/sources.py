@@ -5,24 +5,19 @@ Rows are read one by one, as they are needed. This module does not import torch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
-import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from alignkit import bundled, paths
 from alignkit.config import DataConfig, data_sources
+from alignkit.data.readers import READERS, RawRows, without_null_fields
 from alignkit.errors import DataError, did_you_mean, one_line
-
-RawRow: TypeAlias = Mapping[str, Any]
-RawRows: TypeAlias = Iterator[tuple[str, RawRow | DataError]]  # the location, and the row or why it is bad
 
 SPLITS = {  # the words in file names that name a split, as in the `datasets` library
     **dict.fromkeys(("train", "training"), "train"),
@@ -209,124 +204,6 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-# --- kinds of files ------------------------------------------------------------------------------------------------
-
-
-def _jsonl(file: Path) -> RawRows:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file.name} line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
-            except UnicodeDecodeError as error:
-                yield where, DataError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8")
-            except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") else " (is the file cut off?)"
-                what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-                yield where, DataError(f"{where}: not valid JSON: {what}{cut}")
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-                yield where, DataError(f"{where}: not valid JSON: {one_line(error)}")
-            else:
-                yield where, row if isinstance(row, dict) else _not_an_object(where, row)
-
-
-def _json(file: Path) -> RawRows:
-    text = _text(file)
-    try:
-        content = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        hint = "; one object a line belongs in a .jsonl file" if error.msg == "Extra data" else ""
-        raise DataError(f"{file.name} line {error.lineno}: not valid JSON: {error.msg}{hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.name}: not valid JSON: {one_line(error)}") from None
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        raise DataError(f"{file.name} must hold a list of objects, not one {type(content).__name__}")
-    for number, row in enumerate(content, 1):
-        where = f"{file.name} row {number}"
-        yield where, row if isinstance(row, dict) else _not_an_object(where, row)
-
-
-def _csv(file: Path) -> RawRows:
-    csv.field_size_limit(sys.maxsize)  # the default limit is 128 KiB
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        yield from _csv_rows(file, csv.DictReader(lines, strict=True))
-
-
-def _csv_rows(file: Path, reader: csv.DictReader[str]) -> RawRows:
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except UnicodeDecodeError:
-            _text(file)  # says where
-            raise
-        except csv.Error as error:  # such as a quote that is never closed
-            raise DataError(f"{file.name} line {reader.reader.line_num}: not valid CSV: {error}") from None
-        columns = list(reader.fieldnames or [])
-        if twice := next((name for name in columns if columns.count(name) > 1), None):
-            raise DataError(f"{file.name} line 1: two columns are named '{twice}'")
-        where = f"{file.name} line {reader.line_num}"
-        if None in row or None in row.values():
-            yield where, DataError(f"{where}: not as many values as the {len(columns)} columns")
-        else:
-            yield where, row
-
-
-def _parquet(file: Path) -> RawRows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000)
-        for number, row in enumerate(itertools.chain.from_iterable(map(_arrow_rows, batches)), 1):
-            where = f"{file.name} row {number}"
-            yield where, DataError(f"{where}: {one_line(row)}") if isinstance(row, Exception) else row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file.name} cannot be read as Parquet: {one_line(error)}") from None
-
-
-READERS: dict[str, Callable[[Path], RawRows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{file.name} line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-
-
-def _not_an_object(where: str, row: object) -> DataError:
-    return DataError(f"{where}: a row must be an object with named fields, not a {type(row).__name__}")
-
-
-def _arrow_rows(batch: Any) -> Iterator[RawRow | Exception]:
-    """The rows of an Arrow batch, with an error for each row that Python cannot represent."""
-    try:
-        yield from [_without_null_fields(row) for row in batch.to_pylist()]
-    except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, a time before the year 1
-        if batch.num_rows == 1:
-            yield error
-        else:
-            yield from itertools.chain.from_iterable(_arrow_rows(batch.slice(i, 1)) for i in range(batch.num_rows))
-
-
-def _without_null_fields(row: RawRow) -> RawRow:
-    return {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    """A nested value without null fields. In Arrow, every object has the fields of all objects of its column."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
 # --- data sets of the `datasets` library -----------------------------------------------------------------------------
 
 
@@ -357,4 +234,4 @@ def _hub(config: DataConfig, path: str) -> Source:
 
 def _numbered(name: str, dataset: Iterable[Any]) -> RawRows:
     for number, row in enumerate(dataset, 1):
-        yield f"{name} row {number}", _without_null_fields(row)
+        yield f"{name} row {number}", without_null_fields(row)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.data.sources import READERS
+from alignkit.data.readers import READERS
 from alignkit.errors import DataError
 from alignkit.rows import Conversation
 

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from alignkit.components import DataFormat
 from alignkit.config import DataConfig
 from alignkit.data import sources
+from alignkit.data.readers import RawRows
 from alignkit.errors import DataError
 from alignkit.registry import Registry
 from alignkit.rows import Message, Ranking
@@ -47,7 +48,7 @@ def read(file: Path) -> Samples:
     return Samples(_items(source.rows), source.fingerprint)
 
 
-def _items(rows: sources.RawRows) -> Iterator[Item]:
+def _items(rows: RawRows) -> Iterator[Item]:
     for where, row in rows:
         if isinstance(row, DataError):
             raise row
