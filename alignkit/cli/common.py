@@ -97,14 +97,14 @@ def print_plan(plan: Plan) -> None:
         typer.echo(f"{'skipped':>11}  {reason}")
 
 
-def sample(samples: SampleFile, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+def sample(samples: SampleFile) -> None:
     """Sample the answers that a file lacks."""
     from alignkit.generation import sample_files
 
     if samples.done:
         typer.echo(f"{samples.file} already has {samples.done} of {len(samples.prompts)} rows")
     quiet()
-    sample_files.write(samples, max_new_tokens, temperature, top_p, seed, progress)
+    sample_files.write(samples, progress)
 
 
 @contextlib.contextmanager

@@ -138,9 +138,9 @@ def _sample(run: str, prompts: str | None, output: Path, k: int, batch: int, *sa
         raise ConfigError("label: -k must be at least 2, because one answer cannot be ranked")
     from alignkit.generation import sample_files
 
-    planned = sample_files.plan(run, prompts, output, k, batch)
+    planned = sample_files.plan(run, prompts, output, k, batch, sample_files.Settings(*sampling))
     if planned.done < len(planned.prompts):
-        common.sample(planned, *sampling)
+        common.sample(planned)
         import torch
 
         torch.cuda.empty_cache()

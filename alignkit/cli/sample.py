@@ -24,9 +24,10 @@ def sample(
     batch: int = common.PromptsPerBatch,
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...]}."""
+    """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...], ...}."""
     from alignkit.generation import sample_files
 
-    samples = sample_files.plan(run, prompts, output, k, batch)
-    common.sample(samples, max_new_tokens, temperature, top_p, seed)
+    settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)
+    samples = sample_files.plan(run, prompts, output, k, batch, settings)
+    common.sample(samples)
     typer.echo(f"wrote {len(samples.prompts)} prompts with {k} answers each to {output}")

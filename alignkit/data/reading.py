@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,8 @@ from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located, Row
 
+SAMPLED_FROM = "sampled_from"  # the field of a row with the model and the settings that sampled its answers
+
 
 @dataclass(frozen=True)
 class ReadSource:
@@ -39,6 +42,7 @@ class ReadSource:
     empty: int = 0  # raw rows that the format converts to no row
     left_out: list[str] = field(default_factory=list)  # files of the folder that are not read
     settings: dict[str, Any] = field(default_factory=dict)  # of the format
+    sampled_from: list[dict[str, Any]] = field(default_factory=list)  # see :func:`origin`, each once
 
     def describe(self) -> str:
         """``"490 rows from x.jsonl (format prompt-completion, weight 2)"``."""
@@ -146,7 +150,10 @@ class _Reader:
                     raise
                 yield Record(where, error=str(error))
             else:
-                yield from itertools.starmap(Record, rows or [(where,)])
+                sampled_from = origin(cast(RawRow, content))
+                written = json.dumps(sampled_from) if sampled_from else None
+                made: list[Row | None] = [row for _, row in rows]
+                yield from (Record(where, row, origin=written) for row in made or [None])
         self.opened.check_unchanged()
 
     def _file(self) -> Path | None:
@@ -180,7 +187,19 @@ class _Reader:
             empty=part.empty,
             left_out=self.opened.left_out,
             settings=asdict(self.chosen.config),
+            sampled_from=[json.loads(each) for each in part.origins],
         )
+
+
+def origin(row: RawRow) -> dict[str, Any] | None:
+    """The model that the answers of a row were sampled from, and the round of comparisons of them.
+
+    ``alignkit sample`` writes them to the field ``sampled_from``. None if the row has none.
+    """
+    value = row.get(SAMPLED_FROM)
+    if not isinstance(value, Mapping) or not isinstance(value.get("round"), int):
+        return None
+    return {key: value.get(key) for key in ("model", "weights", "round")}
 
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:

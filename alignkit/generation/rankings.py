@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data.prompts import has_tools, prompt_of
+from alignkit.data.reading import SAMPLED_FROM
 from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Demonstration, Prompt, Ranking
@@ -40,11 +42,12 @@ def short(conversation: Conversation) -> str | Conversation:
     return conversation[0]["content"] if is_text else conversation
 
 
-def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> int:
+def continued(file: Path, prompts: list[Conversation], k: int, batch: int, sampled_from: dict[str, Any]) -> int:
     """How many prompts a file of samples has answered, in whole batches. A partial batch is removed from the file.
 
     Raises:
-        ConfigError: the file has other prompts, or another K.
+        ConfigError: the file has other prompts, another K, or answers that were not ``sampled_from`` the same model
+            with the same settings.
     """
     if not file.exists():
         return 0
@@ -59,6 +62,12 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int) -> in
         if not matches or len(row.get("responses", [])) != k:
             raise ConfigError(
                 f"{file} line {number + 1} does not hold {k} answers to prompt {number + 1}: choose another --output"
+            )
+        before = row.get(SAMPLED_FROM, sampled_from)  # rows of earlier versions have no such field
+        if changed := [key for key, value in sampled_from.items() if before.get(key) != value]:
+            was, now = before.get(changed[0]), sampled_from[changed[0]]
+            raise ConfigError(
+                f"{file} line {number + 1} was sampled with {changed[0]}={was}, not {now}: choose another --output"
             )
         kept.append(line)
     complete = len(kept) if len(kept) == len(prompts) else len(kept) // batch * batch

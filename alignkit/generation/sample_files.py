@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from alignkit import bundled
+from alignkit.data.reading import SAMPLED_FROM
 from alignkit.generation.chat import ModelSource, locate
 from alignkit.generation.rankings import continued, prompts_of, short
 from alignkit.rows import Conversation
+from alignkit.runs import base, fingerprints, rounds
 
 Progress = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]  # description, total, done
+
+
+class Settings(NamedTuple):
+    """How answers are sampled."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
 
 
 class SampleFile(NamedTuple):
@@ -24,22 +37,37 @@ class SampleFile(NamedTuple):
     k: int  # answers per prompt
     batch: int  # prompts per batch
     done: int  # prompts that are answered
+    settings: Settings
+    sampled_from: dict[str, Any]  # the field of its rows with that name
 
 
-def plan(run: str, prompts: str, file: Path, k: int, batch: int) -> SampleFile:
+def plan(run: str, prompts: str, file: Path, k: int, batch: int, settings: Settings) -> SampleFile:
     """Check what is to be sampled, and how much of it an earlier command has written.
 
     Raises:
         AlignkitError: the model or the prompts are not usable.
-        ConfigError: the file has other prompts, or another K.
+        ConfigError: the file has other prompts, another K, or answers of another model or other settings.
     """
     source, rows = locate(run), prompts_of(prompts)
-    return SampleFile(file, source, rows, k, batch, continued(file, rows, k, batch))
+    sampled_from = _sampled_from(source, settings)
+    done = continued(file, rows, k, batch, sampled_from)
+    return SampleFile(file, source, rows, k, batch, done, settings, sampled_from)
 
 
-def write(
-    samples: SampleFile, max_new_tokens: int, temperature: float, top_p: float, seed: int, progress: Progress
-) -> None:
+def _sampled_from(source: ModelSource, settings: Settings) -> dict[str, Any]:
+    """The model, a fingerprint of its weights, the round of comparisons of its answers, and the settings."""
+    located = source.name if source.manifest else base.locate(source.name, print)
+    folder = base.folder_of(located)
+    is_folder = os.path.isdir(located) and not source.name.startswith(bundled.PREFIX)
+    return {
+        "model": os.path.abspath(located) if is_folder else source.name,
+        "weights": fingerprints.weights(folder) if folder else None,
+        "round": rounds.after(source.manifest),
+        **settings._asdict(),
+    }
+
+
+def write(samples: SampleFile, progress: Progress) -> None:
     """Sample the answers that are missing, batch by batch. A killed command loses one batch."""
     import transformers
 
@@ -48,17 +76,21 @@ def write(
     from alignkit.generation.chat import open_model
     from alignkit.generation.sampling import sample, text
 
-    file, source, prompts, k, batch, done = samples
+    file, source, prompts, k, batch, done, settings, sampled_from = samples
     opened = open_model(source)
-    sampling = Sampling(max_new_tokens, temperature, tuple(opened.stop_ids), top_p, samples=k)
+    stop_ids = tuple(opened.stop_ids)
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, stop_ids, settings.top_p, samples=k)
     with file.open("a", encoding="utf-8") as stream, progress("sampling", len(prompts), done) as advance:
         for start in range(done, len(prompts), batch):
             chunk = prompts[start : start + batch]
-            transformers.set_seed(seed + start)  # a continued file equals one written without interruption
+            transformers.set_seed(settings.seed + start)  # a continued file equals one written without interruption
             ids = [prompt_ids(opened.tokenizer, row) for row in chunk]
             sampled = sample(opened.model, opened.tokenizer, ids, sampling)
             answers = [text(opened.tokenizer, answer) for answer in sampled]
-            lines = [{"prompt": short(row), "responses": answers[i * k : i * k + k]} for i, row in enumerate(chunk)]
+            lines = [
+                {"prompt": short(row), "responses": answers[i * k : i * k + k], SAMPLED_FROM: sampled_from}
+                for i, row in enumerate(chunk)
+            ]
             stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             stream.flush()
             advance(len(chunk))

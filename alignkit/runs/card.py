@@ -26,6 +26,7 @@ def render(manifest: dict[str, Any]) -> str:
 
 Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{manifest["loss"]}`,
 {manifest["steps"]} steps on {data["train_rows"]} rows of `{data["source"]}`, {data["eval_rows"]} rows held out.
+{_round(manifest)}
 
 | metric | value |
 |---|---|
@@ -38,6 +39,14 @@ To reproduce this run: `alignkit train -c config.yaml --output OTHER_FOLDER`. It
 ```yaml
 {yaml.dumps(config)}```
 """
+
+
+def _round(manifest: dict[str, Any]) -> str:
+    """The round of feedback and the runs that it builds on."""
+    sampled_from = [origin["model"] for source in manifest["data"]["sources"] for origin in source["sampled_from"]]
+    origins = [f"{role} `{parent['folder']}`" for role, parent in manifest["parents"].items()]
+    origins += [f"answers sampled from `{model}`" for model in dict.fromkeys(sampled_from)]
+    return f"Round {manifest['round']} of feedback{': ' if origins else ''}{', '.join(origins)}."
 
 
 def _policy(adapter: bool) -> str:

@@ -31,7 +31,8 @@ class Parent:
         if self.manifest is None:
             return f"{self.folder} (trained first)"
         record = self.manifest
-        return f"{self.folder} ({record['tuner']}, {record['steps']} steps, {record['finished'][:10]})"
+        of_round = f"round {number}, " if (number := record.get("round", 1)) > 1 else ""
+        return f"{self.folder} ({record['tuner']}, {record['steps']} steps, {of_round}{record['finished'][:10]})"
 
 
 def named(key: str, path: str, role: str) -> Parent:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
-from alignkit.runs import base, card, fingerprints, manifest
+from alignkit.runs import base, card, fingerprints, manifest, rounds
 from alignkit.runs.resume import past_extensions
 
 if TYPE_CHECKING:
@@ -74,8 +74,11 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
         role: {"folder": os.path.abspath(folder), "weights": fingerprints.weights(folder)}
         for role, folder in run.parents.items()
     }
+    records = dict(run.records)
     if base_folder is not None and manifest.is_run(base_folder) and "policy" not in parents:
         parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": fingerprints.weights(base_folder)}
+        records["policy"] = manifest.read(base_folder)
+    sampled_from = [origin for each in source.sources for origin in each.sampled_from]
     components = [config.stage, config.tuner, config.optimizer, config.loss]
     providers = [plugin.distribution for plugin in run.registry.active]
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
@@ -96,6 +99,8 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
         "stop_ids": run.stop_ids,
         "today": run.today,  # the date that chat templates get
         "parents": parents,
+        "round": rounds.of(config.stage.component, records, sampled_from),
+        "feedback": rounds.uses_feedback(config.stage.component),
         "data": {
             "source": source.path,
             "fingerprint": source.fingerprint,
@@ -107,6 +112,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
                     "format": each.format,
                     "rows": each.rows,
                     "weight": each.weight,
+                    "sampled_from": each.sampled_from,
                 }
                 for each in source.sources
             ],
