@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class Counter:
@@ -29,7 +29,7 @@ class Counter:
         torch.nn.functional.embedding = counted
 
     def start(self) -> None:
-        self.mode = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        self.mode = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         self.mode.__enter__()
 
     def stop(self) -> None:
@@ -50,7 +50,12 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any,
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-CPU_ATTENTION = {  # which torch's counter does not know; the functions get shapes
+def _in_place(*shapes: Any, **kwargs: Any) -> int:
+    return int(addmm_flop(*shapes))
+
+
+FORMULAS = {  # of operations that torch's counter does not know; the functions get shapes
+    torch.ops.aten.addmm_: _in_place,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

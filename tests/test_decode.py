@@ -232,7 +232,7 @@ def test_adapters_compute_in_16_bits_and_stay_as_they_are(autocast: bool) -> Non
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         x = torch.randn(3, 2, 128, dtype=torch.bfloat16)
         expected = layer(x)
-        with decoding.lora_inference(model):
+        with decoding.lora_forward(model):
             assert "forward" in vars(layer)
             fast = layer(x)
         assert matches_generate(model, PROMPTS[0])

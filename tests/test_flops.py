@@ -42,6 +42,20 @@ def test_the_counter_sees_matrix_products_and_attention_of_both_passes(
     assert counter.positions == rows * length
 
 
+def test_the_counter_sees_products_that_are_added_in_place(
+    benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.functional, "embedding", torch.nn.functional.embedding)  # restored after the test
+    counter = benchmark("flops").Counter()
+
+    counter.start()
+    torch.zeros(3, 5).addmm_(torch.ones(3, 2), torch.ones(2, 5))
+    counted = counter.flops
+    counter.stop()
+
+    assert counted == 2 * 3 * 2 * 5
+
+
 def test_flops_are_those_of_the_counted_iteration_for_the_positions_of_the_timed_ones(
     benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

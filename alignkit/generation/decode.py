@@ -20,7 +20,7 @@ from alignkit.batches import SampledAnswers, Sampling
 from alignkit.generation import step_graph
 from alignkit.generation.cache import cache_of
 from alignkit.models import logit_form
-from alignkit.models.lora_inference import lora_inference
+from alignkit.models.lora_forward import lora_forward
 
 LEAVE = 0.125  # the share of a batch that has to be finished before it leaves: that copies the cache of the others
 LEAVE_GRAPH = 0.5  # the same with graphs: each number of rows is another graph
@@ -129,7 +129,7 @@ def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling, graphs: 
     """
     uniform = torch.rand(len(prompts) * sampling.samples, sampling.max_new_tokens, dtype=torch.double)
     distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    with lora_inference(model):
+    with lora_forward(model):
         length = max(map(len, prompts)) + sampling.max_new_tokens
         decoder = Decoder(model, [list(prompt) for prompt in distinct], length, graphs)
         device = decoder.mask.device

@@ -15,7 +15,7 @@ from alignkit.data.chat_template import answer_text
 from alignkit.generation.decode import Decoder, decode
 from alignkit.generation.hf_generate import generate, without_generation_config
 from alignkit.models import logit_form
-from alignkit.models.lora_inference import lora_inference
+from alignkit.models.lora_forward import lora_forward
 from alignkit.runs import base
 
 CHECKED = 3  # tokens
@@ -87,7 +87,7 @@ def matches_generate(model: Any, prompt: list[int], graphs: bool = False) -> boo
     tolerance = 1e-4 if dtype is torch.float32 else 0.05
     try:
         expected, sequences = _greedy_logits(model, prompt)
-        with lora_inference(model):
+        with lora_forward(model):
             decoder = Decoder(model, [prompt, prompt[-1:]], len(prompt) + CHECKED, graphs)
             rows = torch.arange(2, device=model.device)
             for position, kept in enumerate(([0, 0, 1], [2, 0], [0])):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alignkit.models import adapters, logit_form, peft_internals
 from alignkit.models.logit_form import LogitForm, base_of
+from alignkit.models.lora_forward import lora_forward
 from alignkit.models.sequences import Logps, Sequences
 from alignkit.models.token_logps import from_logits, token_logps
 from alignkit.runs import lineage
@@ -83,7 +84,7 @@ class Roles(nn.Module):
             return sequences.scatter(apply_head(member.head, sequences.gather(hidden, sequences.before)))
         form = self._form
         if form is None:
-            with self.using(role) as model:
+            with self.using(role) as model, lora_forward(model):
                 logits = sequences.gather(model(**sequences.inputs).logits, sequences.before)
             logps, entropy = from_logits(logits, sequences.targets, temperature)
         else:
@@ -96,8 +97,8 @@ class Roles(nn.Module):
         """The last hidden states [R, T, d] of a role, computed once for roles with the same model and adapter."""
         member = self.members[role]
         if _key(member) not in states:
-            with self.using(role):
-                states[_key(member)] = logit_form.trunk_of(member.model)(**sequences.inputs).last_hidden_state
+            with self.using(role) as model, lora_forward(model):
+                states[_key(member)] = logit_form.trunk_of(model)(**sequences.inputs).last_hidden_state
         return states[_key(member)]
 
     @functools.cached_property
@@ -175,10 +176,21 @@ class Roles(nn.Module):
             if any(p.requires_grad for p in model.parameters()):
                 inner = base_of(model)
                 enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
-                contexts = functools.partial(peft_internals.checkpoint_contexts, model)
-                enable({"use_reentrant": False, "context_fn": contexts})
+                enable({"use_reentrant": False, "context_fn": functools.partial(_checkpoint_contexts, model)})
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
+
+
+def _checkpoint_contexts(model: Any) -> tuple[Any, Any]:
+    """``context_fn`` of ``torch.utils.checkpoint``: recompute as in :meth:`Roles.forward`, with the same adapter."""
+    forward, use_adapter = peft_internals.checkpoint_contexts(model)
+
+    @contextlib.contextmanager
+    def recompute() -> Iterator[None]:
+        with use_adapter, lora_forward(model):
+            yield
+
+    return forward, recompute()
 
 
 def apply_head(head: Any, hidden: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""LoRA layers in few operations: ``base(x) + scaling * x A^T B^T``, with and without gradients.
+
+PEFT keeps adapters in fp32. In each layer it casts the input and the adapter, scales the product and adds it: several
+small operations that each write a tensor and, with gradients, save one. Here a layer adds its product in place, in the
+dtype in which the base computes, and saves its input and the product with A. The results are the same to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.models.peft_internals import plain_lora
+
+
+class _Forward:
+    """The forward of a LoRA layer with one plain adapter. The adapter is cast once."""
+
+    def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
+        self.base, self.down, self.up, self.scaling = base, down, up, scaling
+        self.cast: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base(x)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else result.dtype
+        if self.cast is None:
+            with torch.no_grad():
+                self.cast = self.down.to(dtype), (self.up * self.scaling).to(dtype)
+        arguments = result.to(dtype).contiguous(), x.to(dtype), *self.cast
+        if not torch.is_grad_enabled():
+            return _add(*arguments)[0]
+        added: Tensor = _AddLora.apply(*arguments, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
+        return added
+
+
+def _add(result: Tensor, x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Add x A^T B^T to ``result`` [..., N] in place; also x A^T, [M, r]."""
+    rows = x.flatten(0, -2) @ down.t()
+    result.view(-1, result.shape[-1]).addmm_(rows, up.t())
+    return result, rows
+
+
+class _AddLora(torch.autograd.Function):
+    """:func:`_add`, with gradients for ``x`` and for the adapter before it was cast and scaled, ``a`` and ``b``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, result: Tensor, x: Tensor, down: Tensor, up: Tensor, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        result, rows = _add(result, x, down, up)
+        ctx.mark_dirty(result)
+        ctx.save_for_backward(x, rows, down, up)
+        ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, rows, down, up = ctx.saved_tensors
+        of_result = gradient.flatten(0, -2)
+        of_rows = of_result @ up  # [M, r], with the scaling
+        needed, (of_x, of_a, of_b) = ctx.needs_input_grad, (None, None, None)
+        if needed[1]:
+            of_x = (of_rows @ down).view(x.shape)
+        if needed[4]:
+            of_a = (of_rows.t() @ x.flatten(0, -2)).to(ctx.dtypes[0])
+        if needed[5]:
+            of_b = (of_result.t() @ rows).to(ctx.dtypes[1]) * ctx.scaling
+        return gradient, of_x, None, None, of_a, of_b, None
+
+
+@contextlib.contextmanager
+def lora_forward(model: Any) -> Iterator[None]:
+    """Run the LoRA layers of ``model`` in few operations, with the adapter that is active now.
+
+    Its weights must not change meanwhile: they are cast at their first use. Parameters are not touched. Layers that are
+    not plain LoRA, such as DoRA, run as they are.
+    """
+    adapters = {module: plain_lora(module) for module in model.modules()} if hasattr(model, "peft_config") else {}
+    layers: dict[Any, str] = {layer: name for layer, name in adapters.items() if name is not None}
+    for layer, name in layers.items():
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        layer.forward = _Forward(layer.base_layer, down, up, layer.scaling[name])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
