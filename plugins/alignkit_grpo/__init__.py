@@ -12,7 +12,7 @@ STAGES = [  # name, config, loss, summary
         "grpo",
         GRPOConfig,
         "grpo-clip",
-        "GRPO: PPO without a value function, on answers that are compared with each other",
+        "PPO without a value function, on groups of answers that are compared with each other",
     ),
     ("dr-grpo", DrGRPOConfig, "grpo-clip", "GRPO without division by a group's deviation or an answer's length"),
     ("rloo", RLOOConfig, "reinforce", "REINFORCE with the other answers to a prompt as the baseline"),

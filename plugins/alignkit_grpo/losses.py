@@ -39,7 +39,7 @@ def grpo_clip(config: ClipConfig) -> Callable[[PolicyBatch], LossOutput]:
 
 
 def reinforce(config: ReinforceConfig) -> Callable[[PolicyBatch], LossOutput]:
-    """REINFORCE. Nothing is clipped; ``clip_fraction`` is the share of ratios that the default of others would clip."""
+    """REINFORCE. Nothing is clipped: ``clip_fraction`` is the share of ratios outside of 0.8 to 1.2."""
     return lambda batch: _output(config, batch, -batch.advantages * batch.logps, 0.2, 0.2)
 
 

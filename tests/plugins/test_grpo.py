@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ppo_runs import LEARN, SMALL, iterations, trained
+import torch
+from conftest import on_two_processes
+from ppo_runs import GOLD, LEARN, SMALL, iterations, trained
 
 from alignkit.cli import main
+from alignkit.online import Rollouts
+from alignkit.online.collect import Collector
 
 
 def words(stage: str, *arguments: str) -> list[str]:
@@ -44,3 +49,143 @@ def test_it_learns_what_a_function_rewards(folder: Path, stage: str) -> None:
     metrics = json.loads((run / "alignkit.json").read_text())["metrics"]
 
     assert metrics["eval_score"] > metrics["first_eval_score"] + 0.3
+
+
+ACTS = [
+    *("grpo.advantage=group-mean", "grpo.advantage=leave-one-out", "grpo.advantage=batch"),
+    *("grpo.aggregate=sequence", "grpo.aggregate=constant", "grpo.kl=score", "grpo.kl=loss"),
+    *(f"grpo.kl=loss grpo.kl_estimator={name}" for name in ("k1", "k2", "k3-plain")),
+    *("loss.cliprange=0.001", "loss.cliprange_high=0.001", "loss.entropy_coef=1", "--plugin=reinforce"),
+    *("--plugin=ppo-dual-clip loss.dual_clip=1.001", "grpo.ema=0.5", "grpo.kl_target=0.01", "grpo.epochs=2"),
+]
+
+
+def test_every_setting_acts(folder: Path) -> None:
+    """No two of the settings train the same weights."""
+    settings = [*GOLD, "ppo.iterations=2", "ppo.kl_horizon=100", "ppo.kl_coef=0.5", "data.eval_size=0"]
+    weights = {}
+    for number, setting in enumerate(["", *ACTS]):
+        run = grpo(*settings, *setting.split(), "--output", str(number))
+        weights[setting] = torch.cat([tensor.flatten() for tensor in trained(run).values()])
+
+    same = [(a, b) for a in weights for b in weights if a < b and torch.equal(weights[a], weights[b])]
+    assert same == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["grpo.samples_per_prompt=1"], "grpo.samples_per_prompt: Input should be greater than or equal to 2 (got 1)"),
+        (["grpo.batch_size=6"], "grpo.batch_size must be a multiple of grpo.samples_per_prompt"),
+        (["grpo.minibatches=3"], "grpo.batch_size=8 cannot be split into grpo.minibatches=3"),
+        (["grpo.kl_estimator=k2"], "grpo.kl_estimator has no effect without grpo.kl=loss"),
+        (["grpo.advantage=mean"], "grpo.advantage: Input should be 'group', 'group-mean', 'leave-one-out' or 'batch'"),
+        (["reward.name=function", "reward.call=null"], "reward 'function' needs reward.call=module:function"),
+        (["grpo.gamma=0.9"], "unknown key grpo.gamma"),
+    ],
+)
+def test_check_refuses_settings_that_cannot_be(
+    folder: Path, settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *words("grpo", *GOLD, *settings)[2:]]) == 2
+    assert message in capsys.readouterr().err
+
+
+UNEVEN = """
+def number(prompt):
+    return int(prompt.split()[2])
+
+def scores(prompts, answers):  # equal in every group of an even number
+    return [0.5 if number(prompt) % 2 == 0 else float(place) for place, prompt in enumerate(prompts)]
+
+def picky(prompts, answers):
+    if any(number(prompt) % 4 == 0 for prompt in prompts):
+        raise ValueError("no multiples of four")
+    return scores(prompts, answers)
+"""
+
+
+@pytest.mark.parametrize("call", ["scores", "picky"])
+def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What replaces them is whole: prompts, answers, scores and log-probabilities belong together."""
+    Path("uneven.py").write_text(UNEVEN)
+    drawn: list[Rollouts] = []
+    collect = Collector.collect
+
+    def watched(self: Collector, iteration: int) -> Rollouts:
+        rollouts = collect(self, iteration)
+        logps = self.forward_roles(rollouts.prompts, rollouts.answers, ["policy"])["policy"][0]
+        torch.testing.assert_close(rollouts.logps, logps, atol=2e-4, rtol=0)
+        drawn.append(rollouts)
+        return rollouts
+
+    monkeypatch.setattr(Collector, "collect", watched)
+    settings = ["ppo.policy=base", "reward.name=function", f"reward.call=uneven:{call}", "reward.on_error=skip"]
+    settings += ["ppo.batch_size=16", "ppo.iterations=3", "ppo.missing_eos_penalty=0", "data.eval_size=2"]
+    never, often = (iterations(grpo(*settings, f"ppo.redraws={n}", "--output", str(n))) for n in (0, 4))
+
+    assert not any("redrawn" in line for line in never)
+    assert any(line["redrawn"] >= 4 for line in often)
+    assert sum(line["equal_scores"] for line in often) < sum(line["equal_scores"] for line in never) / 2
+    for rollouts in drawn[3:]:
+        groups = rollouts.scores.view(-1, 4), rollouts.kept.view(-1, 4)
+        assert all(len({tuple(prompt) for prompt in rollouts.prompts[n : n + 4]}) == 1 for n in range(0, 16, 4))
+        spread = [len(set(scores.tolist())) == 4 for scores, kept in zip(*groups, strict=True) if kept.all()]
+        assert sum(spread) >= 2
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_cut_off_and_resumed_is_bit_for_bit_the_same(folder: Path, tuner: str) -> None:
+    settings = [*GOLD, "--plugin", tuner, "ppo.iterations=4", "ppo.ema=0.9", "ppo.kl_target=1", "ppo.epochs=2"]
+    settings += ["ppo.redraws=2", "ppo.kl=loss", "ppo.aggregate=sequence"]
+    whole = grpo(*settings, "--output", "whole")
+    cut = grpo(*settings, "--output", "cut")
+    (cut / "alignkit.json").unlink()
+    for checkpoint in (cut / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > 12:
+            shutil.rmtree(checkpoint)
+    assert list((cut / "checkpoints").glob("checkpoint-12"))
+    cut.rename(cut.with_name("grpo.unfinished"))
+    resumed = grpo(*settings, "--resume", "--output", "cut")
+
+    assert all(torch.equal(t, trained(resumed)[n]) for n, t in trained(whole).items())
+    timing = ("seconds", "per_second", "epoch")  # the Trainer's epoch has no meaning here
+    for a, b in zip(iterations(whole), iterations(resumed), strict=True):
+        assert {k: v for k, v in a.items() if not any(t in k for t in timing)} == {
+            k: v for k, v in b.items() if not any(t in k for t in timing)
+        }
+
+
+def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[..., None]) -> None:
+    """With answers that depend on the prompt and their number alone, the step is the same however they are spread."""
+    install(
+        "fixed",
+        """
+        from alignkit import Rollout, hookimpl
+
+        @hookimpl
+        def alignkit_rollout():
+            return [Rollout(name="fixed", summary="", build=lambda config, tokenizer, sampling: answers)]
+
+        def answers(policy, prompts):
+            return [[(7 * i + sum(p)) % 500 + 1 for i in range(sum(p) % 5 + n % 4 + 2)] for n, p in enumerate(prompts)]
+        """,
+    )
+    Path("length.py").write_text("def length(prompts, answers):\n    return [len(a) / 10 for a in answers]\n")
+    settings = ["ppo.policy=base", "reward.name=function", "reward.call=length:length", "--plugin", "fixed"]
+    settings += ["ppo.iterations=2", "ppo.minibatches=1", "data.eval_size=0", "ppo.advantage=batch", "ppo.kl=loss"]
+    settings += ["ppo.aggregate=sequence"]
+    one = grpo(*settings, "--output", "one")
+    done = on_two_processes(*words("grpo", *settings, "--output", "two")[1:])
+    assert done.returncode == 0, done.stderr
+
+    two = Path("two/grpo")
+    assert json.loads((two / "alignkit.json").read_text())["processes"] == 2
+    for name, tensor in trained(one).items():
+        torch.testing.assert_close(trained(two)[name], tensor, rtol=1e-3, atol=1e-5)
+    for a, b in zip(iterations(one), iterations(two), strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {n for n in a if "seconds" in n or n == "sampled_tokens_per_second"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
