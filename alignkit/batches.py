@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignkit.rows import Conversation
 
@@ -92,6 +92,7 @@ class Answers:
     texts: list[str]  # without the token that ends an answer
     prompt_ids: list[list[int]]
     answer_ids: list[list[int]]  # with that token, if the answer ended
+    fields: list[Mapping[str, Any]] | None = None  # the other fields of the prompts' rows; None without rows
 
     def take(self, indices: Sequence[int]) -> Answers:
         """The answers at these indices."""
@@ -100,6 +101,7 @@ class Answers:
             [self.texts[i] for i in indices],
             [self.prompt_ids[i] for i in indices],
             [self.answer_ids[i] for i in indices],
+            None if self.fields is None else [self.fields[i] for i in indices],
         )
 
 

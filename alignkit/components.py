@@ -158,6 +158,7 @@ class Reward(Component):
     build: Callable[[Any, Run], Callable[..., Sequence[float]]]
     # its config -> {"reward": the stage that trains it}; `path` (or `paths`) in the config is the folder of that run
     needs: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    fields: tuple[str, ...] = ()  # what it reads from the rows of prompts, in `Answers.fields`
     parts: str | None = None  # the field of its config with other rewards: a table with a name, or a list of tables
     part_keys: tuple[str, ...] = ()  # keys of such a table that belong to this reward, such as a weight
     judge: str | None = None  # the field of its config with the judge that it asks: a table with a name

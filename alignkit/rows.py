@@ -7,7 +7,8 @@ the types that a stage trains on.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from alignkit.errors import DataError
@@ -71,6 +72,7 @@ class Prompt:
 
     prompt: Conversation
     tools: Tools | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)  # the other fields of its row, for rewards
 
     @property
     def key(self) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from alignkit.config import DataConfig
 from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.data.reading import SAMPLED_FROM
 from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
-from alignkit.registry import Registry
+from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation, Demonstration, Prompt, Ranking
 from alignkit.runs import manifest
 
-ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]  # prompts, answers -> scores, higher is better
+# prompts, answers, and optionally fields of rows -> scores, higher is better
+ScoreFunction = Callable[..., Sequence[float]]
+Fields = list[Mapping[str, Any]] | None
 
 
 def prompts_of(path: str) -> list[Conversation]:
@@ -78,6 +80,9 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int, sampl
 def import_scorer(name: str) -> ScoreFunction:
     """Import the function named ``module:function``, also from a module in the current folder.
 
+    It is called with prompts and answers, and with the other fields of the prompts' rows if it has a parameter
+    ``fields``.
+
     Raises:
         ConfigError: no such module or function.
     """
@@ -95,13 +100,19 @@ def import_scorer(name: str) -> ScoreFunction:
         hint = did_you_mean(function_name, [n for n in vars(module) if callable(getattr(module, n))])
         raise ConfigError(f"{module_name} has no function {function_name}.{hint}")
 
-    def call(prompts: list[str], answers: list[str]) -> Sequence[float]:
+    takes_fields = checks.accepts(function, "fields")
+
+    def scores(prompts: list[str], answers: list[str], fields: Fields) -> Sequence[float]:
+        result: Sequence[float] = function(prompts, answers, **({"fields": fields} if takes_fields else {}))
+        return result
+
+    def call(prompts: list[str], answers: list[str], fields: Fields = None) -> Sequence[float]:
         try:
-            return function(prompts, answers)
+            return scores(prompts, answers, fields)
         except Exception as failure:
-            for prompt, answer in zip(prompts, answers, strict=True):
+            for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
                 try:
-                    function([prompt], [answer])
+                    scores([prompt], [answer], fields and [fields[index]])
                 except Exception as error:
                     if one_line(error) == one_line(failure):
                         raise _FailedOnError(answer, error) from error

@@ -203,7 +203,8 @@ class Collector:
     def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]]) -> Tensor:
         """The reward of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is ``skip``."""
         texts = [text(self.tokenizer, answer) for answer in answers]
-        batch = Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers)
+        fields = [prompt.fields for prompt in prompts]
+        batch = Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers, fields)
         scores = torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
         clip = self.config.score_clip
         return scores.clamp(-clip, clip) if clip is not None else scores

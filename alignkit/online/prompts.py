@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ class EncodedPrompt:
 
     messages: Conversation
     ids: list[int]
+    fields: Mapping[str, Any]  # the other fields of its row
 
 
 def encode_prompts(run: Run, rows: Sequence[Located]) -> Sequence[EncodedPrompt]:
@@ -51,6 +52,6 @@ def encode_prompts(run: Run, rows: Sequence[Located]) -> Sequence[EncodedPrompt]
 
     def prompt(record: int) -> EncodedPrompt:
         row: Any = encoded.located(record).row
-        return EncodedPrompt(row.prompt, encoded.ids("prompt", record))
+        return EncodedPrompt(row.prompt, encoded.ids("prompt", record), getattr(row, "fields", {}))
 
     return Mapped(prompt, list(distinct.values())[::-1])

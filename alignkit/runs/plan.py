@@ -289,12 +289,12 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
 
 
 def _without_bad_rows(plan: Plan) -> Plan:
-    """The plan without the rows that the chat template rejects, if ``data.on_bad_row`` is ``skip``.
+    """The plan without the rows that the chat template or the reward rejects, if ``data.on_bad_row`` is ``skip``.
 
     They are removed after the split, so that the choice of held-out rows depends only on the data and the seed.
 
     Raises:
-        DataError: the template rejects a row, and ``data.on_bad_row`` is ``error``.
+        DataError: one of them rejects a row, and ``data.on_bad_row`` is ``error``.
     """
     from alignkit.runs import row_checks  # slow to import
 
@@ -302,9 +302,11 @@ def _without_bad_rows(plan: Plan) -> Plan:
     folder = policy.folder if policy and policy.manifest else row_checks.folder_of(plan.config)
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
     tokenizer = row_checks.Tokenizer.read(folder, plan.config.chat_template) if folder else None
-    if folder is None or tokenizer is None:
-        return plan
-    bad = {name: row_checks.bad_rows(plan.config, folder, tokenizer, rows) for name, rows in sides.items()}
+    rewards = reward_parts.with_parts(plan.registry, plan.config.reward) if plan.config.reward else []
+    bad = {name: row_checks.without_fields(rewards, rows) for name, rows in sides.items()}
+    if folder is not None and tokenizer is not None:
+        for name, rows in sides.items():
+            bad[name] |= row_checks.bad_rows(plan.config, folder, tokenizer, rows)
     reasons = [reason for by_row in bad.values() for reason in by_row.values()]
     if not reasons:
         return plan

@@ -13,6 +13,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from alignkit import bundled
 from alignkit.config.resolve import RunConfig
+from alignkit.config.settings import Selected
 from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
 from alignkit.errors import DataError
 from alignkit.rows import Demonstration, Located, Prompt, Ranking, Row, Text
@@ -55,6 +56,17 @@ def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: Sequen
             f"{len(too_long)} of {total} {noun} are over {max_length} tokens, the longest {max(too_long)[0]} "
             f"({max(too_long)[1]}). Raise {stage}.max_length, or set {stage}.too_long={' or '.join(choices)}"
         )
+    return bad
+
+
+def without_fields(rewards: Sequence[Selected], rows: Sequence[Located]) -> dict[str, str]:
+    """The rows without a field that a reward reads: location -> reason."""
+    reads = {field: reward.component.name for reward in rewards for field in reward.component.fields}
+    bad = {}
+    for where, row in rows if reads else ():
+        for field, reward in reads.items():
+            if getattr(row, "fields", {}).get(field) is None:
+                bad[where] = f"{where}: reward '{reward}' needs the field '{field}'"
     return bad
 
 

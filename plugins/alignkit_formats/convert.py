@@ -118,8 +118,9 @@ def ranking(row: RawRow) -> Ranking:
 
 
 def prompts(row: RawRow) -> Prompt:
-    """``prompt``: a text, or messages that end before the answer."""
-    return Prompt(_prompt(row), turns.tools(row))
+    """``prompt``: a text, or messages that end before the answer. Other fields, such as ``answer``, are for rewards."""
+    others = {name: value for name, value in row.items() if name not in ("prompt", "tools")}
+    return Prompt(_prompt(row), turns.tools(row), others)
 
 
 def text(row: RawRow) -> Text:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alignkit import Reward, Run, hookimpl
+from alignkit import NoConfig, Reward, Run, hookimpl
 from alignkit_rewards.config import (
     ClassifierConfig,
     EnsembleConfig,
@@ -49,6 +49,12 @@ def function(config: FunctionConfig, run: Run) -> Any:
     return function(config)
 
 
+def exact(config: NoConfig, run: Run) -> Any:
+    from alignkit_rewards.exact_answer import score
+
+    return score
+
+
 @hookimpl
 def alignkit_reward() -> list[Reward]:
     return [
@@ -72,6 +78,12 @@ def alignkit_reward() -> list[Reward]:
             config=FunctionConfig,
             check=check_function,
             build=function,
+        ),
+        Reward(
+            name="exact-answer",
+            summary="1 if the final number or boxed expression is the row's answer, else 0",
+            build=exact,
+            fields=("answer",),
         ),
         Reward(
             name="ensemble",

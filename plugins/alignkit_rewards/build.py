@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
-    """Call ``module:function`` with the texts of prompts and answers."""
+    """Call ``module:function`` with the texts of prompts and answers, and with the rows' fields if it takes them."""
     call = import_scorer(str(config.call))
-    return lambda answers: call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
+    return lambda answers: call([prompt_text(prompt) for prompt in answers.prompts], answers.texts, answers.fields)
 
 
 def ensemble(config: EnsembleConfig, run: Run) -> RewardFunction:

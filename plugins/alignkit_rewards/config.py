@@ -31,7 +31,8 @@ class FunctionConfig:
     """The ``reward`` table of ``function``."""
 
     call: str | None = option(
-        None, "module:function; takes two lists, prompts and answers, and returns a score per answer"
+        None,
+        "module:function; takes lists of prompts and of answers, and `fields` if it has that parameter; returns scores",
     )
 
 

@@ -1,0 +1,91 @@
+"""Reward ``exact-answer``: what is a final answer, when it is right, and rows without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ppo_runs import SMALL, iterations
+
+from alignkit import Answers, PluginError
+from alignkit.cli import main
+from alignkit_rewards.exact_answer import is_right, score
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("It is 7.", "7"),
+        ("3 + 4 = 7, so 7 apples", "7"),
+        ("That makes $1,234.50 in total.", "1234.5"),
+        ("10-4=6", "6"),
+        ("It falls to -3 degrees", "-3"),
+        ("It falls to \N{MINUS SIGN}3 degrees", "-3"),
+        ("a half is 1/2", "0.5"),
+        ("So 9 of them. #### 18", "She sells 16 - 3 - 4 = 9 eggs. #### 18"),
+        (r"First \boxed{3}, no: \boxed{\frac{3}{4}}", "0.75"),
+        (r"\boxed{x^{2} + 1}", r"\boxed{x^2+1}"),
+        (r"Thus $\boxed{\text{Paris}}$.", "Paris"),
+        ("50%", "50"),
+        ("007", "7"),
+    ],
+)
+def test_right_answers(text: str, right: str) -> None:
+    assert is_right(text, right)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("7 or 8", "7"),  # the last number counts
+        ("#### 7 and then 8", "8"),  # a mark counts more than a number
+        (r"\boxed{7} #### 8", "8"),
+        ("77", "7"),
+        ("no number", "7"),
+        ("", "0"),
+        ("Paris", "Paris"),  # an expression has to be marked
+        (r"\boxed{paris}", "Paris"),
+        ("1/0", "1"),
+        ("9" * 5000, "9"),
+    ],
+)
+def test_wrong_answers(text: str, right: str) -> None:
+    assert not is_right(text, right)
+
+
+def test_a_number_as_answer_and_answers_without_rows() -> None:
+    answers = Answers([[], []], ["7", "8"], [[], []], [[], []], fields=[{"answer": 7}, {"answer": 7.0}])
+
+    assert score(answers) == [1, 0]
+    assert score(answers.take([1, 0])) == [0, 1]
+    with pytest.raises(PluginError, match="needs the rows of the prompts"):
+        score(Answers([[]], ["7"], [], []))
+
+
+EXACT = ["grpo.policy=base", "reward.name=exact-answer", "grpo.samples_per_prompt=2", "grpo.iterations=1"]
+
+
+def words(command: str, *arguments: str) -> list[str]:
+    return [command, "--plugin", "grpo", *(s.replace("ppo.", "grpo.", 1) for s in SMALL), *EXACT, *arguments]
+
+
+def test_rows_keep_their_answer_for_the_reward(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those of a function, and in a sum; a missing answer is an error of ``check``, or a row that is skipped."""
+    rows = [{"prompt": f"What is {n} and one?", "answer": str(n + 1), "level": n} for n in range(12)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("level.py").write_text("def level(prompts, answers, fields):\n    return [f['level'] for f in fields]\n")
+    parts = "reward.parts=[{name: exact-answer}, {name: function, call: 'level:level'}]"
+    assert main(words("train", "reward.name=sum", parts)) == 0
+    score = iterations(Path("runs/grpo"))[0]["score"]
+    assert 0 < score <= 12
+
+    del rows[3]["answer"]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(words("check")) == 2
+    assert "prompts.jsonl line 4: reward 'exact-answer' needs the field 'answer'" in capsys.readouterr().err
+    assert main(words("check", "reward.name=sum", parts)) == 2
+    capsys.readouterr()
+    assert main(words("check", "data.on_bad_row=skip")) == 0
+    assert "1 bad" in capsys.readouterr().out
