@@ -82,7 +82,7 @@ class Rows:
         """A line for each source."""
         lines = [source.describe() for source in self.sources]
         if more := len(self.skipped) - sum(source.skipped for source in self.sources):
-            lines.append(f"{more} bad rows skipped: the chat template rejects them")
+            lines.append(f"{more} bad rows skipped: the chat template or the reward rejects them")
         return lines
 
     def parts(self) -> Iterator[tuple[ReadSource, range]]:
