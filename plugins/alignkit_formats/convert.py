@@ -119,8 +119,8 @@ def ranking(row: RawRow) -> Ranking:
 
 def prompts(row: RawRow) -> Prompt:
     """``prompt``: a text, or messages that end before the answer. Other fields, such as ``answer``, are for rewards."""
-    others = {name: value for name, value in row.items() if name not in ("prompt", "tools")}
-    return Prompt(_prompt(row), turns.tools(row), others)
+    fields = {name: value for name, value in row.items() if name not in ("prompt", "tools") and value is not None}
+    return Prompt(_prompt(row), turns.tools(row), fields)
 
 
 def text(row: RawRow) -> Text:
