@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from label_clients import read_rows, write_rows
 from label_samples import numbered
 
@@ -191,6 +193,32 @@ def test_it_imports_neither_torch_nor_what_it_does_not_need(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code, str(samples)], capture_output=True, text=True)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("arguments", "display", "opened"), [([], ":0", 1), (["--no-browser"], ":0", 0), ([], "", 0)])
+def test_a_browser_is_opened_where_there_is_a_display(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    display: str,
+    opened: int,
+) -> None:
+    samples = write_rows(tmp_path / "samples.jsonl", numbered(2))
+    addresses: list[str] = []
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(webbrowser, "open", addresses.append)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *arguments, **settings: None)
+
+    assert main(["label", str(samples), *arguments]) == 0
+    printed = LISTENING.search(capsys.readouterr().out)
+    assert printed is not None
+    assert len(addresses) == opened
+    assert all(address.startswith(f"http://127.0.0.1:{printed[2]}/?token=") for address in addresses)
+    assert all(printed[3] not in address for address in addresses)  # any user can read a command line
 
 
 def test_a_port_in_use_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

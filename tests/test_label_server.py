@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 import time
 from typing import Any
 
@@ -321,16 +320,30 @@ def test_conversations_tools_and_calls_are_shown_as_text(sites: Any) -> None:
     assert {**row, "ranks": [1, 0]}.items() <= anna.get("/api/export").json().items()
 
 
-def test_a_full_disk_is_an_error_of_one_sentence(sites: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    site: Site = sites(numbered(1))
-    anna = site.labeler()
+def test_a_full_disk_is_an_error_of_one_sentence_and_labeling_continues_when_there_is_space(sites: Any) -> None:
+    site: Site = sites(numbered(300, k=2))
+    anna, database = site.labeler(), site.store._database
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    response = None
+    while response is None or response.status_code == 200:
+        item = anna.next()
+        response = anna.put(f"/api/items/{item['id']}", {"ranks": {"0": 0, "1": 1}})
+        confirmed = item["number"] - 1
+
+    assert (response.status_code, response.json()) == (500, {"error": "OperationalError: database or disk is full"})
+    database.execute(f"PRAGMA max_page_count = {2 * pages}")
+    assert anna.get("/api/next").json()["progress"]["done"] == confirmed
+    assert anna.rank(item, sorted(texts(item)))["done"] == confirmed + 1
+
+
+def test_a_skip_in_another_tab_does_not_undo_a_label(sites: Any) -> None:
+    anna = sites(numbered(1)).labeler()
     item = anna.next()
+    anna.rank(item, sorted(texts(item)), grades={"0": 2})
 
-    def full(*arguments: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(site.store, "submit", full)
-    response = anna.put(f"/api/items/{item['id']}", {"ranks": RANKS})
-
-    assert response.status_code == 500
-    assert response.json() == {"error": "OperationalError: database or disk is full"}
+    assert anna.post(f"/api/items/{item['id']}/skip").json()["progress"]["done"] == 1
+    anna.post("/api/undo")
+    assert anna.post(f"/api/items/{item['id']}/skip").json()["progress"]["skipped"] == 1
+    assert anna.get("/api/export").text == ""
+    assert anna.post("/api/undo").json()["item"]["label"]["grades"] == {"0": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -98,6 +99,16 @@ def test_appended_rows_are_added(sites: Any) -> None:
     assert sites().messages == []
 
 
+def test_a_bad_row_that_is_appended_changes_nothing(sites: Any) -> None:
+    site = sites(numbered(2))
+    rank_all(site, "anna", 0, 1, 2)
+    with pytest.raises(DataError, match="line 4: the row needs a prompt"):
+        sites([*numbered(3), {"prompt": "p"}])
+
+    assert len(list(export.lines(site.samples, "mean"))) == 2
+    assert report.report(site.samples)["items"] == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -140,6 +151,8 @@ def read_only_folder() -> Iterator[Path]:
     write_rows(folder / "samples.jsonl", numbered(2))
     site = Site(write_rows(folder / "labeled.jsonl", numbered(2)))
     rank_all(site, "anna", 2, 1, 0)
+    for file in [site.samples, *folder.glob("labeled.labels.sqlite*")]:  # as after kill -9, with a log
+        shutil.copy(file, folder / file.name.replace("labeled.", "killed.", 1))
     site.store.close()
     folder.chmod(0o555)
     for file in folder.iterdir():
@@ -157,12 +170,15 @@ def read_only_folder() -> Iterator[Path]:
 
 
 def test_a_read_only_folder_cannot_be_labeled_but_read(read_only_folder: Path) -> None:
-    labeled = read_only_folder / "labeled.jsonl"
-    for samples in (read_only_folder / "samples.jsonl", labeled):
+    assert not (read_only_folder / "labeled.labels.sqlite-wal").exists()
+    assert (read_only_folder / "killed.labels.sqlite-wal").exists()
+    for name in ("samples", "labeled", "killed"):
         with pytest.raises(ConfigError, match=r"\.labels\.sqlite cannot be used: its folder is read-only"):
-            binding.bind(samples, {}, print)
-    assert report.report(labeled)["done"] == 2
-    assert [json.loads(line)["ranks"] for line in export.lines(labeled, "mean")] == [[2, 1, 0]] * 2
+            binding.bind(read_only_folder / f"{name}.jsonl", {}, print)
+    for name in ("labeled", "killed"):
+        samples = read_only_folder / f"{name}.jsonl"
+        assert report.report(samples)["done"] == 2
+        assert [json.loads(line)["ranks"] for line in export.lines(samples, "mean")] == [[2, 1, 0]] * 2
 
 
 # --- exports ---------------------------------------------------------------------------------------------------------

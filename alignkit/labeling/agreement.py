@@ -80,9 +80,9 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float:
     Source: K. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E, with the ordinal metric.
     """
     coincidences: Counter[tuple[float, float]] = Counter()
-    for values in units:
+    for values, times in Counter(map(tuple, units)).items():
         for first, second in itertools.permutations(values, 2):
-            coincidences[first, second] += 1 / (len(values) - 1)  # type: ignore[assignment]
+            coincidences[first, second] += times / (len(values) - 1)  # type: ignore[assignment]
     totals: Counter[float] = Counter()
     for (first, _), count in coincidences.items():
         totals[first] += count

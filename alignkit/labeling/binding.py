@@ -21,7 +21,8 @@ SCHEMA = """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE items (
         id INTEGER PRIMARY KEY, k INTEGER NOT NULL, everyone INTEGER NOT NULL, digest BLOB NOT NULL,
-        labels INTEGER NOT NULL DEFAULT 0);
+        labels INTEGER NOT NULL DEFAULT 0
+    );
     CREATE TABLE rows (item INTEGER PRIMARY KEY REFERENCES items, row TEXT NOT NULL, shown TEXT);
     CREATE TABLE leases (
         item INTEGER NOT NULL REFERENCES items, labeler TEXT NOT NULL, expires REAL NOT NULL,
@@ -29,11 +30,13 @@ SCHEMA = """
     ) WITHOUT ROWID;
     CREATE TABLE labels (
         id INTEGER PRIMARY KEY, item INTEGER NOT NULL REFERENCES items, labeler TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('labeled', 'skipped', 'reopened')), label TEXT, submitted REAL NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('labeled', 'skipped', 'reopened')), label TEXT, seconds REAL,
+        submitted REAL NOT NULL,
         UNIQUE (item, labeler)
     );
     CREATE INDEX leases_in_time ON leases (expires);
-    CREATE INDEX labels_of_labeler ON labels (labeler, id);
+    CREATE INDEX labels_in_turn ON labels (labeler, id);
+    CREATE INDEX labels_by_state ON labels (labeler, state, seconds, item);
     CREATE TABLE sessions (cookie TEXT PRIMARY KEY, labeler TEXT) WITHOUT ROWID;
 """
 
@@ -72,26 +75,16 @@ def bind(samples: Path, given: Mapping[str, Any], say: Callable[[str], None]) ->
         DataError: the samples are missing, a row is bad, or the store belongs to other samples.
         ConfigError: the store was begun with other settings, is not a store, or cannot be written.
     """
-    read = items.read(samples)
-    file = items.store_file(samples)
-    with named_errors(file):
-        database = connect(file)
+    read, file = items.read(samples), items.store_file(samples)
+    with _named_errors(file):
+        database = sqlite3.connect(file, isolation_level=None, timeout=10, check_same_thread=False)
         try:
             database.execute("BEGIN IMMEDIATE")
-            if is_new(database, file):
-                settings = Settings(**given)
-                begin(database, settings)
-            else:
-                settings = stored_settings(database)
-                check_settings(file, settings, given)
+            settings = _settings(database, file, given)
             if value(database, "fingerprint") != read.fingerprint:
-                before = database.execute("SELECT count(*) FROM items").fetchone()[0]
-                added = add_items(database, file, samples, read.items, settings) - before
-                if not before + added:
-                    raise DataError(f"{samples} has no rows to label")
-                if before and added:
-                    say(f"{samples} has {added} new rows, which are added to {file}")
-                database.execute("REPLACE INTO settings VALUES ('fingerprint', ?)", (json.dumps(read.fingerprint),))
+                _add_items(database, file, samples, read.items, settings, say)
+            # written even if it is the same, so that a file that cannot be written is an error now
+            database.execute("REPLACE INTO settings VALUES ('fingerprint', ?)", (json.dumps(read.fingerprint),))
             database.execute("COMMIT")
             database.execute("PRAGMA journal_mode = WAL")
         except BaseException:
@@ -111,12 +104,13 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
     file = items.store_file(samples)
     if not file.exists():
         raise ConfigError(f"{samples} has no labels yet: there is no {file}. Begin with alignkit label {samples}")
-    with named_errors(file):
-        # in a read-only folder, SQLite cannot create the files of its log
-        options = "mode=ro" if os.access(file.absolute().parent, os.W_OK) else "mode=ro&immutable=1"
+    with _named_errors(file):
+        # in a read-only folder, SQLite cannot create its log; a log that is there must be read
+        has_log = os.access(file.absolute().parent, os.W_OK) or file.with_name(f"{file.name}-wal").exists()
+        options = "mode=ro" if has_log else "mode=ro&immutable=1"
         database = sqlite3.connect(f"{file.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
         try:
-            if is_new(database, file):
+            if _is_new(database, file):
                 raise ConfigError(f"{samples} has no labels yet. Begin with alignkit label {samples}")
         except BaseException:
             database.close()
@@ -124,12 +118,7 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
     return database
 
 
-def connect(file: Path) -> sqlite3.Connection:
-    """Open or create the file. Transactions are begun and ended by hand."""
-    return sqlite3.connect(file, isolation_level=None, timeout=10, check_same_thread=False)
-
-
-def is_new(database: sqlite3.Connection, file: Path) -> bool:
+def _is_new(database: sqlite3.Connection, file: Path) -> bool:
     """Whether nothing is in the file yet.
 
     Raises:
@@ -147,18 +136,19 @@ def is_new(database: sqlite3.Connection, file: Path) -> bool:
     return False
 
 
-def begin(database: sqlite3.Connection, settings: Settings) -> None:
-    """Create the tables."""
+def _settings(database: sqlite3.Connection, file: Path, given: Mapping[str, Any]) -> Settings:
+    """The settings of the store. A new one gets its tables."""
+    if not _is_new(database, file):
+        settings = Settings(**value(database, "settings"))
+        _check_settings(file, settings, given)
+        return settings
+    settings = Settings(**given)
     for statement in SCHEMA.split(";"):
         database.execute(statement)
     database.execute(f"PRAGMA application_id = {APPLICATION}")
     database.execute(f"PRAGMA user_version = {VERSION}")
     database.execute("INSERT INTO settings VALUES ('settings', ?)", (json.dumps(asdict(settings)),))
-
-
-def stored_settings(database: sqlite3.Connection) -> Settings:
-    """The settings that labeling was begun with."""
-    return Settings(**value(database, "settings"))
+    return settings
 
 
 def value(database: sqlite3.Connection, name: str) -> Any:
@@ -167,7 +157,7 @@ def value(database: sqlite3.Connection, name: str) -> Any:
     return json.loads(row[0]) if row else None
 
 
-def check_settings(file: Path, stored: Settings, given: Mapping[str, Any]) -> None:
+def _check_settings(file: Path, stored: Settings, given: Mapping[str, Any]) -> None:
     """Check that the settings that the user named are those of the store."""
     for name, wanted in given.items():
         former = getattr(stored, name)
@@ -184,35 +174,42 @@ def _shown(former: Any) -> str:
     return "none" if former is None else ", ".join(map(repr, former)) if isinstance(former, list) else str(former)
 
 
-def add_items(
-    database: sqlite3.Connection, file: Path, samples: Path, rows: Iterator[items.Item], settings: Settings
-) -> int:
-    """Add the rows of the samples that are not in the store yet. Returns how many rows the samples have.
+def _add_items(
+    database: sqlite3.Connection,
+    file: Path,
+    samples: Path,
+    rows: Iterator[items.Item],
+    settings: Settings,
+    say: Callable[[str], None],
+) -> None:
+    """Add the rows of the samples that are not in the store yet.
 
     Raises:
-        DataError: the samples do not begin with the rows that are in the store.
+        DataError: there are no rows, or they do not begin with those that are in the store.
     """
     stored = database.execute("SELECT digest FROM items ORDER BY id")
     changed = f"The labels in {file} belong to other rows. Restore {samples}, or move {file} away to begin again"
-    count = 0
+    count = added = 0
     for count, item in enumerate(rows, 1):
         former = stored.fetchone()
         if former is None:
             everyone = assignment.for_everyone(settings.seed, count, settings.overlap)
-            database.execute(
-                "INSERT INTO items (id, k, everyone, digest) VALUES (?, ?, ?, ?)",
-                (count, item.k, everyone, item.digest),
-            )
+            values = (count, item.k, everyone, item.digest)
+            database.execute("INSERT INTO items (id, k, everyone, digest) VALUES (?, ?, ?, ?)", values)
             database.execute("INSERT INTO rows VALUES (?, ?, ?)", (count, item.row, item.shown))
+            added += 1
         elif former[0] != item.digest:
             raise DataError(f"{samples}: row {count} has changed. {changed}")
     if stored.fetchone() is not None:
         raise DataError(f"{samples}: only {count} rows are left. {changed}")
-    return count
+    if not count:
+        raise DataError(f"{samples} has no rows to label")
+    if 0 < added < count:
+        say(f"{samples} has {added} new rows, which are added to {file}")
 
 
 @contextlib.contextmanager
-def named_errors(file: Path) -> Iterator[None]:
+def _named_errors(file: Path) -> Iterator[None]:
     """Name the file in errors of SQLite."""
     try:
         yield

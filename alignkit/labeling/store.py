@@ -72,10 +72,11 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has ended it if the disk is full
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def _query(self, query: str, **values: Any) -> list[Any]:
         with self._lock:
@@ -148,21 +149,23 @@ class Store:
 
     def submit(self, item: int, labeler: str, label: Label) -> None:
         """Store the label of an item that the labeler has or had. The same item again replaces the former label."""
-        self._finish(item, labeler, "labeled", label.dumps())
+        self._finish(item, labeler, "labeled", label.dumps(), label.seconds)
 
     def skip(self, item: int, labeler: str) -> None:
-        """Leave an item to other labelers."""
-        self._finish(item, labeler, "skipped", None)
+        """Leave an item to other labelers. A label that was submitted, such as in another tab, stays."""
+        self._finish(item, labeler, "skipped", None, None)
 
-    def _finish(self, item: int, labeler: str, state: str, label: str | None) -> None:
+    def _finish(self, item: int, labeler: str, state: str, label: str | None, seconds: float | None) -> None:
         query = """
-            INSERT INTO labels (item, labeler, state, label, submitted) VALUES (?, ?, ?, ?, ?)
+            INSERT INTO labels (item, labeler, state, label, seconds, submitted) VALUES (?, ?, ?, ?, ?, ?)
             ON CONFLICT (item, labeler) DO UPDATE
-            SET state = excluded.state, label = excluded.label, submitted = excluded.submitted
+            SET state = excluded.state, label = coalesce(excluded.label, label), seconds = excluded.seconds,
+                submitted = excluded.submitted
+            WHERE excluded.label IS NOT NULL OR state != 'labeled'
         """
         now = time.time()
         with self._transaction() as database:
-            database.execute(query, (item, labeler, state, label, now))
+            database.execute(query, (item, labeler, state, label, seconds, now))
             _count_labels(database, item)
             _lease(database, item, labeler, now)
 
@@ -181,8 +184,7 @@ class Store:
 
     def progress(self, labeler: str) -> Progress:
         """The progress of a labeler."""
-        states = "SELECT state, json_extract(label, '$.seconds') FROM labels WHERE labeler = :labeler"
-        own = self._query(states, labeler=labeler)
+        own = self._query("SELECT state, seconds FROM labels WHERE labeler = :labeler", labeler=labeler)
         left = self._query(f"SELECT count(*) {OPEN}", labeler=labeler, now=time.time())[0][0]
         seconds = [seconds for state, seconds in own if state == "labeled" and seconds is not None]
         done, skipped = (sum(state == wanted for state, _ in own) for wanted in ("labeled", "skipped"))
