@@ -243,12 +243,29 @@ def test_what_a_labeler_may_see_depends_on_the_name(sites: Any) -> None:
     assert anna.get("/api/export").json()["labels"][0]["labeler"] == "anna"
 
 
-@pytest.mark.parametrize("item", ["0", "3", "-1", "x", "1x", f"{2**70}", "1/../2"])
+@pytest.mark.parametrize("item", ["0", "3", "-1", "x", "²", "1", f"{2**70}", f"1-{'0' * 16}", "1/../2"])
 def test_there_are_no_other_items(sites: Any, item: str) -> None:
     anna = sites(numbered(2)).labeler()
     anna.next()
 
     assert anna.get(f"/api/items/{item}").status_code == 404
+
+
+def test_the_page_of_another_labeler_or_of_another_store_labels_nothing(sites: Any) -> None:
+    """The answers on such a page are in another order, but a tab of the same browser sends the same cookie."""
+    site = sites(numbered(1), overlap=1.0)
+    person = site.labeler("anna")
+    item = person.next()
+    person.post("/api/session", {"labeler": "ben"})
+    assert person.next()["number"] == item["number"]
+
+    assert person.put(f"/api/items/{item['id']}", {"ranks": RANKS}).status_code == 404
+    assert person.post(f"/api/items/{item['id']}/skip").status_code == 404
+    site.store_file.unlink()
+    again = sites(seed=1).labeler("anna")
+    again.next()
+    assert again.put(f"/api/items/{item['id']}", {"ranks": RANKS}).status_code == 404
+    assert again.get("/api/status").json()["labels"] == 0
 
 
 def test_a_name_is_needed_and_can_be_changed(sites: Any) -> None:

@@ -43,7 +43,7 @@ def rank_all(site: Site, name: str, *best_first: int) -> None:
         ([{"prompt": "p", "responses": ["a", " "]}], "line 1: 'responses' is empty"),
         ([{"prompt": "p", "responses": ["a", None]}], "line 1: 'responses' is missing"),
         ([{"prompt": [{"role": "nobody"}], "responses": ["a", "b"]}], "line 1: 'prompt' turn 1 has role 'nobody'"),
-        ([{"prompt": "p", "responses": ["a", "\ud800"]}], "line 1: Error serializing to JSON: UnicodeEncodeError"),
+        ([{"prompt": "p", "responses": ["a", "\ud800"]}], "line 1: a text holds half of a character"),
         ([], "has no rows to label"),
     ],
 )

@@ -52,9 +52,9 @@ class Api:
             Route("/api/session", self.session, methods=["GET"]),
             Route("/api/session", self.sign_in, methods=["POST"]),
             Route("/api/next", self.next),
-            Route("/api/items/{item:int}", self.item, methods=["GET"]),
-            Route("/api/items/{item:int}", self.submit, methods=["PUT"]),
-            Route("/api/items/{item:int}/skip", self.skip, methods=["POST"]),
+            Route("/api/items/{item}", self.item, methods=["GET"]),
+            Route("/api/items/{item}", self.submit, methods=["PUT"]),
+            Route("/api/items/{item}/skip", self.skip, methods=["POST"]),
             Route("/api/undo", self.undo, methods=["POST"]),
             Route("/api/status", self.status),
             Route("/api/export", self.export),
@@ -107,13 +107,13 @@ class Api:
         labeler = self._labeler(request)
         shown, settings = self._own(request, labeler), self.store.settings
         label = labels.submitted(await _json_body(request), shown.order, settings.scale, settings.flags)
-        self.store.submit(shown.id, labeler, label)
+        self.store.submit(shown.number, labeler, label)
         return self._response(labeler)
 
     async def skip(self, request: Request) -> Response:
         """Leave an item to other labelers."""
         labeler = self._labeler(request)
-        self.store.skip(self._own(request, labeler).id, labeler)
+        self.store.skip(self._own(request, labeler).number, labeler)
         return self._response(labeler)
 
     async def undo(self, request: Request) -> Response:
@@ -133,7 +133,6 @@ class Api:
         merge = request.query_params.get("merge", "mean")
         if merge not in export.MERGES:
             raise HTTPException(400, f"merge must be {' or '.join(export.MERGES)}")
-
         name = quote(f"{self.samples.stem}.rankings.jsonl")
         headers = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
         return StreamingResponse(export.lines(self.samples, merge), media_type="application/jsonl", headers=headers)
@@ -150,9 +149,10 @@ class Api:
         return labeler
 
     def _own(self, request: Request, labeler: str) -> Shown:
-        item = request.path_params["item"]
-        shown = self.store.shown(item, labeler) if item < 2**63 else None
-        if shown is None:
+        number, _, _ = request.path_params["item"].partition("-")
+        known = number.isascii() and number.isdigit() and len(number) < 19  # SQLite's integers have 64 bits
+        shown = self.store.shown(int(number), labeler) if known else None
+        if shown is None or shown.id != request.path_params["item"]:
             raise HTTPException(404, "no such item")
         return shown
 
@@ -163,13 +163,8 @@ class Api:
         if self.as_markdown:
             answers = [{**answer, "html": markdown.render(answer["text"])} for answer in answers]
         label = shown.label.as_shown(shown.order) if shown.label else None
-        return {
-            "id": str(shown.id),
-            "number": shown.id,
-            "prompt": shown.prompt,
-            "answers": answers,
-            "label": label,
-        }
+        content = {"id": shown.id, "number": shown.number, "prompt": shown.prompt}
+        return {**content, "answers": answers, "label": label}
 
     def _response(self, labeler: str, **content: Any) -> Response:
         return JSONResponse({**content, "progress": self.store.progress(labeler)._asdict()})

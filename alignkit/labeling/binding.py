@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -148,6 +149,7 @@ def _settings(database: sqlite3.Connection, file: Path, given: Mapping[str, Any]
     database.execute(f"PRAGMA application_id = {APPLICATION}")
     database.execute(f"PRAGMA user_version = {VERSION}")
     database.execute("INSERT INTO settings VALUES ('settings', ?)", (json.dumps(asdict(settings)),))
+    database.execute("INSERT INTO settings VALUES ('identity', ?)", (json.dumps(secrets.token_hex(8)),))
     return settings
 
 

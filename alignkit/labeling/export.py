@@ -74,8 +74,9 @@ def _is_export(samples: Path, file: Path) -> bool:
         with file.open(encoding="utf-8") as content:
             row = json.loads(content.readline())
         own = {name: value for name, value in row.items() if name not in items.EXPORTED}
+        digest = items.digest(items.as_json(own))
     except (OSError, ValueError, AttributeError):
         return False
     with contextlib.closing(binding.open_readonly(samples)) as database:
         same = "SELECT 1 FROM items WHERE digest = ?"
-        return len(own) < len(row) and bool(database.execute(same, (items.digest(items.as_json(own)),)).fetchone())
+        return len(own) < len(row) and bool(database.execute(same, (digest,)).fetchone())

@@ -51,7 +51,8 @@ class Session(NamedTuple):
 class Shown(NamedTuple):
     """An item as one labeler sees it."""
 
-    id: int
+    number: int  # the number of the row, from 1
+    id: str  # what the page calls it
     prompt: list[dict[str, str]]
     answers: list[str]  # in the blind order
     order: list[int]  # for each answer, its index in the row
@@ -64,6 +65,7 @@ class Store:
     def __init__(self, database: sqlite3.Connection, settings: Settings) -> None:
         self.settings = settings
         self._database = database
+        self._identity = binding.value(database, "identity")
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -131,6 +133,14 @@ class Store:
             _lease(database, row[0], labeler, time.time() + LEASE)
         return self.shown(row[0], labeler)
 
+    def id_of(self, item: int, labeler: str) -> str:
+        """What the page of a labeler calls an item.
+
+        The page of another labeler or store, such as a tab of yesterday, has other ids: its answers are in another
+        order.
+        """
+        return f"{item}-{_hash(f'{self._identity} {item} {labeler}')[:16]}"
+
     def shown(self, item: int, labeler: str) -> Shown | None:
         """An item that the labeler has or had; None if there is no such item."""
         query = """
@@ -145,7 +155,9 @@ class Store:
         k, row, shown, label = rows[0]
         prompt, answers = items.texts(row, shown)
         order = assignment.blind_order(self.settings.seed, labeler, item, k)
-        return Shown(item, prompt, [answers[i] for i in order], order, Label.loads(label) if label else None)
+        answers = [answers[index] for index in order]
+        given = Label.loads(label) if label else None
+        return Shown(item, self.id_of(item, labeler), prompt, answers, order, given)
 
     def submit(self, item: int, labeler: str, label: Label) -> None:
         """Store the label of an item that the labeler has or had. The same item again replaces the former label."""
@@ -200,5 +212,5 @@ def _count_labels(database: sqlite3.Connection, item: int) -> None:
     database.execute(f"UPDATE items SET labels = {counted} WHERE id = ?1", (item,))
 
 
-def _hash(cookie: str) -> str:
-    return hashlib.sha256(cookie.encode()).hexdigest()
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
