@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chat_servers import ScriptedServer
 from conftest import DEMONSTRATIONS
 from label_pages import label_all
 
+from alignkit import bundled
 from alignkit.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,15 @@ def write_data() -> None:
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b b"} for n in range(8)]
     prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
     texts = [{"text": f"It rained for {n} days."} for n in range(4)]
-    files = {"texts": texts, "demos": DEMONSTRATIONS, "rankings": rankings, "preferences": pairs, "prompts": prompts}
+    answers = [{"prompt": f"p{n}", "responses": ["a", "b b"]} for n in range(2)]
+    files = {
+        "answers": answers,
+        "texts": texts,
+        "demos": DEMONSTRATIONS,
+        "rankings": rankings,
+        "preferences": pairs,
+        "prompts": prompts,
+    }
     for name, rows in files.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -57,20 +67,24 @@ def test_every_command_is_one_that_these_tests_or_ci_run() -> None:
 def test_commands_of_a_page_run_in_their_order(
     page: Path,
     tiny_model: Callable[..., Path],
+    chat_server: ScriptedServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As written, but training is cut to one step, models from the hub are tiny ones, and labelers use the API."""
+    """As written, but training is cut to one step, models and servers are those of tests, and labelers use the API."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled._cache()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
     write_data()
     for command in commands(page):
         if not command.startswith("alignkit "):
             continue
         command, _, target = command.partition(" > ")
         arguments = shlex.split(command)[1:]
-        arguments = [str(tiny_model("qwen2")) if a.startswith("Qwen/") else a for a in arguments]
+        arguments = [re.sub(r"Qwen/[\w.-]+", str(tiny_model("qwen2")), argument) for argument in arguments]
+        arguments = [argument.replace("http://localhost:8000/v1", chat_server.url) for argument in arguments]
         if arguments[0] == "train":
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
