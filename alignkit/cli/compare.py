@@ -77,7 +77,7 @@ def compare(
     common.quiet()
     from alignkit.evaluation.answering import Asked, answer, score
 
-    to_ask = Asked(questions.prompts, max_new_tokens, batch, seed, temperature)
+    to_ask = Asked(questions.prompts, max_new_tokens, batch, seed, temperature, questions.fields)
     with common.progress("answering", len(compared) * len(questions.prompts)) as advance:
         answered = answer(compared, to_ask, advance)
     scores = score(scorer, to_ask, answered, typer.echo) if scorer else None

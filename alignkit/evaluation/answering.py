@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignkit.batches import Answers, Sampling
 from alignkit.data.chat_template import prompt_ids
@@ -24,6 +25,7 @@ class Asked:
     batch: int  # prompts per batch
     seed: int
     temperature: float = 1.0  # of sampling and of log-probabilities
+    fields: list[Mapping[str, Any]] | None = None  # the other fields of the prompts' rows
 
 
 def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
@@ -61,7 +63,7 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
 def score(scorer: Scorer, asked: Asked, answered: Sequence[Answered], say: Callable[[str], None]) -> list[list[float]]:
     """The score of each answer of each run."""
     scores = scorer.open(asked.batch, say)
-    return [scores(Answers(asked.prompts, run.texts, run.prompt_ids, run.answer_ids)) for run in answered]
+    return [scores(Answers(asked.prompts, run.texts, run.prompt_ids, run.answer_ids, asked.fields)) for run in answered]
 
 
 def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,7 @@ class Prompts(NamedTuple):
     """The prompts that all runs answer."""
 
     prompts: list[Conversation]
+    fields: list[Mapping[str, Any]]  # the other fields of their rows
     source: str
     trained_on: int  # how many of them a run was trained on, as far as is known
     unknown: list[str]  # runs whose training data cannot be read, and why
@@ -75,7 +76,7 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     Raises:
         ConfigError: there are none.
     """
-    trained, held_out, unknown = set[str](), dict[str, Conversation](), []
+    trained, held_out, unknown = set[str](), dict[str, tuple[Conversation, Mapping[str, Any]]](), []
     for run in runs:
         try:
             train_rows, eval_rows = rows_of(_record(run))
@@ -84,14 +85,18 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
             continue
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
         without_tools = [located for located in eval_rows if not has_tools(located.row)]  # not sampled
-        held_out |= {json.dumps(prompt): prompt for prompt in _prompts(without_tools)}
+        for prompt, fields in zip(_prompts(without_tools), map(rankings.fields_of, without_tools), strict=True):
+            if fields or json.dumps(prompt) not in held_out:
+                held_out[json.dumps(prompt)] = prompt, fields
     if path is not None:
-        prompts = rankings.prompts_of(path)[:limit]
-        return Prompts(prompts, path, sum(json.dumps(prompt) in trained for prompt in prompts), unknown)
-    new = [prompt for key, prompt in held_out.items() if key not in trained][:limit]
-    if not new:
+        chosen = rankings.prompts_and_fields(path)[:limit]
+        source, known = path, sum(json.dumps(prompt) in trained for prompt, _ in chosen)
+    else:
+        chosen = [asked for key, asked in held_out.items() if key not in trained][:limit]
+        source, known = "held out by the runs", 0
+    if not chosen:
         raise ConfigError("every prompt that one of these runs held out was trained on by another: add --data")
-    return Prompts(new, "held out by the runs", 0, unknown)
+    return Prompts([prompt for prompt, _ in chosen], [fields for _, fields in chosen], source, known, unknown)
 
 
 def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:

@@ -17,7 +17,7 @@ from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.data.reading import SAMPLED_FROM
 from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.registry import Registry, checks
-from alignkit.rows import Conversation, Demonstration, Prompt, Ranking
+from alignkit.rows import Conversation, Demonstration, Located, Prompt, Ranking
 from alignkit.runs import manifest
 
 # prompts, answers, and optionally fields of rows -> scores, higher is better
@@ -26,7 +26,12 @@ Fields = list[Mapping[str, Any]] | None
 
 
 def prompts_of(path: str) -> list[Conversation]:
-    """The distinct prompts of a file of prompts, rankings or demonstrations, in their order.
+    """The distinct prompts of a file of prompts, rankings or demonstrations, in their order. Raises as the next one."""
+    return [prompt for prompt, _ in prompts_and_fields(path)]
+
+
+def prompts_and_fields(path: str) -> list[tuple[Conversation, Mapping[str, Any]]]:
+    """The distinct prompts of a file as :func:`prompts_of`, each with the other fields of its row, for rewards.
 
     Raises:
         DataError: from :mod:`alignkit.data`; or a prompt has tools.
@@ -34,8 +39,16 @@ def prompts_of(path: str) -> list[Conversation]:
     rows = data.load(Registry(), DataConfig(), path, (Prompt, Ranking, Demonstration)).rows
     if with_tools := next((at for at, row in rows if has_tools(row)), None):
         raise DataError(f"{with_tools}: the prompt has tools. Answers to such prompts can be trained on, not sampled")
-    prompts = [prompt_of(row) for _, row in rows]
-    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+    distinct: dict[str, tuple[Conversation, Mapping[str, Any]]] = {}
+    for located in rows:
+        prompt = prompt_of(located.row)
+        distinct.setdefault(json.dumps(prompt), (prompt, fields_of(located)))
+    return list(distinct.values())
+
+
+def fields_of(located: Located) -> Mapping[str, Any]:
+    """The fields that a row keeps for rewards."""
+    return located.row.fields if isinstance(located.row, Prompt) else {}
 
 
 def short(conversation: Conversation) -> str | Conversation:

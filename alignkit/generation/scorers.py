@@ -56,7 +56,8 @@ def named(
 
         def score(answers: Answers) -> list[float]:
             prompts = [prompt_text(prompt) for prompt in answers.prompts]
-            return rankings.checked(name, functools.partial(function, prompts, answers.texts), answers.texts)
+            call = functools.partial(function, prompts, answers.texts, answers.fields)
+            return rankings.checked(name, call, answers.texts)
 
         return Scorer(name, lambda batch, say: score, loads=False)
     if not Path(name).exists() and "/" not in name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from alignkit import Answers, PluginError
+from alignkit import Answers, DataError
 
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}")
@@ -14,10 +14,10 @@ IGNORED = re.compile(r"\s|\\left|\\right|\\[,;!]|\\text|\\%|[${}%]")
 
 def score(answers: Answers) -> list[float]:
     """1 for each answer whose final answer is that of its row, else 0."""
-    if answers.fields is None:
-        raise PluginError("reward 'exact-answer' needs the rows of the prompts, with their field 'answer'")
-    rows = zip(answers.texts, answers.fields, strict=True)
-    return [float(is_right(text, str(fields["answer"]))) for text, fields in rows]
+    rights = [fields.get("answer") for fields in answers.fields or [{}]]
+    if None in rights:
+        raise DataError("reward 'exact-answer' needs the field 'answer' of the prompts' rows")
+    return [float(is_right(text, str(right))) for text, right in zip(answers.texts, rights, strict=True)]
 
 
 def is_right(text: str, right: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from ppo_runs import SMALL, iterations
 
-from alignkit import Answers, PluginError
+from alignkit import Answers, DataError
 from alignkit.cli import main
 from alignkit_rewards.exact_answer import is_right, score
 
@@ -59,7 +60,7 @@ def test_a_number_as_answer_and_answers_without_rows() -> None:
 
     assert score(answers) == [1, 0]
     assert score(answers.take([1, 0])) == [0, 1]
-    with pytest.raises(PluginError, match="needs the rows of the prompts"):
+    with pytest.raises(DataError, match="needs the field 'answer' of the prompts' rows"):
         score(Answers([[]], ["7"], [], []))
 
 
@@ -77,8 +78,13 @@ def test_rows_keep_their_answer_for_the_reward(folder: Path, capsys: pytest.Capt
     Path("level.py").write_text("def level(prompts, answers, fields):\n    return [f['level'] for f in fields]\n")
     parts = "reward.parts=[{name: exact-answer}, {name: function, call: 'level:level'}]"
     assert main(words("train", "reward.name=sum", parts)) == 0
-    score = iterations(Path("runs/grpo"))[0]["score"]
-    assert 0 < score <= 12
+    assert 0 < iterations(Path("runs/grpo"))[0]["score"] <= 12
+    shutil.copytree("runs/grpo", "again")
+    compare = ["compare", "runs/grpo", "again", "--max-new-tokens", "4", "--output", "table.jsonl"]
+    assert main([*compare, "--reward", "exact-answer"]) == 0
+    assert main([*compare, "--reward", "level:level", "--data", "prompts.jsonl"]) == 0
+    (table,) = [json.loads(line) for line in Path("table.jsonl").read_text().splitlines()][:1]
+    assert table["score"] == 5.5  # the mean of 0 to 11
 
     del rows[3]["answer"]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
