@@ -21,7 +21,7 @@ let label = null; // the label of the item, as entered so far
 let selected = 0; // index of the answer that keys act on
 let held = null; // index of the answer that others are compared with; null shows all answers
 let mode = "rank"; // what digits give: "rank" or "grade"
-let lastActive = Date.now();
+let lastActive = performance.now(); // ms
 
 function draw() {
   drawMarks(label, selected, session);
@@ -67,13 +67,15 @@ function open(reply) {
   document.documentElement.classList.remove("comparing");
   scrollTo(0, 0);
   if (item === null) {
+    $("number").textContent = "";
     $("title").textContent = "All done";
     $("finished").focus();
     return;
   }
   label = labelOf(item);
   selected = Math.max(0, label.ids.indexOf(label.unranked()[0]));
-  lastActive = Date.now();
+  lastActive = performance.now();
+  $("number").textContent = `item ${item.number}`;
   $("title").textContent = `Item ${item.number}: rank ${item.answers.length} answers`;
   drawItem(item, select);
   drawHelp(!isPair(), session);
@@ -109,6 +111,7 @@ async function finish(method, suffix, body, outcome) {
   const { id, number } = item;
   await deliver(drafts, { method, path: `/api/items/${encodeURIComponent(id)}${suffix}`, body, id });
   await next();
+  if (item) $("prompt").scrollIntoView(); // on a phone, the guide is above it
   say(`Item ${number} is ${outcome}.`);
 }
 
@@ -138,7 +141,7 @@ function save() {
 
 /** Counts the time since the last sign of the labeler as time spent on this item. */
 function active() {
-  const now = Date.now();
+  const now = performance.now();
   if (label) label.seconds += Math.min((now - lastActive) / 1000, LONGEST_PAUSE);
   lastActive = now;
 }

@@ -9,6 +9,7 @@ export function askName(current = "") {
   $("name").value = current;
   dialog.oncancel = (event) => current || event.preventDefault();
   dialog.showModal();
+  $("name").select();
   $("name-form").onsubmit = async (event) => {
     event.preventDefault();
     try {

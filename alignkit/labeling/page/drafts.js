@@ -1,9 +1,12 @@
 // What the labeler entered, kept in localStorage until the server has it: a reload loses nothing.
 
-/** The drafts of one labeler of one file, and the requests that the server has not confirmed yet. */
+/**
+ * The drafts of one labeler of one file, and the requests that the server has not confirmed yet. Ids of items differ
+ * between stores, so a draft is never that of another file with the same name.
+ */
 export class Drafts {
   constructor(session) {
-    this.prefix = `alignkit-label/${session.store ?? session.file}/${session.labeler}/`;
+    this.prefix = `alignkit-label/${session.file}/${session.labeler}/`;
   }
 
   load(id) {
