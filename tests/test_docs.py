@@ -33,9 +33,7 @@ def write_data() -> None:
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b b"} for n in range(8)]
     prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
     texts = [{"text": f"It rained for {n} days."} for n in range(4)]
-    answers = [{"prompt": f"p{n}", "responses": ["a", "b b"]} for n in range(2)]
     files = {
-        "answers": answers,
         "texts": texts,
         "demos": DEMONSTRATIONS,
         "rankings": rankings,
