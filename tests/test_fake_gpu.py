@@ -81,10 +81,11 @@ def command(tiny_model: Callable[..., Path], data: Path) -> Callable[..., list[s
 def after_training(lora: Path, data: Path) -> dict[str, list[str]]:
     """Other commands with a model, by name; ``lora`` is the folder of the runs with LoRA."""
     sft, rm, ppo = (str(lora / stage) for stage in ("sft", "rm", "ppo"))
-    output = ["--output", str(lora / "output.jsonl")]
+    output, ranked = (["--output", str(lora / name)] for name in ("output.jsonl", "ranked.jsonl"))
     return {
         "sample": ["sample", sft, str(data / "prompts.jsonl"), "-k", "2", "--max-new-tokens", "4", *output],
         "score": ["score", rm, str(data / "demonstrations.jsonl")],
+        "rank": ["rank", str(data / "rankings.jsonl"), "--by", "local", f"judge.model={sft}", *ranked],
         "compare": ["compare", sft, ppo, "--reward", rm, "--limit", "2", "--max-new-tokens", "4"],
     }
 
@@ -99,7 +100,12 @@ def on_gpu(command: Callable[..., list[str]], data: Path, tmp_path_factory: pyte
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("fake_gpu.py")],
         input=json.dumps({"commands": list(commands.values()), "expressions": list(MIXED)}),
-        env={**os.environ, "ALIGNKIT_DEBUG": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "ALIGNKIT_DEBUG": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "XDG_CACHE_HOME": str(folder / "cache"),  # without verdicts
+        },
         capture_output=True,
         text=True,
     )
@@ -109,7 +115,7 @@ def on_gpu(command: Callable[..., list[str]], data: Path, tmp_path_factory: pyte
     return Runs(results, dict(zip(MIXED, outcomes["expressions"], strict=True)), done.stderr, folder)
 
 
-NAMES = [*(f"{stage} {tuner}" for tuner in TUNERS for stage in STAGES), "resume", "sample", "score", "compare"]
+NAMES = [*(f"{stage} {tuner}" for tuner in TUNERS for stage in STAGES), "resume", "sample", "score", "rank", "compare"]
 
 
 @pytest.mark.parametrize("name", NAMES)
