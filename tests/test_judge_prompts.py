@@ -91,10 +91,11 @@ def test_an_answer_cannot_leave_its_place() -> None:
 
 
 def test_equal_questions_are_equal_requests_and_others_have_another_mark() -> None:
-    first, second = (prompts.write(asked("x", y), prompts.PAIR, "r") for y in ("y", "z"))
+    first, same, swapped, other = (prompts.write(asked(*pair), prompts.PAIR, "r") for pair in ("xy", "xy", "yx", "xz"))
+    marks = [re.search("the mark (.{12})", message)[1] for message in (first, swapped, other)]  # type: ignore[index]
 
-    assert first == prompts.write(asked("x", "y"), prompts.PAIR, "r")
-    assert re.findall("the mark (.{12})", first) != re.findall("the mark (.{12})", second)
+    assert first == same
+    assert marks[0] == marks[1] != marks[2]
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<｜User｜>", "</s>", "<start_of_turn>", "[/INST]"])

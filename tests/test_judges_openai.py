@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from alignkit import AlignkitError, ConfigError, Question
 from alignkit_judges import openai_judge
+from alignkit_judges.chat_server import ChatServer
 from alignkit_judges.config import OpenAIConfig
 
 KEY = "sk-proj-0123456789abcdefghij"
@@ -74,6 +75,12 @@ def test_unset_options_are_not_sent(chat_server: ScriptedServer, judge: Callable
     judge(temperature=None, max_tokens=None)(asked())
 
     assert set(chat_server.requests[0]) == {"model", "messages"}
+
+
+def test_openai_has_another_name_for_the_longest_reply() -> None:
+    options = ChatServer(OpenAIConfig(model="m", max_tokens=9, temperature=None), KEY).options
+
+    assert options == {"max_completion_tokens": 9}
 
 
 def test_other_servers_do_not_get_the_key_for_openai(

@@ -146,8 +146,11 @@ def _content(turn: Message) -> str:
 
 
 def _mark(texts: Sequence[str]) -> str:
-    """A mark that is in none of the texts: a hash of them, so that equal questions are equal requests."""
-    mark = _hash(texts)[:12]
+    """A mark that is in none of the texts: a hash of them, so that equal questions are equal requests.
+
+    It does not depend on their order, so that the two orders of a pair differ in nothing else.
+    """
+    mark = _hash(sorted(texts))[:12]
     while any(mark in text for text in texts):
         mark = _hash(mark)[:12]
     return mark
