@@ -29,7 +29,7 @@ def train(
     """
     first = os.environ.get("RANK", "0") == "0"  # the process that prints, under accelerate and torchrun
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
-    planned = pipeline(*arguments, overwrite=overwrite)
+    planned = pipeline(*arguments, overwrite=overwrite, resume=resume)
     if first:
         for plan in planned.to_train:
             check_folder(plan.config, resume, overwrite, plan_only)

@@ -25,6 +25,7 @@ from alignkit.config.settings import Selected as Selected
 from alignkit.config.settings import as_table, known_keys, names, plain, typed
 from alignkit.config.settings import merge as merge
 from alignkit.config.settings import select as select
+from alignkit.config.unused_settings import effective
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
@@ -92,6 +93,7 @@ class RunConfig:
     reward: Selected | None = None  # None if the stage uses none
     rollout: Selected | None = None
     unused: dict[str, str] = dataclasses.field(default_factory=dict)  # shared `train` keys without effect -> why
+    kept: list[str] = dataclasses.field(default_factory=list)  # settings that differ from those of a new run, as text
 
     @property
     def folder(self) -> Path:
@@ -222,7 +224,7 @@ def resolve(
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"{stage_name}.{role} must be a run folder or 'base', not {named!r}")
     defaults = {"tuner": "lora", "optimizer": "adamw", "loss": stage.loss, **stage.uses}
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for kind, default in defaults.items():
         merged.pop(kind, None)
         chosen[kind] = select(registry, kind, default, [as_table(table.get(kind), kind) for table in tables])
@@ -248,7 +250,7 @@ def resolve(
         output=top.output,
         plugins=[*(name for name in registry.requested if name != stage_name), stage_name],
         chat_template=top.chat_template,
-        stage=Selected(stage, typed(stage.config, merged, f"{stage_name}.")),
+        stage=Selected(stage, typed(stage.config, effective(stage.config, merged, stated), f"{stage_name}.")),
         data=data,
         train=train,
         unused={**unused_train, **more},

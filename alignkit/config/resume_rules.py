@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.components import Resume
-from alignkit.config import training_args
+from alignkit.config import training_args, unused_settings
 from alignkit.config.resolve import RunConfig, TopLevel
 
 Path = tuple[str, ...]  # of a setting in `RunConfig.to_dict`
@@ -28,8 +28,13 @@ class Change:
     after: Any
     resume: Resume
 
+    @property
+    def name(self) -> str:
+        """The setting as on the command line: ``ppo.rollout.name``."""
+        return ".".join(self.path).removeprefix("stages.")
+
     def __str__(self) -> str:
-        return f"{'.'.join(self.path).removeprefix('stages.')} was {self.before!r}, is {self.after!r}"
+        return f"{self.name} was {self.before!r}, is {self.after!r}"
 
     @property
     def extends(self) -> bool:
@@ -47,7 +52,8 @@ class Change:
 def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:
     """The differences between ``record``, a run's config in the shape of :meth:`RunConfig.to_dict`, and ``config``.
 
-    A setting that did not exist yet when the run began counts as its default.
+    A setting that did not exist yet when the run began counts as its default. A setting without effect in both does not
+    count.
     """
     rules, defaults = _rules(config), _defaults(config)
     train: Path = ("stages", config.stage.component.name, "train")
@@ -56,7 +62,7 @@ def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:
     result = []
     for path, before, after in _differences(record, config.to_dict(), ()):
         before = defaults.get(path) if before is _ABSENT else before
-        if before == after:
+        if before == after or _has_no_effect(path, config, record):
             continue
         setting = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in rules), path)  # or its table
         result.append(Change(path, before, after, rules.get(setting, "same")))
@@ -68,6 +74,17 @@ ROWS_A_STEP = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 
 
 def _rows_a_step(train: Mapping[str, Any]) -> int:
     return math.prod(train.get(key, default) for key, default in ROWS_A_STEP.items())
+
+
+def _has_no_effect(path: Path, config: RunConfig, record: Mapping[str, Any]) -> bool:
+    """Whether a setting has an effect neither in ``config`` nor in ``record``."""
+    table, name = path[:-1], path[-1]
+    if table[-1:] == ("train",):
+        return name in config.unused
+    condition = next((field.metadata.get("only_with") for at, field, _ in _fields(config) if at == path), None)
+    return condition is not None and not any(
+        unused_settings.holds(condition, _at(each, table)) for each in (record, config.to_dict())
+    )
 
 
 def _at(table: Any, path: Path) -> Any:

@@ -45,6 +45,22 @@ def without_unused(
     return {name: value for name, value in train.items() if name not in unused}, unused
 
 
+def effective(cls: type, values: Mapping[str, Any], stated: Collection[str]) -> dict[str, Any]:
+    """``values`` of a config dataclass without settings that have no effect, except those that the user ``stated``.
+
+    Such a setting comes from a recipe or from the record of an earlier version, which the user need not know.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    unused = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.name not in stated
+        and (condition := field.metadata.get("only_with"))
+        and not holds(condition, {**defaults, **values})
+    ]
+    return {name: value for name, value in values.items() if name not in unused}
+
+
 def check_only_with(values: Mapping[str, Any], only_with: Mapping[str, tuple[str, ...]], table: str) -> None:
     """Check that each setting in ``only_with`` meets one of the conditions with which it has an effect.
 

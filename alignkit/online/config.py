@@ -34,7 +34,7 @@ class OnlineConfig:
         None, "adapt kl_coef to keep the KL per answer close to this; null: fixed"
     )
     kl_horizon: Annotated[int, Gt(0)] = option(
-        10000, "horizon of the adaptation of kl_coef, in answers; larger is slower"
+        10000, "horizon of the adaptation of kl_coef, in answers; larger is slower", only_with="kl_target"
     )
     missing_eos_penalty: Annotated[float, Ge(0)] = option(
         1.0, "subtracted from the score of an answer that did not end"
@@ -49,9 +49,13 @@ class OnlineConfig:
         "texts or demonstrations for PPO-ptx, as data.path; null: the data of the policy's SFT run",
         only_with="ptx_coef",
     )
-    ptx_batch_size: Annotated[int, Gt(0)] = option(8, "PPO-ptx texts per optimizer step, over all processes")
+    ptx_batch_size: Annotated[int, Gt(0)] = option(
+        8, "PPO-ptx texts per optimizer step, over all processes", only_with="ptx_coef"
+    )
     ptx_length: Annotated[int, Gt(1)] = option(
-        256, "maximum tokens of a PPO-ptx text; longer texts are split, longer demonstrations are left out"
+        256,
+        "maximum tokens of a PPO-ptx text; longer texts are split, longer demonstrations are left out",
+        only_with="ptx_coef",
     )
     max_kl: Annotated[float, Gt(0)] | None = option(
         None, "stop if the KL per answer exceeds this; null: never", resume="may_grow"

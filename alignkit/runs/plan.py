@@ -15,16 +15,16 @@ from typing import Any
 
 from alignkit import bundled, data, paths
 from alignkit.components import Component
-from alignkit.config import data_sources, layers, resolve, resume_rules, reward_parts
+from alignkit.config import data_sources, resolve, resume_rules, reward_parts
 from alignkit.config.resolve import RunConfig
+from alignkit.config.settings import merge
 from alignkit.data import held_out, sources
 from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry, checks
-from alignkit.registry.plugin import plugin_name
 from alignkit.rows import Located
-from alignkit.runs import base, lineage, manifest
+from alignkit.runs import base, lineage, manifest, recorded, used_plugins
 from alignkit.runs.lineage import Parent
 
 BASE = "base"  # in place of a run folder: start from the bare model
@@ -66,6 +66,7 @@ class Plan:
             *(("held out", line) for line in (self.eval_source.describe() if self.eval_source else [split])),
             ("training", f"{len(self.train_rows)} rows, {extent}"),
             *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
+            *([("kept", f"{', '.join(config.kept)}: settings of the run that is resumed")] if config.kept else []),
             ("run folder", str(config.folder)),
         ]
 
@@ -107,74 +108,63 @@ class Pipeline:
     finished: list[Parent]  # finished runs that they start from, or the requested one if it exists
 
 
-def pipeline(registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool = False) -> Pipeline:
+def pipeline(
+    registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool = False, resume: bool = False
+) -> Pipeline:
     """Plan the requested run, and the runs of earlier stages that it needs.
 
-    ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`. With ``overwrite`` the
-    requested run is trained again.
+    ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`. With ``overwrite`` the requested run is trained
+    again. With ``resume`` a run that exists keeps the settings that the user does not set.
 
     Raises:
         AlignkitError: an error that can be detected without torch and would stop one of the runs.
     """
-    planned = _Planner(registry, file, cli).plan(overwrite)
-    _check_used(registry, cli, planned)
+    planned = _Planner(registry, file, cli, overwrite, resume).plan()
+    configs = [plan.config.to_dict() for plan in planned.to_train]
+    configs += [run.manifest["config"] for run in planned.finished if run.manifest]
+    used_plugins.check(registry, cli, configs)
     return planned
 
 
-def _check_used(registry: Registry, cli: Mapping[str, Any], planned: Pipeline) -> None:
-    """Check that each plugin on the command line is used. In a config file it may be meant for another command.
-
-    Raises:
-        ConfigError: no component of a plugin is used. The message lists its components.
-    """
-    configs = [plan.config.to_dict() for plan in planned.to_train]
-    used = _texts([cli, *configs, *(run.manifest["config"] for run in planned.finished if run.manifest)])
-    for name in layers.plugins(cli):
-        for plugin in registry.matches(name):
-            provided = registry.components_of(plugin)
-            names = {component.name for component in provided}
-            automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
-            if plugin_name(name) not in names and not names & used and not automatic:
-                components = ", ".join(f"{component.kind} {component.name}" for component in provided)
-                hint = f". Select one, such as {provided[0].kind}.name={provided[0].name}" if provided else ""
-                raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
-
-
-def _texts(value: Any) -> set[str]:
-    """All strings in nested tables and lists."""
-    if isinstance(value, Mapping | list):
-        inner = value.values() if isinstance(value, Mapping) else value
-        return set[str]().union(*map(_texts, inner))
-    return {value} if isinstance(value, str) else set()
-
-
 class _Planner:
-    def __init__(self, registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any]) -> None:
+    def __init__(
+        self, registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool, resume: bool
+    ) -> None:
         self.registry, self.file, self.cli = registry, file, cli
+        self.overwrite, self.resume = overwrite, resume
         self.result = Pipeline([], [])
         self.known: dict[str, Parent] = {}  # stage -> its run
 
-    def plan(self, overwrite: bool) -> Pipeline:
-        config, parents = self._with_parents(resolve(self.registry, self.file, self.cli))
-        if manifest.is_run(config.folder) and not overwrite and is_made_by(config):
+    def plan(self) -> Pipeline:
+        config, parents = self._config_and_parents(resolve(self.registry, self.file, self.cli))
+        if manifest.is_run(config.folder) and not self.overwrite and is_made_by(config):
             done = Parent(config.stage.component.name, config.folder, manifest.read(config.folder))
             return Pipeline([], [done])
         self.result.to_train.append(make(self.registry, config, parents))
         return self.result
 
-    def _with_parents(self, config: RunConfig) -> tuple[RunConfig, dict[str, Parent]]:
-        """Find the parents of a run, and add their folders and the settings that it takes from them to its config."""
+    def _config_and_parents(self, config: RunConfig) -> tuple[RunConfig, dict[str, Parent]]:
+        """The final config of a run and its parents. ``config`` is what the user set.
+
+        It gets the folders of the parents, the settings that it takes from them, and those of a run that is resumed.
+        """
         stage = config.stage.component
+        before = recorded.settings(self.registry, config, self.overwrite) if self.resume else {}
+        if before:
+            config = resolve(self.registry, self.file, self.cli, stage.name, before)
         parents = {}
         for role, need in stage.needs.items():
             key = f"{stage.name}.{role}"
             if (folder := config.parents[role]) != BASE:
                 parents[role] = lineage.named(key, folder, role) if folder else self._find(need, key)
+        inherited = lineage.inherited(next(iter(parents.values()))) if parents else {}
         if parents:
-            inherited = lineage.inherited(next(iter(parents.values())))
-            config = resolve(self.registry, self.file, self.cli, stage.name, inherited)
+            config = resolve(self.registry, self.file, self.cli, stage.name, merge(inherited, before))
             folders = {role: str(parent.folder) for role, parent in parents.items()}
             config = dataclasses.replace(config, parents={**config.parents, **folders})
+        if before:
+            without = resolve(self.registry, self.file, self.cli, stage.name, inherited)
+            config = dataclasses.replace(config, kept=recorded.kept(config, without))
         for role, parent in parents.items():
             lineage.check(config, parent, f"{stage.name}.{role}")
         if config.reward is not None:
@@ -225,7 +215,7 @@ class _Planner:
                     f"alignkit train --plugin {stage_name} --overwrite, or choose another --output"
                 )
             if not matching:
-                config, parents = self._with_parents(resolve(self.registry, self.file, self.cli, stage_name))
+                config, parents = self._config_and_parents(resolve(self.registry, self.file, self.cli, stage_name))
                 self.result.to_train.append(make(self.registry, config, parents))
             self.known[stage_name] = matching[0] if matching else Parent(stage_name, config.folder, None, config)
         return self.known[stage_name]

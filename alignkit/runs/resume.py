@@ -12,10 +12,10 @@ from alignkit import yaml
 from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.errors import ConfigError
-from alignkit.runs import manifest
+from alignkit.runs import manifest, recorded
 from alignkit.runs.plan import Plan
+from alignkit.runs.recorded import CONFIG
 
-CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
@@ -38,7 +38,7 @@ def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bo
     if overwrite:
         return
     if resume:
-        if previous := _previous(config):
+        if previous := recorded.previous(config):
             _extensions(previous, config)
         return
     if folder.exists():
@@ -69,7 +69,7 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
     config, folder, extensions = plan.config, manifest.unfinished(plan.config.folder), list[str]()
     if not resume or not (folder / CONFIG).exists():
         shutil.rmtree(folder, ignore_errors=True)
-    if resume and (previous := _previous(config)) and not (overwrite and previous == config.folder):
+    if resume and (previous := recorded.previous(config)) and not (overwrite and previous == config.folder):
         extensions = _extensions(previous, config)
         if (previous / SURROUNDINGS).exists():
             before = json.loads((previous / SURROUNDINGS).read_text(encoding="utf-8"))
@@ -91,11 +91,6 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
     manifest.write_json(folder / SURROUNDINGS, surroundings)
     manifest.write_atomically(folder / CONFIG, config.to_yaml())
     return extensions
-
-
-def _previous(config: RunConfig) -> Path | None:
-    """The folder of the run that a resume continues: the unfinished run, else the finished one."""
-    return next((f for f in (manifest.unfinished(config.folder), config.folder) if (f / CONFIG).exists()), None)
 
 
 def _extensions(previous: Path, config: RunConfig) -> list[str]:
@@ -141,7 +136,7 @@ def past_extensions(folder: Path) -> list[dict[str, Any]]:
 
 def start_day(config: RunConfig) -> str | None:
     """The day on which the run to resume began (``2026-11-25``). None if there is none."""
-    previous = _previous(config)
+    previous = recorded.previous(config)
     if previous is None or not (previous / SURROUNDINGS).exists():
         return None
     day: str | None = json.loads((previous / SURROUNDINGS).read_text(encoding="utf-8")).get(DAY)

@@ -25,7 +25,7 @@ class DPOConfig:
         False, "compute the reference log-probabilities once before training, then free the reference model"
     )
     eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts to answer at each evaluation; 0: none")
-    response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of these answers")
+    response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of these answers", only_with="eval_prompts")
 
 
 @dataclass(frozen=True)

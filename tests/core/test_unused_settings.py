@@ -40,6 +40,10 @@ def resolved(stage: str, *overrides: str) -> Any:
         ),
         ("ppo", ["ppo.ptx_data=a.jsonl"], "ppo.ptx_data has no effect without ppo.ptx_coef"),
         ("ppo", ["ppo.ptx_data=a.jsonl", "ppo.ptx_coef=0"], "ppo.ptx_data has no effect without ppo.ptx_coef"),
+        ("ppo", ["ppo.ptx_length=128"], "ppo.ptx_length has no effect without ppo.ptx_coef"),
+        ("ppo", ["ppo.ptx_batch_size=2"], "ppo.ptx_batch_size has no effect without ppo.ptx_coef"),
+        ("ppo", ["ppo.kl_horizon=100"], "ppo.kl_horizon has no effect without ppo.kl_target"),
+        ("dpo", ["dpo.response_length=8", "dpo.eval_prompts=0"], "dpo.response_length has no effect without dpo.eval"),
         (
             "ppo",
             ["reward.name=ensemble", "reward.std_coef=2", "reward.by=min"],
@@ -61,6 +65,12 @@ def test_a_setting_that_acts_or_asks_for_nothing_is_accepted() -> None:
     ensemble = ["reward.name=ensemble", "reward.std_coef=1.0"]  # the default, as `alignkit config` writes it
     assert resolved("ppo", *ensemble).reward.config.std_coef == 1
     assert resolved("ppo", *ensemble, "reward.by=mean-std", "reward.std_coef=2").reward.config.std_coef == 2
+
+
+def test_a_setting_of_a_recipe_without_effect_is_left_out() -> None:
+    """The bundled model's recipe sets the length of answers that this run does not sample."""
+    assert resolved("dpo").stage.config.response_length == 64
+    assert resolved("dpo", "dpo.eval_prompts=0").stage.config.response_length == 128
 
 
 def test_what_the_optimizer_does_not_use_is_reported() -> None:

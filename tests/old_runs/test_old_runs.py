@@ -14,7 +14,7 @@ from run_folders import record, weights
 
 from alignkit.cli import main
 
-# Defaults that have changed since: what a command has to say to mean what it meant then.
+# Defaults that have changed since: what a command has to set to mean what it meant then. A resume keeps them.
 DEFAULTS_THEN = {"lora/ppo": ["rollout.name=generate"]}
 # Final metrics of answers that DPO's evaluation samples: from the same distribution, but with other random numbers.
 SAMPLED = {"lora/dpo": {"eval_kl", "eval_kl_error", "eval_length", "eval_eos_rate"}}
@@ -39,8 +39,13 @@ def folder(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_interrupted_run_resumes_to_the_numbers_of_the_uninterrupted_one(name: str) -> None:
-    assert main([*command(name, "cut"), "--resume", *DEFAULTS_THEN.get(name, [])]) == 0
+def test_an_interrupted_run_resumes_to_the_numbers_of_the_uninterrupted_one(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(name, "cut"), "--resume"]) == 0
+    printed = capsys.readouterr().out
+    for setting in DEFAULTS_THEN.get(name, []):
+        assert f"kept  {name.split('/')[1]}.{setting}: settings of the run that is resumed" in printed
 
     resumed, uninterrupted = Path("cut", name), Path("finished", name)
     metrics, expected_metrics = record(resumed)["metrics"], record(uninterrupted)["metrics"]
@@ -62,8 +67,9 @@ def test_a_finished_run_is_recognised_by_its_command(name: str, capsys: pytest.C
 
 
 def test_a_default_that_has_changed_since_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """The run goes on as it began, or not at all."""
-    assert main([*command("lora/ppo", "finished"), "--resume", "ppo.iterations=3"]) == 2
+    """The run goes on as it began, unless the user sets another value, which is refused."""
+    longer = [*command("lora/ppo", "finished"), "--resume", "ppo.iterations=3"]
+    assert main([*longer, "ppo.rollout.name=decode"]) == 2
     assert "ppo.rollout.name was 'generate', is 'decode'" in capsys.readouterr().err
 
 

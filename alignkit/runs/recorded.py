@@ -1,0 +1,53 @@
+"""The settings of the run that a command resumes. A resume keeps those that the user does not set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignkit import yaml
+from alignkit.config import DataConfig, resume_rules
+from alignkit.config.resolve import RunConfig
+from alignkit.config.settings import names
+from alignkit.registry import Registry
+from alignkit.runs import manifest
+
+CONFIG = "config.yaml"
+LENGTHS = ("num_train_epochs", "iterations")  # settings that have no effect beside train.max_steps
+
+
+def previous(config: RunConfig) -> Path | None:
+    """The folder of the run that a resume continues: the unfinished run, else the finished one."""
+    return next((f for f in (manifest.unfinished(config.folder), config.folder) if (f / CONFIG).exists()), None)
+
+
+def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str, Any]:
+    """The recorded settings of the run that ``config`` resumes, for :func:`alignkit.config.resolve` to inherit.
+
+    They are empty if there is no such run, or ``overwrite`` replaces it. The plugins of the run are activated.
+    """
+    folder = previous(config)
+    if folder is None or (overwrite and folder == config.folder):
+        return {}
+    record, stage = yaml.load(folder / CONFIG), config.stage.component
+    registry.activate(*record["plugins"])
+    known = (*names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
+    table = {key: value for key, value in record["stages"][stage.name].items() if key in known}
+    table["data"] = {key: value for key, value in table["data"].items() if key in names(DataConfig)}
+    if isinstance(written := table["data"].get("format"), str | None):
+        table["data"]["format"] = {"name": written}
+    stated = config.stated["stages"][stage.name]
+    if any(name in {**stated, **stated.get("train", {})} for name in LENGTHS):
+        table["train"] = {key: value for key, value in table["train"].items() if key != "max_steps"}
+    shared = ("model", "chat_template", "tuner", "optimizer")
+    return {**{key: record[key] for key in shared}, **table}
+
+
+def kept(config: RunConfig, without: RunConfig) -> list[str]:
+    """The recorded settings in ``config``, as text; ``without`` is the config without them. Runs are left out."""
+    changes = resume_rules.changes(without.to_dict(), config)
+    return [
+        f"{change.name}={change.after}"
+        for change in changes
+        if not (isinstance(change.after, str) and manifest.is_run(Path(change.after)))
+    ]

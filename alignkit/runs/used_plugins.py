@@ -1,0 +1,39 @@
+"""Checks that the plugins of a command line are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignkit.config import layers
+from alignkit.errors import ConfigError
+from alignkit.registry import Registry
+from alignkit.registry.plugin import plugin_name
+
+
+def check(registry: Registry, cli: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that each plugin on the command line is used. In a config file it may be meant for another command.
+
+    ``configs`` are those of the runs that the command trains or uses.
+
+    Raises:
+        ConfigError: no component of a plugin is used. The message lists its components.
+    """
+    used = _texts([cli, *configs])
+    for name in layers.plugins(cli):
+        for plugin in registry.matches(name):
+            provided = registry.components_of(plugin)
+            names = {component.name for component in provided}
+            automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
+            if plugin_name(name) not in names and not names & used and not automatic:
+                components = ", ".join(f"{component.kind} {component.name}" for component in provided)
+                hint = f". Select one, such as {provided[0].kind}.name={provided[0].name}" if provided else ""
+                raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
+
+
+def _texts(value: Any) -> set[str]:
+    """All strings in nested tables and lists."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return set[str]().union(*map(_texts, inner))
+    return {value} if isinstance(value, str) else set()

@@ -1,0 +1,84 @@
+"""A resume keeps the settings that its command does not set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import record, weights
+
+from alignkit import yaml
+from alignkit.cli import main
+from alignkit.runs.plan import pipeline
+
+STEPS = ["train.save_strategy=steps", "train.save_steps=1", "train.lr_scheduler_type=constant"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+
+
+def recorded(folder: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the settings in the record of a run, as an earlier version could have written them."""
+    for name, load in (("config.yaml", yaml.load), ("alignkit.json", lambda file: json.loads(file.read_text()))):
+        file = Path(folder, name)
+        content = load(file)
+        change(content if name == "config.yaml" else content["config"])
+        file.write_text(yaml.dumps(content) if name == "config.yaml" else json.dumps(content))
+
+
+def test_a_resume_that_sets_only_what_changes_is_the_run_with_all_settings(
+    tiny_model: Callable[..., Path], tiny_data: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model, the data, the plugin of the tuner and every other setting are those of the run."""
+    words = ["train", "--plugin", "full", "--plugin", "sft", "--model", str(tiny_model())]
+    words += ["--data", str(tiny_data("demonstrations")), "train.learning_rate=0.003", "train.use_cpu=true", *STEPS]
+    assert main([*words, "--output", "whole", "train.max_steps=4"]) == 0
+    assert main([*words, "train.max_steps=2"]) == 0
+    capsys.readouterr()
+
+    assert main(["train", "--plugin", "sft", "--resume", "train.max_steps=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "resuming from step 2" in printed
+    kept = next(line for line in printed.splitlines() if line.strip().startswith("kept"))
+    assert f"model={tiny_model()}" in kept
+    assert "sft.train.learning_rate=0.003" in kept
+    assert "max_steps" not in kept
+    whole, resumed = weights(Path("whole/sft")), weights(Path("runs/sft"))
+    assert all((whole[name] == tensor).all() for name, tensor in resumed.items())
+    assert record(Path("runs/sft"))["config"]["stages"] == record(Path("whole/sft"))["config"]["stages"]
+
+    assert main(["train", "--plugin", "sft", "--resume", "train.learning_rate=0.1", "train.max_steps=6"]) == 2
+    assert "sft.train.learning_rate was 0.003, is 0.1" in capsys.readouterr().err
+    (plan,) = pipeline_of("sft", "train.num_train_epochs=5").to_train
+    assert "max_steps" not in plan.config.train  # it would take precedence over the epochs
+    (plan,) = pipeline_of("sft", "train.seed=1").to_train
+    assert plan.config.train["max_steps"] == 4
+
+
+def pipeline_of(stage: str, *overrides: str) -> Any:
+    from alignkit.cli.common import read_arguments
+
+    return pipeline(*read_arguments([stage], None, None, [], None, list(overrides)), resume=True)
+
+
+def test_a_recorded_setting_without_effect_does_not_stop_a_resume(
+    run_stage: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions accepted ``ptx_length`` and ``kl_horizon`` where they have no effect."""
+    small = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4", "ppo.save_every=1", "data.eval_size=0"]
+    small += ["ppo.policy=base", "reward.name=function", "reward.call=scores:length", "train.max_steps=-1"]
+    Path("scores.py").write_text("def length(prompts, answers):\n    return [float(len(a)) for a in answers]\n")
+    run = run_stage("ppo", *small, "ppo.iterations=1")
+    recorded(str(run), lambda config: config["stages"]["ppo"].update(ptx_length=128, kl_horizon=99))
+
+    with pytest.raises(AssertionError, match=r"ppo\.ptx_length has no effect without ppo\.ptx_coef"):
+        run_stage("ppo", *small, "ppo.ptx_length=128", "ppo.iterations=2", "--resume")
+    assert run_stage("ppo", *small, "ppo.iterations=2", "--resume") == run
+    assert record(run)["steps"] == 2
+    assert "kept" not in capsys.readouterr().out
