@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TYPES: dict[str, type] = {each.__name__: each for each in (Demonstration, Ranking, Prompt, Text)}
 BATCH = 1000  # rows that are written together
+VALUES = 1 << 16  # of a column that are read together
 
 
 class Record(NamedTuple):
@@ -141,8 +142,8 @@ class StoredRows:
         """The values of a column in these records."""
         import pyarrow
 
-        for start in range(0, len(numbers), BATCH):
-            part = pyarrow.array(numbers[start : start + BATCH], pyarrow.int64())
+        for start in range(0, len(numbers), VALUES):
+            part = pyarrow.array(numbers[start : start + VALUES], pyarrow.int64())
             yield from self.table[name].take(part).to_pylist()
 
     def __reduce__(self) -> Any:

@@ -248,7 +248,6 @@ def test_an_interrupt_leaves_no_half_file(
         with pytest.raises(type(error)):
             read(raw_rows(tmp_path / "rows.jsonl"))
     assert not files(cache)
-    assert len(read(tmp_path / "rows.jsonl").rows) == ROWS - 1
 
 
 def test_a_bad_row_stops_a_large_file_too(tmp_path: Path, cache: Path) -> None:
@@ -296,7 +295,8 @@ def test_the_cache_is_that_of_datasets(monkeypatch: pytest.MonkeyPatch, variable
     assert row_cache.folder_of_cache() == config["HF_DATASETS_CACHE"].expanduser()
 
 
-def test_values_of_rows_are_those_of_the_file(tmp_path: Path) -> None:
+def test_values_of_rows_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_cache, "VALUES", 11)
     rows = read(raw_rows(tmp_path / "rows.jsonl")).rows
     for name in row_cache.COLUMNS:
         assert list(row_cache.values(rows[5:40], name)) == list(row_cache.values(spool(rows[5:40]), name))

@@ -111,7 +111,7 @@ def test_a_prompt_in_several_sources_is_on_one_side() -> None:
 
 def test_rows_of_one_raw_row_stay_with_the_prompt_that_an_earlier_source_has() -> None:
     from alignkit.data.held_out import _as_earlier
-    from alignkit.data.held_out import _digest as digest
+    from alignkit.data.row_cache import key_hash as digest
     from alignkit.rows import Located
 
     known, new = (Prompt([{"role": "user", "content": text}]) for text in ("known", "new"))
