@@ -98,7 +98,8 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
     from alignkit import bundled
 
     folder, port = bundled.convert("bundled:smollm2-135m", print), free_port()
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--port", str(port), "--device", "cpu"]
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--port", str(port)]
+    command += ["--device", "cpu", "--dtype", "float32"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
