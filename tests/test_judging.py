@@ -218,7 +218,8 @@ def test_a_budget_ranks_what_it_suffices_for_and_the_next_command_goes_on(
     assert rank("right", "--limit", "14") == [[3, 2, 1, 0]]
     assert len(asked()) == 14
     assert (
-        "3 rows are not ranked: --limit 14 is used up. Run the same command again to go on" in capsys.readouterr().out
+        "3 rows are not ranked: --limit 14 is used up. Run the same command again to continue"
+        in capsys.readouterr().out
     )
     assert len(rank("right", "--limit", "14")) >= 2
     assert len(rank("right", "--limit", "14")) == 4
@@ -254,7 +255,7 @@ def test_an_error_of_a_judge_keeps_the_verdicts_until_then(folder: Path, capsys:
 
     assert len(asked()) == 3
     error = capsys.readouterr().err
-    assert "error: no such model. The 2 verdicts until then are stored: run the command again to go on" in error
+    assert "error: no such model. 2 verdicts are stored, up to 2 requests are left: run the command again to" in error
     assert not Path("ranked.jsonl").exists()
     write(rows_of(["a", "bb"]))
     assert rank("failing") == [[1, 0]]

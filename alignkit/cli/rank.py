@@ -33,7 +33,7 @@ def rank(
     ),
     plugin: list[str] = common.Plugins,
     batch: int = typer.Option(16, min=1, help="Answers per batch of a reward run."),
-    limit: int = typer.Option(None, min=1, help="Maximum requests to the judge. Run the command again to go on."),
+    limit: int = typer.Option(None, min=1, help="Maximum requests to the judge. Run the command again to continue."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the requests and their tokens, and ask nothing."),
     report: Path = typer.Option(None, metavar="FILE", help="Write the report on the judge to a JSON file."),
     output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="The file for the rankings."),
@@ -105,5 +105,5 @@ def describe_result(
     if left_out := len(judged) - len(ranked):
         yield f"left out {left_out} rows: {chosen.name} gave no verdict on at least one of their pairs"
     if unasked := len(outcomes) - len(judged):
-        again = "Run the same command again to go on" if judge.identity is not None else "Raise it to rank them"
+        again = "Run the same command again to continue" if judge.identity is not None else "Raise it to rank them"
         yield f"{unasked} rows are not ranked: --limit {judge.limit} is used up. {again}"

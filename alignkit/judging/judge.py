@@ -45,18 +45,12 @@ class OpenJudge:
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         room = None if self.limit is None else self.limit - self.asked
         todo = dict(itertools.islice(new.items(), room))
-        try:
-            for key, verdict in zip(todo, self._verdicts(list(todo.values())), strict=True):
-                self.asked += 1
-                self.without_verdict += verdict is None
-                self.store.write(key, verdict)
-                known[key] = verdict
-                advance(1)
-        except AlignkitError as error:
-            if not self.asked or self.store.file is None:
-                raise
-            kept = f"{error}. The {self.asked} verdicts until then are stored: run the command again to go on"
-            raise type(error)(kept) from error
+        for key, verdict in zip(todo, self._verdicts(list(todo.values())), strict=True):
+            self.asked += 1
+            self.without_verdict += verdict is None
+            self.store.write(key, verdict)
+            known[key] = verdict
+            advance(1)
         return [known.get(key, Unasked()) for key in keys]
 
 
@@ -71,6 +65,9 @@ def judge_answers(
     """The outcomes of each item, in order; None where the budget of requests was used up.
 
     ``advance`` is called with the number of requests that are done, of ``sum(judge.way.requests(...))``.
+
+    Raises:
+        AlignkitError: from the judge. The verdicts until then are stored, and the message says how many.
     """
     most = [judge.way.requests(item.answers) for item in items]
     start = 0
@@ -83,7 +80,15 @@ def judge_answers(
             advance(number)
 
         parts = [judge.way.compare(item.prompt, item.answers) for item in items[start:stop]]
-        yield from _drive(together(parts), functools.partial(judge.ask, advance=count))
+        try:
+            outcomes = _drive(together(parts), functools.partial(judge.ask, advance=count))
+        except AlignkitError as error:
+            if judge.asked and judge.store.file is not None:
+                left = sum(most[start:]) - done
+                kept = f"{judge.asked} verdicts are stored, up to {left} requests are left"
+                error.args = (f"{error}. {kept}: run the command again to continue",)
+            raise
+        yield from outcomes
         advance(sum(most[start:stop]) - done)  # a sort may need less
         start = stop
 
