@@ -52,16 +52,16 @@ def test_keys_move_between_answers_and_change_ranks(serve: Serve, visit: Visit) 
     assert person.selected() == 2
     person.press("9")
     assert person.message() == "There are 4 answers: ranks go from 1 to 4."
+    person.press("g", "9")
+    assert person.message() == "Grades go from 1 to 7."
 
 
 def test_grades_and_flags_are_given_by_keyboard(serve: Serve, visit: Visit) -> None:
-    server = serve(numbered(1, k=2), "--scale", "5", "--flags", "rude,false")
+    server = serve(numbered(1, k=2), "--scale", "10", "--flags", "rude,false")
     person = visit(server)
     first, second = (int(text[-1]) for text in person.answers())  # the order in the row
 
-    person.press("g", "4", "6")
-    assert person.message() == "Grades go from 1 to 5."
-    person.press("2")
+    person.press("g", "4", "0")  # 10
     assert "digits give ranks again" in person.message()
     person.press("ArrowLeft", "f", "2", "Tab", "Shift+Tab", "Space", "Escape")
     pills = person.page.locator("#answers > article").nth(1).locator(".pills li")
@@ -72,7 +72,7 @@ def test_grades_and_flags_are_given_by_keyboard(serve: Serve, visit: Visit) -> N
     (row,) = server.exported()
     (label,) = row["labels"]
     assert [label["ranks"][first], label["ranks"][second]] == [0, 1]
-    assert [label["grades"][first], label["grades"][second]] == [4, 2]
+    assert [label["grades"][first], label["grades"][second]] == [4, 10]
     assert [label["flags"][first], label["flags"][second]] == [[], ["rude", "false"]]
 
 

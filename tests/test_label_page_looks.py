@@ -54,6 +54,19 @@ def test_nine_long_answers_are_cut_and_compared_two_at_a_time(serve: Serve, visi
     assert person.order() == "B | ACDEFGHI"
 
 
+def test_of_a_long_conversation_the_last_turn_is_shown(serve: Serve, visit: Visit) -> None:
+    turns = [{"role": role, "content": essay(120, n)} for n, role in enumerate(["user", "assistant"] * 3)]
+    turns.append({"role": "user", "content": "And why?"})
+    person = visit(serve([{"prompt": turns, "responses": ["a", "b"]}]))
+    box, last = (person.page.locator(f"#prompt {part}").bounding_box() for part in (".turns", ".turn:last-child .text"))
+    assert box["height"] < 300
+    assert box["y"] <= last["y"] < last["y"] + last["height"] <= box["y"] + box["height"] + 1
+
+    person.page.locator("#prompt .more").click()
+    box = person.page.locator("#prompt .turns").bounding_box()
+    assert box["height"] > 800
+
+
 def test_the_guide_stands_beside_the_answers_and_is_remembered(serve: Serve, visit: Visit, tmp_path: Path) -> None:
     guide = tmp_path / "guide.md"
     guide.write_text("# How to rank\n\nTruth **first**.\n\n<script>window.broken = true</script>\n")

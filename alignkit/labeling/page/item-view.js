@@ -21,6 +21,7 @@ function drawPrompt(messages) {
   const inner = element("div", { class: "turns" }, ...turns);
   more.addEventListener("click", () => expand($("prompt"), !$("prompt").classList.contains("expanded")));
   $("prompt").classList.remove("expanded");
+  $("prompt").classList.toggle("conversation", messages.length > 1);
   $("prompt").replaceChildren(inner, more);
 }
 
@@ -67,6 +68,7 @@ export function markOverflow() {
     const text = box.querySelector(".turns, .text");
     box.querySelector(".more").hidden = text.scrollHeight <= text.clientHeight + 1;
     expand(box, false);
+    if (box.classList.contains("conversation")) text.scrollTop = text.scrollHeight; // shows the last turn
   }
 }
 
