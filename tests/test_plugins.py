@@ -183,6 +183,13 @@ from alignkit import Stage, Text, TokenLogps, hookimpl
 def alignkit_stage():
     return [Stage(name="thing", summary="for a test", build=print, rows=(Text,), batch=TokenLogps, {fields})]
 """
+JUDGE = """
+from alignkit import Judge, hookimpl
+
+@hookimpl
+def alignkit_judge():
+    return [Judge(name="thing", summary="for a test", build=print, {more})]
+"""
 REWARD = """
 from alignkit import Reward, hookimpl
 
@@ -219,6 +226,18 @@ def alignkit_reward():
         ),
         (STAGE.format(fields="loss='bradley-terry'"), "stage 'thing': loss 'bradley-terry' takes RankedScores, but"),
         (STAGE.format(fields="loss='nll', train={'max_step': 3}"), "stage 'thing': unknown key train.max_step."),
+        (
+            JUDGE.format(more='needs=lambda config: {"reward": "rm"}'),
+            "judge 'thing': it needs a run, so its config must have a field `path: str | None`",
+        ),
+        (
+            JUDGE.format(more="largest=lambda config: 1"),
+            "judge 'thing': `largest` returns 1, expected None or 2",
+        ),
+        (
+            REWARD.replace('needs=lambda config: {"reward": "rm"}', "judge='other'"),
+            "reward 'thing': `judge` is `other`, but its config has no such field",
+        ),
         (REWARD, "reward 'thing': it needs a run, so its config must have a field `path: str | None`"),
         (component("rate: 'Thing' = None"), "alignkit_odd_plugin.Config cannot be a config: "),
     ],

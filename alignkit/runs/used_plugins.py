@@ -27,7 +27,8 @@ def check(registry: Registry, cli: Mapping[str, Any], configs: Sequence[Mapping[
             automatic = registry.run_hooks_of(plugin) or any(component.kind == "format" for component in provided)
             if plugin_name(name) not in names and not names & used and not automatic:
                 components = ", ".join(f"{component.kind} {component.name}" for component in provided)
-                hint = f". Select one, such as {provided[0].kind}.name={provided[0].name}" if provided else ""
+                key = {"judge": "reward.judge"}.get(provided[0].kind, provided[0].kind) if provided else ""
+                hint = f". Select one, such as {key}.name={provided[0].name}" if provided else ""
                 raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from judge_plugins import JUDGES
-from ppo_runs import LEARN, PROMPTS, SMALL, iterations, logs, ppo
+from ppo_runs import GOLD, LEARN, PROMPTS, SMALL, iterations, logs, ppo
 
 from alignkit import Answers
 from alignkit.cli import main
@@ -132,6 +132,13 @@ def test_what_cannot_work_is_refused_by_check(
 
     assert main(["check", "--plugin", "ppo", *SMALL, *judges, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plugin_whose_judge_no_reward_asks_is_not_used(judges: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--plugin", "ppo", *SMALL, *GOLD, "--plugin", "tests"]) == 2
+    error = capsys.readouterr().err
+    assert "plugin tests (alignkit-tests 0.1) is not used. It provides judge first, judge right, " in error
+    assert "Select one, such as reward.judge.name=first" in error
 
 
 def test_the_reward_does_not_score_outside_training(judges: list[str], capsys: pytest.CaptureFixture[str]) -> None:
