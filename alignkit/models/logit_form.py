@@ -32,7 +32,7 @@ class LogitForm:
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Logits from the outputs of the head, both [N, V]."""
-        logits = outputs * self.scale
+        logits = outputs if self.scale == 1 else outputs * self.scale
         return (logits / self.cap).tanh() * self.cap if self.cap else logits
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.models import adapters, logit_form, peft_internals
+from alignkit.models import adapters, logit_form, peft_internals, short_attention
 from alignkit.models.logit_form import LogitForm, base_of
 from alignkit.models.lora_forward import lora_forward
 from alignkit.models.sequences import Logps, Sequences
@@ -53,6 +53,7 @@ class Roles(nn.Module):
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
         self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
         self.config = members["policy"].model.config
+        self.plain_products = False  # of the attention in the current forward
         self.shared_mask: torch.dtype | None = None  # of the mask, if equal prompts are computed once
 
     def sequences(
@@ -97,9 +98,28 @@ class Roles(nn.Module):
         """The last hidden states [R, T, d] of a role, computed once for roles with the same model and adapter."""
         member = self.members[role]
         if _key(member) not in states:
-            with self.using(role) as model, lora_forward(model):
+            self.plain_products = short_attention.plain_products_are_faster(sequences.input_ids)
+            with self.using(role) as model, self._trunk_forward(model, self.plain_products):
                 states[_key(member)] = logit_form.trunk_of(model)(**sequences.inputs).last_hidden_state
         return states[_key(member)]
+
+    @contextlib.contextmanager
+    def _trunk_forward(self, model: Any, plain_products: bool) -> Iterator[None]:
+        """How a trunk runs with the adapter that is active."""
+        with lora_forward(model), short_attention.plain_products(plain_products):
+            yield
+
+    def _checkpoint_contexts(self, model: Any) -> tuple[Any, Any]:
+        """``context_fn`` of ``torch.utils.checkpoint``: recompute as the trunk runs now."""
+        forward, use_adapter = peft_internals.checkpoint_contexts(model)
+        plain_products = self.plain_products
+
+        @contextlib.contextmanager
+        def recompute() -> Iterator[None]:
+            with use_adapter, self._trunk_forward(model, plain_products):
+                yield
+
+        return forward, recompute()
 
     @functools.cached_property
     def _form(self) -> LogitForm | None:
@@ -176,21 +196,9 @@ class Roles(nn.Module):
             if any(p.requires_grad for p in model.parameters()):
                 inner = base_of(model)
                 enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
-                enable({"use_reentrant": False, "context_fn": functools.partial(_checkpoint_contexts, model)})
+                enable({"use_reentrant": False, "context_fn": functools.partial(self._checkpoint_contexts, model)})
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # its name before Transformers 5.23
-
-
-def _checkpoint_contexts(model: Any) -> tuple[Any, Any]:
-    """``context_fn`` of ``torch.utils.checkpoint``: recompute as in :meth:`Roles.forward`, with the same adapter."""
-    forward, use_adapter = peft_internals.checkpoint_contexts(model)
-
-    @contextlib.contextmanager
-    def recompute() -> Iterator[None]:
-        with use_adapter, lora_forward(model):
-            yield
-
-    return forward, recompute()
 
 
 def apply_head(head: Any, hidden: Tensor) -> Tensor:

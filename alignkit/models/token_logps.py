@@ -7,6 +7,7 @@ recomputes the logits. With a trained head, the backward pass recomputes them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.models.logit_form import LogitForm
 
 PLAIN = LogitForm()  # the head's outputs are the logits
-LOGITS = 1 << 24  # in memory at a time: 64 MiB in fp32
+LOGITS = 1 << 22  # in memory at a time: 16 MiB in fp32, which malloc keeps for the next ones
 
 
 def token_logps(
@@ -27,7 +28,8 @@ def token_logps(
     ``form`` is the result of :func:`alignkit.models.logit_form.measure`: how the logits follow from the head.
     """
     head = model.get_output_embeddings()
-    size = max(1, logits_at_a_time(hidden.device) // head.weight.shape[0])
+    most = max(1, logits_at_a_time(hidden.device) // head.weight.shape[0])
+    size = math.ceil(len(targets) / max(1, math.ceil(len(targets) / most))) or 1  # even chunks: each reads the head
     chunks = [slice(start, start + size) for start in range(0, len(targets), size)]
     if not chunks:
         return hidden.new_zeros(0, dtype=torch.float), hidden.new_zeros(0, dtype=torch.float)
@@ -83,11 +85,12 @@ class _FrozenHead(torch.autograd.Function):
         logps, slope = _log_softmax(hidden, weight, bias, temperature, form)  # [N, V]
         chosen = logps.gather(-1, targets[:, None]).squeeze(-1)
         p = logps.exp()
-        entropy = -(p * logps).sum(-1)
+        entropy = -torch.linalg.vecdot(p, logps)
         if ctx.needs_input_grad[0]:
             # d logp(target) / d logits = onehot - p, then through cap, scale and head
             p.neg_().scatter_add_(-1, targets[:, None], torch.ones_like(chosen)[:, None])
-            ctx.save_for_backward((p.mul_(slope).to(weight.dtype) @ weight).float(), hidden, weight, bias, entropy)
+            direction = (_scaled(p, slope).to(weight.dtype) @ weight).float()
+            ctx.save_for_backward(direction, hidden, weight, bias, entropy)
             ctx.temperature, ctx.form = temperature, form
         return chosen, entropy
 
@@ -112,4 +115,9 @@ def _log_softmax(
     slope: Any = form.scale / temperature
     if form.cap:
         slope = slope * (1 - (logits / form.cap) ** 2)
-    return (logits / temperature).log_softmax(-1), slope
+    return _scaled(logits, 1 / temperature).log_softmax(-1), slope
+
+
+def _scaled(tensor: Tensor, factor: Any) -> Tensor:
+    """``tensor * factor``; without a product, which takes as long as a softmax, if the factor is 1."""
+    return tensor if isinstance(factor, float) and factor == 1 else tensor * factor
