@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from alignkit.cli import main
+from alignkit.labeling.report import report
 
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -81,6 +82,10 @@ class Server:
                 return json.load(response)
 
         return call
+
+    def labels(self) -> int:
+        """The number of labels in the report of the server."""
+        return int(report(self.samples)["labels"])
 
     def exported(self, merge: str = "mean") -> list[dict[str, Any]]:
         """The rows of ``alignkit label --export``."""

@@ -68,6 +68,46 @@ def test_a_label_whose_confirmation_was_lost_is_sent_again_and_counts_once(serve
     assert len(server.exported("apart")) == 2
 
 
+def test_a_label_that_is_refused_after_a_reload_does_not_stop_the_page(serve: Serve, visit: Visit) -> None:
+    person = visit(serve(numbered(2)))
+    person.page.route("**/api/items/*", lambda route: route.abort())
+    person.rank(rank_of)
+    person.press("Enter")
+    person.page.wait_for_selector("#banner:not([hidden])")
+    spoil = """(key) => localStorage.setItem(key, localStorage.getItem(key).replace('"ranks":{', '"ranks":{"9":0,'))"""
+    person.page.evaluate(
+        spoil, next(key for key in person.page.evaluate("Object.keys(localStorage)") if "pending" in key)
+    )
+    person.page.unroute("**/api/items/*")
+    person.page.reload()
+
+    person.page.wait_for_selector("#banner:has-text('A label from before was refused')")
+    person.page.wait_for_selector("#prompt:has-text('Question 0?')")
+    assert person.order().endswith("| ")  # its draft is still there
+    person.submit()
+    assert person.prompt() == "Question 1?"
+
+
+def test_another_name_in_another_tab_does_not_get_this_label(serve: Serve, visit: Visit) -> None:
+    server = serve(numbered(2), "--overlap", "1")
+    person = visit(server, "anna")
+    person.rank(rank_of)
+    headers = {"Content-Type": "application/json", "Origin": server.origin}
+    reply = person.context.request.post(f"{server.origin}/api/session", data='{"labeler": "ben"}', headers=headers)
+    assert reply.ok
+
+    person.press("Enter")
+    person.page.wait_for_selector("#banner:has-text('What you entered is kept in this browser. Reload the page.')")
+    assert server.labels() == 0
+
+
+def test_a_double_click_skips_one_item(serve: Serve, visit: Visit) -> None:
+    person = visit(serve(numbered(3)))
+    person.page.locator("#skip-button").dblclick()
+    person.settle()
+    assert person.prompt() == "Question 1?"
+
+
 def test_two_labelers_at_once_share_the_items(serve: Serve, visit: Visit) -> None:
     server = serve(numbered(6), "--overlap", "0")
     anna, ben = visit(server, "anna"), visit(server, "ben")

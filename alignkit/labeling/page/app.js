@@ -3,7 +3,7 @@
 import { request } from "./api.js";
 import { drawBoard, drawModes, drawNumbers } from "./board.js";
 import { connect } from "./controls.js";
-import { deliver, exclusively, isBusy, steadily } from "./delivery.js";
+import { deliver, deliverPending, exclusively, isBusy, steadily } from "./delivery.js";
 import { askName, showResults } from "./dialogs.js";
 import { $, letter, listed } from "./dom.js";
 import { Drafts } from "./drafts.js";
@@ -49,8 +49,9 @@ async function start() {
   showGuide(localStorage.getItem("alignkit-label/guide") !== "hidden");
   drawHelp(true, session);
   connect(actions);
-  for (const pending of drafts.pending()) await deliver(drafts, pending);
+  const refused = await deliverPending(drafts);
   await next();
+  banner(refused);
 }
 
 async function next() {

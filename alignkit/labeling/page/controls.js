@@ -19,7 +19,9 @@ export function connect(actions) {
     "skip-button": actions.skip,
     "submit-button": actions.submit,
   };
-  for (const [id, action] of Object.entries(buttons)) $(id).addEventListener("click", () => action());
+  for (const [id, action] of Object.entries(buttons)) {
+    $(id).addEventListener("click", (event) => event.detail > 1 || action()); // a double click does not skip two items
+  }
   onClick("modes", "button", (button) => actions.mode(button.dataset.mode));
   onClick("board", ".chip", (chip) => actions.choose(Number(chip.dataset.index)));
   onClick("numbers", "button", (button, event) => pressNumber(actions, button.dataset.number, event));

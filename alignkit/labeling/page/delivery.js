@@ -3,6 +3,8 @@
 import { Lost, request, untilAnswered } from "./api.js";
 import { banner, say } from "./notices.js";
 
+const KEPT = "What you entered is kept in this browser";
+
 let busy = false;
 
 export const isBusy = () => busy;
@@ -16,7 +18,8 @@ export async function exclusively(action) {
     await action();
   } catch (error) {
     if (error instanceof Lost) banner(`${error.message} Try again in a moment.`);
-    else if (error.status === 401) banner(`${error.message} What you entered is kept in this browser.`);
+    else if (error.status === 401) banner(`${error.message} ${KEPT}.`);
+    else if (error.status === 404) banner(`${error.message} ${KEPT}. Reload the page.`);
     else if (error.status) say(error.message);
     else throw error;
   } finally {
@@ -32,12 +35,26 @@ export async function steadily(send, consequence) {
   return reply;
 }
 
+/** Sends what a former page could not get to the server. Returns why the server refused one of them, or "". */
+export async function deliverPending(drafts) {
+  let refused = "";
+  for (const pending of drafts.pending()) {
+    try {
+      await deliver(drafts, pending);
+    } catch (error) {
+      if (!error.status) throw error;
+      refused = `A label from before was refused: ${error.message}`;
+    }
+  }
+  return refused;
+}
+
 /** Submits the label of an item, or skips it. The request is kept in the browser until the server has confirmed it. */
 export async function deliver(drafts, pending) {
   const { method, path, body, id } = pending;
   drafts.keep(pending);
   try {
-    await steadily(() => request(method, path, body), "What you entered is kept in this browser and is sent again.");
+    await steadily(() => request(method, path, body), `${KEPT} and is sent again.`);
   } catch (error) {
     if (error.status !== 401) drafts.confirmed(pending); // refused for good; the draft is still there
     throw error;
