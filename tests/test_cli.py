@@ -16,7 +16,7 @@ from alignkit.cli import COMMANDS, Commands, main
 from alignkit.config import resolve
 from alignkit.registry import Registry
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "numpy", "pyarrow")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

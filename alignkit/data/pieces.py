@@ -47,12 +47,13 @@ class Pieces:
 
 
 def of(tokenizer: Any, sample: str) -> Pieces | None:
-    """The pieces of a tokenizer of Transformers that does no more than its backend; else None.
+    """The pieces of a tokenizer that does no more than its backend, as most of Transformers; else None.
 
     Texts are cut at those special tokens that are in ``sample``: a tokenizer may have thousands.
     """
     encode = getattr(type(tokenizer), "_encode_plus", None)
-    if getattr(encode, "__module__", "") != "transformers.tokenization_utils_tokenizers":
+    is_of_transformers = getattr(encode, "__module__", "") == "transformers.tokenization_utils_tokenizers"
+    if not (is_of_transformers or getattr(tokenizer, "is_only_backend", False)):
         return None
     backend = tokenizer.backend_tokenizer
     added = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]

@@ -195,11 +195,11 @@ def _stored(rows: Sequence[Located]) -> tuple[StoredRows, Sequence[int]]:
 
 def _read(file: Path) -> Converted | None:
     """The rows in a file; None if there is none, or it is damaged."""
+    if not file.exists():
+        return None
     import pyarrow
     import pyarrow.compute as pc
 
-    if not file.exists():
-        return None
     try:
         stored = StoredRows([file])
     except (pyarrow.ArrowException, OSError):

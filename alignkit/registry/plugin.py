@@ -75,9 +75,11 @@ class Plugin:
 def installed() -> list[Plugin]:
     """All installed plugins, sorted by name. Reads metadata only."""
     plugins = []
+    named: dict[int, tuple[str, str]] = {}  # each distribution is asked once: it parses its metadata at every access
     for ep in entry_points(group=GROUP):
-        distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
-        plugins.append(Plugin(ep.name, distribution, version, ep))
+        if id(ep.dist) not in named:
+            named[id(ep.dist)] = (ep.dist.name, ep.dist.version) if ep.dist else ("?", "?")
+        plugins.append(Plugin(ep.name, *named[id(ep.dist)], ep))
     return sorted(plugins, key=lambda p: (p.name, p.distribution))
 
 

@@ -105,8 +105,11 @@ def _sequences(tokenizer: Tokenizer, row: Row) -> list[list[int]]:
 class Tokenizer:
     """A tokenizer without Transformers, with the interface that :mod:`alignkit.data.chat_template` needs."""
 
+    is_only_backend = True  # see :mod:`alignkit.data.pieces`
+    split_special_tokens = False
+
     def __init__(self, backend: Any, config: dict[str, Any], template: str | None) -> None:
-        self.backend = backend
+        self.backend_tokenizer = backend
         special = {name: token for name, token in config.items() if name.endswith("_token")}
         special = {name: token.get("content") if isinstance(token, dict) else token for name, token in special.items()}
         self.special_tokens_map = {name: token for name, token in special.items() if isinstance(token, str)}
@@ -137,5 +140,5 @@ class Tokenizer:
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> dict[str, list[int]]:
         """As with a tokenizer of Transformers."""
-        self.backend.encode_special_tokens = split_special_tokens
-        return {"input_ids": self.backend.encode(text, add_special_tokens=add_special_tokens).ids}
+        self.backend_tokenizer.encode_special_tokens = split_special_tokens
+        return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +145,20 @@ def test_settings_that_others_leave_on_the_backend_do_no_harm() -> None:
     made.enable_padding(length=64)
     made.encode_special_tokens = True
     assert pieces.ids(MADE_UP) == expected
+
+
+def test_check_counts_the_tokens_that_training_sees(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkit import Demonstration
+    from alignkit.data import encode, load_tokenizer
+    from alignkit.data.chat_tokenizer import chat_tokenizer
+    from alignkit.runs import row_checks
+
+    tokenizer: Any = row_checks.Tokenizer.read(tokenizer_folder, None)
+    assert chat_tokenizer(tokenizer).pieces is not None
+    texts = ["Is it?", "It <eos> is.", "And é\n\nnow?", "<|im_start|>No."]
+    row = Demonstration([{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)])
+    trained = load_tokenizer(str(tokenizer_folder), None)
+    for n in range(2):
+        expected = [ids for ids, _ in encode(trained, row, [trained.eos_token_id])]
+        assert row_checks._sequences(tokenizer, row) == expected, n
+        monkeypatch.setattr(chat_tokenizer(trained), "pieces", None)
