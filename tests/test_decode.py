@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from alignkit import Sampling
 from alignkit.generation import decode as decoding
 from alignkit.generation import generate, sample, sampling
 from alignkit.generation.decode import decode, draw
-from alignkit.generation.sampling import matches_generate
+from alignkit.generation.sampling import difference
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22], [30], [20, 21, 22]]
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0)
@@ -65,7 +66,7 @@ def check_greedy(model: Any) -> None:
 def test_greedy_answers_are_those_of_generate(architecture: str) -> None:
     model = tiny(architecture, **VARIED[architecture])
 
-    assert matches_generate(model, PROMPTS[0])
+    assert difference(model, PROMPTS[0]) is None
     check_greedy(model)
 
 
@@ -75,10 +76,10 @@ def test_an_architecture_is_decoded_as_generate_does_or_is_not_supported(archite
 
     supported = architecture not in UNSUPPORTED.split()
 
-    assert matches_generate(model, PROMPTS[0]) == supported
+    assert (difference(model, PROMPTS[0]) is None) == supported
     if supported:
         check_greedy(model)
-    if supported and matches_generate(model, PROMPTS[0], graphs=True):
+    if supported and difference(model, PROMPTS[0], graphs=True) is None:
         check_graph_steps(model)
 
 
@@ -100,7 +101,7 @@ def test_a_decoder_that_differs_from_generate_is_noticed(wrong: str, monkeypatch
     else:
         monkeypatch.setattr("alignkit.generation.cache.FixedLayer.reorder_cache", lambda self, rows: None)
 
-    assert not matches_generate(model, PROMPTS[0])
+    assert difference(model, PROMPTS[0]) is not None
 
 
 def test_a_prompt_is_computed_once_for_all_of_its_answers() -> None:
@@ -235,7 +236,7 @@ def test_adapters_compute_in_16_bits_and_stay_as_they_are(autocast: bool) -> Non
         with decoding.lora_forward(model):
             assert "forward" in vars(layer)
             fast = layer(x)
-        assert matches_generate(model, PROMPTS[0])
+        assert difference(model, PROMPTS[0]) is None
 
     assert fast.dtype is expected.dtype is torch.bfloat16
     torch.testing.assert_close(fast, expected, rtol=0.02, atol=0.02)
@@ -280,7 +281,22 @@ def test_a_model_that_is_not_supported_is_sampled_with_generate_and_one_line() -
     answers = [sample(model, TOKENIZER, PROMPTS, greedy, lines.append) for _ in range(2)]
 
     assert answers == [generate(model, TOKENIZER, PROMPTS, greedy)] * 2
-    assert lines == ["the decode loop does not support MambaForCausalLM: sampling with Transformers' generate"]
+    (line,) = lines
+    assert re.fullmatch(r"the decode loop does not support MambaForCausalLM \(.+\): sampling with .* generate", line)
+
+
+def test_only_an_error_that_means_a_model_is_not_supported_leads_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running out of memory, a broken device or Ctrl-C is not a reason to sample more slowly."""
+    errors: list[BaseException] = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), KeyboardInterrupt()]
+    for error in errors:
+        monkeypatch.setattr(sampling.Decoder, "logits", lambda self, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            sample(tiny("llama"), TOKENIZER, PROMPTS, Sampling(2, temperature=0.0, stop_ids=()), pytest.fail)
+
+    lines: list[str] = []
+    monkeypatch.setattr(sampling.Decoder, "logits", lambda self: [][0])
+    sample(tiny("llama"), TOKENIZER, PROMPTS, Sampling(2, temperature=0.0, stop_ids=()), lines.append)
+    assert "LlamaForCausalLM (IndexError: list index out of range): sampling with" in lines[0]
 
 
 def test_ppo_decodes_by_default(
@@ -298,6 +314,6 @@ def test_ppo_decodes_by_default(
     assert used
     assert "generate" not in capsys.readouterr().out.partition("\nppo\n")[2]
 
-    monkeypatch.setattr(sampling, "matches_generate", lambda *_: False)
+    monkeypatch.setattr(sampling, "difference", lambda *_: "why")
     run_stage("ppo", *small, "--overwrite")
-    assert "the decode loop does not support LlamaForCausalLM" in capsys.readouterr().out
+    assert "the decode loop does not support LlamaForCausalLM (why)" in capsys.readouterr().out

@@ -71,6 +71,6 @@ def cache_of(config: Any, length: int) -> transformers.DynamicCache:
     """
     cache = transformers.DynamicCache(config=config.get_text_config(decoder=True))
     if any(type(layer).__module__ != DynamicLayer.__module__ for layer in cache.layers):
-        raise NotImplementedError
+        raise NotImplementedError("its cache has layers of another kind")
     cache.layers = [FixedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -43,7 +43,7 @@ class Decoder:
         self.graphs = graphs
         self.graph: step_graph.StepGraph | None = None
         if graphs and not (self.takes_positions and step_graph.is_possible(self.model, self.cache)):
-            raise NotImplementedError
+            raise NotImplementedError("its shapes or its attention do not allow them")
         width, device = max(map(len, prompts)), self.model.device
         # [B, width], 1 where there is a token; prompts are padded on the left, with any token
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)

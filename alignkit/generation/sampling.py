@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alignkit.batches import SampledAnswers, Sampling
 from alignkit.data.chat_template import answer_text
+from alignkit.errors import AlignkitError, one_line
 from alignkit.generation.decode import Decoder, decode
 from alignkit.generation.hf_generate import generate, without_generation_config
 from alignkit.models import logit_form
@@ -19,6 +20,9 @@ from alignkit.models.lora_forward import lora_forward
 from alignkit.runs import base
 
 CHECKED = 3  # tokens
+# what a model raises that has a cache, a state or inputs of its own kind; no error of the device or of its memory
+UNSUPPORTED = (AlignkitError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+OF_THE_DEVICE = (torch.AcceleratorError, torch.OutOfMemoryError)  # these are RuntimeErrors
 # base models already checked: with and without graphs
 _supported: weakref.WeakKeyDictionary[nn.Module, dict[bool, bool]] = weakref.WeakKeyDictionary()
 
@@ -67,20 +71,24 @@ def is_supported(model: Any, prompt: list[int], say: Callable[[str], None], grap
     checked = _supported.setdefault(inner, {})
     if graphs not in checked:
         shorter = prompt[: -CHECKED + 1] or prompt  # with the tokens of the check no longer than the model can read
-        checked[graphs] = matches_generate(model, shorter[:64], graphs)
-        if not checked[graphs] and graphs:
-            say(f"{type(inner).__name__} cannot be decoded with CUDA graphs: sampling without them")
-        elif not checked[graphs]:
-            say(f"the decode loop does not support {type(inner).__name__}: sampling with Transformers' generate")
+        reason = difference(model, shorter[:64], graphs)
+        checked[graphs] = reason is None
+        if reason and graphs:
+            say(f"{type(inner).__name__} cannot be decoded with CUDA graphs ({reason}): sampling without them")
+        elif reason:
+            say(
+                f"the decode loop does not support {type(inner).__name__} ({reason}): sampling with Transformers' "
+                "generate"
+            )
     return checked[graphs]
 
 
 @torch.no_grad()
-def matches_generate(model: Any, prompt: list[int], graphs: bool = False) -> bool:
-    """Whether a :class:`Decoder` has the logits of ``generate`` on this model, to rounding.
+def difference(model: Any, prompt: list[int], graphs: bool = False) -> str | None:
+    """Why a :class:`Decoder` does not have the logits of ``generate`` on this model; None if it has, to rounding.
 
     It decodes three tokens after ``prompt`` and after its last token alone, so that one row is padded. Meanwhile rows
-    are repeated, reordered and removed.
+    are repeated, reordered and removed. Errors of the device are raised.
     """
     dtype, kind = logit_form.base_of(model).dtype, model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
@@ -93,13 +101,15 @@ def matches_generate(model: Any, prompt: list[int], graphs: bool = False) -> boo
             for position, kept in enumerate(([0, 0, 1], [2, 0], [0])):
                 decoder.select(torch.tensor(kept, device=rows.device))
                 rows, logits = rows[kept], expected[position].float()
-                difference = (decoder.logits() - logits[rows]).abs().max() / (1 + logits.abs().max())
-                if not difference <= tolerance:
-                    return False
+                error = float((decoder.logits() - logits[rows]).abs().max() / (1 + logits.abs().max()))
+                if not error <= tolerance:
+                    return f"its logits differ from those of generate by {error:.2g} of the largest"
                 decoder.append(sequences[rows, len(prompt) + position])
-    except Exception:  # whatever a model does that has a state or a cache of its own kind
-        return False
-    return True
+    except OF_THE_DEVICE:
+        raise
+    except UNSUPPORTED as unsupported:
+        return str(unsupported) if type(unsupported) is NotImplementedError else one_line(unsupported)
+    return None
 
 
 def _greedy_logits(model: Any, prompt: list[int]) -> tuple[Sequence[Tensor], Tensor]:
