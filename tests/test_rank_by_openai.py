@@ -114,6 +114,17 @@ def test_nobody_listening_is_one_line(rank: Callable[..., list[list[int]]], caps
     assert "cannot be reached: ConnectionRefusedError" in message
 
 
+def test_without_the_client_library_one_line_says_how_to_install_it(
+    rank: Callable[..., list[list[int]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(ANSWERS)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    rank(status=2)
+
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message.endswith("needs openai, which is not installed: pip install openai")
+
+
 def test_a_killed_command_goes_on_without_asking_twice(
     chat_server: ScriptedServer, rank: Callable[..., list[list[int]]]
 ) -> None:
