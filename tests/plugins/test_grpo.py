@@ -56,7 +56,7 @@ ACTS = [
     *("grpo.kl=score", "grpo.kl=loss"),
     *(f"grpo.kl=loss grpo.kl_estimator={name}" for name in ("k1", "k2", "k3-plain")),
     *("loss.cliprange=0.001", "loss.cliprange_high=0.001", "loss.entropy_coef=1", "--plugin=reinforce"),
-    *("--plugin=ppo-dual-clip loss.dual_clip=1.001", "grpo.ema=0.5", "grpo.kl_target=0.01", "grpo.epochs=2"),
+    *("--plugin=ppo-dual-clip loss.dual_clip=1.001"),
 ]
 
 
@@ -136,9 +136,8 @@ def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
         assert sum(spread) >= 2
 
 
-@pytest.mark.parametrize("tuner", ["lora", "full"])
-def test_cut_off_and_resumed_is_bit_for_bit_the_same(folder: Path, tuner: str) -> None:
-    settings = [*GOLD, "--plugin", tuner, "ppo.iterations=4", "ppo.ema=0.9", "ppo.kl_target=1", "ppo.epochs=2"]
+def test_cut_off_and_resumed_is_bit_for_bit_the_same(folder: Path) -> None:
+    settings = [*GOLD, "ppo.iterations=4", "ppo.ema=0.9", "ppo.kl_target=1", "ppo.epochs=2"]
     settings += ["ppo.redraws=2", "ppo.kl=loss", "ppo.aggregate=sequence"]
     whole = grpo(*settings, "--output", "whole")
     cut = grpo(*settings, "--output", "cut")
