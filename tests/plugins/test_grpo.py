@@ -56,7 +56,7 @@ ACTS = [
     *("grpo.kl=score", "grpo.kl=loss"),
     *(f"grpo.kl=loss grpo.kl_estimator={name}" for name in ("k1", "k2", "k3-plain")),
     *("loss.cliprange=0.001", "loss.cliprange_high=0.001", "loss.entropy_coef=1", "--plugin=reinforce"),
-    *("--plugin=ppo-dual-clip loss.dual_clip=1.001"),
+    "--plugin=ppo-dual-clip loss.dual_clip=1.001",
 ]
 
 
@@ -107,7 +107,7 @@ def picky(prompts, answers):
 
 @pytest.mark.parametrize("call", ["scores", "picky"])
 def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str
 ) -> None:
     """What replaces them is whole: prompts, answers, scores and log-probabilities belong together."""
     Path("uneven.py").write_text(UNEVEN)
@@ -126,6 +126,7 @@ def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
     settings += ["ppo.batch_size=16", "ppo.iterations=3", "ppo.missing_eos_penalty=0", "data.eval_size=2"]
     never, often = (iterations(grpo(*settings, f"ppo.redraws={n}", "--output", str(n))) for n in (0, 4))
 
+    assert capsys.readouterr().out.count("from now on they replace it in scoring") == 2  # also after drawing again
     assert not any("redrawn" in line for line in never)
     assert any(line["redrawn"] >= 4 for line in often)
     assert sum(line["equal_scores"] for line in often) < sum(line["equal_scores"] for line in never) / 2
