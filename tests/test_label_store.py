@@ -289,6 +289,6 @@ def test_the_status_has_pace_and_agreement(sites: Any, capsys: pytest.CaptureFix
 
     assert main(["label", str(site.samples), "--status"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("3 of 4 rows are labeled, 1 are to do\nanna: 3 labeled, 0 skipped, 30 seconds per row")
+    assert printed.startswith("3 of 4 rows labeled, 1 to do\nanna: 3 labeled, 0 skipped, 30 seconds per row")
     assert "agreement: 83.3% ± " in printed
     assert "InstructGPT's labelers: 72.6 ± 1.5 %" in printed

@@ -165,7 +165,7 @@ def _print_status(samples: Path, as_json: bool) -> None:
 
 def _lines(content: dict[str, Any]) -> list[str]:
     skipped = f" ({content['skipped']} of them skipped)" if content["skipped"] else ""
-    lines = [f"{content['done']} of {content['items']} rows are labeled, {content['to_do']} are to do{skipped}"]
+    lines = [f"{content['done']} of {content['items']} rows labeled, {content['to_do']} to do{skipped}"]
     for each in content["labelers"]:
         seconds = each["seconds_per_item"]
         pace = f", {seconds:.0f} seconds per row (median)" if seconds is not None else ""
