@@ -61,7 +61,8 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise AlignkitError(f"verdicts cannot be stored in {self.file}: {error}. Set XDG_CACHE_HOME") from error
+            remedy = "Remove the file, or set XDG_CACHE_HOME to another folder"
+            raise AlignkitError(f"verdicts cannot be stored in {self.file}: {error}. {remedy}") from error
 
 
 def key_of(identity: str | None, question: Question) -> str:
