@@ -184,7 +184,9 @@ def test_a_model_that_answers_otherwise_is_reported(chat_model: Callable[..., Pa
     costs, lines = judge(folder, *QUESTIONS)
     mean = sum(math.exp(-cost) for pair in costs for cost in pair) / len(QUESTIONS)
 
-    assert lines == [f"warning: {folder} answers A or B with a probability of only {mean:.2g}: it may be no judge"]
+    assert lines == [
+        f"warning: {folder} gives A and B together a probability of only {mean:.2g}: its verdicts may mean little"
+    ]
 
 
 def test_a_model_that_was_trained_to_judge_prefers_what_it_was_trained_for(chat_model: Callable[..., Path]) -> None:

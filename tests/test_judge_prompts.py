@@ -133,3 +133,10 @@ def test_a_principle_is_drawn_for_a_comparison_in_either_order(tmp_path: Path) -
         drawn += forth
     assert set(drawn) == set(principles)
     assert drawn[0] in prompts.write(asked("0", "x"), prompts.PAIR, "r", principles)
+
+
+def test_half_of_a_surrogate_pair_can_be_sent() -> None:
+    assert sections(prompts.write(asked("a\ud83d", "b"), prompts.PAIR, "r"))[1:] == [
+        ("answer A", "a?"),
+        ("answer B", "b"),
+    ]

@@ -26,6 +26,7 @@ class RejectedError(AlignkitError):
 
 
 REJECTED = (400, 413, 422)  # the statuses of such replies
+TO_CONNECT = 10.0  # seconds
 
 
 class ChatServer:
@@ -34,7 +35,10 @@ class ChatServer:
     def __init__(self, config: OpenAIConfig, key: str | None) -> None:
         self.config, self.key = config, key
         self.client = openai.AsyncOpenAI(
-            base_url=config.base_url, api_key=key or "none", timeout=config.timeout, max_retries=config.retries
+            base_url=config.base_url,
+            api_key=key or "none",
+            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, TO_CONNECT)),
+            max_retries=config.retries,
         )
         limit = "max_completion_tokens" if config.base_url.rstrip("/") == OPENAI else "max_tokens"  # OpenAI renamed it
         options = {"temperature": config.temperature, limit: config.max_tokens}

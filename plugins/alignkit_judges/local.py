@@ -65,7 +65,10 @@ def build(config: LocalConfig, run: Run) -> Callable[[Sequence[Question]], Itera
                 probabilities.append(sum(math.exp(-cost) for cost in costs))
                 yield costs
         if probabilities and (mean := statistics.fmean(probabilities)) < LITTLE:
-            warn("letters", f"{config.model} answers A or B with a probability of only {mean:.2g}: it may be no judge")
+            warn(
+                "letters",
+                f"{config.model} gives A and B together a probability of only {mean:.2g}: its verdicts may mean little",
+            )
 
     return judge
 

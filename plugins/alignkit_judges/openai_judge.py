@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alignkit_judges.config import OpenAIConfig
 
 BYTES_PER_TOKEN = 4  # of English text
-MOST_REJECTED = 8  # requests in a row, before the first one that is answered
+MOST_REJECTED = 100  # requests in a row, before the first one that is answered
 
 
 def check(config: OpenAIConfig) -> None:
@@ -30,14 +30,21 @@ def check(config: OpenAIConfig) -> None:
     """
     if config.model is None:
         raise ConfigError("judge 'openai' needs judge.model: the name of a model on the server")
-    address = urlsplit(config.base_url)
-    if address.username or address.password:
+    if "@" in config.base_url:
         raise ConfigError("judge.base_url must not contain a user or a password: set judge.api_key_env for a key")
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not _is_url(config.base_url):
         raise ConfigError(f"judge.base_url must be a URL such as http://localhost:8000/v1, not {config.base_url!r}")
     api_key(config)
     prompts.read_rubric(config.rubric)
     prompts.read_principles(config.principles)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # from the port or the host
+        return False
 
 
 def api_key(config: OpenAIConfig) -> str | None:
@@ -120,7 +127,7 @@ def build(config: OpenAIConfig, run: Run) -> Callable[[Sequence[Question]], Iter
                 answered = True
             if answered:
                 for error in rejected:
-                    warn("rejected", f"no verdict where {error}")
+                    warn("rejected", f"no verdict on a question: {error}")
                     yield None
                 rejected.clear()
             elif len(rejected) == MOST_REJECTED:
@@ -140,7 +147,7 @@ def verdict(reply: ChatCompletion, answers: int, warn: Callable[[str, str], None
         warn("length", "no verdict in a reply that was cut off: increase judge.max_tokens")
         return None
     if choice.finish_reason == "content_filter" or choice.message.refusal:
-        warn("refusal", f"no verdict where the model refuses: {(choice.message.refusal or 'content filter')[:80]!r}")
+        warn("refusal", f"no verdict because the model refuses: {(choice.message.refusal or 'content filter')[:80]!r}")
         return None
     ranks = prompts.ranks(text := choice.message.content or "", answers)
     if ranks is None:

@@ -49,13 +49,14 @@ def write(asked: Question, task: str, rubric: str, principles: Sequence[str] = (
     texts = [(turn["role"], _content(turn)) for turn in asked.prompt]
     texts += [(f"answer {letter}", answer) for letter, answer in zip(LETTERS, asked.answers, strict=False)]
     mark = _mark([text for _, text in texts])
-    return QUESTION.format(
+    message = QUESTION.format(
         count=len(asked.answers),
         mark=mark,
         texts="\n".join(f"[{mark} {title}]\n{SPECIAL.sub(lambda m: m[0] + ' ', text)}" for title, text in texts),
         rubric="\n".join([rubric, *draw(asked, principles)]),
         task=task,
     )
+    return message.encode(errors="replace").decode()  # halves of surrogate pairs cannot be sent
 
 
 def task_for(answers: int) -> str:
@@ -80,12 +81,12 @@ def ranks(reply: str, answers: int) -> list[float] | None:
     The verdict is the last line; thoughts before it are ignored.
     """
     lines = without_thoughts(reply).strip().splitlines()
-    found = VERDICT.fullmatch(lines[-1]) if lines else None
-    if found is None:
+    verdict = VERDICT.fullmatch(lines[-1]) if lines else None
+    if verdict is None:
         return None
-    if answers == 2 and found["pair"]:
-        return {"A": [0.0, 1.0], "B": [1.0, 0.0]}.get(found["pair"], [0.0, 0.0])
-    groups = [re.findall("[A-Z]", group) for group in (found["list"] or "").split(">")]
+    if answers == 2 and verdict["pair"]:
+        return {"A": [0.0, 1.0], "B": [1.0, 0.0]}.get(verdict["pair"], [0.0, 0.0])
+    groups = [re.findall("[A-Z]", group) for group in (verdict["list"] or "").split(">")]
     rank = {letter: float(place) for place, group in enumerate(groups) for letter in group}
     if sorted(letter for group in groups for letter in group) != list(LETTERS[:answers]):
         return None
@@ -157,4 +158,4 @@ def _mark(texts: Sequence[str]) -> str:
 
 
 def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
