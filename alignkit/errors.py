@@ -28,6 +28,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def suggestion(message: str, word: str, known: Iterable[str]) -> str:
+    """``message``, and :func:`did_you_mean` as another sentence if a known word is close."""
+    hint = did_you_mean(word, known)
+    return f"{message}.{hint}" if hint else message
+
+
 def one_line(error: BaseException) -> str:
     """The type and the message of an error on one line, such as ``"ValueError: invalid literal"``."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

@@ -218,3 +218,24 @@ def test_a_terminal_that_lacks_a_character_does_not_end_a_command(monkeypatch: p
     assert main(["--help"]) == 0
     print("accuracy 0.5 ± 0.1", flush=True)  # as a run does
     assert rb"accuracy 0.5 \xb1 0.1" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--plugin", "sft", "--data", "qqqq.jsonl"], "no file or folder qqqq.jsonl"),
+        (["check", "--plugin", "sft", "--model", "./zzzz"], "no model folder ./zzzz"),
+        (["score", "wwww", "a.jsonl"], "score: wwww is not a finished run"),
+        (["check", "--plugin", "sft", "stages.vvvv.x=1"], "unknown stage 'vvvv' under stages"),
+    ],
+)
+def test_a_message_without_a_suggestion_ends_without_a_full_stop(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"alignkit: error: {message}\n"

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from alignkit import paths, yaml
-from alignkit.errors import AlignkitError, ConfigError, did_you_mean
+from alignkit.errors import AlignkitError, ConfigError, suggestion
 from alignkit.registry import Registry
 from alignkit.runs import curves, lock, manifest
 
@@ -46,7 +46,7 @@ def _current(folder: Path) -> Path:
         if (each / "config.yaml").is_file():
             return each
     beside = [each.name.removesuffix(".unfinished") for each in folder.parent.glob("*/")]
-    raise ConfigError(f"watch: {folder} is not the folder of a run.{did_you_mean(folder.name, beside)}")
+    raise ConfigError(suggestion(f"watch: {folder} is not the folder of a run", folder.name, beside))
 
 
 def _is_training(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.components import KINDS, Component, Stage
 from alignkit.config.reward_parts import stages_needed
 from alignkit.config.settings import as_table, merge, names, select
-from alignkit.errors import ConfigError, did_you_mean
+from alignkit.errors import ConfigError, suggestion
 from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
 
@@ -52,7 +52,7 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
     tables = as_table(source.get("stages"), "stages")
     for name in tables:
         if name not in known:
-            raise ConfigError(f"unknown stage '{name}' under stages.{did_you_mean(name, known)}")
+            raise ConfigError(suggestion(f"unknown stage '{name}' under stages", name, known))
     if "stage" in source:
         raise ConfigError("unknown key stage. Choose a stage with --plugin NAME, or in the list plugins")
     for name in map(plugin_name, plugins(source)):

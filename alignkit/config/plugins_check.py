@@ -26,7 +26,7 @@ from typing import Any
 
 from alignkit import hookspecs
 from alignkit.components import Component, Judge, Reward, Stage
-from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line, suggestion
 from alignkit.registry import Registry
 from alignkit.registry.plugin import Plugin, installed, plugin_name
 
@@ -130,7 +130,7 @@ def _unmarked(module: ModuleType, marked: list[str]) -> Iterator[str]:
     hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
     for name, value in vars(module).items():
         if name.startswith("alignkit_") and name not in marked and getattr(value, "__module__", "") == module.__name__:
-            problem = "lacks @alignkit.hookimpl" if name in hooks else f"is not a hook.{did_you_mean(name, hooks)}"
+            problem = "lacks @alignkit.hookimpl" if name in hooks else suggestion("is not a hook", name, hooks)
             yield f"{name} {problem}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from alignkit import bundled, paths
 from alignkit.config import DataConfig, data_sources
 from alignkit.data.readers import READERS, RawRows, without_null_fields
-from alignkit.errors import DataError, did_you_mean, one_line
+from alignkit.errors import DataError, one_line, suggestion
 
 SPLITS = {  # the words in file names that name a split, as in the `datasets` library
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,7 +69,7 @@ def open_source(config: DataConfig, path: str) -> Source:
         raise DataError(f"{path} is a link to {os.readlink(local)}, which does not exist")
     if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
-        raise DataError(f"no file or folder {path}.{did_you_mean(local.name, beside)}")
+        raise DataError(suggestion(f"no file or folder {path}", local.name, beside))
     return _hub(config, path)
 
 

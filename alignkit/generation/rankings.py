@@ -15,7 +15,7 @@ from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.data.reading import SAMPLED_FROM
-from alignkit.errors import ConfigError, DataError, PluginError, did_you_mean, one_line
+from alignkit.errors import ConfigError, DataError, PluginError, one_line, suggestion
 from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation, Demonstration, Located, Prompt, Ranking
 from alignkit.runs import manifest
@@ -110,8 +110,8 @@ def import_scorer(name: str) -> ScoreFunction:
         raise ConfigError(f"{module_name} could not be imported: {one_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        hint = did_you_mean(function_name, [n for n in vars(module) if callable(getattr(module, n))])
-        raise ConfigError(f"{module_name} has no function {function_name}.{hint}")
+        functions = [name for name, value in vars(module).items() if callable(value)]
+        raise ConfigError(suggestion(f"{module_name} has no function {function_name}", function_name, functions))
 
     takes_fields = checks.accepts(function, "fields")
 

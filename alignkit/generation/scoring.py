@@ -22,7 +22,8 @@ class RewardModel:
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.tokenizer = tokenizer_of_run(folder, record)
         self.stop_ids = record["stop_ids"]
-        self.model = prompt_trees.with_answer_scores(adapters.open_run(folder, record))
+        dtype = device_and_dtype.dtype_of_run(record)  # in another format, scores would not be those of the run
+        self.model = prompt_trees.with_answer_scores(adapters.open_run(folder, record, dtype))
         self.model.to(device_and_dtype.run_device({}))
 
     def encode(self, prompt: Conversation, answer: str | Message, tools: Tools | None = None) -> Branches:

@@ -49,6 +49,15 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     return torch.float32
 
 
+def dtype_of_run(record: Mapping[str, Any]) -> torch.dtype:
+    """The number format in which a finished run was computed. ``record`` is its manifest.
+
+    On a CPU it is fp32 in place of fp16, which few of its operations support.
+    """
+    dtype: torch.dtype = getattr(torch, record["dtype"])
+    return torch.float32 if dtype is torch.float16 and run_device({}).type == "cpu" else dtype
+
+
 def cast_frozen_linears(model: nn.Module, dtype: torch.dtype, keep: Collection[nn.Module] = ()) -> None:
     """Store frozen linear layers in ``dtype``, to which autocast casts them in every forward pass: the same results.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import bundled, paths
-from alignkit.errors import ConfigError, DataError, did_you_mean
+from alignkit.errors import ConfigError, DataError, suggestion
 from alignkit.protocols import Limits
 from alignkit.runs import manifest
 
@@ -35,7 +35,7 @@ def check(name: str) -> None:
     if not folder.exists():
         if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-            raise ConfigError(f"no model folder {name}.{did_you_mean(folder.name, beside)}")
+            raise ConfigError(suggestion(f"no model folder {name}", folder.name, beside))
         return  # a hub id
     if (folder / "adapter_config.json").exists():
         raise ConfigError(f"{name} is an adapter, not a full model. Use its base with --model")

@@ -12,7 +12,7 @@ from alignkit import bundled, paths, protocols
 from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
-from alignkit.errors import ConfigError, PluginError, did_you_mean
+from alignkit.errors import ConfigError, PluginError, suggestion
 from alignkit.registry import Registry
 from alignkit.runs import base, fingerprints, manifest
 
@@ -46,8 +46,9 @@ def named(key: str, path: str, role: str) -> Parent:
         children = sorted(folder.iterdir()) if folder.is_dir() else []
         runs = [str(child) for child in children if manifest.is_run(child)]
         siblings = [sibling.name for sibling in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = f" Runs in it: {', '.join(runs)}" if runs else did_you_mean(folder.name, siblings)
-        raise ConfigError(f"{key}: {path} is not a finished run.{hint}")
+        message = f"{key}: {path} is not a finished run"
+        inside = f"{message}. Runs in it: {', '.join(runs)}"
+        raise ConfigError(inside if runs else suggestion(message, folder.name, siblings))
     record = manifest.read(folder)
     if record["role"] != role:
         raise ConfigError(f"{key}: {path} is a {record['role']} (stage {record['stage']}), not a {role}")

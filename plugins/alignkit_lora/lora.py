@@ -66,4 +66,5 @@ def _check_targets(targets: list[str], layers: set[str], head: bool) -> None:
             continue
         if not any(f".{layer}".endswith(f".{target}") for layer in layers):
             known = {layer.rpartition(".")[2] for layer in layers}
-            raise ConfigError(f"tuner.target_modules: no layer is named '{target}'.{did_you_mean(target, known)}")
+            hint = f".{hint}" if (hint := did_you_mean(target, known)) else ""
+            raise ConfigError(f"tuner.target_modules: no layer is named '{target}'{hint}")

@@ -59,6 +59,25 @@ def test_rank_takes_reward_runs_and_rewards(
     assert ranked(capsys, "--plugin", "odd", "--by", "sum", parts) == brevity
 
 
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
+def test_score_computes_in_the_number_format_of_the_run(
+    reward_runs: Path, fast: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was trained in fp32, whatever format this machine computes fastest in."""
+    from alignkit.models import device_and_dtype
+
+    monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: torch.float32)
+    run, _ = run_of("lora", "reward.path=lora-a/rm")
+    answers = answers_of(run)
+    monkeypatch.setattr(device_and_dtype, "run_dtype", lambda train: fast)
+    rows = zip(PROMPTS, TEXTS, strict=False)
+    write("pairs.jsonl", [{"prompt": prompt, "completion": text} for prompt, text in rows])
+
+    assert main(["score", "lora-a/rm", "pairs.jsonl", "-o", "scores.jsonl"]) == 0
+    scores = [json.loads(line)["score"] for line in Path("scores.jsonl").read_text().splitlines()]
+    assert scores == pytest.approx(plain_scores("lora-a/rm", answers), abs=2e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
