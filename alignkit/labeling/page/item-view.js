@@ -14,7 +14,7 @@ function drawPrompt(messages) {
   const turns = messages.map((message) => {
     const text = element("div", { class: "text", dir: "auto" });
     fillText(text, { text: message.content, html: message.html });
-    const role = element("p", { class: "role" }, roleName(message.role));
+    const role = element("p", { class: "role" }, messages.length > 1 ? roleName(message.role) : "Prompt");
     return element("div", { class: `turn ${message.role}` }, role, text);
   });
   const more = element("button", { type: "button", class: "more", hidden: "" });
@@ -26,7 +26,7 @@ function drawPrompt(messages) {
 }
 
 function roleName(role) {
-  return { user: "Prompt", assistant: "Assistant", system: "System", tool: "Tool", tools: "Tools" }[role] ?? role;
+  return { user: "User", assistant: "Assistant", system: "System", tool: "Tool", tools: "Tools" }[role] ?? role;
 }
 
 function drawAnswer(answer, index, onSelect) {
