@@ -29,6 +29,11 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def texts(item: Mapping[str, Any]) -> list[str]:
+    """The answers of an item, as they stand on the page."""
+    return [answer["text"] for answer in item["answers"]]
+
+
 class Labeler:
     """A person with a browser of their own."""
 
