@@ -20,6 +20,7 @@ def log(question):
 def judge(verdict):
     def build(config, run):
         def ask(questions):
+            assert questions
             for question in questions:
                 log(question)
                 time.sleep(config.pause)

@@ -45,7 +45,8 @@ class OpenJudge:
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         room = None if self.limit is None else self.limit - self.asked
         todo = dict(itertools.islice(new.items(), room))
-        for key, verdict in zip(todo, self._verdicts(list(todo.values())), strict=True):
+        verdicts = self._verdicts(list(todo.values())) if todo else []
+        for key, verdict in zip(todo, verdicts, strict=True):
             self.asked += 1
             self.without_verdict += verdict is None
             self.store.write(key, verdict)
