@@ -261,9 +261,9 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
             raise ConfigError(
                 f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
             )
+    source = data.load(registry, config.data, config.data.path, stage.rows)
     if (eval_path, eval_split) in splits:
         raise ConfigError(f"data.eval_path is the training data ({eval_path}). Set data.eval_split too")
-    source = data.load(registry, config.data, config.data.path, stage.rows)
     if eval_path is None:
         train_rows, eval_rows = held_out.split(source, config.data.eval_size, config.data.seed)
         plan = Plan(registry, config, source, train_rows, eval_rows, None, parents)
