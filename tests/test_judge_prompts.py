@@ -33,7 +33,7 @@ def asked(*answers: str, prompt: str = "What is 2 + 3?") -> Question:
         ("B = A", [0, 0]),
         ("<think>B is longer.\nB</think>\n\nA", [0, 1]),
         ("B is longer.\n</think>A", [0, 1]),  # the chat template wrote <think>
-        ("<think>A", None),  # the thought does not end
+        ("<think>Is it A?\nA", None),  # the thought does not end
         ("<think>is it B?</think>", None),
         ("", None),
         ("A is better", None),
