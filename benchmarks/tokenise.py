@@ -56,7 +56,7 @@ def measure(side: str, file: str, model: str, processes: int) -> dict[str, float
     from alignkit import Demonstration
     from alignkit.config import DataConfig
     from alignkit.data import SequenceEncoder, encode, load, load_tokenizer, pieces, tracing
-    from alignkit.data.reading import hold_out
+    from alignkit.data.held_out import hold_out
     from alignkit.data.token_cache import encode_all
     from alignkit.registry import Registry
     from alignkit.runs import base

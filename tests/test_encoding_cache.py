@@ -39,6 +39,9 @@ SETTINGS = {
         "reward.call=lengths:of",
         "ppo.response_length=4",
         "ppo.iterations=1",
+        "ppo.ptx_coef=1",
+        "ppo.ptx_data=texts.jsonl",
+        "ppo.ptx_length=64",
     ],
 }
 
@@ -66,6 +69,10 @@ def test_a_run_is_the_same_with_rows_in_memory_and_from_the_cache(
     (tmp_path / "t.jinja").write_text(TEMPLATE)
     (tmp_path / "lengths.py").write_text("def of(prompts, texts):\n    return [float(len(text)) for text in texts]\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"Rain {n}. " * 9 * n}) + "\n" for n in range(1, 9))
+    )
     settings = ["train.max_steps=1", f"chat_template={tmp_path / 't.jinja'}", "data.eval_size=2", *SETTINGS[stage]]
 
     def trained(name: str) -> tuple[dict[str, float], list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from alignkit import data
 from alignkit.data import held_out
-from alignkit.data.chat_template import IGNORE, encode
-from alignkit.data.encoding import check_fit, encode_each
+from alignkit.data.chat_template import IGNORE
+from alignkit.data.encoding import Fit, encode_rows
+from alignkit.data.row_encoders import SequenceEncoder
+from alignkit.data.spool import Mapped
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.models import Sequences
 from alignkit.online.config import OnlineConfig
@@ -31,7 +34,7 @@ class PtxText:
     target_mask: list[bool]  # which of ``targets`` are trained on
 
 
-def encode_texts(run: Run) -> list[PtxText]:
+def encode_texts(run: Run) -> Sequence[PtxText]:
     """The texts of ``ptx_data``, or else the demonstrations that the policy was trained on.
 
     Texts over ``ptx_length`` tokens are split into pieces of that length; longer demonstrations are left out.
@@ -50,30 +53,35 @@ def encode_texts(run: Run) -> list[PtxText]:
         raise AlignkitError(
             f"{table}.ptx_coef: the policy's training data contains no texts or demonstrations. Set {table}.ptx_data"
         )
-    encoded = encode_each(
-        run,
-        rows,
-        lambda row, notes: encode(run.tokenizer, row, run.stop_ids, notes),
-        skip=config.ptx_data is None or run.config.data.on_bad_row == "skip",
-    )
-    check_fit(run, ((where, ids[: config.ptx_length]) for where, sequences in encoded for ids, _ in sequences))
-    splittable = {where for where, row in rows if isinstance(row, Text)}
-    texts, too_long = list[PtxText](), 0
-    for where, sequences in encoded:
-        for ids, labels in sequences:
-            if where not in splittable and len(ids) > config.ptx_length:
-                too_long += 1
-                continue
-            for start in range(0, len(ids) - 1, config.ptx_length):
-                end = start + config.ptx_length
-                texts.append(_ptx_text(ids[start:end], labels[start:end]))
+    no_text = ConfigError(f"{table}.ptx_coef: there is no text to train on. Set {table}.ptx_data")
+    if not rows:
+        raise no_text
+    encoder = SequenceEncoder(run.tokenizer, run.stop_ids, max_length=sys.maxsize, cut=False)
+    encoded = encode_rows(run, rows, encoder, skip=config.ptx_data is None or run.config.data.on_bad_row == "skip")
+    fit, parts, too_long = Fit(run), list[tuple[int, int]](), 0  # a part of a sequence: its record, and where it starts
+    for record in encoded.good():
+        where, row = encoded.located(record)
+        ids, labels = encoded.ids("input_ids", record), encoded.ids("labels", record)
+        fit.add(where, ids[: config.ptx_length])
+        if len(ids) > config.ptx_length and not isinstance(row, Text):
+            too_long += 1
+            continue
+        for start in range(0, len(ids) - 1, config.ptx_length):
+            if any(label != IGNORE for label in labels[start + 1 : start + config.ptx_length]):
+                parts.append((record, start))
+    fit.check()
     if too_long:
-        total = sum(len(sequences) for _, sequences in encoded)
+        total = len(encoded.good())
         run.say(f"{too_long} of {total} demonstrations are over {table}.ptx_length={config.ptx_length}: left out")
-    texts = [text for text in texts if any(text.target_mask)]
-    if not texts:
-        raise ConfigError(f"{table}.ptx_coef: there is no text to train on. Set {table}.ptx_data")
-    return texts
+    if not parts:
+        raise no_text
+
+    def read(part: tuple[int, int]) -> PtxText:
+        record, start = part
+        end = start + config.ptx_length
+        return _ptx_text(encoded.ids("input_ids", record)[start:end], encoded.ids("labels", record)[start:end])
+
+    return Mapped(read, parts)
 
 
 def _ptx_text(ids: list[int], labels: list[int]) -> PtxText:
@@ -84,7 +92,7 @@ def _ptx_text(ids: list[int], labels: list[int]) -> PtxText:
 class PtxGradient:
     """Adds the gradient of a next-token loss to that of a trainer, once per optimizer step (step 10)."""
 
-    def __init__(self, trainer: RolesTrainer, config: OnlineConfig, texts: list[PtxText], pad: int) -> None:
+    def __init__(self, trainer: RolesTrainer, config: OnlineConfig, texts: Sequence[PtxText], pad: int) -> None:
         self.trainer, self.config, self.texts, self.pad = trainer, config, texts, pad
         self.gradients: dict[str, Tensor] = {}
 

@@ -44,7 +44,7 @@ class OnlineTrainer(RolesTrainer):
         reward: Any,
         prompts: Sequence[EncodedPrompt],
         held_out: Sequence[EncodedPrompt],
-        ptx_texts: list[PtxText],
+        ptx_texts: Sequence[PtxText],
         **kwargs: Any,
     ) -> None:
         super().__init__(run=run, eval_dataset=held_out or None, **kwargs)
