@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import pytest
 from alignkit import __version__, bundled, yaml
 from alignkit.cli import COMMANDS, Commands, main
 from alignkit.config import resolve
+from alignkit.data import hub
 from alignkit.registry import Registry
+from alignkit.runs import base
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "numpy", "pyarrow")
 
@@ -69,16 +72,16 @@ def test_the_list_of_commands_is_the_first_sentence_of_each() -> None:
     [
         (["train", "--plugin", "pppo"], "no plugin named 'pppo' is installed."),
         (["train", "--plugin", "sft", "--plugn", "x"], "No such option: --plugn"),
-        (["check", "--plugin", "sft", "--data", "x.jsonl", "data.eval_path=x.jsonl"], "no file or folder x.jsonl."),
+        (["check", "--plugin", "sft", "--data", "x.jsonl", "data.eval_path=x.jsonl"], "no file or folder x.jsonl"),
         (["check", "--plugin", "sft", "--model", "README.md"], "README.md is a file. A model is a folder"),
         (["trian"], "No such command 'trian'. Did you mean 'train'"),
         (["check", "--plugn"], "No such option: --plugn (Possible options: --plugin). See alignkit check --help"),
-        (["check", "--plugin", "sft", "--model", "./nowhere"], "no model folder ./nowhere."),
-        (["check", "--plugin", "sft", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl."),
+        (["check", "--plugin", "sft", "--model", "./nowhere"], "no model folder ./nowhere"),
+        (["check", "--plugin", "sft", "--data", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
         (["check", "--plugin", "sft", "-c", "nowhere.yaml"], "no config file nowhere.yaml"),
         (["check", "--plugin", "sft", "--model", "bundled:smollm"], "no bundled model bundled:smollm. Did you mean"),
         (["check", "--plugin", "sft", "chat_template=nowhere.jinja"], "chat_template: no file nowhere.jinja"),
-        (["chat", "./nowhere"], "no model folder ./nowhere."),
+        (["chat", "./nowhere"], "no model folder ./nowhere"),
     ],
 )
 def test_errors_are_one_line_with_status_2(arguments: list[str], message: str) -> None:
@@ -239,3 +242,21 @@ def test_a_message_without_a_suggestion_ends_without_a_full_stop(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"alignkit: error: {message}\n"
+
+
+def test_a_name_that_is_not_on_this_disk_is_an_error_at_once_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The libraries of the hub print a line each time that they try again, for half a minute or more."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    command = [sys.executable, "-m", "alignkit", "check", "--plugin", "sft", "--data", "demoos"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("alignkit: error: demoos is not a local file or folder, and loading it from the hub")
+    assert done.stderr.count("\n") == 1
+
+    hub.offline_if_unreachable.cache_clear()
+    assert base.locate("qwenn", print) == "qwenn"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -16,6 +16,7 @@ from typing import Any
 
 from alignkit import bundled, paths
 from alignkit.config import DataConfig, data_sources
+from alignkit.data import hub
 from alignkit.data.readers import READERS, RawRows, without_null_fields
 from alignkit.errors import DataError, one_line, suggestion
 
@@ -222,6 +223,7 @@ def _saved(folder: Path, split: str) -> RawRows:
 
 
 def _hub(config: DataConfig, path: str) -> Source:
+    hub.offline_if_unreachable()
     from datasets import load_dataset
 
     try:

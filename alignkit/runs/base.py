@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import bundled, paths
+from alignkit.data import hub
 from alignkit.errors import ConfigError, DataError, suggestion
 from alignkit.protocols import Limits
 from alignkit.runs import manifest
@@ -101,7 +102,10 @@ def locate(name: str, say: Callable[[str], None]) -> str:
     if name.startswith(bundled.PREFIX):
         return str(bundled.convert(name, say))
     folder = paths.expand(name)
-    return os.path.abspath(folder) if folder.exists() else name
+    if folder.exists():
+        return os.path.abspath(folder)
+    hub.offline_if_unreachable()
+    return name
 
 
 def folder_of(located: str) -> Path | None:
