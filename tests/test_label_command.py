@@ -253,7 +253,7 @@ def test_a_port_in_use_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture
         (["runs", "--status"], "--status and --export need the file of samples, and runs is not a data file"),
         (["runs"], "label runs: name the prompts to sample answers to with --prompts, or a file of samples"),
         (["runs", "--prompts", "samples.jsonl", "-k", "1"], "label: -k must be at least 2"),
-        (["./runs", "--prompts", "samples.jsonl"], "no model folder ./runs."),
+        (["./runs", "--prompts", "samples.jsonl"], "no model folder ./runs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
