@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from alignkit.models import lora_forward as lora_module
 from alignkit.models import peft_internals
 from alignkit.models.adapters import copy_adapter
 from alignkit.models.lora_forward import lora_forward
@@ -140,3 +141,44 @@ def test_roles_train_their_own_adapter_through_a_frozen_base(tiny_model: Callabl
         "role_value",
     }
     assert max(differences(ours, exact)) < 1e-4
+
+
+def test_adapters_are_cast_once_while_weights_are_constant_and_again_after(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(tiny_model, torch.bfloat16)
+    copy_adapter(model, "default", "other", trained=False)
+    roles = Roles({"policy": Member(model, "default"), "reference": Member(model, "other")})
+    sequences = Sequences.of([[5, 6], [7]], [[8, 9], [10, 11]], 0, "cpu")
+    made: list[Any] = []
+    real = lora_module._Forward
+    monkeypatch.setattr(lora_module, "_Forward", lambda *arguments: made.append(arguments) or real(*arguments))
+
+    @torch.no_grad()
+    def logps() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return [output.logps for output in roles(sequences, ("policy", "reference")).values()]
+
+    expected, layers = logps(), len(peft_internals.plain_lora_layers(model))
+    made.clear()
+    with roles.constant_weights():
+        assert all(torch.equal(a, b) for _ in range(2) for a, b in zip(logps(), expected, strict=True))
+    assert len(made) == 2 * layers
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.zero_()
+    policy, reference = logps()
+    assert torch.equal(reference, expected[1])
+    assert not torch.equal(policy, expected[0])
+
+
+def test_a_model_that_ran_before_it_was_adapted_switches_adapters(tiny_model: Callable[..., Path]) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
+    with torch.no_grad(), lora_forward(base):
+        expected = base(input_ids=IDS).logits
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=IDS).logits, expected)
+        with peft_internals.use_adapter(model, None):
+            assert torch.equal(model(input_ids=IDS).logits, expected)

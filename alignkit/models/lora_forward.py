@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.models.peft_internals import plain_lora
+from alignkit.models.peft_internals import plain_lora_layers
 
 
 class _Forward:
@@ -75,17 +75,20 @@ class _AddLora(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def lora_forward(model: Any) -> Iterator[None]:
+def lora_forward(model: Any, prepared: dict[Any, Any] | None = None) -> Iterator[None]:
     """Run the LoRA layers of ``model`` in few operations, with the adapter that is active now.
 
-    Its weights must not change meanwhile: they are cast at their first use. Parameters are not touched. Layers that are
-    not plain LoRA, such as DoRA, run as they are.
+    Its weights must not change meanwhile: they are cast at their first use. ``prepared`` keeps them cast for the next
+    call with the same dictionary. Parameters are not touched. Layers that are not plain LoRA, such as DoRA, run as they
+    are.
     """
-    adapters = {module: plain_lora(module) for module in model.modules()} if hasattr(model, "peft_config") else {}
-    layers: dict[Any, str] = {layer: name for layer, name in adapters.items() if name is not None}
+    prepared = {} if prepared is None else prepared
+    layers = plain_lora_layers(model)
     for layer, name in layers.items():
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        layer.forward = _Forward(layer.base_layer, down, up, layer.scaling[name])
+        if (layer, name) not in prepared:
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            prepared[layer, name] = _Forward(layer.base_layer, down, up, layer.scaling[name])
+        layer.forward = prepared[layer, name]
     try:
         yield
     finally:

@@ -71,6 +71,11 @@ def plain_lora(module: nn.Module) -> str | None:
     return name if isinstance(dropout, nn.Identity) or not dropout.training else None
 
 
+def plain_lora_layers(model: Any) -> dict[Any, str]:
+    """The layers of a model that are :func:`plain_lora` now, each with its active adapter."""
+    return {layer: name for layer in _adapted_modules(model) if (name := plain_lora(layer)) is not None}
+
+
 def checkpoint_contexts(model: Any) -> tuple[Any, Any]:
     """``context_fn`` of ``torch.utils.checkpoint``: recompute with the adapter that is active now."""
     layers = _adapted_modules(model)
@@ -82,8 +87,10 @@ def checkpoint_contexts(model: Any) -> tuple[Any, Any]:
 
 def _adapted_modules(model: Any) -> list[Any]:
     """The adapted modules of a model, listed once: adapters that are added later are in the same modules."""
-    layers = getattr(model, "_alignkit_layers", None)
+    if not hasattr(model, "peft_config"):
+        return []
+    layers = vars(model).get("_alignkit_layers")  # PEFT looks up other attributes on the model inside
     if layers is None:
-        layers = [module for module in model.modules() if is_adapted(module)] if hasattr(model, "peft_config") else []
+        layers = [module for module in model.modules() if is_adapted(module)]
         object.__setattr__(model, "_alignkit_layers", layers)
     return list(layers)

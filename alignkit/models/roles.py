@@ -53,6 +53,7 @@ class Roles(nn.Module):
         self.models = nn.ModuleList({id(m.model): m.model for m in members.values()}.values())
         self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
         self.config = members["policy"].model.config
+        self.prepared: dict[Any, Any] | None = None  # adapters in the compute dtype, while weights are constant
         self.plain_products = False  # of the attention in the current forward
         self.shared_mask: torch.dtype | None = None  # of the mask, if equal prompts are computed once
 
@@ -85,7 +86,7 @@ class Roles(nn.Module):
             return sequences.scatter(apply_head(member.head, sequences.gather(hidden, sequences.before)))
         form = self._form
         if form is None:
-            with self.using(role) as model, lora_forward(model):
+            with self.using(role) as model, lora_forward(model, self.prepared):
                 logits = sequences.gather(model(**sequences.inputs).logits, sequences.before)
             logps, entropy = from_logits(logits, sequences.targets, temperature)
         else:
@@ -104,9 +105,18 @@ class Roles(nn.Module):
         return states[_key(member)]
 
     @contextlib.contextmanager
+    def constant_weights(self) -> Iterator[None]:
+        """Cast each adapter only once for all forwards meanwhile. No weight may change."""
+        self.prepared = {}
+        try:
+            yield
+        finally:
+            self.prepared = None
+
+    @contextlib.contextmanager
     def _trunk_forward(self, model: Any, plain_products: bool) -> Iterator[None]:
         """How a trunk runs with the adapter that is active."""
-        with lora_forward(model), short_attention.plain_products(plain_products):
+        with lora_forward(model, self.prepared), short_attention.plain_products(plain_products):
             yield
 
     def _checkpoint_contexts(self, model: Any) -> tuple[Any, Any]:

@@ -61,6 +61,10 @@ class Collector:
 
     def collect(self, iteration: int) -> Rollouts:
         """Answers to the prompts of an iteration, with all that advantages are computed from."""
+        with self.trainer.roles.constant_weights():
+            return self._collect(iteration)
+
+    def _collect(self, iteration: int) -> Rollouts:
         began = time.monotonic()
         prompts = self._prompts_of(iteration)
         answers = self.sample([prompt.ids for prompt in prompts], seeds.seed(self.args, iteration, seeds.SAMPLE))  # 1
