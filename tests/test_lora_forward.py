@@ -173,6 +173,22 @@ def test_adapters_are_cast_once_while_weights_are_constant_and_again_after(
     assert not torch.equal(policy, expected[0])
 
 
+def test_roles_give_the_same_log_probabilities_with_and_without_gradients_bit_for_bit(
+    tiny_model: Callable[..., Path],
+) -> None:
+    """PPO's first step checks it: in bf16, a different order of operations would look like another policy."""
+    roles = Roles({"policy": Member(adapted(tiny_model, torch.bfloat16), "default")})
+    sequences = Sequences.of([list(range(5, 25)), [7, 8]], [list(range(30, 45)), [10, 11]], 0, "cpu")
+
+    def logps() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return roles(sequences, ("policy",))["policy"].logps
+
+    with torch.no_grad():
+        expected = logps()
+    assert torch.equal(logps(), expected)
+
+
 def test_a_model_that_ran_before_it_was_adapted_switches_adapters(tiny_model: Callable[..., Path]) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
     with torch.no_grad(), lora_forward(base):

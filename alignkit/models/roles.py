@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.models import adapters, logit_form, peft_internals, short_attention
+from alignkit.models import adapters, logit_form, peft_internals
 from alignkit.models.logit_form import LogitForm, base_of
 from alignkit.models.lora_forward import lora_forward
 from alignkit.models.sequences import Logps, Sequences
@@ -54,7 +54,6 @@ class Roles(nn.Module):
         self.heads = nn.ModuleDict({name: m.head for name, m in members.items() if m.head is not None})
         self.config = members["policy"].model.config
         self.prepared: dict[Any, Any] | None = None  # adapters in the compute dtype, while weights are constant
-        self.plain_products = False  # of the attention in the current forward
         self.shared_mask: torch.dtype | None = None  # of the mask, if equal prompts are computed once
 
     def sequences(
@@ -99,8 +98,7 @@ class Roles(nn.Module):
         """The last hidden states [R, T, d] of a role, computed once for roles with the same model and adapter."""
         member = self.members[role]
         if _key(member) not in states:
-            self.plain_products = short_attention.plain_products_are_faster(sequences.input_ids)
-            with self.using(role) as model, self._trunk_forward(model, self.plain_products):
+            with self.using(role) as model, lora_forward(model, self.prepared):
                 states[_key(member)] = logit_form.trunk_of(model)(**sequences.inputs).last_hidden_state
         return states[_key(member)]
 
@@ -113,20 +111,13 @@ class Roles(nn.Module):
         finally:
             self.prepared = None
 
-    @contextlib.contextmanager
-    def _trunk_forward(self, model: Any, plain_products: bool) -> Iterator[None]:
-        """How a trunk runs with the adapter that is active."""
-        with lora_forward(model, self.prepared), short_attention.plain_products(plain_products):
-            yield
-
     def _checkpoint_contexts(self, model: Any) -> tuple[Any, Any]:
-        """``context_fn`` of ``torch.utils.checkpoint``: recompute as the trunk runs now."""
+        """``context_fn`` of ``torch.utils.checkpoint``: recompute as in the forward, with the same adapter."""
         forward, use_adapter = peft_internals.checkpoint_contexts(model)
-        plain_products = self.plain_products
 
         @contextlib.contextmanager
         def recompute() -> Iterator[None]:
-            with use_adapter, self._trunk_forward(model, plain_products):
+            with use_adapter, lora_forward(model, self.prepared):
                 yield
 
         return forward, recompute()
