@@ -71,6 +71,7 @@ def test_a_label_is_kept_with_ties_grades_flags_and_seconds(sites: Any) -> None:
         "ranks": {places["0"]: 1, places["1"]: 0, places["2"]: 1},
         "grades": {places["1"]: 6},
         "flags": {places["2"]: ["rude", "wrong"]},
+        "seconds": 12.5,
     }
     assert anna.get("/api/export").json() == {
         **numbered(1)[0],

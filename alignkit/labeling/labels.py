@@ -44,6 +44,7 @@ class Label:
             "ranks": {place: self.ranks[answer] for place, answer in places.items()},
             "grades": {place: grade for place, grade in grades.items() if grade is not None},
             "flags": {place: self.flags[answer] for place, answer in places.items() if self.flags[answer]},
+            "seconds": self.seconds,  # the page adds those of a correction
         }
 
 
