@@ -7,7 +7,11 @@ from fractions import Fraction
 
 from alignkit import Answers, DataError
 
-NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+# A comma is part of a number only before groups of three digits, and exponents are small: 1e999999999 fills the memory.
+NUMBER = re.compile(
+    r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?\d{1,2}(?!\d))?"
+)
+UNIT = re.compile(r"(?<=\d)(?:\\text\{[^{}]*\}|\s+[^\W\d_]{2,}[^\d\\]*)$")  # after a number
 FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}")
 IGNORED = re.compile(r"\s|\\left|\\right|\\[,;!]|\\text|\\%|[${}%]")
 
@@ -15,7 +19,7 @@ IGNORED = re.compile(r"\s|\\left|\\right|\\[,;!]|\\text|\\%|[${}%]")
 def score(answers: Answers) -> list[float]:
     """1 for each answer whose final answer is that of its row, else 0."""
     rights = [fields.get("answer") for fields in answers.fields or [{}]]
-    if None in rights:
+    if any(right is None or not str(right).strip() for right in rights):
         raise DataError("reward 'exact-answer' needs the field 'answer' of the prompts' rows")
     return [float(is_right(text, str(right))) for text, right in zip(answers.texts, rights, strict=True)]
 
@@ -30,7 +34,7 @@ def is_right(text: str, right: str) -> bool:
         found = numbers[-1] if numbers else None
     if found is None:
         return False
-    given, wanted = _number(found), _number(expected)
+    given, wanted = _number(UNIT.sub("", found)), _number(expected)
     return _plain(found) == _plain(expected) if given is None or wanted is None else given == wanted
 
 
@@ -56,7 +60,10 @@ def _plain(expression: str) -> str:
 
 def _number(expression: str) -> Fraction | None:
     """The number that an expression is, such as ``1,234.50``, ``$7``, ``3/4`` or ``50%`` (which is 50), or None."""
+    plain = _plain(expression)
+    if NUMBER.fullmatch(plain) is None:
+        return None
     try:
-        return Fraction(_plain(expression).replace(",", ""))
+        return Fraction(plain.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None

@@ -30,6 +30,12 @@ from alignkit_rewards.exact_answer import is_right, score
         (r"Thus $\boxed{\text{Paris}}$.", "Paris"),
         ("50%", "50"),
         ("007", "7"),
+        ("1,234,567", "1234567"),
+        ("the roots are 1,2", "2"),  # two numbers
+        (r"\boxed{1, 2}", "1,2"),
+        ("1.5e3", "1500"),
+        ("#### 1,234 dollars", "1234"),  # a unit that the right answer has not
+        (r"\boxed{18\text{ dollars}}", "18"),
     ],
 )
 def test_right_answers(text: str, right: str) -> None:
@@ -49,6 +55,13 @@ def test_right_answers(text: str, right: str) -> None:
         (r"\boxed{paris}", "Paris"),
         ("1/0", "1"),
         ("9" * 5000, "9"),
+        (r"\boxed{12}", "1,2"),  # commas that do not group thousands
+        (r"\boxed{1, 2}", "12"),
+        ("the roots are 1,2", "12"),
+        (r"\boxed{1e999999999}", "1"),  # neither slow nor out of memory
+        (r"\boxed{5 hours}", "5 minutes"),
+        (r"\boxed{5\pi}", "5"),
+        (r"\boxed{3 apples and 4 pears}", "3"),
     ],
 )
 def test_wrong_answers(text: str, right: str) -> None:
@@ -60,8 +73,9 @@ def test_a_number_as_answer_and_answers_without_rows() -> None:
 
     assert score(answers) == [1, 0]
     assert score(answers.take([1, 0])) == [0, 1]
-    with pytest.raises(DataError, match="needs the field 'answer' of the prompts' rows"):
-        score(Answers([[]], ["7"], [], []))
+    for fields in (None, [{}], [{"answer": " "}]):  # such as an empty cell of a CSV file
+        with pytest.raises(DataError, match="needs the field 'answer' of the prompts' rows"):
+            score(Answers([[]], ["7"], [], [], fields))
 
 
 EXACT = ["grpo.policy=base", "reward.name=exact-answer", "grpo.samples_per_prompt=2", "grpo.iterations=1"]
