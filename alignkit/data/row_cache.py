@@ -248,9 +248,9 @@ def _schema() -> pyarrow.Schema:
 
 
 def _columns(record: Record) -> dict[str, Any]:
-    values = record._asdict()
-    if (row := values.pop("row")) is None:
-        return values
+    columns = record._asdict()
+    if (row := columns.pop("row")) is None:
+        return columns
     fields = vars(row)
     try:
         text = json.dumps(fields)
@@ -259,7 +259,7 @@ def _columns(record: Record) -> dict[str, Any]:
     if type(row).__name__ not in TYPES or json.loads(text) != fields:
         raise NotJson
     hashes = {"key": key_hash(row), "content": content_hash(row)}
-    return {**values, **hashes, "type": type(row).__name__, "row": text}
+    return {**columns, **hashes, "type": type(row).__name__, "row": text}
 
 
 def file_for(code: Iterable[str], files: Sequence[Path], **depends_on: Any) -> Path:
