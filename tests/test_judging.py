@@ -18,6 +18,7 @@ import pytest
 from judge_plugins import JUDGES
 
 from alignkit.cli import main
+from alignkit.judging import read_samples
 from alignkit.judging.comparing import Way
 
 GROWING = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg", "hhhhhhhh", "iiiiiiiii"]
@@ -300,6 +301,9 @@ def test_files_that_cannot_be_ranked_are_refused_before_anything_is_asked(
             "samples.jsonl line 2: the row needs a prompt and a list of",
         ),
         ([{"prompt": "p", "responses": ["a", 1]}], "line 1: a response is not a string"),
+        ([{"prompt": 5, "responses": ["a", "b"]}], "line 1: 'prompt'"),
+        ([{"prompt": [{"role": "user"}], "responses": ["a", "b"]}], "line 1: 'prompt turn 1 content' is missing"),
+        ([], "samples.jsonl has no rows"),
         ([{"prompt": "p", "responses": ["a"], "ranks": [0, 1]}], "line 1: ranks must be a list with a number or null"),
     ):
         write(rows)
@@ -308,7 +312,21 @@ def test_files_that_cannot_be_ranked_are_refused_before_anything_is_asked(
     write([{"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}])
     assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "samples.jsonl"]) == 2
     assert "the ranks in this file would be overwritten" in capsys.readouterr().err
+    assert main(["rank", "sample.jsonl", "--by", "right", "-p", "tests", "-o", "ranked.jsonl"]) == 2
+    assert "no file sample.jsonl. Did you mean 'samples.jsonl'?" in capsys.readouterr().err
     assert asked() == []
+
+
+def test_a_judge_reads_a_prompt_as_training_does(tmp_path: Path) -> None:
+    """The content of a turn may be a list of parts."""
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Name a "}, {"type": "text", "text": "fruit."}]}]
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps({"prompt": parts, "responses": ["fig", "plum"]}))
+
+    (sample,) = read_samples(file)
+
+    assert sample.item.prompt == [{"role": "user", "content": "Name a fruit."}]
+    assert sample.row["prompt"] == parts  # as the output has it
 
 
 def test_requests_are_counted_as_a_merge_sort_makes_them() -> None:

@@ -24,7 +24,7 @@ from label_samples import numbered
 from alignkit.cli import main
 from alignkit.labeling import serve
 
-LISTENING = re.compile(r"open http://([\w.]+):(\d+)/\?token=(\S+) \(Ctrl-C ends\)")
+LISTENING = re.compile(r"open http://([\w.]+):(\d+)/\?token=(\S+) \(press Ctrl-C to stop\)")
 
 
 class Process:
@@ -239,13 +239,13 @@ def test_a_port_in_use_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture
         (["sample.jsonl"], "no file or folder sample.jsonl. Did you mean 'samples.jsonl'?"),
         (["samples.jsonl", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
         (["samples.jsonl", "--host", "no such host"], "--host no such host: "),
-        (["samples.jsonl", "--prompts", "p.jsonl"], "label: --prompts has no effect here"),
-        (["samples.jsonl", "-k", "2"], "label: -k has no effect here"),
-        (["samples.jsonl", "--json"], "label: --json has no effect here"),
-        (["samples.jsonl", "--merge", "mean"], "label: --merge has no effect here"),
-        (["samples.jsonl", "--status", "--export", "r.jsonl"], "label: --export has no effect here"),
+        (["samples.jsonl", "--prompts", "p.jsonl"], "label: --prompts has no effect with a file of samples"),
+        (["samples.jsonl", "-k", "2"], "label: -k has no effect with a file of samples"),
+        (["samples.jsonl", "--json"], "label: --json has no effect without --status"),
+        (["samples.jsonl", "--merge", "mean"], "label: --merge has no effect without --export"),
+        (["samples.jsonl", "--status", "--export", "r.jsonl"], "label: --export has no effect with --status"),
         (["samples.jsonl", "--export", "r.jsonl", "--merge", "median"], "--merge: 'median' is not mean or apart"),
-        (["samples.jsonl", "--no-grades", "--scale", "5"], "label: --scale has no effect here"),
+        (["samples.jsonl", "--no-grades", "--scale", "5"], "label: --scale has no effect with --no-grades"),
         (["samples.jsonl", "--guide", "no.md"], "--guide no.md: No such file or directory"),
         (["samples.jsonl", "--guide", "binary.md"], "--guide binary.md: not UTF-8"),
         (["samples.jsonl", "--guide", "."], "--guide .: Is a directory"),

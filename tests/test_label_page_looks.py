@@ -24,7 +24,7 @@ def test_the_page_shows_how_well_two_labelers_agree(serve: Serve, visit: Visit) 
 
     person.page.locator("#finished-results").click()
     person.page.wait_for_selector("#results td:has-text('ben')")
-    assert re.search(r"Labelers order 75\.0 ± \d+\.\d % of 12 pairs", person.page.locator("#results").inner_text())
+    assert re.search(r"Labelers order 75\.0% ± \d+\.\d% of 12 pairs", person.page.locator("#results").inner_text())
     with person.page.expect_download() as download:
         person.page.get_by_text("labelers apart").click()
     assert len(Path(download.value.path()).read_text().splitlines()) == 8

@@ -67,12 +67,12 @@ def test_an_empty_answer_can_be_ranked(sites: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"guide": "Rank badly."}, "--guide: labeling in samples.labels.sqlite was begun with another guide."),
-        ({"scale": 5}, "--scale: labeling in samples.labels.sqlite was begun with 7."),
-        ({"scale": None}, "--no-grades: labeling in samples.labels.sqlite was begun with 7."),
-        ({"flags": []}, "--flags: labeling in samples.labels.sqlite was begun with 'rude', 'wrong'."),
-        ({"overlap": 0.5}, "--overlap: labeling in samples.labels.sqlite was begun with 0.1."),
-        ({"seed": 1}, "--seed: labeling in samples.labels.sqlite was begun with 0."),
+        ({"guide": "Rank badly."}, "--guide: labeling in samples.labels.sqlite started with another guide."),
+        ({"scale": 5}, "--scale: labeling in samples.labels.sqlite started with 7."),
+        ({"scale": None}, "--no-grades: labeling in samples.labels.sqlite started with 7."),
+        ({"flags": []}, "--flags: labeling in samples.labels.sqlite started with 'rude', 'wrong'."),
+        ({"overlap": 0.5}, "--overlap: labeling in samples.labels.sqlite started with 0.1."),
+        ({"seed": 1}, "--seed: labeling in samples.labels.sqlite started with 0."),
     ],
 )
 def test_labeling_keeps_the_settings_that_it_was_begun_with(
@@ -136,7 +136,10 @@ def test_a_file_that_is_not_a_store_is_left_alone(tmp_path: Path, capsys: pytest
         other.execute("CREATE TABLE important (value)")
     other.close()
     before = store.read_bytes()
-    for content, message in ((before, "is not a file of alignkit label"), (b"text " * 1000, "file is not a database")):
+    for content, message in (
+        (before, "was not written by alignkit label"),
+        (b"text " * 1000, "file is not a database"),
+    ):
         store.write_bytes(content)
         for option in ([], ["--status"], ["--export", str(tmp_path / "r.jsonl")]):
             assert main(["label", str(samples), *option]) == 2
@@ -246,7 +249,7 @@ def test_an_export_replaces_no_other_file(
     output.write_text(others.get(content, content))
 
     assert main(["label", str(site.samples), "--export", str(output)]) == 2
-    assert f"{output} exists and is not an export of {site.samples}: choose" in capsys.readouterr().err
+    assert f"{output} exists and is not an export of {site.samples}. Choose" in capsys.readouterr().err
     assert output.read_text() == others.get(content, content)
 
 
@@ -291,4 +294,4 @@ def test_the_status_has_pace_and_agreement(sites: Any, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert printed.startswith("3 of 4 rows labeled, 1 to do\nanna: 3 labeled, 0 skipped, 30 seconds per row")
     assert "agreement: 83.3% ± " in printed
-    assert "InstructGPT's labelers: 72.6 ± 1.5 %" in printed
+    assert "InstructGPT's labelers: 72.6% ± 1.5%" in printed

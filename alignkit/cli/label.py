@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignkit.labeling import binding, export, items, labels, report
 
 EXTRA = {"starlette": "starlette", "uvicorn": "uvicorn", "markdown_it": "markdown-it-py", "nh3": "nh3"}
 SAMPLING = {"prompts", "output", "k", "max_new_tokens", "temperature", "top_p", "batch"}
-INSTRUCTGPT = "InstructGPT's labelers: 72.6 ± 1.5 % (arXiv 2203.02155)"
+INSTRUCTGPT = "InstructGPT's labelers: 72.6% ± 1.5% (arXiv 2203.02155)"
 
 
 def label(
@@ -59,13 +60,16 @@ def label(
     file = Path(samples)
     is_file = file.suffix in READERS or file.is_file()
     if status or export_file:
-        _refuse_others(context, {"samples", "status", "as_json"} if status else {"samples", "export_file", "merge"})
+        used = {"samples", "status", "as_json"} if status else {"samples", "export_file", "merge"}
+        _refuse(context, dict.fromkeys(set(context.params) - used, f"with {'--status' if status else '--export'}"))
         if not is_file:
             raise ConfigError(f"--status and --export need the file of samples, and {samples} is not a data file")
         _print_status(file, as_json) if status else _export(file, export_file, merge)
         return
-    unused = {"as_json", "merge"} | (SAMPLING if is_file else set()) | ({"scale"} if no_grades else set())
-    _refuse_others(context, set(context.params) - unused)
+    unused = {"as_json": "without --status", "merge": "without --export"}
+    unused |= dict.fromkeys(SAMPLING, "with a file of samples") if is_file else {}
+    unused |= {"scale": "with --no-grades"} if no_grades else {}
+    _refuse(context, unused)
     if missing := [name for module, name in EXTRA.items() if importlib.util.find_spec(module) is None]:
         raise ConfigError(f"label needs {missing[0]}, which is not installed: pip install 'alignkit[label]'")
     given = _settings(context, guide, flags, no_grades)
@@ -94,11 +98,11 @@ def _named(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _refuse_others(context: typer.Context, used: set[str]) -> None:
-    """Refuse options that have no effect with the other ones."""
+def _refuse(context: typer.Context, unused: Mapping[str, str]) -> None:
+    """Refuse options that have no effect. ``unused`` says beside, or without, which other option."""
     for parameter in context.command.params:
-        if parameter.name in _named(context) - used:
-            raise ConfigError(f"label: {parameter.opts[0]} has no effect here")
+        if parameter.name in _named(context) & set(unused):
+            raise ConfigError(f"label: {parameter.opts[0]} has no effect {unused[parameter.name]}")
 
 
 def _settings(context: typer.Context, guide: Path | None, flags: str | None, no_grades: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def sources_of(paths: Sequence[str], runs: Sequence[Parent], limit: int) -> list
         return [Source(path, _read(path, limit)) for path in paths]
     held_out = [source for run in runs for source in _held_out(run)]
     if not held_out:
-        raise ConfigError("no run held out demonstrations: name a file with --data")
+        raise ConfigError("evaluate: none of the runs held out demonstrations. Add --data DATA")
     return [Source(held_out[0].name, held_out[0].rows[:limit])]
 
 
@@ -141,7 +141,7 @@ def _encoded(model: LoadedModel, located: Located) -> list[tuple[list[int], list
     assert isinstance(row, Demonstration | Text)
     sequences = data.encode(model.tokenizer, row, model.stop_ids)
     if all(label == data.IGNORE for _, labels in sequences for label in labels[1:]):
-        raise DataError(f"{where}: the row has no token to predict")
+        raise DataError(f"{where}: the row has no token to predict. Remove it")
     return sequences
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from alignkit.components import DataFormat
 from alignkit.data.readers import READERS
-from alignkit.errors import DataError
-from alignkit.rows import Conversation
+from alignkit.errors import DataError, suggestion
+from alignkit.registry import Registry
+from alignkit.rows import Conversation, Prompt
 
 
 class Item(NamedTuple):
@@ -35,12 +37,14 @@ def read_samples(file: Path) -> list[Sample]:
     """The rows of a file of samples.
 
     Raises:
-        DataError: there is no such file; a row has no prompt, no answers, or ranks that do not fit them.
+        DataError: there is no such file, or it has no rows; a row has an invalid prompt, no answers, or ranks that do
+            not fit them.
     """
     if not file.is_file():
-        raise DataError(f"no file {file}")
+        raise DataError(suggestion(f"no file {file}", file.name, [each.name for each in file.parent.glob("*")]))
     if file.suffix not in READERS:
         raise DataError(f"{file}: data files must end in {', '.join(READERS)}")
+    prompts = cast(DataFormat, Registry().get("format", "prompts"))
     samples = []
     for where, row in READERS[file.suffix](file):
         if isinstance(row, DataError):
@@ -53,8 +57,13 @@ def read_samples(file: Path) -> list[Sample]:
         fits = isinstance(ranks, list) and len(ranks) == len(answers) and all(map(_is_rank, ranks))
         if ranks is not None and not fits:
             raise DataError(f"{where}: ranks must be a list with a number or null for each response")
-        messages: Conversation = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            messages = cast(Prompt, prompts.convert(row)).prompt
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
         samples.append(Sample(dict(row), Item(messages, answers)))
+    if not samples:
+        raise DataError(f"{file} has no rows")
     return samples
 
 

@@ -104,7 +104,7 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
     """
     file = items.store_file(samples)
     if not file.exists():
-        raise ConfigError(f"{samples} has no labels yet: there is no {file}. Begin with alignkit label {samples}")
+        raise ConfigError(f"{samples} has no labels yet: there is no {file}. Run alignkit label {samples} first")
     with _named_errors(file):
         # in a read-only folder, SQLite cannot create its log; a log that is there must be read
         has_log = os.access(file.absolute().parent, os.W_OK) or file.with_name(f"{file.name}-wal").exists()
@@ -112,7 +112,7 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
         database = sqlite3.connect(f"{file.absolute().as_uri()}?{options}", uri=True, check_same_thread=False)
         try:
             if _is_new(database, file):
-                raise ConfigError(f"{samples} has no labels yet. Begin with alignkit label {samples}")
+                raise ConfigError(f"{samples} has no labels yet. Run alignkit label {samples} first")
         except BaseException:
             database.close()
             raise
@@ -131,7 +131,7 @@ def _is_new(database: sqlite3.Connection, file: Path) -> bool:
     if application == 0 and not database.execute("SELECT 1 FROM sqlite_master").fetchone():
         return True
     if application != APPLICATION:
-        raise ConfigError(f"{file} is not a file of alignkit label. Move it away")
+        raise ConfigError(f"{file} was not written by alignkit label. Move it to another folder, or rename it")
     if version != VERSION:
         raise ConfigError(f"{file} was written by an incompatible version of alignkit")
     return False
@@ -167,8 +167,8 @@ def _check_settings(file: Path, stored: Settings, given: Mapping[str, Any]) -> N
             option = "--no-grades" if name == "scale" and wanted is None else f"--{name}"
             was = "another guide" if name == "guide" and former else f"{_shown(former)}"
             raise ConfigError(
-                f"{option}: labeling in {file} was begun with {was}. Leave the option out to continue, or move the "
-                "file away to begin again"
+                f"{option}: labeling in {file} started with {was}. Leave the option out to continue, or move the "
+                "file away to start again"
             )
 
 
@@ -190,7 +190,7 @@ def _add_items(
         DataError: there are no rows, or they do not begin with those that are in the store.
     """
     stored = database.execute("SELECT digest FROM items ORDER BY id")
-    changed = f"The labels in {file} belong to other rows. Restore {samples}, or move {file} away to begin again"
+    changed = f"The labels in {file} belong to other rows. Restore {samples}, or move {file} away to start again"
     count = added = 0
     for count, item in enumerate(rows, 1):
         former = stored.fetchone()

@@ -60,10 +60,10 @@ def write(samples: Path, output: Path, merge: str) -> tuple[int, int]:
         ConfigError: nothing is labeled yet, or the file exists and is not an earlier export of these samples.
     """
     if output.exists() and not _is_export(samples, output):
-        raise ConfigError(f"--export {output} exists and is not an export of {samples}: choose another name")
+        raise ConfigError(f"--export {output} exists and is not an export of {samples}. Choose another file")
     rows = list(lines(samples, merge))
     if not rows:
-        raise ConfigError(f"{samples} has no labels yet. Begin with alignkit label {samples}")
+        raise ConfigError(f"{samples} has no labels yet. Run alignkit label {samples} first")
     manifest.write_atomically(output, "".join(rows))
     return len(rows), sum(len(set(json.loads(row)["ranks"])) == 1 for row in rows)
 

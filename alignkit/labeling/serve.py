@@ -42,7 +42,7 @@ def serve(
         tokens = Tokens()
         app = build(samples, store, tokens, host, labeler, as_markdown)
         address = f"http://{_named(host)}:{number}/?token="
-        say(f"open {address}{tokens.printed} (Ctrl-C ends)")
+        say(f"open {address}{tokens.printed} (press Ctrl-C to stop)")
         if open_browser:
             webbrowser.open(f"{address}{tokens.once}")
         config = uvicorn.Config(

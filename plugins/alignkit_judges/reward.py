@@ -31,13 +31,12 @@ def check(config: RewardConfig, plan: Plan | None) -> None:
     if config.baseline is None:
         if samples == 1:
             raise ConfigError(
-                "reward 'judge' compares the answers to a prompt with each other, and there is one to each. Set "
-                f"{stage}.samples_per_prompt to 2 or more, or reward.baseline to answers to compare with (a file that "
-                "alignkit sample writes)"
+                "reward 'judge' compares the answers to a prompt with each other, but each prompt has one answer. Set "
+                f"{stage}.samples_per_prompt to 2 or more, or reward.baseline=FILE (alignkit sample writes it)"
             )
         if plan.eval_rows:
             raise ConfigError(
-                "reward 'judge' compares the answers to held-out prompts, one to each, with those in a file: set "
+                "reward 'judge' compares the answer to a held-out prompt with one in a file. Set "
                 "reward.baseline=FILE (alignkit sample writes it), or data.eval_size=0"
             )
         return

@@ -112,7 +112,7 @@ def test_an_answer_without_a_verdict_stops_the_run_or_is_left_out(
         (["reward.judge.name=function"], "judge 'function' needs reward.judge.call=module:function"),
         (["reward.judge.name=reward-model"], "needs a run of stage rm: add reward.judge.path=RUN"),
         (["reward.judge.name=reward-model", "reward.judge.path=base"], "reward.judge.path: base is not a finished run"),
-        ([LETTERS], "Set ppo.samples_per_prompt to 2 or more, or reward.baseline to answers"),
+        ([LETTERS], "Set ppo.samples_per_prompt to 2 or more, or reward.baseline=FILE"),
         (
             [LETTERS, "ppo.samples_per_prompt=2"],
             "set reward.baseline=FILE (alignkit sample writes it), or data",

@@ -48,10 +48,10 @@ function results(status) {
 function agreement(measured) {
   if (measured === null) return "Once two labelers have ranked the same items, their agreement is shown here.";
   const { share, error, alpha, pairs } = measured;
-  const percent = [share, error].filter((number) => number !== null).map((number) => (100 * number).toFixed(1));
+  const percent = [share, error].filter((number) => number !== null).map((number) => `${(100 * number).toFixed(1)}%`);
   const texts = [
-    `Labelers order ${percent.join(" ± ")} % of ${pairs} pairs of answers alike`,
-    "(InstructGPT's labelers: 72.6 ± 1.5 %).",
+    `Labelers order ${percent.join(" ± ")} of ${pairs} pairs of answers alike`,
+    "(InstructGPT's labelers: 72.6% ± 1.5%).",
   ];
   if (alpha !== null) texts.push(`Krippendorff's alpha is ${alpha.toFixed(2)}.`);
   return texts.join(" ");
