@@ -198,3 +198,23 @@ def test_a_model_that_ran_before_it_was_adapted_switches_adapters(tiny_model: Ca
         assert not torch.equal(model(input_ids=IDS).logits, expected)
         with peft_internals.use_adapter(model, None):
             assert torch.equal(model(input_ids=IDS).logits, expected)
+
+
+def test_hooks_of_a_base_layer_keep_the_output_that_they_saw(tiny_model: Callable[..., Path]) -> None:
+    model = adapted(tiny_model)
+    expected, exact = computed(model, fast=False)
+    first, second = [layer.base_layer for layer in model.modules() if peft_internals.plain_lora(layer)][-2:]
+    seen, copies, gradients_seen = list[torch.Tensor](), list[torch.Tensor](), list[Any]()
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        seen.append(output)
+        copies.append(output.detach().clone())
+
+    first.register_forward_hook(keep)
+    second.register_full_backward_hook(lambda module, of_inputs, of_outputs: gradients_seen.append(of_outputs))
+    hidden, gradients = computed(model, fast=True)
+
+    assert torch.equal(seen[0], copies[0])
+    assert len(gradients_seen) == 1
+    torch.testing.assert_close(hidden, expected)
+    assert max(differences(gradients, exact)) < 1e-5

@@ -54,7 +54,8 @@ def use_adapter(model: Any, adapter: str | None) -> Iterator[None]:
 def plain_lora(module: nn.Module) -> str | None:
     """The active adapter of a linear layer, if it is one adapter and its forward is ``base(x) + scaling * B(A(x))``.
 
-    That is not so for DoRA and other variants, adapters with a bias, and dropout in training.
+    That is not so for DoRA and other variants, adapters with a bias, and dropout in training. None also for a base
+    with hooks, which may keep its output and must not see it change.
     """
     from peft.tuners.lora import Linear, LoraLayer
 
@@ -63,6 +64,9 @@ def plain_lora(module: nn.Module) -> str | None:
     if type(module) is not Linear and type(module).__name__ not in ("Linear4bit", "Linear8bitLt"):
         return None
     if module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+        return None
+    base = module.base_layer
+    if base._forward_hooks or base._backward_hooks or base._backward_pre_hooks:
         return None
     name: str = module.active_adapters[0]
     if name not in module.lora_A or name in module.lora_variant or module.lora_bias[name]:
