@@ -115,7 +115,7 @@ def test_an_answer_without_a_verdict_stops_the_run_or_is_left_out(
         ([LETTERS], "Set ppo.samples_per_prompt to 2 or more, or reward.baseline=FILE"),
         (
             [LETTERS, "ppo.samples_per_prompt=2"],
-            "set reward.baseline=FILE (alignkit sample writes it), or data",
+            "Set reward.baseline=FILE (alignkit sample writes it), or data",
         ),
         ([LETTERS, "reward.baseline=nosuch.jsonl"], "reward.baseline: no file nosuch.jsonl"),
         (
