@@ -24,7 +24,7 @@ class PluginError(AlignkitError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'ppo'?"`` with the known word closest to ``word``; an empty string if none is close."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    close = difflib.get_close_matches(str(word), [each for each in known if each != word], n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

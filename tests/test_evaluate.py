@@ -132,6 +132,7 @@ def test_errors_are_those_of_a_mean_over_tokens_whose_rows_are_independent() -> 
     ("arguments", "message"),
     [
         (["nosuch"], "evaluate: nosuch is not a finished run"),
+        (["{folder}"], "is not a finished run\n"),  # the folder itself is not suggested
         (["{sft}", "--data", "none.jsonl"], "no file or folder none.jsonl"),
         (["{sft}", "--data", "{rankings}"], "rankings.jsonl"),
         (["{sft}", "--output", "table.csv"], "must end in .jsonl"),
@@ -140,9 +141,10 @@ def test_errors_are_those_of_a_mean_over_tokens_whose_rows_are_independent() -> 
 def test_mistakes_are_one_line(
     trained: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rankings = tmp_path / "rankings.jsonl"
+    rankings, folder = tmp_path / "rankings.jsonl", tmp_path / "folder"
     rankings.write_text("".join(json.dumps(row) + "\n" for row in RANKINGS))
-    given = [argument.format(sft=trained / "sft", rankings=rankings) for argument in arguments]
+    folder.mkdir()
+    given = [argument.format(sft=trained / "sft", rankings=rankings, folder=folder) for argument in arguments]
 
     assert main(["evaluate", *given]) == 2
     error = capsys.readouterr().err

@@ -34,7 +34,10 @@ def compare(
         help="A reward run, module:function or a reward. Default without --judge: the newest known reward run.",
     ),
     judge: str = typer.Option(
-        None, "--judge", metavar="NAME", help="A judge of each run's answers and the first run's, as in `rank --by`."
+        None,
+        "--judge",
+        metavar="NAME",
+        help="A judge that compares each run's answers with the first run's, as in `rank --by`.",
     ),
     plugin: list[str] = common.Plugins,
     data: str = typer.Option(

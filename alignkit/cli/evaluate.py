@@ -28,7 +28,7 @@ def evaluate(
     limit: int = typer.Option(200, min=1, help="Maximum number of rows of each source."),
     batch: int = typer.Option(8, min=1, help="Rows per batch."),
 ) -> None:
-    """Measure the perplexity of policies on texts and demonstrations, and what training changed in it."""
+    """Measure the perplexity of policies on texts and demonstrations, and how training changed it."""
     if output and (output.suffix != ".jsonl" or not output.absolute().parent.is_dir()):
         raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
     compared = perplexity.runs_of(runs)

@@ -18,9 +18,9 @@ from alignkit.runs import curves, lock, manifest
 
 def watch(
     run: str = typer.Argument(metavar="RUN", help="A run folder, finished or not."),
-    every: float = typer.Option(2.0, min=0.1, metavar="SECONDS", help="How often the curves are read."),
+    every: float = typer.Option(2.0, min=0.1, metavar="SECONDS", help="Seconds between updates."),
 ) -> None:
-    """Show the curves of a run in the terminal, while it trains. Ends when the run does; Ctrl-C leaves it running."""
+    """Show the curves of a run in the terminal, while it trains. Ends with the run. Ctrl-C does not stop the run."""
     from rich.console import Console
     from rich.live import Live
 
