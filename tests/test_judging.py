@@ -303,6 +303,10 @@ def test_files_that_cannot_be_ranked_are_refused_before_anything_is_asked(
         ([{"prompt": "p", "responses": ["a", 1]}], "line 1: a response is not a string"),
         ([{"prompt": 5, "responses": ["a", "b"]}], "line 1: 'prompt'"),
         ([{"prompt": [{"role": "user"}], "responses": ["a", "b"]}], "line 1: 'prompt turn 1 content' is missing"),
+        (
+            [{"prompt": "p", "responses": ["a", "b"], "tools": [{"type": "function", "function": {"name": "f"}}]}],
+            "line 1: the prompt has tools",
+        ),
         ([], "samples.jsonl has no rows"),
         ([{"prompt": "p", "responses": ["a"], "ranks": [0, 1]}], "line 1: ranks must be a list with a number or null"),
     ):

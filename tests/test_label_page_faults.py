@@ -81,7 +81,7 @@ def test_a_label_that_is_refused_after_a_reload_does_not_stop_the_page(serve: Se
     person.page.unroute("**/api/items/*")
     person.page.reload()
 
-    person.page.wait_for_selector("#banner:has-text('A label from before was refused')")
+    person.page.wait_for_selector("#banner:has-text('An earlier label was refused')")
     person.page.wait_for_selector("#prompt:has-text('Question 0?')")
     assert person.order().endswith("| ")  # its draft is still there
     person.submit()

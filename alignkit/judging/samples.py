@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from alignkit.components import DataFormat
+from alignkit.data.prompts import has_tools
 from alignkit.data.readers import READERS
 from alignkit.errors import DataError, suggestion
 from alignkit.registry import Registry
@@ -37,8 +38,8 @@ def read_samples(file: Path) -> list[Sample]:
     """The rows of a file of samples.
 
     Raises:
-        DataError: there is no such file, or it has no rows; a row has an invalid prompt, no answers, or ranks that do
-            not fit them.
+        DataError: there is no such file, or it has no rows; a row has no answers, ranks that do not fit them, or
+            a prompt that is invalid or has tools.
     """
     if not file.is_file():
         raise DataError(suggestion(f"no file {file}", file.name, [each.name for each in file.parent.glob("*")]))
@@ -58,10 +59,12 @@ def read_samples(file: Path) -> list[Sample]:
         if ranks is not None and not fits:
             raise DataError(f"{where}: ranks must be a list with a number or null for each response")
         try:
-            messages = cast(Prompt, prompts.convert(row)).prompt
+            asked = cast(Prompt, prompts.convert(row))
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        samples.append(Sample(dict(row), Item(messages, answers)))
+        if has_tools(asked):
+            raise DataError(f"{where}: the prompt has tools, which judges and scorers do not see. Remove the row")
+        samples.append(Sample(dict(row), Item(asked.prompt, answers)))
     if not samples:
         raise DataError(f"{file} has no rows")
     return samples

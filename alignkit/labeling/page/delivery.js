@@ -43,7 +43,7 @@ export async function deliverPending(drafts) {
       await deliver(drafts, pending);
     } catch (error) {
       if (!error.status) throw error;
-      refused = `A label from before was refused: ${error.message}`;
+      refused = `An earlier label was refused: ${error.message}`;
     }
   }
   return refused;
