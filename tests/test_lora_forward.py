@@ -88,15 +88,16 @@ def test_with_and_without_gradients_the_same_is_computed_bit_for_bit(tiny_model:
         assert torch.equal(model.base_model.model.model(input_ids=IDS).last_hidden_state, hidden)
 
 
-def test_on_a_4_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("bias", [False, True])  # with a bias, what bitsandbytes returns is a view
+def test_on_a_4_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., Path], bias: bool) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
     for layer in base.model.layers:
         plain = layer.mlp.gate_proj
         quantised = bitsandbytes.nn.Linear4bit(
-            plain.in_features, plain.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+            plain.in_features, plain.out_features, bias=bias, compute_dtype=torch.float32, quant_type="nf4"
         )
-        quantised.load_state_dict(plain.state_dict())
+        quantised.load_state_dict({**quantised.state_dict(), **plain.state_dict()})
         quantised.support_avx512bf16_for_cpu = False
         layer.mlp.gate_proj = quantised.to("cpu")
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["gate_proj"], init_lora_weights=False))
@@ -105,6 +106,24 @@ def test_on_a_4_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., P
 
     torch.testing.assert_close(hidden, expected)
     assert gradients.keys() == exact.keys()
+    assert max(differences(gradients, exact)) < 1e-4
+
+
+def test_on_an_8_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., Path]) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
+    for layer in base.model.layers:
+        plain = layer.mlp.gate_proj
+        quantised = bitsandbytes.nn.Linear8bitLt(
+            plain.in_features, plain.out_features, bias=True, has_fp16_weights=False
+        )
+        quantised.load_state_dict(plain.state_dict(), strict=False)
+        layer.mlp.gate_proj = quantised.to("cpu")
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["gate_proj"], init_lora_weights=False))
+    expected, exact = computed(model, fast=False)
+    hidden, gradients = computed(model, fast=True)
+
+    torch.testing.assert_close(hidden, expected)
     assert max(differences(gradients, exact)) < 1e-4
 
 

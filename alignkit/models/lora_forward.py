@@ -31,7 +31,9 @@ class _Forward:
         if self.cast is None:
             with torch.no_grad():
                 self.cast = self.down.to(dtype), (self.up * self.scaling).to(dtype)
-        arguments = result.to(dtype).contiguous(), x.to(dtype), *self.cast
+        # what bitsandbytes returns may be a view from inside of its autograd function, which must not change in place
+        copy = torch.is_grad_enabled() and type(self.base) is not nn.Linear
+        arguments = result.to(dtype, copy=copy).contiguous(), x.to(dtype), *self.cast
         if not torch.is_grad_enabled():
             return _add(*arguments)[0]
         added: Tensor = _AddLora.apply(*arguments, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
