@@ -61,12 +61,15 @@ def key(prompt: Conversation) -> str:
 
 
 def read_baseline(file: str) -> dict[str, list[str]]:
-    """The answers of a file of samples, by prompt."""
+    """The answers of a file of samples, by prompt. Rows with the same prompt add up."""
     try:
         samples = read_samples(Path(file).expanduser())
     except DataError as error:
         raise ConfigError(f"reward.baseline: {error}") from None
-    return {key(sample.item.prompt): list(sample.item.answers) for sample in samples}
+    answers: dict[str, list[str]] = {}
+    for sample in samples:
+        answers.setdefault(key(sample.item.prompt), []).extend(sample.item.answers)
+    return answers
 
 
 def win_rate(config: RewardConfig, run: Run) -> Callable[[Answers], list[float]]:

@@ -90,6 +90,17 @@ def test_scores_by_hand(judges: list[str]) -> None:
     assert str(refused) == "[nan, 0.0, 1.0]"
 
 
+def test_rows_of_the_baseline_with_one_prompt_add_up(tmp_path: Path) -> None:
+    """As in two files of samples that were joined."""
+    from alignkit_judges.reward import read_baseline
+
+    rows = [{"prompt": "a", "responses": ["1", "2"]}, {"prompt": "b", "responses": ["3"]}]
+    rows.append({"prompt": [{"role": "user", "content": "a"}], "responses": ["4"]})
+    (tmp_path / "joined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert list(read_baseline(str(tmp_path / "joined.jsonl")).values()) == [["1", "2", "4"], ["3"]]
+
+
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_an_answer_without_a_verdict_stops_the_run_or_is_left_out(
     judges: list[str], on_error: str, capsys: pytest.CaptureFixture[str]
