@@ -342,3 +342,13 @@ def test_requests_are_counted_as_a_merge_sort_makes_them() -> None:
     assert Way(2, False).requests(GROWING[:4]) == 6
     assert [pairs.sorts(GROWING[:k]) for k in (4, 5)] == [False, True]
     assert all(2 * len(list(itertools.combinations(range(k), 2))) >= pairs.requests(GROWING[:k]) for k in range(1, 10))
+
+
+@pytest.mark.parametrize("way", [Way(2, True), Way(2, False), Way(None, False)])
+def test_answers_that_are_all_equal_are_a_tie_without_a_question(way: Way) -> None:
+    asking = way.compare([{"role": "user", "content": "p"}], ["a", "a"])
+    assert next(asking, []) == []
+    assert way.requests(["a", "a"]) == 0
+    with pytest.raises(StopIteration) as done:
+        asking.send([])
+    assert done.value.value.ranks == [0, 0]

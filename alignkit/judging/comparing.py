@@ -134,7 +134,7 @@ class Way:
 
     def _at_once(self, count: int) -> bool:
         enough = self.largest is None or count <= self.largest
-        return enough and (count > FEW or not self.order_matters)
+        return enough and count > 1 and (count > FEW or not self.order_matters)
 
     def _distinct(
         self, prompt: Conversation, answers: list[str]
