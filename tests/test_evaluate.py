@@ -115,6 +115,18 @@ def test_a_single_run_is_compared_with_its_parent_on_what_that_held_out(
     assert "change from" in capsys.readouterr().out
 
 
+def test_rows_that_a_run_was_trained_on_are_a_warning(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = json.loads((trained / "sft" / "alignkit.json").read_text())["data"]["source"]
+    shutil.copy(source, tmp_path / "demos.jsonl")
+    record = json.loads((trained / "sft" / "alignkit.json").read_text())["data"]
+    evaluate(trained / "dpo", "--data", tmp_path / "demos.jsonl", output=tmp_path / "table.jsonl")
+
+    warning = f"warning: one of these runs was trained on {record['train_rows']} of the rows of {tmp_path}/demos.jsonl"
+    assert warning in capsys.readouterr().err
+
+
 def test_errors_are_those_of_a_mean_over_tokens_whose_rows_are_independent() -> None:
     nll, first = Nll([2.0, 9.0, 1.0], [2, 3, 1]), Nll([1.0, 9.5, 0.5], [2, 3, 1])
     row = perplexity.metrics(nll, first)

@@ -316,6 +316,9 @@ def test_files_that_cannot_be_ranked_are_refused_before_anything_is_asked(
     write([{"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}])
     assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "samples.jsonl"]) == 2
     assert "the ranks in this file would be overwritten" in capsys.readouterr().err
+    Path("people.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1], "labels": []}))
+    assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "people.jsonl"]) == 2
+    assert "people.jsonl exists and is not an earlier ranking of samples.jsonl" in capsys.readouterr().err
     assert main(["rank", "sample.jsonl", "--by", "right", "-p", "tests", "-o", "ranked.jsonl"]) == 2
     assert "no file sample.jsonl. Did you mean 'samples.jsonl'?" in capsys.readouterr().err
     assert asked() == []

@@ -33,6 +33,9 @@ def evaluate(
         raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
     compared = perplexity.runs_of(runs)
     sources = perplexity.sources_of(data, compared, limit)
+    for source in sources:
+        if count := perplexity.trained_on(source, compared):
+            typer.echo(f"warning: one of these runs was trained on {count} of the rows of {source.name}", err=True)
     common.quiet()
     measured: list[list[perplexity.Nll]] = []
     with common.progress("predicting", len(compared) * sum(len(source.rows) for source in sources)) as advance:

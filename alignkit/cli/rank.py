@@ -48,6 +48,8 @@ def rank(
         raise ConfigError("rank needs --output FILE for the rankings, or --dry-run")
     if output is not None and output.exists() and output.samefile(file) and any(sample.ranks for sample in samples):
         raise ConfigError(f"--output {output}: the ranks in this file would be overwritten. Choose another file")
+    if output is not None and output.exists() and not output.samefile(file) and not is_ranking_of(samples, output):
+        raise ConfigError(f"--output {output} exists and is not an earlier ranking of {file}. Choose another file")
     for target in (output, report):
         if target is not None and not target.absolute().parent.is_dir():
             raise ConfigError(f"no folder {target.parent}")
@@ -80,6 +82,16 @@ def describe_estimate(chosen: Chosen, items: Sequence[Item]) -> str:
     tokens = "" if counted.tokens is None else f" with {most}{counted.tokens} tokens in all"
     stored = f" {counted.stored} verdicts are stored already" if counted.stored else ""
     return f"{chosen.name} would get {most}{counted.requests} requests{tokens} for {len(items)} rows.{stored}"
+
+
+def is_ranking_of(samples: Sequence[Sample], file: Path) -> bool:
+    """Whether a file is empty, or its first row is one of these samples, apart from its ranks."""
+    try:
+        with file.open(encoding="utf-8") as content:
+            row = json.loads(content.readline() or "null")
+    except (OSError, ValueError):
+        return False
+    return row is None or any(row == {**sample.row, "ranks": row.get("ranks")} for sample in samples)
 
 
 def write(output: Path, samples: Sequence[Sample], outcomes: Sequence[Outcomes | None]) -> None:

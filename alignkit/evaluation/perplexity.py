@@ -76,19 +76,34 @@ def _read(path: str, limit: int) -> Sequence[Located]:
 
 def _held_out(run: Parent) -> Iterator[Source]:
     """The rows of demonstrations or texts that a run, or one that it starts from, held out: the first such run's."""
+    for each, _, rows in _rows_of_line(run):
+        if rows and isinstance(rows[0].row, Demonstration | Text):
+            yield Source(f"held out by {each.folder}", rows)
+            return
+
+
+def trained_on(source: Source, runs: Sequence[Parent]) -> int:
+    """How many of a source's rows one of these runs, or one that it starts from, was trained on, as far as is known."""
+    rows = {repr(row) for run in runs for _, train, _ in _rows_of_line(run) for _, row in train}
+    return sum(repr(row) in rows for _, row in source.rows)
+
+
+def _rows_of_line(run: Parent) -> Iterator[tuple[Parent, Sequence[Located], Sequence[Located]]]:
+    """A run, then the one that its policy starts from, and so on, each with its training rows and its held-out rows.
+
+    A run whose data are gone or have changed has none.
+    """
     record = run.manifest
     while record is not None:
         try:
-            _, rows = comparison.rows_of(record)
+            yield run, *comparison.rows_of(record)
         except AlignkitError:
-            rows = []
-        if rows and isinstance(rows[0].row, Demonstration | Text):
-            yield Source(f"held out by {run.folder}", rows)
-            return
+            yield run, [], []
         start = record["parents"].get("policy")
-        found = start is not None and manifest.is_run(Path(start["folder"]))
-        run = lineage.named("evaluate", start["folder"], "policy") if found else run
-        record = run.manifest if found else None
+        if start is None or not manifest.is_run(Path(start["folder"])):
+            return
+        run = lineage.named("evaluate", start["folder"], "policy")
+        record = run.manifest
 
 
 def opened(run: Parent) -> LoadedModel:
@@ -121,6 +136,7 @@ def measure(model: LoadedModel, source: Source, batch: int, advance: Callable[[i
     sequences = [(number, *sequence) for number, of_row in enumerate(encoded) for sequence in of_row]
     sequences.sort(key=lambda sequence: len(sequence[1]))  # rows of similar length share a batch
     sums, tokens = [0.0] * len(encoded), [0] * len(encoded)
+    remaining = set(range(len(encoded)))
     for start in range(0, len(sequences), batch):
         part = sequences[start : start + batch]
         width = len(part[-1][1])
@@ -132,7 +148,9 @@ def measure(model: LoadedModel, source: Source, batch: int, advance: Callable[[i
         for (number, _, _), logp, count in of_part:
             sums[number] -= logp
             tokens[number] += count
-        advance(len(part))
+        done = remaining & {number for number, _, _ in part}
+        remaining -= done
+        advance(len(done))
     return Nll(sums, tokens)
 
 
