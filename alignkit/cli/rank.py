@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -64,14 +65,14 @@ def rank(
     with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
         outcomes = list(judge_answers(judge, items, advance))
     write(output, samples, outcomes)
-    ranked = {number: outcome for number, outcome in enumerate(outcomes) if outcome is not None and outcome.complete}
-    people = [samples[number].ranks for number in ranked]
-    found = judge_report([items[number] for number in ranked], list(ranked.values()), people)
+    complete = {number: outcome for number, outcome in enumerate(outcomes) if outcome is not None and outcome.complete}
+    people = [samples[number].ranks for number in complete]
+    found = judge_report([items[number] for number in complete], list(complete.values()), people)
     for line in (*describe_result(output, chosen, judge, outcomes), *describe_report(found)):
         typer.echo(line)
     if report is not None:
         counts = {"requests": judge.asked, "stored": judge.stored, "without_verdict": judge.without_verdict}
-        written = {"judge": chosen.name, "rows": len(samples), "ranked": len(ranked), **counts, **found}
+        written = {"judge": chosen.name, "rows": len(samples), "ranked": len(complete), **counts, **found}
         manifest.write_atomically(report, json.dumps(written, indent=2) + "\n")
 
 
@@ -91,13 +92,18 @@ def is_ranking_of(samples: Sequence[Sample], file: Path) -> bool:
             row = json.loads(content.readline() or "null")
     except (OSError, ValueError):
         return False
-    return row is None or any(row == {**sample.row, "ranks": row.get("ranks")} for sample in samples)
+    return row is None or any(row == ranked(sample, row.get("ranks")) for sample in samples)
+
+
+def ranked(sample: Sample, ranks: object) -> dict[str, Any]:
+    """The row of a sample with these ranks, without the margins of its former ranks."""
+    return {**{name: value for name, value in sample.row.items() if name != "margins"}, "ranks": ranks}
 
 
 def write(output: Path, samples: Sequence[Sample], outcomes: Sequence[Outcomes | None]) -> None:
     """Write the rows whose answers are all compared, each with its ranks."""
     lines = [
-        json.dumps({**sample.row, "ranks": outcome.ranks}, ensure_ascii=False) + "\n"
+        json.dumps(ranked(sample, outcome.ranks), ensure_ascii=False) + "\n"
         for sample, outcome in zip(samples, outcomes, strict=True)
         if outcome is not None and outcome.complete
     ]
