@@ -31,7 +31,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "label": "Rank answers in a browser.",
     "rank": "Rank sampled answers by a judge or by score.",
     "score": "Score answers with a reward model.",
-    "evaluate": "Measure the perplexity of policies on texts and demonstrations, and what training changed in it.",
+    "evaluate": "Measure the perplexity of policies on texts and demonstrations, and how training changed it.",
     "compare": "Compare runs on the same held-out prompts.",
 }
 MODULES = {"uninstall": "install"}  # of commands that have no module of their name

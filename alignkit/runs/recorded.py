@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,18 @@ def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str
 
 def kept(config: RunConfig, without: RunConfig) -> list[str]:
     """The recorded settings in ``config``, as text; ``without`` is the config without them. Runs are left out."""
-    changes = resume_rules.changes(without.to_dict(), config)
+    changes, settings = resume_rules.changes(without.to_dict(), config), config.to_dict()
     return [
         f"{change.name}={change.after}"
         for change in changes
-        if not (isinstance(change.after, str) and manifest.is_run(Path(change.after)))
+        if _has(settings, change.path) and not (isinstance(change.after, str) and manifest.is_run(Path(change.after)))
     ]
+
+
+def _has(table: Any, path: Sequence[str]) -> bool:
+    """Whether a nested table has a setting. It has none of components that are not selected."""
+    for key in path:
+        if not isinstance(table, Mapping) or key not in table:
+            return False
+        table = table[key]
+    return True
