@@ -21,19 +21,27 @@ def watch(
     every: float = typer.Option(2.0, min=0.1, metavar="SECONDS", help="Seconds between updates."),
 ) -> None:
     """Show the curves of a run in the terminal, while it trains. Ends with the run. Ctrl-C does not stop the run."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     folder = paths.expand(run)
     first = _watched(_current(folder))
     console = Console(highlight=False)
     if not console.is_terminal:
-        Console(highlight=False, width=120).print(_table(folder, first))
+        state, table = _shown(folder, first)
+        typer.echo(state)
+        Console(highlight=False, width=120).print(table)
         return
-    with Live(_table(folder, first), console=console, auto_refresh=False) as live:
+
+    def group() -> Group:
+        state, table = _shown(folder, first)
+        return Group(Text(state), table)
+
+    with Live(group(), console=console, auto_refresh=False) as live:
         while _is_training(folder):
             time.sleep(every)
-            live.update(_table(folder, first), refresh=True)
+            live.update(group(), refresh=True)
 
 
 def _current(folder: Path) -> Path:
@@ -63,11 +71,10 @@ def _watched(folder: Path) -> Sequence[str]:
     return ()
 
 
-def _table(folder: Path, first: Sequence[str]) -> Any:
+def _shown(folder: Path, first: Sequence[str]) -> tuple[str, Any]:
+    """A line on the state of the run, and the table of its curves."""
     from rich.box import SIMPLE
-    from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     current = _current(folder)
     file = current / "metrics.jsonl"
@@ -80,7 +87,7 @@ def _table(folder: Path, first: Sequence[str]) -> Any:
         table.add_column(heading, justify="right" if heading.startswith("last") else "left", no_wrap=True)
     for curve in of_run:
         table.add_row(curve.name, curves.sparkline(curve.train), _last(curve.train), *_held_out(curve.held_out))
-    return Group(Text(f"{folder}: {state} at step {step}{hint}", overflow="ignore", no_wrap=True), table)
+    return f"{folder}: {state} at step {step}{hint}", table
 
 
 def _held_out(points: Sequence[curves.Point]) -> tuple[str, str]:
