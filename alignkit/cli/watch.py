@@ -13,7 +13,7 @@ import typer
 from alignkit import paths, yaml
 from alignkit.errors import AlignkitError, ConfigError, suggestion
 from alignkit.registry import Registry
-from alignkit.runs import curves, lock, manifest
+from alignkit.runs import curves, lock, manifest, recorded, resume
 
 
 def watch(
@@ -51,7 +51,7 @@ def _current(folder: Path) -> Path:
         ConfigError: no run is in it.
     """
     for each in (manifest.unfinished(folder), folder):
-        if (each / "config.yaml").is_file():
+        if (each / recorded.CONFIG).is_file():
             return each
     beside = [each.name.removesuffix(".unfinished") for each in folder.parent.glob("*/")]
     raise ConfigError(suggestion(f"watch: {folder} is not the folder of a run", folder.name, beside))
@@ -63,7 +63,7 @@ def _is_training(folder: Path) -> bool:
 
 def _watched(folder: Path) -> Sequence[str]:
     """The metrics that the run's stage prints, which come first. None if its plugin is not installed."""
-    config = yaml.load(folder / "config.yaml")
+    config = yaml.load(folder / recorded.CONFIG)
     registry = Registry()
     with contextlib.suppress(AlignkitError):
         registry.activate(*config["plugins"])
@@ -77,7 +77,7 @@ def _shown(folder: Path, first: Sequence[str]) -> tuple[str, Any]:
     from rich.table import Table
 
     current = _current(folder)
-    file = current / "metrics.jsonl"
+    file = current / resume.METRICS
     of_run = curves.read(file, first) if file.exists() else []
     step = max((points[-1].step for curve in of_run for points in curve[1:] if points), default=0)
     state = "is training" if _is_training(folder) else "finished" if manifest.is_run(current) else "stopped"

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.runs.resume import METRICS
+
 PICTURES = ("curves.svg", "curves.png")  # in the run folder
 PANELS = 12  # at most, in a picture
 COLUMNS = 3
@@ -88,7 +90,7 @@ def draw(folder: Path, title: str, first: Sequence[str] = ()) -> None:
 
     Needs matplotlib. Does nothing if there is nothing to draw yet.
     """
-    curves = read(folder / "metrics.jsonl", first)[:PANELS]
+    curves = read(folder / METRICS, first)[:PANELS]
     if not curves:
         return
     import matplotlib
