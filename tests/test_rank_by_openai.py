@@ -63,6 +63,7 @@ def test_pairs_and_lists_are_ranked(chat_server: ScriptedServer, rank: Callable[
     assert rank() == [[1, 0, 2], [0, 0]]
     assert len(chat_server.requests) == 2 * 4
 
+    Path("ranked.jsonl").unlink()  # a ranking of other samples, which is not overwritten
     write([letter * n for n, letter in enumerate("abcdef", 1)])
     assert rank("judge.largest=9") == [[0, 1, 2, 3, 4, 5]]
     assert len(chat_server.requests) == 8 + 2
