@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.runs import pictures
 from alignkit.runs.resume import METRICS
 
 PICTURES = ("curves.svg", "curves.png")  # in the run folder
@@ -42,7 +43,7 @@ def read(file: Path, first: Sequence[str] = ()) -> list[Curve]:
     A line that is not complete yet is left out, as are metrics that never change, and values that are not finite.
     """
     logged: dict[tuple[str, bool], dict[int, Point]] = {}
-    for row in _rows(file):
+    for row in rows(file):
         for key, value in row.items():
             name, held_out = key.removeprefix(HELD_OUT), key.startswith(HELD_OUT)
             if _is_drawn(name) and isinstance(value, int | float) and math.isfinite(value):
@@ -54,8 +55,9 @@ def read(file: Path, first: Sequence[str] = ()) -> list[Curve]:
     return [curve for curve in curves if curve.name in first or _changes(curve)]
 
 
-def _rows(file: Path) -> Iterable[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file such as ``metrics.jsonl`` that are JSON objects with a ``step``; others are left out."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -97,13 +99,12 @@ def draw(folder: Path, title: str, first: Sequence[str] = ()) -> None:
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(curves))
-    rows = math.ceil(len(curves) / columns)
-    style = {"svg.fonttype": "none", "svg.hashsalt": "alignkit", "font.size": 9}
-    with matplotlib.rc_context(style):  # text stays text; the same curves are the same file
-        figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.5), layout="constrained")
+    lines = math.ceil(len(curves) / columns)
+    with matplotlib.rc_context(pictures.STYLE):
+        figure = Figure(figsize=(3.6 * columns, 2.3 * lines + 0.5), layout="constrained")
         figure.suptitle(title, fontsize=11)
         for number, curve in enumerate(curves, 1):
-            axes = figure.add_subplot(rows, columns, number)
+            axes = figure.add_subplot(lines, columns, number)
             _draw(axes, curve)
             if number > len(curves) - columns:
                 axes.set_xlabel("step")
@@ -112,10 +113,7 @@ def draw(folder: Path, title: str, first: Sequence[str] = ()) -> None:
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower right", ncols=2, frameon=False)
         for name in PICTURES:
-            unfinished = folder / f".{name}"
-            kind = name.rpartition(".")[2]
-            figure.savefig(unfinished, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
-            unfinished.replace(folder / name)
+            pictures.save(figure, folder / name)
 
 
 def _draw(axes: object, curve: Curve) -> None:
