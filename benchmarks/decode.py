@@ -31,6 +31,7 @@ from alignkit.registry import Registry
 from alignkit.runs import locate_model
 
 GRAPHS = "decode graphs"  # the engine `decode` with rollout.cuda_graphs=true
+MERGED = "decode merged"  # the engine `decode` with rollout.merge_lora=true
 
 
 def main() -> None:
@@ -74,9 +75,10 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
 
 
 def build(engine: str, tokenizer: Any, sampling: Sampling) -> Callable[..., list[list[int]]]:
-    rollout = Registry().get("rollout", engine.removesuffix(" graphs"))
+    rollout = Registry().get("rollout", engine.partition(" ")[0])
     run = {"run": SimpleNamespace(say=print, device=run_device({}))} if rollout.name == "decode" else {}
-    config = rollout.config(cuda_graphs=True) if engine == GRAPHS else rollout.config()
+    settings = {GRAPHS: {"cuda_graphs": True}, MERGED: {"merge_lora": True}}.get(engine, {})
+    config = rollout.config(**settings)
     built: Callable[..., list[list[int]]] = rollout.build(config, tokenizer, sampling, **run)
     return built
 
@@ -98,7 +100,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:smollm2-135m")
     graphs = [GRAPHS] if torch.cuda.is_available() else []
-    parser.add_argument("--engines", nargs="+", default=["generate", "decode", *graphs, "continuous"])
+    parser.add_argument("--engines", nargs="+", default=["generate", "decode", MERGED, *graphs, "continuous"])
     parser.add_argument("--rows", type=int, default=32, help="answers in a batch")
     parser.add_argument("--samples", type=int, default=1, help="answers per prompt")
     parser.add_argument("--new-tokens", type=int, default=48, help="maximum tokens of an answer")

@@ -20,7 +20,8 @@ from alignkit.batches import SampledAnswers, Sampling
 from alignkit.generation import step_graph
 from alignkit.generation.cache import cache_of
 from alignkit.models import logit_form
-from alignkit.models.lora_forward import lora_forward
+from alignkit.models.device_and_dtype import compute_dtype
+from alignkit.models.lora_forward import lora_forward, merged_lora
 
 LEAVE = 0.125  # the share of a batch that has to be finished before it leaves: that copies the cache of the others
 LEAVE_GRAPH = 0.5  # the same with graphs: each number of rows is another graph
@@ -91,20 +92,26 @@ class Step(NamedTuple):
 
 @torch.no_grad()
 def decode(
-    model: Any, prompts: Sequence[list[int]], sampling: Sampling, streamer: Any = None, graphs: bool = False
+    model: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    streamer: Any = None,
+    graphs: bool = False,
+    merged: bool = False,
 ) -> SampledAnswers:
     """Sample ``sampling.samples`` answers to each prompt in turn, with their log-probabilities.
 
     An answer is token ids up to and including the stop token, if it has one. ``streamer`` is one of Transformers' and
-    gets the tokens of a single answer. With ``graphs``, each step is a CUDA graph, if there is CUDA. For random numbers
-    see :func:`steps`.
+    gets the tokens of a single answer. With ``graphs``, each step is a CUDA graph, if there is CUDA. With ``merged``,
+    LoRA layers are :func:`merged_lora`, and there are no log-probabilities except in fp32: those of the policy differ.
+    For random numbers see :func:`steps`.
     """
     times = 1 if sampling.temperature else sampling.samples  # greedy answers to one prompt are all the same
     sampling = dataclasses.replace(sampling, samples=sampling.samples // times)
     drawn: list[Step] = []
     if streamer:
         streamer.put(torch.tensor(prompts))
-    for step in steps(model, prompts, sampling, graphs):
+    for step in steps(model, prompts, sampling, graphs, merged):
         drawn.append(step)
         if streamer:
             streamer.put(step.tokens.cpu())
@@ -117,11 +124,15 @@ def decode(
             answers[number].append(token)
             logps[number].append(logp)
     repeated = [number for number in range(len(answers)) for _ in range(times)]
-    return SampledAnswers((list(answers[number]) for number in repeated), [list(logps[number]) for number in repeated])
+    exact = not merged or compute_dtype(logit_form.base_of(model)) is torch.float32
+    logps_of_all = [list(logps[number]) for number in repeated] if exact else None
+    return SampledAnswers((list(answers[number]) for number in repeated), logps_of_all)
 
 
 @torch.no_grad()
-def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling, graphs: bool = False) -> Iterator[Step]:
+def steps(
+    model: Any, prompts: Sequence[list[int]], sampling: Sampling, graphs: bool = False, merged: bool = False
+) -> Iterator[Step]:
     """The tokens of all answers, position by position.
 
     The random numbers of all answers are drawn first, from torch's global CPU generator. So those of an answer depend
@@ -129,7 +140,7 @@ def steps(model: Any, prompts: Sequence[list[int]], sampling: Sampling, graphs: 
     """
     uniform = torch.rand(len(prompts) * sampling.samples, sampling.max_new_tokens, dtype=torch.double)
     distinct = {tuple(prompt): row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    with lora_forward(model):
+    with merged_lora(model) if merged else lora_forward(model):
         length = max(map(len, prompts)) + sampling.max_new_tokens
         decoder = Decoder(model, [list(prompt) for prompt in distinct], length, graphs)
         device = decoder.mask.device

@@ -16,6 +16,7 @@ from alignkit.errors import AlignkitError, one_line
 from alignkit.generation.decode import Decoder, decode
 from alignkit.generation.hf_generate import generate, without_generation_config
 from alignkit.models import logit_form
+from alignkit.models.device_and_dtype import compute_dtype
 from alignkit.models.lora_forward import lora_forward
 from alignkit.runs import base
 
@@ -35,24 +36,26 @@ def sample(
     say: Callable[[str], None] = print,
     streamer: Any = None,
     cuda_graphs: bool = False,
+    merged: bool = False,
 ) -> SampledAnswers:
     """Sample ``sampling.samples`` answers to each prompt in turn, as token ids up to and including a stop token.
 
     All prompts are one batch. :mod:`alignkit.generation.decode` samples where its logits are those of Transformers'
     ``generate``, which is checked once for each model. Elsewhere ``generate`` does, and ``say`` gets one line.
     ``streamer`` is one of Transformers' and gets the tokens of a single answer. ``cuda_graphs`` makes each step a CUDA
-    graph; what is checked, and the line, are the same.
+    graph; what is checked, and the line, are the same. With ``merged``, LoRA is added to copies of the weights first,
+    see :func:`merged_lora`.
 
     Raises:
-        AlignkitError: a prompt with its answer is too long for the model.
+        AlignkitError: a prompt with its answer is too long for the model; ``merged``, and no layer can be merged.
     """
     width = max(map(len, prompts))
     length = f"a prompt of {width} tokens and up to {sampling.max_new_tokens} of its answer"
     base.check_length(model, width + sampling.max_new_tokens, length, "Sample fewer new tokens, or shorten the prompt")
     if cuda_graphs and is_supported(model, prompts[0], say, graphs=True):
-        return decode(model, prompts, sampling, streamer, graphs=True)
+        return decode(model, prompts, sampling, streamer, graphs=True, merged=merged)
     if is_supported(model, prompts[0], say):
-        return decode(model, prompts, sampling, streamer)
+        return decode(model, prompts, sampling, streamer, merged=merged)
     return generate(model, tokenizer, prompts, sampling, streamer)
 
 
@@ -90,9 +93,7 @@ def difference(model: Any, prompt: list[int], graphs: bool = False) -> str | Non
     It decodes three tokens after ``prompt`` and after its last token alone, so that one row is padded. Meanwhile rows
     are repeated, reordered and removed. Errors of the device are raised.
     """
-    dtype, kind = logit_form.base_of(model).dtype, model.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
-    tolerance = 1e-4 if dtype is torch.float32 else 0.05
+    tolerance = 1e-4 if compute_dtype(logit_form.base_of(model)) is torch.float32 else 0.05
     try:
         expected, sequences = _greedy_logits(model, prompt)
         with lora_forward(model):

@@ -49,6 +49,13 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     return torch.float32
 
 
+def compute_dtype(model: Any) -> torch.dtype:
+    """The number format in which a forward pass of ``model`` computes here: that of autocast, or of its weights."""
+    kind = model.device.type
+    dtype: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return dtype
+
+
 def dtype_of_run(record: Mapping[str, Any]) -> torch.dtype:
     """The number format in which a finished run was computed. ``record`` is its manifest.
 

@@ -8,12 +8,17 @@ dtype in which the base computes, and saves its input and the product with A. Th
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from alignkit.errors import AlignkitError
+from alignkit.models.device_and_dtype import compute_dtype
+from alignkit.models.logit_form import base_of
 from alignkit.models.peft_internals import plain_lora_layers
 
 
@@ -96,3 +101,30 @@ def lora_forward(model: Any, prepared: dict[Any, Any] | None = None) -> Iterator
     finally:
         for layer in layers:
             del layer.forward
+
+
+@contextlib.contextmanager
+def merged_lora(model: Any) -> Iterator[None]:
+    """Run the LoRA layers of ``model`` as one product each, with copies of their weights that the adapter is added to.
+
+    For decoding, without gradients. The copies are in the dtype in which the layers compute: in bf16, what a small
+    adapter adds may be lost to rounding. They take as much memory as the weights of these layers. The weights
+    themselves are not touched.
+
+    Raises:
+        AlignkitError: no layer is plain LoRA on a linear layer that is not quantized.
+    """
+    dtype = compute_dtype(base_of(model))
+    layers = {layer: name for layer, name in plain_lora_layers(model).items() if type(layer.base_layer) is nn.Linear}
+    if not layers:
+        raise AlignkitError(
+            "merging LoRA needs LoRA layers on linear layers that are not quantized: set merge_lora=false"
+        )
+    with lora_forward(model), torch.no_grad():
+        for layer, name in layers.items():
+            base = layer.base_layer
+            added = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
+            bias = None if base.bias is None else base.bias.to(dtype)
+            weight = (base.weight.float() + added).to(dtype)
+            layer.forward = functools.partial(functional.linear, weight=weight, bias=bias)
+        yield

@@ -24,3 +24,7 @@ class DecodeConfig(BatchConfig):
     cuda_graphs: bool = option(
         False, "launch each step as a CUDA graph: faster for small models, and attention is over the longest answer"
     )
+    merge_lora: bool = option(
+        False,
+        "decode with copies of the weights that the LoRA adapter is added to: faster, takes memory, rounds in bf16",
+    )

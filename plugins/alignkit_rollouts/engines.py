@@ -30,7 +30,9 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     return _in_batches(
         config,
         sampling,
-        lambda policy, part: sample(policy, tokenizer, part, sampling, run.say, cuda_graphs=graphs),
+        lambda policy, part: sample(
+            policy, tokenizer, part, sampling, run.say, cuda_graphs=graphs, merged=config.merge_lora
+        ),
     )
 
 
