@@ -307,11 +307,14 @@ def test_ppo_decodes_by_default(
     monkeypatch.syspath_prepend(str(tmp_path))
     small = ["ppo.policy=base", "reward.name=function", "reward.call=scores:length", "ppo.iterations=1"]
     small += ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4", "train.max_steps=1"]
-    used: list[int] = []
+    merged: list[bool] = []
     plain = decode
-    monkeypatch.setattr(sampling, "decode", lambda *args: used.append(1) or plain(*args))
+    monkeypatch.setattr(
+        sampling, "decode", lambda *args, **options: merged.append(options["merged"]) or plain(*args, **options)
+    )
     run_stage("ppo", *small)
-    assert used
+    run_stage("ppo", *small, "--overwrite", "rollout.merge_lora=true")
+    assert {False, True} <= set(merged)
     assert "generate" not in capsys.readouterr().out.partition("\nppo\n")[2]
 
     monkeypatch.setattr(sampling, "difference", lambda *_: "why")
