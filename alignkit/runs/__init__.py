@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["fingerprint", "is_run", "locate_model", "make_plan", "model_folder", "pipeline", "read_manifest"]
+__all__ = [
+    "fingerprint",
+    "is_run",
+    "locate_model",
+    "make_plan",
+    "model_folder",
+    "pipeline",
+    "read_manifest",
+    "write_json",
+]
 
 if TYPE_CHECKING:
     from alignkit.runs.base import folder_of as model_folder
     from alignkit.runs.base import locate as locate_model
     from alignkit.runs.fingerprints import of as fingerprint
-    from alignkit.runs.manifest import is_run
+    from alignkit.runs.manifest import is_run, write_json
     from alignkit.runs.manifest import read as read_manifest
     from alignkit.runs.plan import make as make_plan
     from alignkit.runs.plan import pipeline

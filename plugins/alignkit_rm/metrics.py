@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkit.evaluation import error_bar
+from alignkit_rm.pairs import Pairs, calibration_error, is_higher, pairs_of
 
 Array = NDArray[Any]
 
@@ -17,49 +18,44 @@ Array = NDArray[Any]
 def evaluate(
     scores: Array, ranks: Array, lengths: Array, scale: float = 1.0, prompts: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """Metrics of groups: ``scores``, ``ranks`` and ``lengths`` [G, K]; a negative rank is padding.
-
-    ``prompts`` [G] are the indices of the groups' prompts, if groups share prompts. Losses were computed on the scores
-    times ``scale``.
+    """Metrics of groups, which are given as to :func:`alignkit_rm.pairs.pairs_of`.
 
     - ``accuracy``: the pairwise accuracy, which is the share of pairs (without ties) whose better answer has the higher
-      score, with its standard error over prompts, because the pairs of a prompt are not independent;
-      ``accuracy_distance_1``, ``_2``, ``_3plus``: that of pairs by distance in rank
+      score; ``accuracy_distance_1``, ``_2``, ``_3plus``: that of pairs by distance in rank. ``..._error`` is the
+      standard error of each over prompts, because the pairs of a prompt are not independent
     - ``ece``: the expected calibration error in ten bins: how far sigmoid(score difference * ``scale``) is from the
       accuracy
     - ``length_correlation``: Pearson's correlation of score and answer length within a prompt; ``length_accuracy``: the
       accuracy of "longer is better" or "shorter is better", whichever is higher
     - ``score_mean`` and ``score_std``: over answers
     """
-    differences, distances, longer, prompt_of_pair = [], [], [], []
-    centred: list[tuple[float, float]] = []
-    prompts = range(len(scores)) if prompts is None else prompts
-    for prompt, score, rank, length in zip(prompts, scores, ranks, lengths, strict=True):
-        answers = rank >= 0
-        score, length = score[answers], length[answers]
-        place = np.unique(rank[answers], return_inverse=True)[1]
-        better, worse = np.nonzero(place[:, None] < place[None, :])
-        differences += list((score[better] - score[worse]) * scale)
-        distances += list(place[worse] - place[better])
-        longer += list(_is_higher(length[better] - length[worse]))
-        prompt_of_pair += [prompt] * len(better)
-        centred += list(zip(score - score.mean(), length - length.mean(), strict=True))
-    correct, distance, length_correct = _is_higher(np.array(differences)), np.array(distances), np.array(longer)
-    answer_scores = scores[ranks >= 0]
+    pairs = pairs_of(scores, ranks, lengths, scale, prompts)
+    length_accuracy = is_higher(pairs.length_difference).mean()
+    answers = ranks >= 0
+    groups = zip(scores, lengths, answers, strict=True)
+    centred = np.concatenate([_centred(np.stack([score[of], length[of]])) for score, length, of in groups], axis=1)
     metrics = {
-        "accuracy": float(correct.mean()),
-        **error_bar("accuracy_error", correct, np.array(prompt_of_pair)),
-        "pairs": float(len(correct)),
-        "ece": _calibration_error(np.array(differences)),
-        "length_correlation": _correlation(*np.array(centred).T),
-        "length_accuracy": float(max(length_correct.mean(), 1 - length_correct.mean())),
-        "score_mean": float(answer_scores.mean()),
-        "score_std": float(answer_scores.std()),
+        **_accuracy("accuracy", pairs),
+        "pairs": float(len(pairs.difference)),
+        "ece": calibration_error(pairs),
+        "length_correlation": _correlation(*centred),
+        "length_accuracy": float(max(length_accuracy, 1 - length_accuracy)),
+        "score_mean": float(scores[answers].mean()),
+        "score_std": float(scores[answers].std()),
     }
-    for name, pairs in (("1", distance == 1), ("2", distance == 2), ("3plus", distance >= 3)):
-        if pairs.any():
-            metrics[f"accuracy_distance_{name}"] = float(correct[pairs].mean())
+    distance = pairs.distance
+    for name, chosen in (("1", distance == 1), ("2", distance == 2), ("3plus", distance >= 3)):
+        if chosen.any():
+            metrics |= _accuracy(f"accuracy_distance_{name}", pairs.where(chosen))
     return metrics
+
+
+def _accuracy(name: str, pairs: Pairs) -> dict[str, float]:
+    return {name: float(pairs.correct.mean()), **error_bar(f"{name}_error", pairs.correct, pairs.prompt)}
+
+
+def _centred(values: Array) -> Array:
+    return values - values.mean(axis=1, keepdims=True)
 
 
 def verdict(metrics: dict[str, float]) -> str:
@@ -80,18 +76,6 @@ def verdict(metrics: dict[str, float]) -> str:
     if cautions:
         return f"usable for PPO with care: {measured}, but {'; '.join(cautions)}"
     return f"usable for PPO: {measured}"
-
-
-def _is_higher(difference: Array) -> Array:
-    """1 where a difference is positive, 1/2 where it is 0, else 0."""
-    return (difference > 0) + 0.5 * (difference == 0)
-
-
-def _calibration_error(difference: Array) -> float:
-    confidence = 1 / (1 + np.exp(-np.abs(difference)))
-    bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9)
-    gap = confidence - _is_higher(difference)
-    return float(sum(abs(gap[bins == b].sum()) for b in range(10)) / len(difference))
 
 
 def _correlation(a: Array, b: Array) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from alignkit.models import (
     without_dropout,
 )
 from alignkit.training import Means
-from alignkit_rm import metrics
+from alignkit_rm import metrics, pairs
 from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalise import normalise
 
@@ -44,6 +45,7 @@ def build(run: Run) -> RewardTrainer:
         loss=loss,
         pad=run.tokenizer.pad_token_id,
         forward_tokens=config.forward_tokens,
+        folder=run.folder,
         model=model,
         args=args,
         train_dataset=groups,
@@ -73,11 +75,12 @@ class RewardTrainer(transformers.Trainer):
 
     loss_is_scaled_for_ga = True  # the loss is divided by the groups of the whole optimizer step
 
-    def __init__(self, *, loss: Any, pad: int, forward_tokens: int | None, **kwargs: Any) -> None:
+    def __init__(self, *, loss: Any, pad: int, forward_tokens: int | None, folder: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs, compute_metrics=self._metrics)
         self.loss = loss
         self.pad = pad
         self.forward_tokens = forward_tokens
+        self.folder = folder  # of the run
         self.shared_prompt = False
         self.scale = 1.0  # the scores were divided by it when they were normalised; losses undo that
         self.means = Means(self.accelerator)  # over groups
@@ -187,7 +190,10 @@ class RewardTrainer(transformers.Trainer):
         ranks, lengths = prediction.label_ids[..., 0], prediction.label_ids[..., 1]
         index: dict[tuple[int, ...], int] = {}  # of each distinct prompt
         prompts = [index.setdefault(tuple(group.branches.prompt), len(index)) for group in self.eval_dataset]
-        return metrics.evaluate(prediction.predictions, ranks, lengths, self.scale, prompts)
+        groups = (prediction.predictions, ranks, lengths, self.scale, prompts)
+        if self.is_world_process_zero():
+            pairs.write(self.folder, self.state.global_step, pairs.pairs_of(*groups))
+        return metrics.evaluate(*groups)
 
 
 def ranked_scores(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:

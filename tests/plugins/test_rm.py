@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,37 @@ def test_where_the_tokenizer_has_a_pad_token_plain_batches_are_scored_right_too(
 
     assert record(folder)["pad_token_id"] == tokenizer.convert_tokens_to_ids("<pad>")
     assert plain_scores(folder, rows, batched=True) == pytest.approx(plain_scores(folder, rows, False), abs=1e-4)
+
+
+def test_pairs_json_has_the_pairs_of_the_saved_model(train_rm: Callable[..., Path], tmp_path: Path) -> None:
+    """By the scores of plain Transformers; predicted probabilities are on the scale of the loss."""
+    rows = [{"prompt": f"p{n}", "responses": ["b", "c c", "e"], "ranks": [n % 2, 1, 3]} for n in range(4)]
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = train_rm(
+        *("--plugin", "full", f"data.eval_path={held_out}", "data.eval_size=0", "train.max_steps=3"),
+        *("train.learning_rate=0.01", "train.bf16=false"),
+    )
+    scale = record(folder)["normalisation"]["deviation"]
+    given = [(row["prompt"], answer) for row in rows for answer in row["responses"]]
+    scores = np.reshape(plain_scores(folder, given, batched=False), (4, 3))
+    right, confidence = dict[int, list[bool]](), list[float]()
+    for row, of_row in zip(rows, scores, strict=True):
+        order = sorted(set(row["ranks"]))
+        for better, worse in itertools.permutations(range(3), 2):
+            distance = order.index(row["ranks"][worse]) - order.index(row["ranks"][better])
+            if distance > 0:
+                right.setdefault(distance, []).append(of_row[better] > of_row[worse])
+                confidence.append(1 / (1 + math.exp(-abs(of_row[better] - of_row[worse]) * scale)))
+    table = json.loads((folder / "pairs.json").read_text())
+
+    assert table["step"] == 3
+    assert [(row["distance"], row["pairs"], row["accuracy"]) for row in table["by_distance"]] == [
+        (distance, len(right[distance]), pytest.approx(np.mean(right[distance]))) for distance in (1, 2)
+    ]
+    assert sum(row["pairs"] for row in table["calibration"]) == len(confidence) == 10
+    predicted = sum(row["predicted"] * row["pairs"] for row in table["calibration"])
+    assert predicted == pytest.approx(sum(confidence), rel=1e-3)
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])

@@ -13,7 +13,7 @@ import torch
 
 from alignkit import NoConfig, RankedScores, Ranking
 from alignkit.data.encoding import Branches, Ranked
-from alignkit_rm import losses, metrics
+from alignkit_rm import losses, metrics, pairs
 from alignkit_rm.config import BradleyTerryConfig
 from alignkit_rm.groups import merge_pairs
 from alignkit_rm.trainer import collate, ranked_scores
@@ -182,6 +182,36 @@ def test_calibration_is_zero_where_confidence_is_right() -> None:
     assert found["ece"] == pytest.approx(0, abs=1e-9)
     assert metrics.evaluate(scores * 100, np.array([[0, 1]] * 4), np.ones((4, 2)))["ece"] == pytest.approx(0.25)
     assert metrics.evaluate(scores * 100, np.array([[0, 1]] * 4), np.ones((4, 2)), scale=0.01)["ece"] < 1e-9
+
+
+def test_pairs_by_distance_and_their_calibration_by_hand() -> None:
+    scores = np.array([[3.0, 2.0, 1.0], [0.0, 1.0, 0.0]])
+    ranks = np.array([[0, 5, 7], [0, 1, -1]])  # distances count ranks that answers of the prompt have
+    of = pairs.pairs_of(scores, ranks, np.ones((2, 3)))
+    sigmoid_1, sigmoid_2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
+    # three pairs, two of them right and of the first prompt: the prompts' sums differ from the mean by 2 - 2 * 2/3
+    # and 0 - 2/3
+    error = pytest.approx(math.sqrt(2 * (2 / 3) ** 2 * 2) / 3)
+
+    assert pairs.by_distance(of) == [
+        {"distance": 1, "pairs": 3, "accuracy": pytest.approx(2 / 3), "error": error},
+        {"distance": 2, "pairs": 1, "accuracy": 1.0, "error": None},
+    ]
+    assert pairs.calibration(of) == [
+        {"predicted": pytest.approx(sigmoid_1), "observed": pytest.approx(2 / 3), "error": error, "pairs": 3},
+        {"predicted": pytest.approx(sigmoid_2), "observed": 1.0, "error": None, "pairs": 1},
+    ]
+    assert pairs.calibration_error(of) == pytest.approx((3 * (sigmoid_1 - 2 / 3) + (1 - sigmoid_2)) / 4)
+    measured = metrics.evaluate(scores, ranks, np.ones((2, 3)))
+    assert measured["accuracy_distance_1_error"] == error
+    assert "accuracy_distance_2_error" not in measured
+
+
+def test_equal_scores_predict_one_half_and_extreme_ones_one() -> None:
+    of = pairs.pairs_of(np.array([[1.0, 1.0], [900.0, 0.0]]), np.array([[0, 1]] * 2), np.ones((2, 2)))
+
+    assert [(row["predicted"], row["observed"]) for row in pairs.calibration(of)] == [(0.5, 0.5), (1.0, 1.0)]
+    assert [row["accuracy"] for row in pairs.by_distance(of)] == [0.75]
 
 
 def judged(**changed: float) -> str:
