@@ -122,15 +122,16 @@ class Curves(TrainerCallback):
     """Draws the run's curves, as often as that takes less than a hundredth of the time, and at the end."""
 
     SHARE = 0.01
+    FIRST = 2.0  # seconds that the first picture is expected to take: matplotlib is imported then
 
     def __init__(self, run: Run) -> None:
         self.say, self.folder, stage = run.say, run.folder, run.config.stage.component
         self.title, self.first = f"{run.config.folder}: {stage.summary}", stage.watch
-        self.started, self.spent = time.monotonic(), 0.0
+        self.started, self.spent, self.last = time.monotonic(), 0.0, self.FIRST
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         elapsed = time.monotonic() - self.started
-        if state.is_world_process_zero and self.spent < self.SHARE * elapsed:
+        if state.is_world_process_zero and self.spent + self.last <= self.SHARE * elapsed:
             self._draw()
 
     def on_train_end(
@@ -146,7 +147,8 @@ class Curves(TrainerCallback):
         except Exception as error:  # a picture must not end a run
             self.say(f"warning: the curves could not be drawn: {one_line(error)}")
             self.spent = math.inf
-        self.spent += time.monotonic() - started
+        self.last = time.monotonic() - started
+        self.spent += self.last
 
 
 class Resumed(TrainerCallback):
