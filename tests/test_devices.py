@@ -77,7 +77,7 @@ def test_a_cpu_does_not_train_in_fp16(train: Callable[..., Path]) -> None:
 
 def test_less_pretraining_text_than_processes_is_refused() -> None:
     from alignkit import ConfigError
-    from alignkit.online.build import microbatches
+    from alignkit.online.config import microbatches
     from alignkit_ppo.config import PPOConfig
 
     config = PPOConfig(batch_size=8, minibatches=1, ptx_coef=1.0, ptx_batch_size=1)

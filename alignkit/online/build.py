@@ -6,9 +6,8 @@ from typing import TypeVar
 
 import transformers
 
-from alignkit.errors import ConfigError
 from alignkit.models import assemble
-from alignkit.online.config import OnlineConfig
+from alignkit.online.config import OnlineConfig, microbatches
 from alignkit.online.prompts import encode_prompts
 from alignkit.online.ptx import encode_texts
 from alignkit.online.trainer import OnlineTrainer
@@ -27,8 +26,6 @@ def build_trainer(run: Run, trainer: type[T]) -> T:
     config: OnlineConfig = run.config.stage.config
     table, train = run.config.stage.component.name, run.config.train
     microbatch, accumulation = microbatches(table, config, train["per_device_train_batch_size"], run.processes)
-    if config.keep == "best" and not run.eval_rows:
-        raise ConfigError(f"{table}.keep=best needs held-out prompts: set data.eval_size")
     prompts, held_out = encode_prompts(run, run.train_rows), encode_prompts(run, run.eval_rows)
     texts = encode_texts(run) if config.ptx_coef else []
     max_steps = train.get("max_steps", -1)
@@ -64,31 +61,3 @@ def build_trainer(run: Run, trainer: type[T]) -> T:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
-
-
-def microbatches(table: str, config: OnlineConfig, wanted: int, processes: int) -> tuple[int, int]:
-    """Answers per microbatch, and microbatches per optimizer step and process.
-
-    The microbatch is of ``wanted`` answers, or the whole minibatch of a process if that is smaller.
-
-    Raises:
-        ConfigError: batch, minibatches, processes and microbatches do not divide; a process would have no ptx text.
-    """
-    prompts, rest = divmod(config.batch_size, config.samples_per_prompt)
-    if rest or prompts % processes:
-        raise ConfigError(
-            f"{table}.batch_size must be a multiple of {table}.samples_per_prompt times the number of processes"
-        )
-    if config.ptx_coef and config.ptx_batch_size < processes:
-        raise ConfigError(
-            f"{table}.ptx_batch_size={config.ptx_batch_size} is less than one text for each of the {processes} "
-            "processes"
-        )
-    minibatch, rest = divmod(config.batch_size, config.minibatches * processes)
-    size = min(wanted, minibatch)
-    if rest or not minibatch or minibatch % size:
-        raise ConfigError(
-            f"{table}.batch_size={config.batch_size} cannot be split into {table}.minibatches={config.minibatches} of "
-            f"whole microbatches (train.per_device_train_batch_size={wanted}, {processes} processes)"
-        )
-    return size, minibatch // size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from alignkit.components import option
 from alignkit.config.data_sources import DataPath, parse
 from alignkit.errors import ConfigError
+from alignkit.protocols import Plan
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class OnlineConfig:
         return self.epochs * self.minibatches
 
 
-def check(table: str, config: OnlineConfig) -> None:
+def check(table: str, config: OnlineConfig, plan: Plan | None) -> None:
     """Check what can be checked without a model. ``table`` is the stage's name, for messages.
+
+    Without a ``plan``, what depends on the ``train`` table, the data and the number of processes is not checked.
 
     Raises:
         ConfigError: settings contradict each other.
@@ -100,6 +104,40 @@ def check(table: str, config: OnlineConfig) -> None:
         raise ConfigError(
             f"{table}.keep=best saves a policy that was evaluated, {table}.ema saves an average: choose one"
         )
+    if plan is None:
+        return
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    microbatches(table, config, plan.config.train["per_device_train_batch_size"], processes)
+    if config.keep == "best" and not plan.eval_rows:
+        raise ConfigError(f"{table}.keep=best needs held-out prompts: set data.eval_size")
+
+
+def microbatches(table: str, config: OnlineConfig, wanted: int, processes: int) -> tuple[int, int]:
+    """Answers per microbatch, and microbatches per optimizer step and process.
+
+    The microbatch is of ``wanted`` answers, or the whole minibatch of a process if that is smaller.
+
+    Raises:
+        ConfigError: batch, minibatches, processes and microbatches do not divide; a process would have no ptx text.
+    """
+    prompts, rest = divmod(config.batch_size, config.samples_per_prompt)
+    if rest or prompts % processes:
+        raise ConfigError(
+            f"{table}.batch_size must be a multiple of {table}.samples_per_prompt times the number of processes"
+        )
+    if config.ptx_coef and config.ptx_batch_size < processes:
+        raise ConfigError(
+            f"{table}.ptx_batch_size={config.ptx_batch_size} is less than one text for each of the {processes} "
+            "processes"
+        )
+    minibatch, rest = divmod(config.batch_size, config.minibatches * processes)
+    size = min(wanted, minibatch)
+    if rest or not minibatch or minibatch % size:
+        raise ConfigError(
+            f"{table}.batch_size={config.batch_size} cannot be split into {table}.minibatches={config.minibatches} of "
+            f"whole microbatches (train.per_device_train_batch_size={wanted}, {processes} processes)"
+        )
+    return size, minibatch // size
 
 
 def refused_train_keys(table: str) -> dict[str, str]:

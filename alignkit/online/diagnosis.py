@@ -87,19 +87,18 @@ class FailureSigns:
     def check(self, metrics: Mapping[str, float], first: Mapping[str, float]) -> None:
         """Compare the metrics of an iteration with those of the first."""
         collapsed = metrics["entropy"] < 0.2 * first["entropy"]
-        self._warn(
+        self.warn(
             "entropy", collapsed, f"entropy has fallen below a fifth of its initial value. Raise {self.table}.kl_coef"
         )
         endless = self.expect_eos and metrics["eos_rate"] < 0.05
-        self._warn(
-            "eos", endless, f"almost no answers end. Raise {self.table}.response_length, or train SFT for longer"
-        )
+        self.warn("eos", endless, f"almost no answers end. Raise {self.table}.response_length, or train SFT for longer")
         longer = metrics["length"] > 2 * first["length"] and metrics["score"] > first["score"]
-        self._warn(
+        self.warn(
             "length", longer, "answers are twice as long as at first, and score higher. The reward may favour length"
         )
 
-    def _warn(self, sign: str, present: bool, warning: str) -> None:
+    def warn(self, sign: str, present: bool, warning: str) -> None:
+        """Print the warning about a sign if it is present, once."""
         if present and sign not in self.warned:
             self.warned.add(sign)
             self.say(f"warning: {warning}")

@@ -60,12 +60,13 @@ def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: Sequen
 
 
 def without_fields(rewards: Sequence[Selected], rows: Sequence[Located]) -> dict[str, str]:
-    """The rows without a field that a reward reads: location -> reason."""
+    """The rows without a field that a reward reads, or with a blank one: location -> reason."""
     reads = {field: reward.component.name for reward in rewards for field in reward.component.fields}
     bad = {}
     for where, row in rows if reads else ():
         for field, reward in reads.items():
-            if getattr(row, "fields", {}).get(field) is None:
+            value = getattr(row, "fields", {}).get(field)
+            if value is None or (isinstance(value, str) and not value.strip()):
                 bad[where] = f"{where}: reward '{reward}' needs the field '{field}'"
     return bad
 

@@ -42,7 +42,11 @@ class GRPOTrainer(OnlineTrainer):
         if config.kl == "reward":
             advantages = advantages + penalty.flip(1).cumsum(1).flip(1) * mask
         equal = without_spread(rollouts.scores, rollouts.kept, size)
-        return Advantages(advantages, metrics={"equal_scores": self.statistics.mean(equal.float())})
+        share = self.statistics.mean(equal.float())
+        self.signs.warn(
+            "equal", share == 1, "all answers to each prompt of an iteration score the same: none is better"
+        )
+        return Advantages(advantages, metrics={"equal_scores": share})
 
     def get_batch_samples(self, *args: Any) -> Any:
         """The microbatches of a step, with the weight of each token in the loss.

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from alignkit import Answers, DataError
 
 # A comma is part of a number only before groups of three digits, and exponents are small: 1e999999999 fills the memory.
 NUMBER = re.compile(
-    r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?\d{1,2}(?!\d))?"
+    r"(?:(?<![\w)])[-+][$€£¥]?)?"
+    r"(?:\d+ \d+/\d+|(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?\d{1,2}(?!\d))?)"
 )
-UNIT = re.compile(r"(?<=\d)(?:\\text\{[^{}]*\}|\s+[^\W\d_]{2,}[^\d\\]*)$")  # after a number
-FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}")
-IGNORED = re.compile(r"\s|\\left|\\right|\\[,;!]|\\text|\\%|[${}%]")
+QUANTITY = re.compile(rf"(?P<number>{NUMBER.pattern})(?P<unit>[^\W\d_]{{2,}}[^\d\\]*(?:\^\d)?)?")
+FRACTION = re.compile(r"\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(-?\d+)\}|(\d))")
+MINUS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
+SPACES = r"(?<!\d)\s+|\s+(?!\d)|(?<=\d)\s(?=\d{3}(?!\d))"  # but for the one in "3 1/2"
+IGNORED = re.compile(SPACES + r"|\\left|\\right|\\[,;!$%]|\\text|\\mathrm|\^\{?\\circ\}?|[${}%€£¥]")
+
+
+class Quantity(NamedTuple):
+    """A number, and its unit if there is one."""
+
+    number: Fraction
+    unit: str
 
 
 def score(answers: Answers) -> list[float]:
@@ -25,17 +36,22 @@ def score(answers: Answers) -> list[float]:
 
 
 def is_right(text: str, right: str) -> bool:
-    """Whether the final answer in ``text`` equals the right one, as a number if both are, else as written."""
+    """Whether the final answer in ``text`` equals the right one, as a number if both are, else as written.
+
+    Units are compared if both have one.
+    """
     marked = _marked(right)
-    expected = right.strip() if marked is None else marked
-    found = _marked(text)
-    if found is None and _number(expected) is not None:
-        numbers = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    expected = right if marked is None else marked
+    wanted, found = _quantity(expected), _marked(text)
+    if found is None and wanted is not None:
+        numbers = NUMBER.findall(_with_fractions(text))
         found = numbers[-1] if numbers else None
     if found is None:
         return False
-    given, wanted = _number(UNIT.sub("", found)), _number(expected)
-    return _plain(found) == _plain(expected) if given is None or wanted is None else given == wanted
+    given = _quantity(found)
+    if given is None or wanted is None:
+        return _plain(found) == _plain(expected)
+    return given.number == wanted.number and (given.unit == wanted.unit or not (given.unit and wanted.unit))
 
 
 def _marked(text: str) -> str | None:
@@ -52,18 +68,25 @@ def _marked(text: str) -> str | None:
     return rest  # the answer was cut off
 
 
+def _with_fractions(expression: str) -> str:
+    r"""With ``3/4`` for ``\frac{3}{4}``, and every minus sign as ``-``."""
+    return FRACTION.sub(r" \1\2/\3\4", expression.translate(MINUS))
+
+
 def _plain(expression: str) -> str:
-    r"""Without spaces, dollar and percent signs, braces, and commands that change only how it looks."""
-    fractions = FRACTION.sub(r"\1/\2", expression.replace("\N{MINUS SIGN}", "-"))
-    return IGNORED.sub("", fractions).rstrip(".")
+    r"""Without spaces, currency and percent signs, braces, and commands that change only how it looks."""
+    return IGNORED.sub("", _with_fractions(expression)).rstrip("*.").lstrip("*")
 
 
-def _number(expression: str) -> Fraction | None:
-    """The number that an expression is, such as ``1,234.50``, ``$7``, ``3/4`` or ``50%`` (which is 50), or None."""
-    plain = _plain(expression)
-    if NUMBER.fullmatch(plain) is None:
+def _quantity(expression: str) -> Quantity | None:
+    """What an expression is, such as ``1,234.50``, ``$7``, ``3 1/2``, ``50%`` (which is 50) or ``5 km``, or None."""
+    match = QUANTITY.fullmatch(_plain(expression))
+    if match is None:
         return None
+    number = match["number"].replace(",", "")
+    whole, _, rest = number.lstrip("+-").rpartition(" ")
     try:
-        return Fraction(plain.replace(",", ""))
+        size = Fraction(whole or 0) + Fraction(rest)
     except (ValueError, ZeroDivisionError):
         return None
+    return Quantity(-size if number.startswith("-") else size, (match["unit"] or "").rstrip("s."))

@@ -36,6 +36,30 @@ from alignkit_rewards.exact_answer import is_right, score
         ("1.5e3", "1500"),
         ("#### 1,234 dollars", "1234"),  # a unit that the right answer has not
         (r"\boxed{18\text{ dollars}}", "18"),
+        (r"\boxed{18 \text{ cm}^2}", "18"),
+        ("#### 60 miles per hour", "60"),
+        ("#### 4km", "4"),
+        ("It takes 18 of them", "18 dollars"),  # and a unit that only the right answer has
+        ("#### 18 dollar", "$18"),
+        ("#### 5 hours", "5 hour."),
+        ("He is at -$5.", "-5"),  # currency
+        ("#### -$1,234.50", "#### $-1234.5"),
+        ("#### €5", "5"),
+        ("5 €", "5"),
+        (r"\boxed{\$18}", "18"),
+        ("#### 50 percent", "50%"),
+        (r"\boxed{50\%}", "50"),
+        (r"\boxed{90^{\circ}}", "90"),
+        ("#### **18**.", "18"),
+        ("#### .5", "0.50"),
+        (r"\boxed{\frac12}", "1/2"),
+        (r"\boxed{-\frac{1}{2}}", "-0.5"),
+        (r"So it is $\frac{3}{4}$.", "0.75"),
+        ("It is 3 1/2 inches", "3.5"),  # mixed numbers
+        (r"\boxed{3\frac{1}{2}}", "7/2"),
+        ("#### -3 1/2", "-3.5"),
+        ("#### 1 234", "1234"),
+        (r"\boxed{1\,234}", "1234"),
     ],
 )
 def test_right_answers(text: str, right: str) -> None:
@@ -62,6 +86,12 @@ def test_right_answers(text: str, right: str) -> None:
         (r"\boxed{5 hours}", "5 minutes"),
         (r"\boxed{5\pi}", "5"),
         (r"\boxed{3 apples and 4 pears}", "3"),
+        ("It is 3 1/2 inches", "0.5"),
+        ("#### 3 1/2", "15.5"),
+        ("#### 3 4", "34"),
+        (r"\frac{3}{4}", "4"),
+        ("#### 5 minutes", "5 hours"),
+        ("He is at -$5.", "5"),
     ],
 )
 def test_wrong_answers(text: str, right: str) -> None:
@@ -105,7 +135,9 @@ def test_rows_keep_their_answer_for_the_reward(folder: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(words("check")) == 2
     assert "prompts.jsonl line 4: reward 'exact-answer' needs the field 'answer'" in capsys.readouterr().err
+    rows[3]["answer"] = " "  # such as an empty cell of a CSV file
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(words("check", "reward.name=sum", parts)) == 2
-    capsys.readouterr()
+    assert "prompts.jsonl line 4: reward 'exact-answer' needs the field 'answer'" in capsys.readouterr().err
     assert main(words("check", "data.on_bad_row=skip", "--output", "other")) == 0
     assert "line 4: reward 'exact-answer' needs the field 'answer'" in capsys.readouterr().out

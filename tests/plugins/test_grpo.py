@@ -6,15 +6,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import on_two_processes
-from ppo_runs import GOLD, LEARN, SMALL, iterations, trained
+from ppo_runs import GOLD, LEARN, SMALL, iterations, logs, trained
 
+from alignkit import SampledAnswers
 from alignkit.cli import main
-from alignkit.online import Rollouts
+from alignkit.cli.common import read_arguments
+from alignkit.online import OnlineTrainer, Rollouts
 from alignkit.online.collect import Collector
+from alignkit.runs.plan import pipeline
+from alignkit.training.run import Run
 
 
 def words(stage: str, *arguments: str) -> list[str]:
@@ -30,10 +35,17 @@ def grpo(*arguments: str, stage: str = "grpo") -> Path:
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
-def test_grpo_runs_on_sft_and_reward_of_every_tuner(below: Callable[[str], list[str]], tuner: str) -> None:
-    run = grpo(*below(tuner), "ppo.iterations=2")
+def test_grpo_runs_on_sft_and_reward_of_every_tuner(
+    below: Callable[[str], list[str]], tuner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what PPO has beside its value function: PPO-ptx, an adaptive KL coefficient, and the best policy."""
+    named = below(tuner)
+    capsys.readouterr()
+    beside = ["ppo.ptx_coef=0.5", "ppo.kl_target=0.01", "ppo.kl_horizon=100", "ppo.keep=best", "ppo.eval_every=1"]
+    run = grpo(*named, "ppo.iterations=2", *beside)
     first, second = iterations(run)
     manifest = json.loads((run / "alignkit.json").read_text())
+    output = capsys.readouterr().out
 
     assert first["kl"] == 0
     assert second["kl"] != 0
@@ -41,6 +53,13 @@ def test_grpo_runs_on_sft_and_reward_of_every_tuner(below: Callable[[str], list[
     assert not {"value_loss", "explained_variance"} & set(first)
     assert set(manifest["parents"]) == {"policy", "reward"}
     assert not any("value" in name or "score" in name or "reference" in name for name in trained(run))
+    assert first["ptx_loss"] > 0
+    assert abs(first["ptx_grad_norm"] - first["grpo_grad_norm"]) < first["grad_norm"]
+    assert (first["kl_coef"], second["kl_coef"]) == (0.05, pytest.approx(0.05 * (1 - 0.2 * 8 / 100)))
+    evaluated = [line["eval_score"] for line in logs(run) if "eval_score" in line]
+    assert manifest["metrics"]["eval_score"] == max(evaluated[:3]) == evaluated[3]
+    in_memory = "reward: a model each" if tuner == "full" else "policy, reference, reward on one base"
+    assert in_memory in output
 
 
 @pytest.mark.parametrize("stage", ["grpo", "dr-grpo", "rloo"])
@@ -52,6 +71,7 @@ def test_it_learns_what_a_function_rewards(folder: Path, stage: str) -> None:
 
 
 ACTS = [
+    *("grpo.aggregate=sequence", "grpo.aggregate=constant"),
     *("grpo.advantage=group-mean", "grpo.advantage=leave-one-out", "grpo.advantage=batch"),
     *("grpo.kl=score", "grpo.kl=loss"),
     *(f"grpo.kl=loss grpo.kl_estimator={name}" for name in ("k1", "k2", "k3-plain")),
@@ -60,15 +80,55 @@ ACTS = [
 ]
 
 
-def test_every_setting_acts(folder: Path) -> None:
-    """No two of the settings train the same weights."""
-    settings = [*GOLD, "ppo.iterations=2", "ppo.kl_coef=0.5", "data.eval_size=0"]
-    weights = {}
-    for number, setting in enumerate(["", *ACTS]):
-        run = grpo(*settings, *setting.split(), "--output", str(number))
-        weights[setting] = torch.cat([tensor.flatten() for tensor in trained(run).values()])
+def run_of(*arguments: str) -> Run:
+    """A run that is ready to train, with reward ``gold:letters``."""
+    plugins = [argument.removeprefix("--plugin=") for argument in arguments if argument.startswith("--plugin=")]
+    settings = [setting.replace("ppo.", "grpo.", 1) for setting in [*SMALL, *GOLD] if "=" in setting]
+    settings += ["grpo.samples_per_prompt=4", "data.eval_size=0", *(a for a in arguments if not a.startswith("--"))]
+    asked = read_arguments(["grpo", *plugins], None, "base", ["prompts.jsonl"], "runs", settings)
+    return Run(pipeline(*asked).to_train[-1], print)
 
-    same = [(a, b) for a in weights for b in weights if a < b and torch.equal(weights[a], weights[b])]
+
+def move(trainer: OnlineTrainer, by: float) -> None:
+    for _, weight in trainer.policy_weights():
+        weight.data += by * torch.randn_like(weight)
+
+
+def gradient(trainer: OnlineTrainer) -> torch.Tensor:
+    """The gradient of an optimizer step."""
+    trainer.model.zero_grad()
+    size = trainer.args.gradient_accumulation_steps
+    batches, tokens = trainer.get_batch_samples(trainer.get_train_dataloader(), size, "cpu")
+    for batch in batches:
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens).backward()
+    return torch.cat([weight.grad.flatten() for _, weight in trainer.policy_weights()])
+
+
+def test_every_setting_acts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two of the settings have the same gradient, on one batch from a policy that has moved since."""
+    run = run_of()
+    Path(run.folder).mkdir(parents=True)
+    trainer = run.config.stage.component.build(run)
+    trainer.state.global_step = trainer.config.steps  # the second iteration: the policy is not the reference anymore
+    sample = trainer.collector.sample
+
+    def ragged(*args: Any) -> SampledAnswers:
+        return SampledAnswers([answer[: 12 - number] for number, answer in enumerate(sample(*args))])
+
+    monkeypatch.setattr(trainer.collector, "sample", ragged)
+    torch.manual_seed(0)
+    move(trainer, 0.02)
+    rollouts = trainer.collector.collect(1)
+    monkeypatch.setattr(trainer.collector, "collect", lambda iteration: rollouts)
+    move(trainer, 0.002)
+    gradients = {}
+    for setting in ["", *ACTS]:
+        of_setting = run_of("grpo.kl_coef=0.5", *setting.split())
+        trainer.config, trainer.kl_coef, trainer.loss = of_setting.config.stage.config, 0.5, of_setting.loss()
+        gradients[setting] = gradient(trainer)
+
+    assert all(each.isfinite().all() and each.any() for each in gradients.values())
+    same = [(a, b) for a in gradients for b in gradients if a < b and torch.equal(gradients[a], gradients[b])]
     assert same == []
 
 
@@ -78,6 +138,8 @@ def test_every_setting_acts(folder: Path) -> None:
         (["grpo.samples_per_prompt=1"], "grpo.samples_per_prompt: Input should be greater than or equal to 2 (got 1)"),
         (["grpo.batch_size=6"], "grpo.batch_size must be a multiple of grpo.samples_per_prompt"),
         (["grpo.minibatches=3"], "grpo.batch_size=8 cannot be split into grpo.minibatches=3"),
+        (["train.per_device_train_batch_size=3"], "microbatches (train.per_device_train_batch_size=3, 1 processes)"),
+        (["grpo.keep=best", "data.eval_size=0"], "grpo.keep=best needs held-out prompts: set data.eval_size"),
         (["grpo.kl_estimator=k2"], "grpo.kl_estimator has no effect without grpo.kl=loss"),
         (["grpo.advantage=mean"], "grpo.advantage: Input should be 'group', 'group-mean', 'leave-one-out' or 'batch'"),
         (["reward.name=function", "reward.call=null"], "reward 'function' needs reward.call=module:function"),
