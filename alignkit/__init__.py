@@ -2,6 +2,7 @@
 
 from alignkit.batches import (
     Answers,
+    HiddenStates,
     LossOutput,
     PolicyBatch,
     PreferenceLogps,
@@ -44,6 +45,7 @@ __all__ = [
     "DataFormat",
     "Demonstration",
     "Engine",
+    "HiddenStates",
     "Judge",
     "Located",
     "Loss",

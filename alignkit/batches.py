@@ -63,6 +63,15 @@ class PolicyBatch:
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """RAHF and similar: hidden states of N answer tokens after L layers, and where they should be."""
+
+    hidden: Tensor  # [L, N, d] of the policy
+    target: Tensor  # [L, N, d] in fp32
+    num_tokens: Tensor | int  # answer tokens of the whole optimizer step, over all microbatches and processes
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How answers are sampled."""
 

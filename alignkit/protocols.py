@@ -44,11 +44,12 @@ class Engine(Protocol):
 
 
 class Limits(NamedTuple):
-    """The limits of a model's input, from its config; None if the config does not have them."""
+    """The limits of a model's input, and its number of layers, from its config; None if the config lacks them."""
 
     rows: int | None  # of its embeddings
     positions: int | None  # the longest sequence, in tokens
     learnt: bool  # positions have embeddings too, so a longer sequence is an error
+    layers: int | None = None
 
 
 class Selected(Protocol):
@@ -158,6 +159,10 @@ class Plan(Protocol):
         """Role -> the run that it starts from; a role that starts from the base model is not in it."""
 
     @property
+    def limits(self) -> Limits:
+        """How many tokens, positions and layers the base model has; None if its files are not on this machine."""
+
+    @property
     def registry(self) -> Any:
         """The active plugins and their components. Not stable."""
 
@@ -191,7 +196,7 @@ class Run(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """How many tokens and positions it has."""
+        """How many tokens, positions and layers it has."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -87,6 +87,7 @@ def test_commands_of_a_page_run_in_their_order(
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
             arguments += ["dpo.response_length=8"] if "dpo" in arguments else []
+            arguments += ["rahf.response_length=8", "train.max_steps=2"] if "rahf" in arguments else []
         if arguments[0] in ("chat", "sample", "compare") or (arguments[0] == "label" and "--prompts" in arguments):
             arguments += ["--max-new-tokens", "8"]
         if arguments[0] == "evaluate":

@@ -15,7 +15,7 @@ from alignkit.data.spool import Mapped, copies, keep, stored
 from alignkit.data.token_cache import Encoded, Encoder, encode_all
 from alignkit.errors import DataError
 from alignkit.protocols import Run
-from alignkit.rows import Conversation, Located, Ranking
+from alignkit.rows import Conversation, Located, Ranking, Tools
 
 T = TypeVar("T")
 
@@ -160,6 +160,7 @@ class Ranked:
     branches: Branches
     ranks: list[float]  # lower is better; equal is a tie
     margins: list[float] | None = None  # how good each answer is, if the data have it
+    tools: Tools | None = None
 
     def pairs(self) -> list[tuple[int, int]]:
         """All pairs of answers with different ranks, as indices, the better first."""
@@ -223,7 +224,7 @@ def usable_rankings(
             margins = [row.margins[index] for index in kept] if row.margins else None
             for answer in branches.answers:
                 fit.add(where, encoded.prompt + answer)
-            yield Ranked(row.prompt, branches, ranks, margins)
+            yield Ranked(row.prompt, branches, ranks, margins, row.tools)
 
     rankings = stored(usable())
     answers = counts["answers"]

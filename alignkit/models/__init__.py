@@ -21,11 +21,13 @@ __all__ = [
     "collate_tree",
     "copy_adapter",
     "decide_shared_prompt",
+    "decoder_layers",
     "disable_gradient_checkpointing",
     "fused_logps",
     "head_in_fp32",
     "install_fused_head",
     "kept_dtypes",
+    "layer_outputs",
     "open_run",
     "pack_trees",
     "probing",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from alignkit.models.adapters import check_base_frozen, copy_adapter, open_run, without_dropout
     from alignkit.models.device_and_dtype import run_device, run_dtype
     from alignkit.models.fused_head import fused_logps, install_fused_head, uses_fused_head
+    from alignkit.models.layers import decoder_layers, layer_outputs
     from alignkit.models.load_roles import assemble
     from alignkit.models.logit_form import base_of, probing
     from alignkit.models.peft_internals import use_adapter

@@ -126,6 +126,14 @@ def folder_of(located: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def folder_on_disk(name: str) -> Path | None:
+    """The folder of a base model; None if it is not on this disk, such as a bundled model before its first use."""
+    if not name.startswith(bundled.PREFIX):
+        return folder_of(locate(name, print))
+    folder = bundled.model(name)
+    return folder if folder.is_dir() else None
+
+
 def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens at which generation stops.
 
@@ -160,6 +168,7 @@ def check_length(model: Any, tokens: int, what: str, instead: str) -> None:
 
 
 LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biogpt")  # model types
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of a config
 
 
 def limits(located: str) -> Limits:
@@ -174,7 +183,8 @@ def limits_of(config: dict[str, Any]) -> Limits:
     """The limits according to the content of a ``config.json``."""
     text = {**config, **(config.get("text_config") or {})}
     positions = text.get("n_positions", text.get("max_position_embeddings"))
-    return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS)
+    layers = next((text[name] for name in LAYERS if name in text), None)
+    return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS, layers)
 
 
 def of_run(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:

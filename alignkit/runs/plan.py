@@ -22,6 +22,7 @@ from alignkit.data import held_out, sources
 from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
 from alignkit.errors import ConfigError, DataError
+from alignkit.protocols import Limits
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located
 from alignkit.runs import base, lineage, manifest, recorded, used_plugins
@@ -41,6 +42,12 @@ class Plan:
     eval_rows: Sequence[Located]
     eval_source: Rows | None  # None if held-out rows are split off the training data
     parents: dict[str, Parent] = field(default_factory=dict)  # by role, without those that start from the base model
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the base model; unknown if its files are not on this machine."""
+        folder = base.folder_on_disk(self.config.model)
+        return base.limits(str(folder)) if folder else Limits(None, None, False)
 
     def describe(self) -> list[tuple[str, str]]:
         """The lines of the plan as (label, text)."""
@@ -289,7 +296,7 @@ def _without_bad_rows(plan: Plan) -> Plan:
     from alignkit.runs import row_checks  # slow to import
 
     policy = plan.parents.get("policy")
-    folder = policy.folder if policy and policy.manifest else row_checks.folder_of(plan.config)
+    folder = policy.folder if policy and policy.manifest else base.folder_on_disk(plan.config.model)
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
     tokenizer = row_checks.Tokenizer.read(folder, plan.config.chat_template) if folder else None
     rewards = reward_parts.with_parts(plan.registry, plan.config.reward) if plan.config.reward else []

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
-from alignkit import bundled
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected
 from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
@@ -84,14 +83,6 @@ def _check_prompt(settings: Any, length: int, where: str, stage: str, positions:
             f"{where}: {length + response} tokens with {stage}.response_length={response} are more than the "
             f"{positions} positions of the model. Shorten the row, or lower {stage}.response_length"
         )
-
-
-def folder_of(config: RunConfig) -> Path | None:
-    """The folder of the base model, or None if it is not on this disk."""
-    if not config.model.startswith(bundled.PREFIX):
-        return base.folder_of(base.locate(config.model, print))
-    folder = bundled.model(config.model)
-    return folder if folder.is_dir() else None
 
 
 def _sequences(tokenizer: Tokenizer, row: Row) -> list[list[int]]:

@@ -22,6 +22,7 @@ SHOWN = [
     *components.KINDS.values(),
     *(rows.Demonstration, rows.Ranking, rows.Prompt, rows.Text),
     *(batches.TokenLogps, batches.RankedScores, batches.PreferenceLogps, batches.PolicyBatch),
+    batches.HiddenStates,
     *(batches.LossOutput, batches.Answers, batches.Question, batches.Sampling),
 ]
 
