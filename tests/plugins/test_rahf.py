@@ -54,8 +54,7 @@ def rahf(words: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Path]
 # --- tuners, contrasts and resume ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contrast", ["dual", "single"])
-@pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(("tuner", "contrast"), [("full", "dual"), ("lora", "single"), ("qlora", "dual")])
 def test_a_run_resumed_in_either_phase_ends_in_the_same_weights(
     rahf: Callable[..., Path], train: Callable[..., Path], tuner: str, contrast: str
 ) -> None:
@@ -105,13 +104,14 @@ def test_the_base_is_unchanged_and_only_the_policy_is_saved(
 
 @pytest.mark.parametrize(("contrast", "tuner"), [("dual", "lora"), ("single", "lora"), ("dual", "full")])
 def test_it_learns_what_is_good_and_moves_the_policy(rahf: Callable[..., Path], contrast: str, tuner: str) -> None:
-    settings = [f"rahf.contrast={contrast}", "train.max_steps=60", "train.learning_rate=0.003", "rahf.layers=[1,2]"]
-    if tuner == "full":
-        settings[2] = "train.learning_rate=0.001"
+    rate = {"lora": 0.003, "full": 0.0003}[tuner]
+    settings = [f"rahf.contrast={contrast}", "train.max_steps=60", f"train.learning_rate={rate}", "rahf.layers=[1,2]"]
+    settings += ["rahf.alpha=1", "rahf.eval_prompts=4"]
     folder = rahf("--plugin", tuner, *settings, "train.logging_steps=1")
     metrics = record(folder)["metrics"]
 
-    assert metrics["first_eval_accuracy"] == metrics["first_eval_contrast_accuracy"] == 0.5
+    assert metrics["first_eval_accuracy"] == 0.5
+    assert contrast == "single" or metrics["first_eval_contrast_accuracy"] == 0.5  # good and bad begin as the same
     assert metrics["first_eval_margin"] == metrics["first_eval_kl"] == 0
     assert metrics["eval_contrast_accuracy"] == 1
     assert metrics["eval_contrast_loss"] < metrics["first_eval_contrast_loss"]
@@ -119,7 +119,7 @@ def test_it_learns_what_is_good_and_moves_the_policy(rahf: Callable[..., Path], 
     assert metrics["eval_margin"] > 5 * metrics["eval_margin_error"] > 0
     fit, shift = logged(folder, "fit_loss"), logged(folder, "shift")
     assert fit[0] == pytest.approx(shift[0], rel=1e-3)  # the policy is its start
-    assert fit[-1] < 0.7 * fit[0]
+    assert fit[-1] < 0.85 * fit[0]
     assert metrics["eval_pairs"] == 4
     assert record(folder)["layers"] == [1, 2]
 
@@ -177,11 +177,13 @@ def test_other_stages_start_from_it(
     rahf: Callable[..., Path], words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = rahf("--plugin", "lora", "train.max_steps=2")
-    assert main(["sample", str(run), "--max-new-tokens", "4", "--data", str(run.parents[1] / "rankings.jsonl")]) == 0
+    data, answers = str(run.parents[1] / "rankings.jsonl"), run.parents[1] / "answers.jsonl"
+    assert main(["sample", str(run), data, "--max-new-tokens", "4", "-k", "1", "--output", str(answers)]) == 0
     given = words(f"dpo.policy={run}", "dpo.response_length=4", "train.max_steps=1")
-    given = [word for word in given if not word.startswith("rahf.")]
-    given[1] = "dpo"
+    given = ["--plugin", "dpo", *(word for word in given[2:] if not word.startswith("rahf."))]
     assert main(["train", *given]) == 0
+
+    assert len(answers.read_text().splitlines()) == 16
     assert record(run.parent / "dpo")["parents"]["policy"]["folder"] == str(run)
 
 
@@ -218,7 +220,7 @@ ONE = [{"prompt": f"Say {n}", "responses": ["a"], "ranks": [0]} for n in range(8
         ([], TIES, "rankings are ties"),
         ([], ONE, "answers"),
         (["train.load_best_model_at_end=true"], ROWS, "train.load_best_model_at_end has no effect in stage 'rahf'"),
-        (["train.lr_scheduler_type=reduce_lr_on_plateau"], ROWS, "has no effect in stage 'rahf'"),
+        (["rahf.train.lr_scheduler_type=greedy"], ROWS, "lr_scheduler_type=greedy has no effect in stage 'rahf'"),
     ],
 )
 def test_check_refuses_what_cannot_be(
