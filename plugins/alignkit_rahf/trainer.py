@@ -59,6 +59,7 @@ def build(run: Run) -> RAHFTrainer:
 class RAHFTrainer(RolesTrainer):
     """Trains the adapters of the contrast for the first steps, and the policy for the others."""
 
+    lr_scheduler: Any  # of transformers.Trainer
     loss_is_scaled_for_ga = True  # the losses are divided by the tokens of the whole optimizer step
 
     def __init__(self, *, run: Run, loss: Any, layers: list[int], held_out: Sequence[Ranked], **kwargs: Any) -> None:
