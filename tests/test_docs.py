@@ -121,16 +121,18 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
         "label.py --items 6 --k 3 --words 5 --labels 2",
+        "frontier.py OUT --methods ppo dpo --seeds 1 --iterations 2 --batch-size 8 --response-length 4 --answers 2 "
+        "--points 2 --samples 2 --model TINY",
     ],
     ids=lambda command: command.partition(" ")[0],
 )
-def test_benchmarks_run(command: str, train: Callable[..., Path]) -> None:
+def test_benchmarks_run(command: str, train: Callable[..., Path], tmp_path: Path) -> None:
     tiny = train("--plugin", "full", "train.max_steps=1")  # a model with a chat template, which plain TRL needs
-    script, *arguments = command.replace("TINY", str(tiny)).split()
+    script, *arguments = command.replace("TINY", str(tiny)).replace("OUT", str(tmp_path / "frontier")).split()
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert any(told in done.stdout for told in ("median", "of import torch", "computed"))
+    assert any(told in done.stdout for told in ("median", "of import torch", "computed", "at a KL"))
 
 
 CONFIGS = [pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "yaml"))]
