@@ -10,10 +10,10 @@ Run the same command again to continue: each run has a folder, a finished run is
 alignkit continues from its last checkpoint (TRL's PPO cannot be resumed and starts again). ``table.md`` and
 ``frontier.png`` in the output folder are written after each run.
 
-All methods start from the same model and train the same LoRA with the same learning rate. Online methods share batch
-size, iterations and KL coefficient; the others learn from one set of rankings: answers of the model that all start
-from, ranked by the reward. Each run writes its policy several times. Every policy answers the same held-out openings,
-and the same code computes reward and KL (see ``frontier_runs.py``).
+All methods start from the same model and train a LoRA of the same shape. Online methods share learning rate, batch
+size, iterations and KL coefficient. The others learn from one set of rankings: answers of the model that all start
+from, ranked by the reward, about as many as an online run samples. Each run writes its policy several times. Every
+policy answers the same held-out openings, and the same code computes reward and KL (see ``frontier_runs.py``).
 """
 
 from __future__ import annotations
