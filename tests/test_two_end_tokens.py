@@ -61,9 +61,9 @@ def test_the_score_in_ppo_is_that_of_the_command_line_and_of_plain_peft(
     rm = ppo.parent / "rm"
 
     rows = [json.loads(line) for line in (ppo / "answers.jsonl").read_text().splitlines()]
-    assert {row["after"] for row in rows} == set(ANSWERS)
+    assert {row["answer"] for row in rows} == set(ANSWERS)
     asked, scored = tmp_path / "asked.jsonl", tmp_path / "scored.jsonl"
-    asked.write_text("".join(json.dumps({"prompt": row["prompt"], "response": row["after"]}) + "\n" for row in rows))
+    asked.write_text("".join(json.dumps({"prompt": row["prompt"], "response": row["answer"]}) + "\n" for row in rows))
     assert main(["score", str(rm), str(asked), "-o", str(scored)]) == 0
 
     scores = [row["score"] for row in rows]
@@ -81,7 +81,7 @@ def plain(rm: Path, rows: list[dict[str, Any]]) -> list[float]:
     model = peft.AutoPeftModelForSequenceClassification.from_pretrained(rm, num_labels=1).eval()
     found = []
     for row in rows:
-        text = f"<|user|>\n{row['prompt']}<|end|>\n<|assistant|>\n{row['after']}<|end|>"
+        text = f"<|user|>\n{row['prompt']}<|end|>\n<|assistant|>\n{row['answer']}<|end|>"
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         found.append(float(model(**ids).logits))
     return found

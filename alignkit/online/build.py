@@ -42,7 +42,7 @@ def build_trainer(run: Run, trainer: type[T]) -> T:
         save_steps=config.save_every * config.steps,
         eval_strategy="steps" if held_out else "no",
         eval_steps=config.eval_every * config.steps,
-        eval_on_start=bool(held_out),  # its answers are the ones "before" in answers.jsonl
+        eval_on_start=bool(held_out),  # its answers are those of step 0 in answers.jsonl
         ignore_data_skip=True,
         remove_unused_columns=False,
     )

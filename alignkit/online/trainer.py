@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from alignkit.batches import LossOutput, PolicyBatch
-from alignkit.evaluation import error_bar, write_answers
+from alignkit.evaluation import error_bar
 from alignkit.generation.sampling import text
 from alignkit.models import Sequences
 from alignkit.online import diagnosis, ema, microbatches, seeds
@@ -23,6 +23,7 @@ from alignkit.online.ptx import PtxGradient, PtxText
 from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.rollouts import Advantages, Rollouts
 from alignkit.protocols import Run
+from alignkit.runs import read_answers, write_answers
 from alignkit.training.meters import Means
 
 
@@ -59,8 +60,6 @@ class OnlineTrainer(RolesTrainer):
         self.microbatch = 0  # of this optimizer step
         self.average = ema.start(self.policy_weights()) if self.config.ema else {}
         self.best: tuple[float, dict[str, Tensor]] | None = None  # held-out score and weights
-        self.before: list[str] = []  # answers to the held-out prompts before training
-        self.after: list[str] = []  # answers at the last evaluation
         self.signs = diagnosis.FailureSigns(
             run.config.stage.component.name, run.say, expect_eos=self.config.missing_eos_penalty > 0
         )
@@ -241,23 +240,29 @@ class OnlineTrainer(RolesTrainer):
         scores = self.collector.score(self.held_out, answers)
         prompt_ids = [prompt.ids for prompt in self.held_out]
         outputs = self.collector.forward_roles(prompt_ids, answers, ("policy", "reference"))
-        log_ratio = outputs["policy"][0] - outputs["reference"][0]
+        kl = (outputs["policy"][0] - outputs["reference"][0]).sum(1)
+        ended = self.collector.ended(answers)
         scored = scores[~scores.isnan()]
         metrics = {
             "eval_score": float(scored.mean()),
             **error_bar("eval_score_error", scored.cpu()),
-            "eval_kl": float(log_ratio.sum(1).mean()),
+            "eval_kl": float(kl.mean()),
             "eval_length": sum(map(len, answers)) / len(answers),
-            "eval_eos_rate": float(self.collector.ended(answers).float().mean()),
+            "eval_eos_rate": float(ended.float().mean()),
         }
         if self.collector.skips_errors:
             metrics["eval_reward_errors"] = len(scores) - len(scored)
-        self.after = [text(self.collector.tokenizer, answer) for answer in answers]
-        if not self.state.global_step:
-            self.before = self.after
-        elif self.is_world_process_zero():
-            messages = [prompt.messages for prompt in self.held_out]
-            write_answers(self.run.folder, messages, self.before, self.after, score=scores.tolist())
+        if self.is_world_process_zero():
+            write_answers(
+                self.run.folder,
+                self.state.global_step,
+                [prompt.messages for prompt in self.held_out],
+                [text(self.collector.tokenizer, answer) for answer in answers],
+                score=scores.tolist(),
+                kl=kl.tolist(),
+                length=[len(answer) for answer in answers],
+                ended=ended.tolist(),
+            )
         within = self.config.max_kl is None or metrics["eval_kl"] <= self.config.max_kl
         if self.config.keep == "best" and within and (self.best is None or metrics["eval_score"] > self.best[0]):
             self.best = (metrics["eval_score"], {n: p.detach().clone() for n, p in self.policy_weights()})
@@ -272,10 +277,9 @@ class OnlineTrainer(RolesTrainer):
         return {"average": self.average, "best": self.best[1] if self.best else {}}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """The KL coefficient, the best held-out score, the answers before training, and whether logps are reused."""
+        """The KL coefficient, the best held-out score, and whether logps are reused."""
         best = self.best[0] if self.best else None
-        reuse = self.collector.reuse_logps
-        return {"kl_coef": self.kl_coef, "best": best, "before": self.before, "reuse_logps": reuse}
+        return {"kl_coef": self.kl_coef, "best": best, "reuse_logps": self.collector.reuse_logps}
 
     def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Restore what :meth:`checkpoint_tensors` and :meth:`checkpoint_state` gave."""
@@ -285,8 +289,10 @@ class OnlineTrainer(RolesTrainer):
         }
         self.average = on_device.get("average", {})
         self.best = (state["best"], on_device["best"]) if "best" in on_device else None
-        self.kl_coef, self.before = state["kl_coef"], state["before"]
-        self.collector.reuse_logps = state.get("reuse_logps", False)
+        self.kl_coef, self.collector.reuse_logps = state["kl_coef"], state.get("reuse_logps", False)
+        before = state.get("before")  # earlier versions kept these answers in the checkpoint
+        if before and self.is_world_process_zero() and not read_answers(self.run.folder):
+            write_answers(self.run.folder, 0, [prompt.messages for prompt in self.held_out], before)
 
     def finish(self) -> dict[str, Any]:
         """Load the policy that the config keeps, evaluate it, and report."""
@@ -296,7 +302,7 @@ class OnlineTrainer(RolesTrainer):
             return {}
         evaluations = [log for log in self.state.log_history if "eval_score" in log]
         first, last = evaluations[0], evaluations[-1]
-        if kept or last["step"] != self.state.global_step or not self.after:
+        if kept or last["step"] != self.state.global_step:
             last = self.evaluate()
         before, after = (
             f"{log['eval_score']:.2f}" + (f" ± {log['eval_score_error']:.2f}" if "eval_score_error" in log else "")
@@ -306,17 +312,19 @@ class OnlineTrainer(RolesTrainer):
             f"held-out score {before} -> {after} at a KL of {last['eval_kl']:.1f} nats; "
             f"{last['eval_length']:.0f} tokens per answer, {last['eval_eos_rate']:.0%} ended"
         )
+        if self.is_world_process_zero():
+            self._show_an_answer()
+        return {}
+
+    def _show_an_answer(self) -> None:
+        evaluations = read_answers(self.run.folder)
+        before, after = evaluations[0], evaluations[-1]
         self.run.say(
             f"answers to {len(self.held_out)} held-out prompts, before and after, are in answers.jsonl. The first:"
         )
-        example = {
-            "prompt": self.held_out[0].messages[-1]["content"],
-            "before": self.before[0],
-            "after": self.after[0],
-        }
+        example = {"prompt": after.prompts[0], "before": before.answers[0], "after": after.answers[0]}
         for label, content in example.items():
             self.run.say(f"{label:>11}  {' '.join(content.split())}")
-        return {}
 
 
 def freeze_policy(batch: PolicyBatch) -> PolicyBatch:

@@ -14,11 +14,15 @@ __all__ = [
     "make_plan",
     "model_folder",
     "pipeline",
+    "read_answers",
     "read_manifest",
+    "write_answers",
     "write_json",
 ]
 
 if TYPE_CHECKING:
+    from alignkit.runs.answers import read as read_answers
+    from alignkit.runs.answers import write as write_answers
     from alignkit.runs.base import folder_of as model_folder
     from alignkit.runs.base import locate as locate_model
     from alignkit.runs.fingerprints import of as fingerprint

@@ -12,7 +12,7 @@ from alignkit import yaml
 from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.errors import ConfigError
-from alignkit.runs import manifest, recorded
+from alignkit.runs import answers, manifest, recorded
 from alignkit.runs.plan import Plan
 from alignkit.runs.recorded import CONFIG
 
@@ -56,8 +56,9 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
     """Prepare the folder of an unfinished run for training.
 
     Without ``resume``, a previous attempt is removed. With it, the unfinished run continues; if there is none, a copy
-    of the finished run, unless ``overwrite`` replaces it. Incomplete checkpoints, and metrics that were logged after
-    the last complete one, are removed. ``surroundings`` are facts other than the config that the result depends on.
+    of the finished run, unless ``overwrite`` replaces it. Incomplete checkpoints, and metrics and answers that were
+    written after the last complete one, are removed. ``surroundings`` are facts other than the config that the result
+    depends on.
 
     Returns:
         The settings that extend the run, a line each.
@@ -82,6 +83,7 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
         for checkpoint in folder.glob("checkpoints/checkpoint-*"):
             if not is_complete(checkpoint):
                 shutil.rmtree(checkpoint)
+        answers.keep_until(folder, _step(last) if last else -1)
         _drop_metrics_after(folder / METRICS, _step(last) if last else -1)
         if extensions and last:
             manifest.write_json(
@@ -115,7 +117,7 @@ def _extensions(previous: Path, config: RunConfig) -> list[str]:
 def _copy(final: Path, folder: Path) -> None:
     """Copy what a resume of a finished run needs to ``folder``. The config, which marks it as valid, comes last."""
     shutil.copytree(final / "checkpoints", folder / "checkpoints", copy_function=_link)
-    for file in (final / METRICS, final / CONFIG):
+    for file in (final / METRICS, final / answers.FILE, final / CONFIG):
         if file.exists():
             shutil.copy2(file, folder)
 

@@ -1,4 +1,4 @@
-"""Answers of the policy to held-out prompts, before training and at each evaluation."""
+"""Answers of the policy to held-out prompts at each evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from alignkit import Run, Sampling
 from alignkit.data import Branches, Ranked
-from alignkit.evaluation import error_bar, read_answers_before, write_answers
+from alignkit.evaluation import error_bar
 from alignkit.generation import sample, text
+from alignkit.runs import write_answers
 from alignkit_dpo.logps import answer_logps
 from alignkit_dpo.pairs import Collator, inputs
 
@@ -28,10 +29,9 @@ class HeldOutAnswers:
         self.run = run
         self.prompts = list(distinct.values())[: config.eval_prompts]
         self.sampling = Sampling(config.response_length, temperature=1.0, stop_ids=tuple(run.stop_ids))
-        self.before: list[str | None] = []  # the answers before training
 
     def evaluate(self, trainer: DPOTrainer) -> dict[str, float]:
-        """Sample answers, write them beside those from before training, and return their metrics.
+        """Sample answers, write them to ``answers.jsonl``, and return their metrics.
 
         The metrics are ``eval_kl``, the KL divergence to the reference per answer in nats, if the reference is in
         memory; ``eval_length`` in tokens; and ``eval_eos_rate``.
@@ -39,17 +39,21 @@ class HeldOutAnswers:
         if not self.prompts:
             return {}
         answers, kl = self._sample(trainer)
-        texts = [text(self.run.tokenizer, answer) for answer in answers]
-        if not self.before:
-            untrained: list[str | None] = list(texts) if trainer.state.global_step == 0 else [None] * len(texts)
-            self.before = read_answers_before(self.run.folder) or untrained
-        if trainer.is_world_process_zero():
-            prompts = [ranked.prompt for ranked in self.prompts]
-            write_answers(self.run.folder, prompts, self.before, texts, **({"kl": kl} if kl else {}))
+        lengths = [len(answer) for answer in answers]
         ended = [answer[-1] in self.sampling.stop_ids for answer in answers]
+        if trainer.is_world_process_zero():
+            write_answers(
+                self.run.folder,
+                trainer.state.global_step,
+                [ranked.prompt for ranked in self.prompts],
+                [text(self.run.tokenizer, answer) for answer in answers],
+                **({"kl": kl} if kl else {}),
+                length=lengths,
+                ended=ended,
+            )
         return {
             **({"eval_kl": sum(kl) / len(kl), **error_bar("eval_kl_error", kl)} if kl else {}),
-            "eval_length": sum(map(len, answers)) / len(answers),
+            "eval_length": sum(lengths) / len(lengths),
             "eval_eos_rate": sum(ended) / len(ended),
         }
 

@@ -13,6 +13,7 @@ from make import COMMANDS, FOLDER, TRAINED_ON, command, relocate
 from run_folders import record, weights
 
 from alignkit.cli import main
+from alignkit.runs import answers
 
 # Defaults that have changed since: what a command has to set to mean what it meant then. A resume keeps them.
 DEFAULTS_THEN = {"lora/ppo": ["rollout.name=generate"]}
@@ -58,6 +59,11 @@ def test_an_interrupted_run_resumes_to_the_numbers_of_the_uninterrupted_one(
     assert weights(resumed).keys() == expected.keys()
     for parameter, tensor in weights(resumed).items():
         torch.testing.assert_close(tensor, expected[parameter], rtol=1e-3, atol=1e-5)
+    if name in ("lora/ppo", "lora/dpo"):  # the answers of every evaluation; then, those before training and the last
+        first, *_, last = answers.read(resumed)
+        expected_first, expected_last = answers.read(uninterrupted)
+        assert (first.step, last.step) == (expected_first.step, expected_last.step) == (0, 4)
+        assert first.answers == expected_first.answers
 
 
 @pytest.mark.parametrize("name", COMMANDS)

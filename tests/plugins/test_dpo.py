@@ -74,9 +74,12 @@ def test_dpo_learns_the_order_and_reports_its_metrics(train_dpo: Callable[..., P
     assert metrics["eval_rewards_chosen"] == pytest.approx(0.1 * moved, abs=1e-3)
     assert metrics["eval_loss"] < 0.65
     table = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    assert [set(row) for row in table] == [{"prompt", "before", "after", "kl"}] * 4
-    assert any(row["before"] != row["after"] for row in table)
-    assert sum(row["kl"] for row in table) / 4 == pytest.approx(metrics["eval_kl"], abs=1e-3)
+    assert [row["step"] for row in table] == [0] * 4 + [10] * 4 + [20] * 4
+    assert {*map(frozenset, table)} == {frozenset(["step", "prompt", "answer", "kl", "length", "ended"])}
+    assert [row["prompt"] for row in table[:4]] == [row["prompt"] for row in table[8:]]
+    assert any(first["answer"] != last["answer"] for first, last in zip(table[:4], table[8:], strict=True))
+    assert sum(row["kl"] for row in table[8:]) / 4 == pytest.approx(metrics["eval_kl"], rel=1e-4)
+    assert sum(row["length"] for row in table[8:]) / 4 == metrics["eval_length"]
 
 
 # --- data and losses by name -----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_ppo_learns_from_comparisons_of_samples_and_is_evaluated_against_a_basel
     assert [line["score"] for line in iterations(run)] == pytest.approx([0.5] * 25)
     assert evaluations[-1]["eval_score"] > evaluations[0]["eval_score"] + 0.2
     for row in map(json.loads, (run / "answers.jsonl").read_text().splitlines()):
-        letters = row["after"].count("e")
+        letters = row["answer"].count("e")
         wins = [(letters > other) + 0.5 * (letters == other) for other in (0, 3, 1)]
         assert row["score"] == pytest.approx(sum(wins) / 3, abs=1e-4)
 

@@ -193,12 +193,17 @@ def test_the_value_warms_up_alone(folder: Path, value: str) -> None:
     assert all(float(t.abs().max()) == 0 for n, t in trained(run).items() if "lora_B" in n)
 
 
-def test_answers_before_and_after_stand_side_by_side(folder: Path) -> None:
-    run = ppo(*GOLD, "ppo.iterations=2")
+def test_the_answers_of_every_evaluation_are_kept(folder: Path) -> None:
+    run = ppo(*GOLD, "ppo.iterations=4")
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     metrics = json.loads((run / "alignkit.json").read_text())["metrics"]
 
-    assert len(rows) == 4
-    assert set(rows[0]) == {"prompt", "before", "after", "score"}
+    assert [row["step"] for row in rows] == [0] * 4 + [4] * 4 + [8] * 4  # every two iterations of two steps
+    assert set(rows[0]) == {"step", "prompt", "answer", "score", "kl", "length", "ended"}
+    for step, line in ((row["step"], row) for row in logs(run) if "eval_score" in row):
+        at_step = [row for row in rows if row["step"] == step]
+        assert [row["score"] for row in at_step] == [row["answer"].count("e") / 4 for row in at_step]
+        for column, metric in (("score", "score"), ("kl", "kl"), ("length", "length"), ("ended", "eos_rate")):
+            assert sum(row[column] for row in at_step) / 4 == pytest.approx(line[f"eval_{metric}"], rel=1e-4, abs=1e-6)
     assert {"first_eval_score", "eval_score", "eval_kl", "eval_length", "eval_eos_rate"} <= set(metrics)
     assert metrics["first_eval_kl"] == 0

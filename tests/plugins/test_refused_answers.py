@@ -67,7 +67,7 @@ def test_a_run_goes_on_after_an_answer_that_its_reward_refuses(
 
     assert 0 < line["reward_errors"] < 8
     rows = [json.loads(row) for row in Path("cut/ppo/answers.jsonl").read_text().splitlines()]
-    assert all((row["score"] is None) == ("e" in row["after"]) for row in rows)
+    assert all((row["score"] is None) == ("e" in row["answer"]) for row in rows)
     assert picked("none", "none", "ppo.iterations=1", "reward.on_error=skip") == 2
 
 
