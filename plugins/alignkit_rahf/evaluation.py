@@ -9,8 +9,9 @@ from torch import Tensor
 
 from alignkit import Sampling
 from alignkit.data import ids_key
-from alignkit.evaluation import error_bar, read_answers_before, write_answers
+from alignkit.evaluation import error_bar
 from alignkit.generation import sample, text
+from alignkit.runs import write_answers
 from alignkit.training import RowMetrics
 from alignkit_rahf.losses import contrast_loss, right_and_wrong
 from alignkit_rahf.pairs import Texts, both
@@ -27,7 +28,6 @@ class HeldOut:
         self.trainer, self.run = trainer, trainer.run
         self.prompts = list(distinct.values())[: trainer.config.eval_prompts]
         self.rows = RowMetrics(trainer.accelerator)
-        self.before: list[str | None] = []  # the answers before training
 
     def evaluate(self) -> dict[str, float]:
         """All held-out metrics, with standard errors over prompts. ``answers.jsonl`` gets the sampled answers."""
@@ -81,7 +81,7 @@ class HeldOut:
         }
 
     def _of_answers(self) -> dict[str, float]:
-        """Sample one answer to each prompt, always with the same seed, and write it beside that before training."""
+        """Sample one answer to each prompt, always with the same seed, and write it to ``answers.jsonl``."""
         trainer, run, config = self.trainer, self.run, self.trainer.config
         sampling = Sampling(config.response_length, temperature=1.0, stop_ids=tuple(run.stop_ids))
         size, answers, kl = trainer.args.per_device_eval_batch_size, list[list[int]](), list[float]()
@@ -93,17 +93,22 @@ class HeldOut:
             texts = Texts(prompts, sampled)
             logps = trainer.roles({role: trainer.job(role, texts) for role in ("policy", "reference")})
             answers, kl = answers + sampled, kl + (logps["policy"] - logps["reference"]).tolist()
-        written = [text(run.tokenizer, answer) for answer in answers]
-        if not self.before:
-            untrained: list[str | None] = list(written) if trainer.state.global_step == 0 else [None] * len(written)
-            self.before = read_answers_before(run.folder) or untrained
-        if trainer.is_world_process_zero():
-            write_answers(run.folder, [pair.prompt for pair in self.prompts], self.before, written, kl=kl)
+        lengths = [len(answer) for answer in answers]
         ended = [answer[-1] in sampling.stop_ids for answer in answers]
+        if trainer.is_world_process_zero():
+            write_answers(
+                run.folder,
+                trainer.state.global_step,
+                [pair.prompt for pair in self.prompts],
+                [text(run.tokenizer, answer) for answer in answers],
+                kl=kl,
+                length=lengths,
+                ended=ended,
+            )
         return {
             "eval_kl": sum(kl) / len(kl),
             **error_bar("eval_kl_error", kl),
-            "eval_length": sum(map(len, answers)) / len(answers),
+            "eval_length": sum(lengths) / len(lengths),
             "eval_eos_rate": sum(ended) / len(ended),
         }
 
