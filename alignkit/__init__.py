@@ -8,6 +8,7 @@ from alignkit.batches import (
     PreferenceLogps,
     Question,
     RankedScores,
+    RatedLogps,
     SampledAnswers,
     Sampling,
     TokenLogps,
@@ -29,7 +30,7 @@ from alignkit.components import (
 from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.hookspecs import hookimpl
 from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
-from alignkit.rows import Conversation, Demonstration, Located, Message, Prompt, Ranking, Row, Text
+from alignkit.rows import Conversation, Demonstration, Located, Message, Prompt, Ranking, Rated, Row, Text
 
 __version__ = "0.1.0"
 API_VERSION = "0.1"  # of what plugins use; a plugin says which it is built for: dependencies = ["alignkit>=0.1,<0.2"]
@@ -61,6 +62,8 @@ __all__ = [
     "Question",
     "RankedScores",
     "Ranking",
+    "Rated",
+    "RatedLogps",
     "Result",
     "Reward",
     "RewardFunction",

@@ -48,6 +48,17 @@ class PreferenceLogps:
 
 
 @dataclass(frozen=True)
+class RatedLogps:
+    """KTO and similar: log-probabilities summed over each rated answer, under the policy and under the reference."""
+
+    logps: Tensor  # [B] policy
+    ref_logps: Tensor | None  # [B]; None if the loss needs no reference
+    good: Tensor  # [B] bool
+    length: Tensor  # [B] tokens
+    kl: Tensor | None  # scalar, at least 0: KL to the reference, estimated on answers to other prompts; or None
+
+
+@dataclass(frozen=True)
 class PolicyBatch:
     """Online stages such as PPO: outputs of the policy and the value function, advantages and returns."""
 

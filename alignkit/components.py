@@ -88,6 +88,7 @@ class Stage(Component):
     finish: Callable[[Run, Trainer], dict[str, Any] | None] | None = None  # after training; joins the manifest
     extent: Callable[[Any], str] | None = None  # its config -> the amount of training, as text; else epochs and batches
     in_memory: Callable[[Plan], str] | None = None  # the models in memory, as text; for stages with several
+    note: Callable[[Plan], str] | None = None  # what to know about the data, as text for the plan; "": nothing
     trains: tuple[str, ...] = ("weights",)  # the kinds of tuners that it supports, see `Tuner.trains`
     watch: tuple[str, ...] = ()  # held-out metrics in progress lines; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults for TrainingArguments
@@ -145,6 +146,8 @@ class DataFormat(Component):
     # the raw row, and the format's config if it has one -> a row, or a list of rows, which may be empty.
     # A pure function; raises DataError for a bad row
     convert: Callable[..., Row | list[Row]]
+    # the types of rows that it makes: a stage that trains on none of them does not detect it; (): any
+    rows: tuple[type[Row], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

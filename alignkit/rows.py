@@ -1,6 +1,6 @@
 """Rows of data, independent of the format of the file.
 
-A data format's ``convert`` turns a raw row into one of these four types, or into a type of a plugin. ``Stage.rows`` are
+A data format's ``convert`` turns a raw row into one of these five types, or into a type of a plugin. ``Stage.rows`` are
 the types that a stage trains on.
 """
 
@@ -58,6 +58,21 @@ class Ranking:
     answers: list[str]
     ranks: list[float]
     margins: list[float] | None = None  # a rating of each answer, if known; higher is better
+    tools: Tools | None = None
+
+    @property
+    def key(self) -> str:
+        """Rows with the same key stay on one side of the held-out split: the prompt."""
+        return _key(self.prompt, self.tools)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One answer to a prompt, rated as good or bad without comparing it to others."""
+
+    prompt: Conversation
+    answer: str
+    good: bool
     tools: Tools | None = None
 
     @property

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from alignkit.errors import AlignkitError, did_you_mean
-from alignkit.rows import Demonstration, Prompt, Ranking, Text
+from alignkit.rows import Demonstration, Prompt, Ranking, Rated, Text
 
 DEMONSTRATIONS = [
     {"prompt": f"What is {n} and one?", "response": f"It is {n + 1}. " + "Count on! " * (n % 3 + 1)} for n in range(16)
@@ -34,6 +34,9 @@ RANKINGS = [
 PREFERENCES = [
     {"prompt": f"What is {n} and one?", "chosen": f"It is {n + 1}.", "rejected": "I know not."} for n in range(16)
 ]
+RATINGS = [
+    {"prompt": f"What is {n} and one?", "completion": f"It is {n + n % 2}.", "label": n % 2 == 1} for n in range(16)
+]
 PROMPTS = [{"prompt": f"What is {n} and one?"} for n in range(16)]
 TEXTS = [{"text": f"{n} and one is {n + 1}."} for n in range(16)]
 
@@ -41,10 +44,11 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "demonstrations": DEMONSTRATIONS,
     "rankings": RANKINGS,
     "preferences": PREFERENCES,
+    "ratings": RATINGS,
     "prompts": PROMPTS,
     "text": TEXTS,
 }
-KIND_OF_ROW = {Demonstration: "demonstrations", Ranking: "rankings", Prompt: "prompts", Text: "text"}
+KIND_OF_ROW = {Demonstration: "demonstrations", Ranking: "rankings", Rated: "ratings", Prompt: "prompts", Text: "text"}
 
 SMALL = (
     *("train.max_steps=2", "train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=2"),
@@ -122,7 +126,8 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``tiny_data("preferences")``: the path of a ``.jsonl`` file with 16 rows, written for this test.
 
-    Kinds: ``demonstrations``, ``rankings`` (three answers, two of them tied), ``preferences``, ``prompts``, ``text``.
+    Kinds: ``demonstrations``, ``rankings`` (three answers, two of them tied), ``preferences``, ``ratings``,
+    ``prompts``, ``text``.
     """
     folder = tmp_path_factory.mktemp("data")
 

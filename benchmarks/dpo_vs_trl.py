@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pairs
-import torch
 
 from alignkit import bundled
-from alignkit.models import run_dtype
 from alignkit.runs import locate_model
 
 SIDES = ("separate", "shared", "trl")
@@ -65,17 +63,6 @@ def asked(tokenizer: Any, prompt: str) -> list[int]:
 meter = pairs.Meter(WARM_UP)
 
 
-def arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "max_steps": options.steps,
-        "per_device_train_batch_size": options.batch_size,
-        "learning_rate": 2e-5,
-        "lr_scheduler_type": "constant",
-        "bf16": run_dtype({}) is torch.bfloat16,
-        **pairs.TRAIN,
-    }
-
-
 def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> None:
     data = Path(folder) / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -84,7 +71,7 @@ def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> Non
         "model": options.model,
         "output": folder,
         "data": {"path": str(data), "eval_size": 0},
-        "train": arguments(options),
+        "train": pairs.arguments(options),
         "stages": {"dpo": {"policy": "base", "shared_prompt": options.side == "shared"}},
     }
     trainer, _ = pairs.alignkit_trainer(settings, meter)
@@ -92,29 +79,26 @@ def train_ours(options: argparse.Namespace, folder: str, rows: list[Row]) -> Non
 
 
 def train_trl(options: argparse.Namespace, folder: str, rows: list[Row]) -> None:
-    import peft
     import trl
     from datasets import Dataset
 
     def message(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    lora = options.tuner == "lora"
+    model, adapter = pairs.trl_model(options)
     conversations = [
         {name: message("user" if name == "prompt" else "assistant", text) for name, text in row.items()} for row in rows
     ]
     trl.DPOTrainer(
         model=locate_model(options.model, print),
         args=trl.DPOConfig(
-            **arguments(options),
+            **pairs.arguments(options),
             output_dir=folder,
             max_length=None,
-            model_init_kwargs={"dtype": run_dtype({}) if lora else torch.float32},
+            model_init_kwargs=model,
         ),
         train_dataset=Dataset.from_list(conversations),
-        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-        if lora
-        else None,
+        peft_config=adapter,
         callbacks=[meter],
     ).train()
 

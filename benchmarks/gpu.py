@@ -29,6 +29,7 @@ BENCHMARKS = {  # name: script and arguments
     "sft": "sft_vs_trl.py --runs 1 --steps 10",
     "rm": "rm_vs_trl.py --runs 1 --k 4 --strict --groups 16",
     "dpo": "dpo_vs_trl.py --runs 1 --steps 8",
+    "kto": "kto_vs_trl.py --runs 1 --steps 8",
 }
 
 

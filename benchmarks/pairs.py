@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from alignkit import hookimpl
+from alignkit.models import run_dtype
 
 Numbers = dict[str, float]  # what one run measured
 
@@ -70,6 +71,28 @@ class Meter(transformers.TrainerCallback):
     @property
     def cpu_seconds(self) -> float:
         return self.marks[1][1] - self.marks[0][1]
+
+
+def arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The training arguments of a benchmark with ``--steps`` and ``--batch-size``, for either side."""
+    return {
+        "max_steps": options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": 2e-5,
+        "lr_scheduler_type": "constant",
+        "bf16": run_dtype({}) is torch.bfloat16,
+        **TRAIN,
+    }
+
+
+def trl_model(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """``model_init_kwargs`` and ``peft_config`` with which TRL trains what ``--tuner`` trains in alignkit."""
+    import peft
+
+    if options.tuner == "full":
+        return {"dtype": torch.float32}, None
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    return {"dtype": run_dtype({})}, config
 
 
 def synchronize() -> None:

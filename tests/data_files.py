@@ -11,12 +11,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alignkit import DataError, Demonstration, Prompt, Ranking, Row, Text
+from alignkit import DataError, Demonstration, Prompt, Ranking, Rated, Row, Text
 from alignkit.config import DataConfig
 from alignkit.data.reading import Rows, load
 from alignkit.registry import Registry
 
-ANY = (Demonstration, Ranking, Prompt, Text)
+ANY = (Demonstration, Ranking, Rated, Prompt, Text)
 ROWS = [{"text": "one"}, {"text": "zwölf"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 

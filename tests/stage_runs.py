@@ -70,26 +70,62 @@ def train_dpo(dpo_command: Callable[..., list[str]], tmp_path: Path, monkeypatch
 @pytest.fixture
 def dpo_trainer(dpo_command: Callable[..., list[str]]) -> Callable[..., Any]:
     """``dpo_trainer("--plugin", "lora")``: the trainer of a DPO run, not yet trained."""
+    return lambda *more, **others: trainer_of(dpo_command(*more, **others))
+
+
+@pytest.fixture
+def kto_command(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """``kto_command("train.max_steps=1")``: the words of a small KTO run of a tiny model."""
+
+    def words(*more: str, output: str = "out", rows: Any = RANKINGS) -> list[str]:
+        data = tmp_path / "ratings.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["--plugin", "kto", "--model", str(tiny_model()), "--output", str(tmp_path / output)]
+        given += ["--data", str(data), "train.per_device_train_batch_size=4", "train.use_cpu=true"]
+        given += ["data.eval_size=4", "kto.response_length=4"]
+        base = [] if any("kto.policy" in argument for argument in more) else ["kto.policy=base"]
+        return [*given, *base, *more]
+
+    return words
+
+
+@pytest.fixture
+def train_kto(kto_command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``train_kto("--plugin", "lora")``: a KTO run in this process -> its folder."""
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+
+    def run(*more: str, output: str = "out", **others: Any) -> Path:
+        assert main(["--debug", "train", *kto_command(*more, output=output, **others)]) == 0
+        return tmp_path / output / "kto"
+
+    return run
+
+
+@pytest.fixture
+def kto_trainer(kto_command: Callable[..., list[str]]) -> Callable[..., Any]:
+    """``kto_trainer("--plugin", "lora")``: the trainer of a KTO run, not yet trained."""
+    return lambda *more, **others: trainer_of(kto_command(*more, **others))
+
+
+def trainer_of(words: list[str]) -> Any:
+    """The trainer of the run that the words of a command describe, not yet trained."""
     from alignkit.cli.common import read_arguments
     from alignkit.runs.plan import pipeline
     from alignkit.training.run import Run
 
-    def make(*more: str, **others: Any) -> Any:
-        words, flags, overrides, plugins = dpo_command(*more, **others), dict[str, str](), list[str](), list[str]()
-        while words:
-            word = words.pop(0)
-            if word == "--plugin":
-                plugins.append(words.pop(0))
-            elif word.startswith("--"):
-                flags[word] = words.pop(0)
-            else:
-                overrides.append(word)
-        asked = read_arguments(plugins, None, flags["--model"], [flags["--data"]], flags["--output"], overrides)
-        run = Run(pipeline(*asked).to_train[-1], print)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        return run.config.stage.component.build(run)
-
-    return make
+    flags, overrides, plugins = dict[str, str](), list[str](), list[str]()
+    while words:
+        word = words.pop(0)
+        if word == "--plugin":
+            plugins.append(words.pop(0))
+        elif word.startswith("--"):
+            flags[word] = words.pop(0)
+        else:
+            overrides.append(word)
+    asked = read_arguments(plugins, None, flags["--model"], [flags["--data"]], flags["--output"], overrides)
+    run = Run(pipeline(*asked).to_train[-1], print)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return run.config.stage.component.build(run)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def write_data() -> None:
     """The files of data that pages name."""
     rankings = [{"prompt": f"p{n}", "responses": ["a", "b b", "c"], "ranks": [0, 1, 1]} for n in range(8)]
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b b"} for n in range(8)]
+    ratings = [{"prompt": f"q{n}", "completion": "a" * (n + 1), "label": n % 2 == 0} for n in range(24)]
     prompts = [{"prompt": f"What is {n} and one?"} for n in range(3)]
     texts = [{"text": f"It rained for {n} days."} for n in range(4)]
     files = {
@@ -38,6 +39,7 @@ def write_data() -> None:
         "demos": DEMONSTRATIONS,
         "rankings": rankings,
         "preferences": pairs,
+        "ratings": ratings,
         "prompts": prompts,
     }
     for name, rows in files.items():
@@ -86,8 +88,9 @@ def test_commands_of_a_page_run_in_their_order(
         if arguments[0] == "train":
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
-            arguments += ["dpo.response_length=8"] if "dpo" in arguments else []
-            arguments += ["rahf.response_length=8", "train.max_steps=2"] if "rahf" in arguments else []
+            arguments += [f"{name}.response_length=8" for name in ("dpo", "kto", "rahf") if name in arguments]
+            arguments += ["train.max_steps=2"] if "rahf" in arguments else []
+            arguments += ["train.per_device_train_batch_size=2"] if "kto" in arguments else []
         if arguments[0] in ("chat", "sample", "compare") or (arguments[0] == "label" and "--prompts" in arguments):
             arguments += ["--max-new-tokens", "8"]
         if arguments[0] == "evaluate":
@@ -115,6 +118,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "sft_vs_trl.py --runs 1 --steps 3 --model TINY",
         "rm_vs_trl.py --k 3 --groups 8 --held-out 2 --runs 1 --model TINY",
         "dpo_vs_trl.py --even --runs 1 --steps 3 --batch-size 2 --model TINY",
+        "kto_vs_trl.py --runs 1 --steps 3 --batch-size 2 --model TINY",
         "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 "
         "--samples-per-prompt 2 --prompt-length 90 --model TINY",
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",

@@ -17,7 +17,7 @@ from conftest import Venv
 
 PLUGINS = Path(__file__).parents[1] / "examples" / "plugins"
 NAMES = sorted(folder.name for folder in PLUGINS.iterdir() if (folder / "pyproject.toml").exists())
-JUDGEMENTS = [{"prompt": f"{n} and 1?", "completion": f"{n + n % 2}.", "label": n % 2 == 1} for n in range(16)]
+SCORES = [{"prompt": f"{n} and 1?", "response": f"{n + n % 2}.", "score": n % 2} for n in range(16)]
 DOLLY = [{"instruction": f"{n} and 1?", "context": "Add." * (n % 2), "response": f"{n + 1}."} for n in range(16)]
 SMALL = [
     *("--model", "base", "train.max_steps=2", "train.per_device_train_batch_size=2", "train.use_cpu=true"),
@@ -25,11 +25,11 @@ SMALL = [
 ]
 SMALL_OF = {
     "sft": [],
-    "kto": ["sft.data.path=demonstrations.jsonl"],
     "group-advantage": [
         *("sft.data.path=demonstrations.jsonl", "rm.data.path=rankings.jsonl", "group-advantage.batch_size=16"),
         *("group-advantage.minibatches=2", "group-advantage.response_length=8"),
     ],
+    "reward-weighted": ["sft.data.path=demonstrations.jsonl"],
     "ppo": [
         *("sft.data.path=demonstrations.jsonl", "rm.data.path=rankings.jsonl", "ppo.data.path=prompts.jsonl"),
         *("ppo.batch_size=16", "ppo.minibatches=2", "ppo.response_length=8"),
@@ -70,7 +70,7 @@ def alignkit(
     (tmp_path / "base").symlink_to(tiny_model())
     for kind in ("demonstrations", "rankings", "prompts"):
         shutil.copy(tiny_data(kind), tmp_path)
-    for name, rows in (("judgements", JUDGEMENTS), ("dolly", DOLLY)):
+    for name, rows in (("scores", SCORES), ("dolly", DOLLY)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return functools.partial(environment.run, "alignkit", cwd=tmp_path)
 
@@ -79,9 +79,9 @@ GIVES = {
     "dolly": ["format dolly"],
     "group-advantage": ["stage group-advantage", "loss group-clip"],
     "ia3": ["tuner ia3"],
-    "kto": ["stage kto", "loss kto"],
     "length-controlled": ["reward length-controlled"],
     "muon": ["optimizer muon"],
+    "reward-weighted": ["stage reward-weighted", "loss reward-weighted", "format scored"],
 }
 
 
@@ -99,9 +99,11 @@ SHOWN = {
     "dolly": lambda manifest: manifest["data"]["format"] == "dolly",
     "group-advantage": lambda manifest: set(manifest["parents"]) == {"policy", "reward"},
     "ia3": lambda manifest: manifest["tuner"] == "ia3" and set(manifest["parents"]) == {"policy", "reward"},
-    "kto": lambda manifest: manifest["data"]["format"] == "judgements" and set(manifest["parents"]) == {"policy"},
     "length-controlled": lambda manifest: manifest["config"]["stages"]["ppo"]["reward"]["name"] == "length-controlled",
     "muon": lambda manifest: manifest["config"]["optimizer"]["name"] == "muon",
+    "reward-weighted": lambda manifest: (
+        manifest["data"]["format"] == "scored" and set(manifest["parents"]) == {"policy"}
+    ),
 }
 
 
@@ -133,11 +135,11 @@ def test_configs_of_the_readmes_are_right(alignkit: Callable[..., Any], tmp_path
 @pytest.mark.parametrize(
     ("plugins", "wrong", "told"),
     [
-        (["kto"], "kto.max_lenght=9", "unknown key kto.max_lenght. Did you mean 'max_length'?"),
-        (["kto"], "kto.loss.beta=-1", "loss.beta: Input should be greater than 0"),
+        (["reward-weighted"], "reward-weighted.max_lenght=9", "reward-weighted.max_lenght. Did you mean 'max_length'?"),
+        (["reward-weighted"], "reward-weighted.loss.beta=-1", "loss.beta: Input should be greater than 0"),
         (["sft", "muon"], "optimizer.momentum=2", "optimizer.momentum: Input should be less than 1"),
         (["ppo", "length-controlled"], "reward.scale=cubic", "reward.scale: Input should be 'linear' or 'log'"),
-        (["kto"], "kto.loss.name=nll", "loss 'nll' takes TokenLogps, but stage 'kto' provides JudgedLogps"),
+        (["reward-weighted"], "reward-weighted.loss.name=nll", "stage 'reward-weighted' provides ScoredLogps"),
     ],
 )
 def test_wrong_settings_of_a_plugin_are_caught_in_the_first_second(

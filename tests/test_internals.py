@@ -157,7 +157,7 @@ def test_trls_kernel_gives_log_probabilities_and_whether_the_label_is_likeliest(
 
 
 @used_by("adapter_on_head in alignkit/models/trl_internals.py")
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
     tiny_model: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
 
 
 @used_by("kept_dtypes in alignkit/models/trl_internals.py")
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_trl_rounds_the_adapters_of_a_quantised_model(
     tiny_model: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
@@ -201,19 +201,15 @@ def test_trl_rounds_the_adapters_of_a_quantised_model(
 
 def trl_trainer(kind: str, model: Any, folder: Path) -> Any:
     """One of TRL's trainers on one row of token ids."""
-    trainer, args = (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (_PreparedDPO, trl.DPOConfig)
-    columns = {"sft": ["input_ids"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}[kind]
-    return trainer(
+    columns = {"sft": ["input_ids"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"], "kto": ["prompt_ids"]}[kind]
+    trainer, args = getattr(trl, f"{kind.upper()}Trainer"), getattr(trl, f"{kind.upper()}Config")
+    prepared = type("Prepared", (trainer,), {"_prepare_dataset": lambda self, dataset, *args: dataset})
+    return prepared(
         model=model,
         args=args(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], max_length=None),
         train_dataset=datasets.Dataset.from_list([{column: [5, 6, 7] for column in columns}]),
         processing_class=transformers.AutoTokenizer.from_pretrained(model.config._name_or_path, pad_token="<eos>"),
     )
-
-
-class _PreparedDPO(trl.DPOTrainer):  # type: ignore[misc]
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
 
 
 @used_by("disable_gradient_checkpointing in alignkit/models/trl_internals.py")

@@ -10,6 +10,7 @@ from typing import Any
 
 from alignkit.online import RolesTrainer
 from alignkit_dpo.trainer import DPOTrainer
+from alignkit_kto.trainer import KTOTrainer
 from alignkit_ppo.trainer import PPOTrainer
 from alignkit_rm.trainer import RewardTrainer
 from alignkit_sft.trainer import SFTTrainer
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # --- methods that cannot move: the Trainer calls them ----------------------------------------------------------------
 
 OVERRIDDEN = {
-    "plugins/alignkit_dpo/trainer.py": {
+    "alignkit/training/reference_trainer.py": {
         "_prepare_dataset": "(self, dataset, processing_class, args, dataset_name)",
         "_precompute_ref_logps": "(self, dataset, name, batch_size)",
         "_save": "(self, output_dir=None, state_dict=None)",
@@ -30,7 +31,7 @@ OVERRIDDEN = {
     },
 }
 
-TRAINERS = (RolesTrainer, *PPOTrainer.__mro__[:2], DPOTrainer, RewardTrainer, SFTTrainer)
+TRAINERS = (RolesTrainer, PPOTrainer, DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer)
 
 
 def _signature(method: Any) -> str:
@@ -42,12 +43,13 @@ def _signature(method: Any) -> str:
 def test_overridden_private_methods_are_known_and_have_the_signature_that_they_had() -> None:
     found: dict[str, dict[str, str]] = {}
     for trainer in TRAINERS:
-        file = str(Path(inspect.getfile(trainer)).relative_to(ROOT))
         library = [cls for cls in trainer.__mro__ if cls.__module__.split(".")[0] in ("trl", "transformers")]
-        for name in (name for name in vars(trainer) if name.startswith("_") and not name.startswith("__")):
-            owner = next((cls for cls in library if name in vars(cls)), None)
-            if owner is not None:
-                found.setdefault(file, {})[name] = _signature(vars(owner)[name])
+        for own in (cls for cls in trainer.__mro__ if cls.__module__.startswith("alignkit")):
+            file = str(Path(inspect.getfile(own)).relative_to(ROOT))
+            for name in (name for name in vars(own) if name.startswith("_") and not name.startswith("__")):
+                owner = next((cls for cls in library if name in vars(cls)), None)
+                if owner is not None:
+                    found.setdefault(file, {})[name] = _signature(vars(owner)[name])
 
     assert found == OVERRIDDEN, "a private method of a trainer that these files override has changed"
 

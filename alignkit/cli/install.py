@@ -63,10 +63,10 @@ def uninstall(
 
 
 def _provider(name: str) -> tuple[str, str]:
-    """The distribution and plugins that ``kto``, ``kto@alignkit-kto`` or ``alignkit-kto`` names.
+    """The distribution and plugins that ``muon``, ``muon@alignkit-muon`` or ``alignkit-muon`` names.
 
     Returns:
-        Such as ``("alignkit-kto 0.1", "kto")``.
+        Such as ``("alignkit-muon 0.1", "muon")``.
 
     Raises:
         PluginError: no such plugin, several, or a built-in one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Row
+from alignkit.rows import Conversation, Demonstration, Message, Prompt, Ranking, Rated, Row
 
 
 def prompt_of(row: Row) -> Conversation:
@@ -12,7 +12,7 @@ def prompt_of(row: Row) -> Conversation:
     if isinstance(row, Demonstration):
         last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
         return [cast(Message, {k: v for k, v in turn.items() if k != "weight"}) for turn in row.messages[:last]]
-    assert isinstance(row, Prompt | Ranking)
+    assert isinstance(row, Prompt | Ranking | Rated)
     return row.prompt
 
 
@@ -25,4 +25,4 @@ def prompt_text(prompt: str | Conversation) -> str:
 
 def has_tools(row: Row) -> bool:
     """Whether a row names functions that the model may call."""
-    return isinstance(row, Prompt | Ranking | Demonstration) and bool(row.tools)
+    return isinstance(row, Prompt | Ranking | Rated | Demonstration) and bool(row.tools)

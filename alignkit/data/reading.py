@@ -24,7 +24,7 @@ from alignkit.data.row_cache import Converted, NotJson, Record, converted, file_
 from alignkit.data.sources import open_source, with_folder
 from alignkit.errors import DataError, one_line
 from alignkit.registry import Registry, checks
-from alignkit.rows import Located, Row
+from alignkit.rows import Located, Rated, Row
 
 SAMPLED_FROM = "sampled_from"  # the field of a row with the model and the settings that sampled its answers
 
@@ -124,7 +124,7 @@ class _Reader:
         self.opened = open_source(self.config, self.source.path)
         raw = self.opened.rows
         raw = with_folder(self.source.path, raw, self.source.split or "") if self.several else raw
-        self.chosen, self.raw = _recognise(self.registry, self.config, self.source.path, raw)
+        self.chosen, self.raw = _recognise(self.registry, self.config, self.source.path, raw, self.accepts)
 
     def convert(self) -> Converted:
         """Convert the rows, or read them from the file of an earlier start."""
@@ -204,7 +204,7 @@ def origin(row: RawRow) -> dict[str, Any] | None:
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
     """The rows at ``path``, one at a time. At a bad row, it raises the error of :func:`load`."""
-    chosen, raw = _recognise(registry, config, path, open_source(config, path).rows)
+    chosen, raw = _recognise(registry, config, path, open_source(config, path).rows, accepts)
     component_name = registry.describe(chosen.component)
     for where, content in raw:
         yield from _accepted(chosen, component_name, where, content, path, accepts)
@@ -214,13 +214,15 @@ class WrongKindError(DataError):
     """The rows are not of a type that the stage trains on."""
 
 
-def _recognise(registry: Registry, config: DataConfig, path: str, raw: RawRows) -> tuple[Selected, RawRows]:
+def _recognise(
+    registry: Registry, config: DataConfig, path: str, raw: RawRows, accepts: tuple[type[Row], ...]
+) -> tuple[Selected, RawRows]:
     """The format of the rows with its settings, and an iterator over all rows."""
     raw = itertools.starmap(_cleaned, raw)
     first = list(itertools.islice(raw, 20))
     chosen = named_format(registry, config.format)
     if chosen is None:
-        recognised = _format(registry, path, first)
+        recognised = _format(registry, path, first, accepts)
         chosen = Selected(recognised, recognised.config())
     return chosen, itertools.chain(first, raw)
 
@@ -264,9 +266,12 @@ def _convert(chosen: Selected, row: RawRow, where: str, component_name: str) -> 
     return checks.rows(f"{where}: {component_name}", converted)
 
 
-def _format(registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]]) -> DataFormat:
-    """The format that reads the most fields of the most of the first rows."""
-    formats = {f.name: cast(DataFormat, f) for f in registry.all("format")}
+def _format(
+    registry: Registry, path: str, first: Sequence[tuple[str, RawRow | DataError]], accepts: tuple[type[Row], ...]
+) -> DataFormat:
+    """The format that reads the most fields of the most of the first rows, of those that may make accepted rows."""
+    known_formats = (cast(DataFormat, f) for f in registry.all("format"))
+    formats = {f.name: f for f in known_formats if not f.rows or any(issubclass(row, accepts) for row in f.rows)}
     votes: Counter[tuple[str, ...]] = Counter()
     for where, row in first:
         if not isinstance(row, DataError):
@@ -297,7 +302,7 @@ def _fits(component_name: str, data_format: DataFormat, row: RawRow, where: str)
 
 
 def _plural(row_type: type) -> str:
-    return row_type.__name__.lower() + "s"
+    return "rated answers" if row_type is Rated else row_type.__name__.lower() + "s"
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from alignkit.data import spool
 from alignkit.errors import AlignkitError, one_line
-from alignkit.rows import Demonstration, Located, Prompt, Ranking, Row, Text
+from alignkit.rows import Demonstration, Located, Prompt, Ranking, Rated, Row, Text
 
 if TYPE_CHECKING:
     import pyarrow
 
-TYPES: dict[str, type] = {each.__name__: each for each in (Demonstration, Ranking, Prompt, Text)}
+TYPES: dict[str, type] = {each.__name__: each for each in (Demonstration, Ranking, Rated, Prompt, Text)}
 BATCH = 1000  # rows that are written together
 VALUES = 1 << 16  # of a column that are read together
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignkit.data.chat_template import IGNORE, encode, encode_answer, prompt_ids
 from alignkit.data.chat_tokenizer import attach, chat_tokenizer, detached
-from alignkit.rows import Demonstration, Prompt, Ranking, Text
+from alignkit.rows import Demonstration, Prompt, Ranking, Rated, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,14 +65,15 @@ class SequenceEncoder(TokenEncoder):
 
 
 class RankingEncoder(TokenEncoder):
-    """Encodes rankings as a prompt and its answers, each with the token that ends it."""
+    """Encodes rankings and rated answers as a prompt and its answers, each with the token that ends it."""
 
     columns: ClassVar[dict[str, str]] = {"prompt": IDS, "answers": LISTS_OF_IDS}
 
-    def __call__(self, row: Ranking, notes: Counter[str]) -> list[dict[str, Any]]:
+    def __call__(self, row: Ranking | Rated, notes: Counter[str]) -> list[dict[str, Any]]:
         """One record."""
+        answers = [row.answer] if isinstance(row, Rated) else row.answers
         encoded = [
-            encode_answer(self.tokenizer, row.prompt, answer, self.stop_ids, notes, row.tools) for answer in row.answers
+            encode_answer(self.tokenizer, row.prompt, answer, self.stop_ids, notes, row.tools) for answer in answers
         ]
         start = encoded[0][1]  # the prompt is the same for all of them
         return [{"prompt": encoded[0][0][:start], "answers": [ids[start:] for ids, _ in encoded]}]

@@ -10,6 +10,7 @@ from alignkit.lazy import lazy_imports
 __all__ = [
     "Logps",
     "Member",
+    "Reference",
     "Roles",
     "Sequences",
     "adapter_on_head",
@@ -22,6 +23,7 @@ __all__ = [
     "copy_adapter",
     "decide_shared_prompt",
     "decoder_layers",
+    "describe_reference",
     "disable_gradient_checkpointing",
     "fused_logps",
     "head_in_fp32",
@@ -31,6 +33,7 @@ __all__ = [
     "open_run",
     "pack_trees",
     "probing",
+    "reference_of",
     "run_device",
     "run_dtype",
     "tree_size",
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         tree_size,
         with_answer_scores,
     )
+    from alignkit.models.reference import Reference, describe_reference, reference_of
     from alignkit.models.roles import Member, Roles
     from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import trl.trainer.dpo_trainer
+import trl.trainer.kto_trainer
 import trl.trainer.sft_trainer
 from torch import nn
 from trl.models.utils import disable_gradient_checkpointing
@@ -19,12 +20,12 @@ __all__ = ["adapter_on_head", "disable_gradient_checkpointing", "kept_dtypes"]
 
 @contextlib.contextmanager
 def adapter_on_head() -> Iterator[None]:
-    """Build an ``SFTTrainer`` or ``DPOTrainer`` although the head has an adapter.
+    """Build an ``SFTTrainer``, ``DPOTrainer`` or ``KTOTrainer`` although the head has an adapter.
 
     TRL refuses such a model, because its fused head would leave the adapter out. Ours computes all logits there. The
     check is ``isinstance(head, BaseTunerLayer)``, with the name imported into each trainer's module.
     """
-    modules = trl.trainer.sft_trainer, trl.trainer.dpo_trainer
+    modules = trl.trainer.sft_trainer, trl.trainer.dpo_trainer, trl.trainer.kto_trainer
     former = [module.BaseTunerLayer for module in modules]
     for module in modules:
         module.BaseTunerLayer = ()
@@ -37,7 +38,7 @@ def adapter_on_head() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_dtypes(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Build an ``SFTTrainer`` or ``DPOTrainer``, and the trained weights of ``model`` keep their values and dtypes.
+    """Build one of TRL's trainers, and the trained weights of ``model`` keep their values and dtypes.
 
     TRL casts the adapters of a quantised model to bf16, where small updates are lost. The weights come back when
     the context ends, or earlier, when the function that it yields is called.

@@ -18,9 +18,9 @@ from alignkit.components import Component
 from alignkit.errors import AlignkitError, PluginError, one_line
 from alignkit.protocols import Engine
 from alignkit.registry.plugin import Plugin
-from alignkit.rows import Demonstration, Prompt, Ranking, Row, Text
+from alignkit.rows import Demonstration, Prompt, Ranking, Rated, Row, Text
 
-_ROWS = (Demonstration, Ranking, Prompt, Text, Row)  # the protocol last: to check it takes longer
+_ROWS = (Demonstration, Ranking, Rated, Prompt, Text, Row)  # the protocol last: to check it takes longer
 
 
 def expect(source: str, value: Any, valid: bool, expected: str) -> None:
@@ -76,7 +76,7 @@ def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def text(source: str, value: Any) -> str:
-    """Check the result of a stage's ``extent`` or ``in_memory``: a string."""
+    """Check the result of a stage's ``extent``, ``in_memory`` or ``note``: a string."""
     expect(source, value, isinstance(value, str), "a string")
     return str(value)
 

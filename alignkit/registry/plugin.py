@@ -84,7 +84,7 @@ def installed() -> list[Plugin]:
 
 
 def same_distribution(distribution: str, other: str) -> bool:
-    """Whether two spellings are the same distribution: ``alignkit_KTO`` is ``alignkit-kto``."""
+    """Whether two spellings are the same distribution: ``alignkit_Muon`` is ``alignkit-muon``."""
     first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
     return first == second
 

@@ -72,6 +72,7 @@ class Plan:
             *(("data", line) for line in self.source.describe()),
             *(("held out", line) for line in (self.eval_source.describe() if self.eval_source else [split])),
             ("training", f"{len(self.train_rows)} rows, {extent}"),
+            *([("note", note)] if (note := self._stage_text("note", self)) else []),
             *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             *([("kept", f"{', '.join(config.kept)}: settings of the run that is resumed")] if config.kept else []),
             ("run folder", str(config.folder)),

@@ -15,7 +15,7 @@ from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected
 from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
 from alignkit.errors import DataError
-from alignkit.rows import Demonstration, Located, Prompt, Ranking, Row, Text
+from alignkit.rows import Demonstration, Located, Prompt, Ranking, Rated, Row, Text
 from alignkit.runs import base
 
 ROWS = 2000  # the others are checked when training starts
@@ -49,7 +49,7 @@ def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: Sequen
         elif positions is not None and max(lengths, default=0) > positions:
             raise DataError(f"{where}: {max(lengths)} tokens are more than the {positions} positions of the model")
     if too_long and getattr(settings, "too_long", None) == "error":
-        noun = "answers" if isinstance(rows[0].row, Ranking) else "rows"
+        noun = "answers" if isinstance(rows[0].row, Ranking | Rated) else "rows"
         choices = [each for each in get_args(get_type_hints(type(settings))["too_long"]) if each != "error"]
         raise DataError(
             f"{len(too_long)} of {total} {noun} are over {max_length} tokens, the longest {max(too_long)[0]} "
@@ -91,6 +91,8 @@ def _sequences(tokenizer: Tokenizer, row: Row) -> list[list[int]]:
         return [ids for ids, _ in encode(known, row, stop_ids)]
     if isinstance(row, Ranking):
         return [encode_answer(known, row.prompt, answer, stop_ids, tools=row.tools)[0] for answer in row.answers]
+    if isinstance(row, Rated):
+        return [encode_answer(known, row.prompt, row.answer, stop_ids, tools=row.tools)[0]]
     return [prompt_ids(known, row.prompt, row.tools)] if isinstance(row, Prompt) else []
 
 

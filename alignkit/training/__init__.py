@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING
 
 from alignkit.lazy import lazy_imports
 
-__all__ = ["Means", "RowMetrics", "Run", "execute", "last_logged"]
+__all__ = [
+    "Means",
+    "ReferenceTrainer",
+    "RowMetrics",
+    "Run",
+    "execute",
+    "last_logged",
+    "load_with_reference",
+    "loss_metrics",
+    "reference_arguments",
+]
 
 if TYPE_CHECKING:
     from alignkit.training.execution import execute
     from alignkit.training.meters import Means, RowMetrics, last_logged
+    from alignkit.training.reference_trainer import (
+        ReferenceTrainer,
+        load_with_reference,
+        loss_metrics,
+        reference_arguments,
+    )
     from alignkit.training.run import Run
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

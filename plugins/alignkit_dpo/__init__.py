@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from alignkit import Loss, NoConfig, Plan, PreferenceLogps, Ranking, Run, Stage, hookimpl
+from alignkit import Loss, NoConfig, PreferenceLogps, Ranking, Run, Stage, hookimpl
+from alignkit.models import describe_reference
 from alignkit_dpo import config, losses
-from alignkit_dpo.reference import reference_of
 
 
 def build(run: Run) -> Any:
@@ -12,13 +12,6 @@ def build(run: Run) -> Any:
     from alignkit_dpo.trainer import build
 
     return build(run)
-
-
-def in_memory(plan: Plan) -> str:
-    """Which models the plan reports as in memory."""
-    adapters, policy = plan.config.tuner.component.adapters, plan.parents.get("policy")
-    started = policy is not None and (adapters if policy.manifest is None else policy.manifest["weights"] == "adapter")
-    return reference_of(plan.config, adapters, started).describe()
 
 
 @hookimpl
@@ -29,7 +22,7 @@ def alignkit_stage() -> list[Stage]:
             summary="direct preference optimisation on the pairs of rankings, in place of rm and ppo",
             config=config.DPOConfig,
             build=build,
-            in_memory=in_memory,
+            in_memory=describe_reference,
             rows=(Ranking,),
             batch=PreferenceLogps,
             loss="sigmoid",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alignkit import LossOutput, PreferenceLogps
+from alignkit.training import loss_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +21,13 @@ def of_pairs(batch: PreferenceLogps, output: LossOutput, beta: float) -> dict[st
     with torch.no_grad():
         chosen, rejected = implicit_rewards(batch, beta)
         return {
-            "loss": output.loss.detach().expand(len(chosen)),
             "accuracy": (chosen > rejected).float() + 0.5 * (chosen == rejected),
             "margin": chosen - rejected,
             "rewards_chosen": chosen,
             "rewards_rejected": rejected,
             "logps_chosen": batch.chosen.detach(),
             "logps_rejected": batch.rejected.detach(),
-            **{name: _full_like(chosen, value) for name, value in output.metrics.items()},
+            **loss_metrics(output, chosen),
         }
 
 
@@ -41,11 +41,3 @@ def implicit_rewards(batch: PreferenceLogps, beta: float) -> tuple[Tensor, Tenso
     else:
         chosen, rejected = batch.chosen - batch.ref_chosen, batch.rejected - batch.ref_rejected
     return beta * chosen, beta * rejected
-
-
-def _full_like(values: Tensor, value: Tensor | float) -> Tensor:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to(values.device, values.dtype, non_blocking=True).reshape(()).expand_as(values)
-    return torch.full_like(values, float(value))

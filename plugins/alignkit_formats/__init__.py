@@ -1,6 +1,6 @@
 """The common data formats. Their converters are in ``convert.py``."""
 
-from alignkit import DataFormat, fields_of, hookimpl
+from alignkit import DataFormat, Rated, fields_of, hookimpl
 from alignkit_formats import convert
 from alignkit_formats.convert import messages, prompt_completion
 
@@ -53,6 +53,13 @@ def alignkit_data() -> list[DataFormat]:
             summary="prompt, responses: [K >= 2 texts], ranks: [K numbers, lower is better, equal is a tie]",
             fits=fields_of("prompt", "responses", "ranks"),
             convert=convert.ranking,
+        ),
+        DataFormat(
+            name="rated",
+            summary="label (true or false) with prompt and completion, or with messages",
+            fits=convert.fits_rated,
+            convert=convert.rated,
+            rows=(Rated,),
         ),
         DataFormat(
             name="prompts",

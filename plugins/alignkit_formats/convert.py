@@ -6,9 +6,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from alignkit import Conversation, DataError, Demonstration, Message, Prompt, Ranking, Text
+from alignkit import Conversation, DataError, Demonstration, Message, Prompt, Ranking, Rated, Text, fields_of
 from alignkit_formats import turns
 
 RawRow = Mapping[str, Any]
@@ -115,6 +115,32 @@ def ranking(row: RawRow) -> Ranking:
         [_number(margins[index], "margins") for index in kept] if margins is not None else None,
         turns.tools(row),
     )
+
+
+RATINGS = ("label", "kto_tag")  # TRL's field, and LLaMA-Factory's
+RATED = (("prompt", "completion"), ("prompt", "response"), ("messages",), ("conversations",), ("instruction", "output"))
+GOOD_OR_BAD = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+
+
+def fits_rated(row: RawRow) -> int:
+    """A demonstration in any format, and whether it is good."""
+    return max(fields_of(*answer, rating)(row) for answer in RATED for rating in RATINGS)
+
+
+def rated(row: RawRow) -> Rated:
+    """TRL's and LLaMA-Factory's unpaired preferences: a demonstration with ``label`` or ``kto_tag``, true or false.
+
+    The last turn is the rated answer. 1 and 0 are read as true and false, as are the words, which CSV files contain.
+    """
+    field = next((name for name in RATINGS if row.get(name) is not None), RATINGS[0])
+    good = GOOD_OR_BAD.get(str(_get(row, field)).strip().lower())
+    if good is None:
+        raise DataError(f"'{field}' is {row[field]!r}: it must be true or false (or 1 or 0)")
+    formats = {"messages": messages, "conversations": sharegpt, "instruction": alpaca, "completion": prompt_completion}
+    name = next((name for name in formats if row.get(name) is not None), "completion")
+    demonstration = formats[name]({key: value for key, value in row.items() if key not in RATINGS})
+    *prompt, answer = cast(Demonstration, demonstration).messages
+    return Rated(_context(prompt), _ranked(answer, name), good, demonstration.tools)
 
 
 def prompts(row: RawRow) -> Prompt:

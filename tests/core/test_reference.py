@@ -20,9 +20,9 @@ PAGE = (ROOT / "docs" / "reference.md").read_text()
 COMMON = [field.name for field in dataclasses.fields(components.Component)]
 SHOWN = [
     *components.KINDS.values(),
-    *(rows.Demonstration, rows.Ranking, rows.Prompt, rows.Text),
-    *(batches.TokenLogps, batches.RankedScores, batches.PreferenceLogps, batches.PolicyBatch),
-    batches.HiddenStates,
+    *(rows.Demonstration, rows.Ranking, rows.Rated, rows.Prompt, rows.Text),
+    *(batches.TokenLogps, batches.RankedScores, batches.PreferenceLogps, batches.RatedLogps),
+    *(batches.PolicyBatch, batches.HiddenStates),
     *(batches.LossOutput, batches.Answers, batches.Question, batches.Sampling),
 ]
 

@@ -30,18 +30,19 @@ SAME = """
 
     @hookimpl
     def alignkit_loss():
-        import alignkit_dpo, alignkit_ppo, alignkit_rm, alignkit_sft
+        import alignkit_dpo, alignkit_kto, alignkit_ppo, alignkit_rm, alignkit_sft
 
-        stages = (alignkit_dpo, alignkit_ppo, alignkit_rm, alignkit_sft)
+        stages = (alignkit_dpo, alignkit_kto, alignkit_ppo, alignkit_rm, alignkit_sft)
         return [same(loss) for stage in stages for loss in stage.alignkit_loss()]
 """
 BASE: dict[str, list[str]] = {
     "sft": [],
     "rm": ["rm.policy=base"],
     "dpo": ["dpo.policy=base", "dpo.eval_prompts=0"],  # answers depend on how they are batched
+    "kto": ["kto.policy=base", "kto.eval_prompts=0"],
     "ppo": ["ppo.policy=base"],
 }
-LOSSES = {"sft": "nll", "rm": "bradley-terry", "dpo": "sigmoid", "ppo": "ppo-clip"}
+LOSSES = {"sft": "nll", "rm": "bradley-terry", "dpo": "sigmoid", "kto": "kto", "ppo": "ppo-clip"}
 FEW = ("ppo.batch_size=8", "ppo.iterations=2", "ppo.minibatches=2", "ppo.response_length=8", "train.max_steps=4")
 
 
@@ -93,7 +94,7 @@ def test_unequal_microbatches_log_what_one_batch_logs(
         assert held_out[1][name] == pytest.approx(held_out[0][name], rel=1e-4, abs=1e-5), name
 
 
-@pytest.mark.parametrize("stage", ["sft", "rm", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "rm", "dpo", "kto"])
 def test_a_step_never_waits_for_the_device(
     run_stage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -1,41 +1,44 @@
-"""Answers of the policy to held-out prompts at each evaluation."""
+"""Answers of the policy to held-out prompts, at each evaluation of a stage that does not sample by itself."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from alignkit import Run, Sampling
-from alignkit.data import Branches, Ranked
-from alignkit.evaluation import error_bar
-from alignkit.generation import sample, text
+from alignkit.batches import Sampling
+from alignkit.evaluation.error_bars import error_bar
+from alignkit.protocols import Run
+from alignkit.rows import Conversation
 from alignkit.runs import write_answers
-from alignkit_dpo.logps import answer_logps
-from alignkit_dpo.pairs import Collator, inputs
 
 if TYPE_CHECKING:
     import torch
 
-    from alignkit_dpo.trainer import DPOTrainer
-
 
 class HeldOutAnswers:
-    """Samples one answer to each of the first ``dpo.eval_prompts`` held-out prompts, always with the same seed."""
+    """Samples one answer to each of the first held-out prompts, always with the same seed.
 
-    def __init__(self, run: Run, held_out: Sequence[Ranked]) -> None:
+    The stage's config has ``eval_prompts`` and ``response_length``.
+    """
+
+    def __init__(self, run: Run, held_out: Sequence[tuple[Conversation, list[int]]]) -> None:
+        """``held_out`` are prompts with their token ids."""
         config = run.config.stage.config
-        distinct = {tuple(ranked.branches.prompt): ranked for ranked in held_out}
+        distinct = {tuple(ids): (prompt, ids) for prompt, ids in held_out}
         self.run = run
         self.prompts = list(distinct.values())[: config.eval_prompts]
         self.sampling = Sampling(config.response_length, temperature=1.0, stop_ids=tuple(run.stop_ids))
 
-    def evaluate(self, trainer: DPOTrainer) -> dict[str, float]:
+    def evaluate(self, trainer: Any) -> dict[str, float]:
         """Sample answers, write them to ``answers.jsonl``, and return their metrics.
 
         The metrics are ``eval_kl``, the KL divergence to the reference per answer in nats, if the reference is in
-        memory; ``eval_length`` in tokens; and ``eval_eos_rate``.
+        memory; ``eval_length`` in tokens; and ``eval_eos_rate``. ``trainer`` is a
+        :class:`alignkit.training.ReferenceTrainer`.
         """
+        from alignkit.generation import text
+
         if not self.prompts:
             return {}
         answers, kl = self._sample(trainer)
@@ -45,7 +48,7 @@ class HeldOutAnswers:
             write_answers(
                 self.run.folder,
                 trainer.state.global_step,
-                [ranked.prompt for ranked in self.prompts],
+                [prompt for prompt, _ in self.prompts],
                 [text(self.run.tokenizer, answer) for answer in answers],
                 **({"kl": kl} if kl else {}),
                 length=lengths,
@@ -57,9 +60,11 @@ class HeldOutAnswers:
             "eval_eos_rate": sum(ended) / len(ended),
         }
 
-    def _sample(self, trainer: DPOTrainer) -> tuple[list[list[int]], list[float]]:
+    def _sample(self, trainer: Any) -> tuple[list[list[int]], list[float]]:
         """Answers as token ids, and log(policy / reference) of each; none without a reference in memory."""
         import torch
+
+        from alignkit.generation import sample
 
         policy = trainer.accelerator.unwrap_model(trainer.model).eval()
         size, tokenizer = trainer.args.per_device_eval_batch_size, self.run.tokenizer
@@ -67,14 +72,10 @@ class HeldOutAnswers:
         log_ratios: list[float] = []
         with torch.no_grad(), trainer.accelerator.autocast(), _seeded(trainer.args.seed, trainer.args.device):
             for start in range(0, len(self.prompts), size):
-                prompts = [ranked.branches.prompt for ranked in self.prompts[start : start + size]]
+                prompts = [ids for _, ids in self.prompts[start : start + size]]
                 sampled = sample(policy, tokenizer, prompts, self.sampling, self.run.say)
                 answers += sampled
-                if trainer.reference.kind != "none":
-                    groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, sampled, strict=True)]
-                    collated = inputs(groups, Collator(tokenizer.pad_token_id))
-                    batch = {name: tensor.to(policy.device) for name, tensor in collated.items()}
-                    log_ratios += (answer_logps(policy, batch)[0] - trainer.ref_logps(batch)).tolist()
+                log_ratios += trainer.log_ratios(prompts, sampled)
         return answers, log_ratios
 
 
