@@ -61,7 +61,7 @@ ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "transforme
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
-    *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.optim"),
+    *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
     *("torch.optim.lr_scheduler", "torch.utils.checkpoint"),
     *("accelerate.utils", "transformers.cache_utils", "transformers.utils", "trl.kernels"),
 }
