@@ -14,8 +14,10 @@ import torch
 from judge_plugins import JUDGES
 
 from alignkit.cli import main
-from alignkit.evaluation import comparison, standard_error
-from alignkit.evaluation.comparison import Answered
+from alignkit.evaluation import paired, standard_error
+from alignkit.evaluation.checkpoints import Policy
+from alignkit.evaluation.comparison import Asked
+from alignkit.evaluation.paired import Answered
 from alignkit.runs.lineage import Parent
 
 RANKINGS = [{"prompt": f"p{n}", "responses": ["a", "bb", "c"], "ranks": [0, 1, 2]} for n in range(12)]
@@ -68,7 +70,9 @@ def test_runs_are_compared_whatever_they_are_made_of(
     first, second = read(Path("table.jsonl"))
 
     assert "8 prompts, held out by the runs; scores by judges:longest" in printed
-    assert "wins over out/sft" in printed
+    assert "compared with out/sft, prompt by prompt" in printed
+    shares = [f"{second[share]:.1%}" for share in ("wins", "ties", "losses", "win_rate")]
+    assert " ".join(shares) in " ".join(printed.split())
     assert first["win_rate"] is None
     assert first["kl"] == 0
     assert second["prompts"] == 8
@@ -76,6 +80,9 @@ def test_runs_are_compared_whatever_they_are_made_of(
     assert second["kl"] != 0
     assert 1 <= second["length"] <= 6
     assert second["reward"] == "judges:longest"
+    assert second["wins"] + second["ties"] + second["losses"] == pytest.approx(1)
+    assert second["win_rate_interval"][0] <= second["win_rate"] <= second["win_rate_interval"][1]
+    assert second["score_difference"] == pytest.approx(second["score"] - first["score"])
     assert Path("points.png").read_bytes().startswith(b"\x89PNG")
 
     assert compare(sft, dpo, "--reward", "judges:longest", "--temperature", "0.01", "-o", "cold.jsonl") == 0
@@ -89,10 +96,10 @@ def test_runs_are_compared_whatever_they_are_made_of(
 
 def test_adapters_on_one_base_are_what_they_are_by_themselves(runs: Callable[..., tuple[str, str]]) -> None:
     """The adapter that is put onto the first run's model says what the run's own model says."""
-    from alignkit.evaluation.answering import Asked, _logps, _open, _sharing_a_base
+    from alignkit.evaluation.answering import _logps, _open, _sharing_a_base
     from alignkit.runs import manifest
 
-    found = [Parent("", Path(folder), manifest.read(Path(folder))) for folder in runs("lora")]
+    found = [Policy(Parent("", Path(folder), manifest.read(Path(folder)))) for folder in runs("lora")]
     asked = Asked([[{"role": "user", "content": f"What is {n}?"}] for n in range(4)], 6, 2, 0)
     answers = [[7, 8, 9], [10], [11, 12], [13, 0]]
     together, adapters = _open(found)
@@ -140,7 +147,8 @@ def test_a_judge_compares_each_run_with_the_first(
     first, second = read(Path("table.jsonl"))
 
     assert "8 prompts, held out by the runs; scores by judges:longest; judged by right, at most 16 requests" in printed
-    assert "wins over out/sft by right" in printed
+    assert " out/dpo judges:longest " in " ".join(printed.split())
+    assert " out/dpo right " in " ".join(printed.split())
     assert "kept 100.0% ± 0.0% of its verdicts when the answers were swapped" in printed
     assert first["judge_win_rate"] is None
     longer = second["judge_win_rate"]
@@ -175,7 +183,13 @@ def test_a_judge_compares_each_run_with_the_first(
         (["out/sft", "out/nosuch"], "compare: out/nosuch is not a finished run"),
         (["out/sft", "out/dpo", "--reward", "out/sft"], "--reward: out/sft is a policy (stage sft), not a reward"),
         (["out/sft", "out/dpo", "--reward", "judges:f"], "judges has no function f"),
-        (["out/sft", "out/dpo", "-o", "table.txt"], "the file must end in .jsonl (the table) or .png (a plot)"),
+        (
+            ["out/sft", "out/dpo", "-o", "table.txt"],
+            "the file must end in .jsonl (the table), .svg or .png (a picture)",
+        ),
+        (["out/sft", "out/dpo", "-o", "points.svg"], "needs matplotlib, which is not installed: pip install"),
+        (["out/dpo", "--checkpoints"], "out/dpo keeps no checkpoints: it was trained with train.save_strategy=no"),
+        (["--checkpoints", "--reward", "judge", "reward.label=1"], "compare needs at least one run"),
         (["out/sft", "out/dpo", "-o", "points.png"], "needs matplotlib, which is not installed: pip install"),
     ],
 )
@@ -207,17 +221,70 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "alignkit.json").write_text(json.dumps({**record, "fingerprints": prints}))
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     answered = Answered(["a", "bb", "c", "d"], [1, 2, 3, 4], [True, True, False, True], [0.0, 1.0, 2.0, 3.0])
-    row = comparison.run_metrics(Parent("dpo", Path("d"), {}), answered, [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 1.0])
+    row = paired.run_metrics(Parent("dpo", Path("d"), {}), answered, [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 1.0])
 
+    assert (row["wins"], row["ties"], row["losses"]) == (0.5, 0.25, 0.25)
     assert row["win_rate"] == (0.5 + 1 + 0 + 1) / 4
     # deviations -.125, .375, -.625, .375: variance .6875 / 3, of the mean of four
     assert row["win_rate_error"] == pytest.approx(math.sqrt(0.6875 / 3 / 4))
     assert row["score"] == 2.5
+    # differences 0, 1, -6, 3: mean -.5, squared deviations .25 + 2.25 + 30.25 + 12.25 = 45
+    assert row["score_difference"] == -0.5
+    assert row["score_difference_error"] == pytest.approx(math.sqrt(45 / 3 / 4))
     assert row["kl"] == 1.5
     assert row["length"] == 2.5
     assert row["eos_rate"] == 0.75
+
+
+def test_the_error_of_a_difference_is_that_of_pairs_of_answers_to_a_prompt() -> None:
+    """Prompts that differ in how hard they are do not add to it, as they would to the error of independent means."""
+    answered = Answered([""] * 4, [1] * 4, [True] * 4, [0.0] * 4)
+    first = [-10.0, 0.0, 10.0, 20.0]
+    row = paired.run_metrics(Parent("dpo", Path("d"), {}), answered, [score + 1 for score in first], first)
+
+    assert (row["score_difference"], row["score_difference_error"]) == (1, 0)
+    assert row["score_error"] > 6
+    assert row["win_rate_interval"][1] == 1
+
+
+def test_an_interval_of_wins_by_hand() -> None:
+    # 8 wins, 2 losses: Wilson's interval (1927) is .490 to .943
+    assert paired.wilson_interval([1.0] * 8 + [0.0] * 2) == pytest.approx([0.490, 0.943], abs=5e-4)
+    assert paired.wilson_interval([1.0] * 5) == pytest.approx([5 / (5 + 1.96**2), 1.0])
+    assert paired.wilson_interval([0.5] * 4) == pytest.approx([0.150, 0.850], abs=5e-4)  # as of 2 wins and 2 losses
+    assert paired.wilson_interval([]) is None
+
+
+def test_json_is_one_object_and_nothing_else(
+    runs: Callable[..., tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft, dpo = runs("lora")
+    Path("printing.py").write_text(
+        "def longest(prompts, answers):\n    print('a reward that prints')\n"
+        "    return [float(len(a)) for a in answers]\n"
+    )
+    capsys.readouterr()
+    assert compare(sft, dpo, "--reward", "printing:longest", "--json", "-o", "table.jsonl") == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    table = read(Path("table.jsonl"))
+
+    assert "a reward that prints" in printed.err
+    assert "compared with out/sft" in printed.err
+    assert result.pop("runs") == [
+        {key: value for key, value in row.items() if key not in ("reward", "max_new_tokens", "temperature", "seed")}
+        for row in table
+    ]
+    assert result == {
+        **{"compared_with": "out/sft", "prompts": 8, "data": "held out by the runs", "reward": "printing:longest"},
+        **{"max_new_tokens": 6, "temperature": 1.0, "seed": 0, "judge": None, "judge_report": None},
+    }
+    assert compare(sft, "out/nosuch", "--json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("alignkit: error: compare: out/nosuch is not a finished run") == 1
 
 
 def test_the_error_of_a_mean_by_hand() -> None:

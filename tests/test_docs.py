@@ -17,6 +17,8 @@ from label_pages import label_all
 
 from alignkit import bundled
 from alignkit.cli import main
+from alignkit.runs import sweep_training
+from alignkit.runs.sweep import Job
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("first-plugin.md", "second-round.md")  # pages with tests of their own
@@ -55,6 +57,11 @@ def commands(page: Path) -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
+def train_here(job: Job, say: Callable[[str], None]) -> str | None:
+    """A run of a sweep in this process."""
+    return "failed" if main(["train", "-c", str(job.config_file), "--resume"]) else None
+
+
 def test_every_command_is_one_that_these_tests_or_ci_run() -> None:
     shown = [command for page in PAGES for command in commands(page)]
     elsewhere = ("make demo", "make test", "pip install", "git clone", "cd alignkit")  # .ci/run does what these do
@@ -72,11 +79,12 @@ def test_commands_of_a_page_run_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As written, but training is cut to one step, models and servers are those of tests, and labelers use the API."""
+    """As written, but training is cut to one step, in this process; models, servers and labelers are those of tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
     monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled.cache()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
+    monkeypatch.setattr(sweep_training, "_run", train_here)
     write_data()
     for command in commands(page):
         if not command.startswith("alignkit "):
@@ -85,7 +93,7 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = shlex.split(command)[1:]
         arguments = [re.sub(r"Qwen/[\w.-]+", str(tiny_model("qwen2")), argument) for argument in arguments]
         arguments = [argument.replace("http://localhost:8000/v1", chat_server.url) for argument in arguments]
-        if arguments[0] == "train":
+        if arguments[0] in ("train", "sweep"):
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
             arguments += [f"{name}.response_length=8" for name in ("dpo", "kto", "rahf") if name in arguments]

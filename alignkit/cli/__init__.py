@@ -19,6 +19,7 @@ from alignkit.errors import AlignkitError, one_line
 
 COMMANDS = {  # each with the first sentence of its function's docstring
     "train": "Train a stage, after the stages that it needs.",
+    "sweep": "Train a run for every combination of settings.",
     "watch": "Show the curves of a run in the terminal, while it trains.",
     "check": "Check a training command and print its plan.",
     "config": "Print the config of a stage, with a comment on every key.",

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from alignkit.cli import common
+from alignkit.cli import common, tables
+from alignkit.cli.checkpoints import along_runs
 from alignkit.errors import ConfigError
-from alignkit.evaluation import comparison
-from alignkit.evaluation.judge_report import describe_report, judge_report
+from alignkit.evaluation import comparison, paired, picture
+from alignkit.evaluation.checkpoints import Policy, policies_of
+from alignkit.evaluation.comparison import Asked, Comparison
+from alignkit.evaluation.judged import judge_policies
 from alignkit.generation import scorers
 from alignkit.generation.scorers import Scorer
-from alignkit.judging import Item, OpenJudge, choosing, judge_answers
+from alignkit.judging import choosing
 from alignkit.judging.choosing import Chosen
 from alignkit.registry import Registry
-from alignkit.rows import Conversation
-from alignkit.runs.lineage import Parent
+from alignkit.runs import pictures
+
+PICTURES = (".png", ".svg")
 
 
 def compare(
@@ -27,11 +33,15 @@ def compare(
         metavar="RUN",
         help="Run folders, compared with the first one. Then settings: reward.KEY=VALUE, judge.KEY=VALUE.",
     ),
+    checkpoints: bool = typer.Option(
+        False, "--checkpoints", help="Compare the checkpoints of each run with its start: score over KL."
+    ),
     reward: str = typer.Option(
         None,
         "--reward",
         metavar="NAME",
-        help="A reward run, module:function or a reward. Default without --judge: the newest known reward run.",
+        help="A reward run, module:function or a reward. Default without --judge: the newest known reward run. With "
+        "--checkpoints: a gold reward, beside the reward that the runs were trained on.",
     ),
     judge: str = typer.Option(
         None,
@@ -48,7 +58,10 @@ def compare(
         "--output",
         "-o",
         metavar="FILE",
-        help="Write the table (.jsonl) or a plot of score or wins over KL (.png). Repeatable.",
+        help="Write the table (.jsonl) or a picture of score or wins over KL (.svg, .png). Repeatable.",
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object on standard output, and everything else on standard error."
     ),
     limit: int = typer.Option(100, min=1, help="Maximum number of prompts."),
     max_new_tokens: int = typer.Option(128, min=1, help="Maximum tokens of an answer."),
@@ -57,111 +70,110 @@ def compare(
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
     """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each."""
-    for file in output:
-        if file.suffix not in (".jsonl", ".png"):
-            raise ConfigError(f"--output {file}: the file must end in .jsonl (the table) or .png (a plot)")
-        if not file.absolute().parent.is_dir():
-            raise ConfigError(f"--output {file}: no folder {file.parent}")
-        if file.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
-            raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
+    _check_output(output)
     overrides = [word for word in runs if "=" in word and not Path(word).exists()]
     if reward is None and judge is None and (unused := [*plugin, *overrides]):
         raise ConfigError(f"compare: {unused[0]} has no effect without --reward NAME or --judge NAME")
-    compared = comparison.runs_of([word for word in runs if word not in overrides])
-    scorer, chosen = _scorer_and_judge(compared, reward, judge, plugin, overrides)
-    questions = comparison.prompts_of(data, compared, limit)
-    names = [f"scores by {scorer.name}"] if scorer else []
-    names += [f"judged by {chosen.name}, {_requests(chosen, compared, questions)}"] if chosen else []
-    typer.echo(f"{len(questions.prompts)} prompts, {questions.source}; {'; '.join(names)}")
-    if questions.trained_on:
-        typer.echo(f"warning: one of these runs was trained on {questions.trained_on} of these prompts", err=True)
-    for reason in questions.unknown:
-        typer.echo(f"warning: cannot tell which prompts a run was trained on: {reason}", err=True)
-    common.quiet()
-    from alignkit.evaluation.answering import Asked, answer, score
-
-    to_ask = Asked(questions.prompts, max_new_tokens, batch, seed, temperature, questions.fields)
-    with common.progress("answering", len(compared) * len(questions.prompts)) as advance:
-        answered = answer(compared, to_ask, advance)
-    scores = score(scorer, to_ask, answered, typer.echo) if scorer else None
-    rows = [
-        comparison.run_metrics(
-            run, answers, scores[number] if scores else None, scores[0] if scores and number else None
-        )
-        for number, (run, answers) in enumerate(zip(compared, answered, strict=True))
-    ]
-    lines = _add_judged(rows, chosen, questions.prompts, answered, batch) if chosen else []
-    _print(rows)
-    for line in lines:
-        typer.echo(line)
-    for file in output:
-        if file.suffix == ".png":
-            metric = ("score", f"score by {scorer.name}") if scorer else ("judge_win_rate", f"wins by {judge}")
-            comparison.plot(file, rows, *metric)
-        else:
-            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-            comparison.write_rows(file, rows, reward=scorer and scorer.name, **settings)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        compared = comparison.runs_of([word for word in runs if word not in overrides], least=1 if checkpoints else 2)
+        along = [policies_of(run) for run in compared] if checkpoints else None
+        scorer, chosen = _named(reward, judge, plugin, overrides)
+        questions = comparison.prompts_of(data, compared, limit)
+        if questions.trained_on:
+            typer.echo(f"warning: one of these runs was trained on {questions.trained_on} of these prompts", err=True)
+        for reason in questions.unknown:
+            typer.echo(f"warning: cannot tell which prompts a run was trained on: {reason}", err=True)
+        asked = Asked(questions.prompts, max_new_tokens, batch, seed, temperature, questions.fields)
+        of = Comparison(compared, scorer, chosen, questions.source, asked)
+        result = along_runs(of, along, output) if along else _between_runs(of, output)
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
 
 
-def _scorer_and_judge(
-    runs: Sequence[Parent], reward: str | None, judge: str | None, plugins: list[str], overrides: list[str]
+def _check_output(files: Sequence[Path]) -> None:
+    for file in files:
+        if file.suffix not in (".jsonl", *PICTURES):
+            raise ConfigError(f"--output {file}: the file must end in .jsonl (the table), .svg or .png (a picture)")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(f"--output {file}: no folder {file.parent}")
+        if file.suffix in PICTURES and not pictures.can_draw():
+            raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
+
+
+def _named(
+    reward: str | None, judge: str | None, plugins: list[str], overrides: list[str]
 ) -> tuple[Scorer | None, Chosen | None]:
-    """What scores and what judges: the newest reward run if neither is named."""
+    """What --reward and --judge name, with their settings."""
     of_judge = [word for word in overrides if reward is None or word.startswith("judge.")] if judge else []
-    of_reward = [word for word in overrides if word not in of_judge]
-    registry = Registry()
+    registry, scorer = Registry(), None
     registry.activate(*plugins)
-    scorer = None if judge or reward else comparison.newest_reward(runs)
     if reward:
-        scorer = scorers.named(registry, "--reward", reward, of_reward)
+        scorer = scorers.named(registry, "--reward", reward, [word for word in overrides if word not in of_judge])
     return scorer, choosing.named("--judge", judge, plugins, of_judge) if judge else None
 
 
-def _requests(chosen: Chosen, runs: Sequence[Parent], questions: comparison.Prompts) -> str:
-    return f"at most {chosen.way.requests(['a', 'b']) * len(questions.prompts) * (len(runs) - 1)} requests"
+def _between_runs(of: Comparison, output: Sequence[Path]) -> dict[str, Any]:
+    """Compare the runs with the first one: print the table, write the files, and return the result for --json."""
+    scorer = comparison.newest_reward(of.runs) if of.scorer is None and of.judge is None else of.scorer
+    names = [f"scores by {scorer.name}"] if scorer else []
+    if of.judge:
+        most = of.judge.way.requests(["a", "b"]) * len(of.asked.prompts) * (len(of.runs) - 1)
+        names.append(f"judged by {of.judge.name}, at most {most} requests")
+    typer.echo(f"{len(of.asked.prompts)} prompts, {of.source}; {'; '.join(names)}")
+    common.quiet()
+    from alignkit.evaluation.answering import answer, score
 
-
-def _add_judged(
-    rows: list[dict[str, Any]],
-    chosen: Chosen,
-    prompts: Sequence[Conversation],
-    answered: Sequence[comparison.Answered],
-    batch: int,
-) -> list[str]:
-    """Add the win rates by the judge to the rows. Returns the report on the judge as lines."""
-    first, *others = answered
-    items = [
-        Item(prompt, [a, b]) for run in others for prompt, a, b in zip(prompts, first.texts, run.texts, strict=True)
+    with common.progress("answering", len(of.runs) * len(of.asked.prompts)) as advance:
+        answered = answer([Policy(run) for run in of.runs], of.asked, advance)
+    scores = score(scorer, of.asked, answered, typer.echo) if scorer else None
+    rows = [
+        paired.run_metrics(run, answers, scores[number] if scores else None, scores[0] if scores and number else None)
+        for number, (run, answers) in enumerate(zip(of.runs, answered, strict=True))
     ]
-    judge = OpenJudge(chosen, None, batch, typer.echo)
-    with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
-        outcomes = [outcome for outcome in judge_answers(judge, items, advance) if outcome is not None]  # no limit: all
-    report = judge_report(items, outcomes)
-    for number, row in enumerate(rows):
-        own = outcomes[(number - 1) * len(prompts) : number * len(prompts)] if number else None
-        row |= comparison.judged_metrics(chosen.name, own)
-        row |= {f"judge_{name}": report[name] for name in ("consistency", "first_place", "length_correlation")}
-    without = sum(not outcome.complete for outcome in outcomes)
-    left_out = [f"left out {without} of {len(items)} pairs: {chosen.name} gave no verdict on them"] if without else []
-    return [*left_out, *describe_report(report)]
+    judged = None
+    if of.judge:
+        judged = judge_policies(of.judge, of.asked.prompts, answered, of.asked.batch, typer.echo, common.progress)
+        about_judge = {name: judged.report[name] for name in ("consistency", "first_place", "length_correlation")}
+        for row, outcomes in zip(rows, [None, *judged.outcomes], strict=True):
+            row |= paired.judged_metrics(of.judge.name, outcomes)
+            row |= {f"judge_{name}": value for name, value in about_judge.items()}
+    _print(rows, scorer and scorer.name)
+    for line in judged.lines if judged else []:
+        typer.echo(line)
+    settings = {"reward": scorer and scorer.name, **of.asked.settings()}
+    for file in output:
+        if file.suffix == ".jsonl":
+            comparison.write_rows(file, rows, **settings)
+        else:
+            metric = (
+                ("score", f"score by {scorer.name}") if scorer else ("judge_win_rate", f"wins by {rows[0]['judge']}")
+            )
+            picture.draw(file, rows, *metric)
+    of_judge = {"judge": of.judge and of.judge.name, "judge_report": judged and judged.report}
+    prompts = {"prompts": len(of.asked.prompts), "data": of.source}
+    return {"compared_with": rows[0]["run"], **prompts, **settings, **of_judge, "runs": rows}
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
+def _print(rows: Sequence[dict[str, Any]], scorer: str | None) -> None:
+    """Print a table of the runs, and one of the pairs of each run's answers and the first run's."""
     first = rows[0]["run"]
-    columns = [("score", "score", "{:.2f}"), ("win_rate", f"wins over {first}", "{:.1%}")]
-    columns += [("judge_win_rate", f"wins over {first} by {rows[0].get('judge')}", "{:.1%}")]
-    columns += [("kl", f"KL to {first}", "{:.1f}")]
-    columns = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for heading in (*(heading for _, heading, _ in columns), "length", "ended"):
-        table.add_column(heading, justify="right")
+    headings = ["run", *(["score"] if scorer else []), f"KL to {first}", "length", "ended"]
+    table = []
     for row in rows:
-        cells = [common.with_error(row, name, form) if row[name] is not None else "" for name, _, form in columns]
-        table.add_row(row["run"], *cells, f"{row['length']:.0f}", f"{row['eos_rate']:.0%}")
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
+        scores = [tables.with_error(row, "score", "{:.2f}")] if scorer else []
+        kl = tables.with_error(row, "kl", "{:.1f}")
+        table.append([row["run"], *scores, kl, f"{row['length']:.0f}", f"{row['eos_rate']:.0%}"])
+    tables.show(headings, table)
+    pairs = [(row, *by) for row in rows[1:] for by in (("", scorer), ("judge_", row.get("judge"))) if by[1]]
+    headings = ["run", "by", "difference", "wins", "ties", "losses", "win rate (95 %)"]
+    typer.echo(f"compared with {first}, prompt by prompt:")
+    tables.show(headings, [_compared(*pair) for pair in pairs], left=2)
+
+
+def _compared(row: dict[str, Any], prefix: str, name: str) -> list[str]:
+    difference = "" if prefix else tables.with_error(row, "score_difference", "{:+.2f}")
+    if row[f"{prefix}win_rate"] is None:
+        return [row["run"], name, difference, *[""] * 4]
+    shares = [f"{row[f'{prefix}{share}']:.1%}" for share in ("wins", "ties", "losses")]
+    low, high = row[f"{prefix}win_rate_interval"]
+    return [row["run"], name, difference, *shares, f"{row[f'{prefix}win_rate']:.1%} ({100 * low:.0f}-{100 * high:.0f})"]

@@ -1,43 +1,32 @@
-"""Answers of several runs to the same prompts. One model is in memory at a time; runs on the same base share it."""
+"""Answers of several policies to the same prompts. One model is in memory at a time; those on one base share it."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from alignkit import bundled
 from alignkit.batches import Answers, Sampling
 from alignkit.data.chat_template import prompt_ids
-from alignkit.evaluation.comparison import Answered
-from alignkit.generation import chat
+from alignkit.evaluation.checkpoints import Policy
+from alignkit.evaluation.comparison import Asked
+from alignkit.evaluation.paired import Answered
+from alignkit.generation.chat import LoadedModel
 from alignkit.generation.scorers import Scorer
-from alignkit.rows import Conversation
-from alignkit.runs.lineage import Parent
+from alignkit.runs import base
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The prompts that every run answers, and how answers are sampled."""
-
-    prompts: list[Conversation]
-    max_new_tokens: int
-    batch: int  # prompts per batch
-    seed: int
-    temperature: float = 1.0  # of sampling and of log-probabilities
-    fields: list[Mapping[str, Any]] | None = None  # the other fields of the prompts' rows
-
-
-def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
-    """Each run's answers, and their KL to the first run. ``advance`` is called with the number of prompts answered."""
+def answer(policies: Sequence[Policy], asked: Asked, advance: Callable[[int], None]) -> list[Answered]:
+    """Each policy's answers, and their KL to the first one. ``advance`` is called with the number of answers."""
     import torch
 
     from alignkit.generation import text
 
     answers: dict[int, list[list[int]]] = {}
-    own_logps: dict[int, list[float]] = {}  # under the run itself
-    for group in reversed(_sharing_a_base(runs)):  # the first run is last: it scores the answers of all others
-        opened, adapters = _open([runs[number] for number in group])
+    own_logps: dict[int, list[float]] = {}  # under the policy itself
+    for group in reversed(_sharing_a_base(policies)):  # the first one is last: it scores the answers of all others
+        opened, adapters = _open([policies[number] for number in group])
         for number, adapter in zip(group, adapters, strict=True):
             answers[number] = list(_sample(opened, adapter, asked, advance))
             own_logps[number] = _logps(opened, adapter, asked, answers[number])
@@ -56,7 +45,7 @@ def answer(runs: Sequence[Parent], asked: Asked, advance: Callable[[int], None])
             prompt_ids=[prompt_ids(tokenizer, prompt) for prompt in asked.prompts],
             answer_ids=answers[number],
         )
-        for number in range(len(runs))
+        for number in range(len(policies))
     ]
 
 
@@ -66,12 +55,11 @@ def score(scorer: Scorer, asked: Asked, answered: Sequence[Answered], say: Calla
     return [scores(Answers(asked.prompts, run.texts, run.prompt_ids, run.answer_ids, asked.fields)) for run in answered]
 
 
-def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
-    """The runs' numbers, grouped by base: adapters of the same base in the same form are one group."""
+def _sharing_a_base(policies: Sequence[Policy]) -> list[list[int]]:
+    """The policies' numbers, grouped by base: adapters of the same base in the same form are one group."""
     groups: list[tuple[object, list[int]]] = []
-    for number, run in enumerate(runs):
-        record = run.manifest
-        assert record is not None
+    for number, policy in enumerate(policies):
+        record = policy.record
         form: object = number
         if record["weights"] == "adapter":
             form = [record["base"]["located"], record["base"]["weights"], record["config"]["tuner"], record["dtype"]]
@@ -83,23 +71,36 @@ def _sharing_a_base(runs: Sequence[Parent]) -> list[list[int]]:
     return [numbers for _, numbers in groups]
 
 
-def _open(runs: Sequence[Parent]) -> tuple[chat.LoadedModel, list[str | None]]:
-    """One model that holds all of these runs, and the adapter of each."""
-    from alignkit.models.adapters import load_adapter
+def _open(policies: Sequence[Policy]) -> tuple[LoadedModel, list[str | None]]:
+    """One model that holds all of these policies, and the adapter of each; None is the model without adapters."""
+    from alignkit.data.chat_template import tokenizer_of_run
+    from alignkit.models import adapters, run_device, run_dtype, trained_weights
+    from alignkit.models.pretrained import load
 
-    records = [run.manifest for run in runs]
-    opened = chat.open_model(chat.ModelSource(str(runs[0].folder), records[0]))
-    if not hasattr(opened.model, "peft_config"):
-        return opened, [None]
-    names = ["default", *(f"run_{number}" for number in range(1, len(runs)))]
-    for name, run in zip(names[1:], runs[1:], strict=True):
-        load_adapter(opened.model, run.folder, name, trained=False)
-    opened.model.to(opened.model.device).eval()
-    return opened, list(names)
+    first = next((policy for policy in policies if not policy.is_base), policies[0])
+    record = first.record
+    names: list[str | None] = []
+    if first.is_base:
+        name = record["base"]["name"]
+        located = base.locate(name, print) if name.startswith(bundled.PREFIX) else record["base"]["located"]
+        model: Any = load(located, {"dtype": run_dtype({})}).eval()
+    else:
+        model = adapters.open_run(first.folder, record)
+    for number, policy in enumerate(policies):
+        adapter = None
+        if hasattr(model, "peft_config") and not policy.is_base:
+            adapter = "default" if policy is first else f"policy_{number}"
+            if policy is not first:
+                adapters.load_adapter(model, policy.folder, adapter, trained=False)
+        if policy.checkpoint and policy.folder != policy.checkpoint:
+            trained_weights.load_policy(model, adapter, policy.checkpoint)
+        names.append(adapter)
+    model.to(run_device({})).eval()
+    return LoadedModel(model, tokenizer_of_run(first.run.folder, record), record["stop_ids"]), names
 
 
 def _sample(
-    opened: chat.LoadedModel, adapter: str | None, asked: Asked, advance: Callable[[int], None]
+    opened: LoadedModel, adapter: str | None, asked: Asked, advance: Callable[[int], None]
 ) -> Iterator[list[int]]:
     import transformers
 
@@ -115,7 +116,7 @@ def _sample(
         advance(len(part))
 
 
-def _logps(opened: chat.LoadedModel, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
+def _logps(opened: LoadedModel, adapter: str | None, asked: Asked, answers: Sequence[list[int]]) -> list[float]:
     """The log-probability of each answer."""
     import torch
 

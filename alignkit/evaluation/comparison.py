@@ -1,10 +1,10 @@
-"""What ``alignkit compare`` compares, and its table. No torch here: errors are reported before it is imported."""
+"""What ``alignkit compare`` compares. No torch here: errors are reported before it is imported."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +13,26 @@ from alignkit.config import DataConfig
 from alignkit.data import held_out
 from alignkit.data.prompts import has_tools, prompt_of
 from alignkit.errors import AlignkitError, ConfigError, DataError
-from alignkit.evaluation.error_bars import error_bar
 from alignkit.generation import rankings, scorers
 from alignkit.generation.scorers import Scorer
-from alignkit.judging import Outcomes
+from alignkit.judging.choosing import Chosen
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Located, Text
 from alignkit.runs import lineage, manifest
 from alignkit.runs.lineage import Parent
 
 
-def runs_of(paths: Sequence[str]) -> list[Parent]:
+def runs_of(paths: Sequence[str], least: int = 2) -> list[Parent]:
     """The finished policies in these folders.
 
     Raises:
-        ConfigError: fewer than two; one is named twice or is not a policy; two differ in their tokens.
+        ConfigError: fewer than ``least``; one is named twice or is not a policy; two differ in their tokens.
     """
-    if len(paths) < 2:
-        raise ConfigError("compare needs at least two runs; the others are compared with the first")
+    if len(paths) < least:
+        if least == 1:
+            raise ConfigError("compare needs at least one run")
+        hint = ". To compare the checkpoints of one run, add --checkpoints" if paths else ""
+        raise ConfigError(f"compare needs at least two runs; the others are compared with the first{hint}")
     runs = [lineage.named("compare", path, "policy") for path in paths]
     for number, run in enumerate(runs):
         if any(run.folder.resolve() == other.folder.resolve() for other in runs[:number]):
@@ -99,6 +101,32 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     return Prompts([prompt for prompt, _ in chosen], [fields for _, fields in chosen], source, known, unknown)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that every run answers, and how answers are sampled."""
+
+    prompts: list[Conversation]
+    max_new_tokens: int
+    batch: int  # prompts per batch
+    seed: int
+    temperature: float = 1.0  # of sampling and of log-probabilities
+    fields: list[Mapping[str, Any]] | None = None  # the other fields of the prompts' rows
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that the answers depend on."""
+        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
+
+
+class Comparison(NamedTuple):
+    """What is compared: runs, on which prompts, and by which reward and judge."""
+
+    runs: list[Parent]
+    scorer: Scorer | None
+    judge: Chosen | None
+    source: str  # of the prompts
+    asked: Asked
+
+
 def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
     """The rows that a run was trained on and those that it held out."""
     registry = Registry()
@@ -121,6 +149,12 @@ def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located
     return train_rows, data.load(registry, split, config.eval_path, accepts).rows
 
 
+def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> None:
+    """Write a table as JSON Lines, one row per line; ``columns`` are the same in every line."""
+    lines = (json.dumps({**row, **columns}, ensure_ascii=False) + "\n" for row in rows)
+    manifest.write_atomically(file, "".join(lines))
+
+
 def _prompts(rows: Iterable[Located]) -> list[Conversation]:
     return [prompt_of(row) for _, row in rows if not isinstance(row, Text)]
 
@@ -132,79 +166,3 @@ def _record(run: Parent) -> dict[str, Any]:
 
 def _is_finished(folder: Path) -> bool:
     return manifest.is_run(folder) and not folder.name.endswith(".unfinished")
-
-
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One run's answers to the N prompts."""
-
-    texts: list[str]
-    lengths: list[int]  # tokens
-    ended: list[bool]
-    kl: list[float]  # per answer: its log-probability under the run minus that under the first run
-    prompt_ids: list[list[int]] = field(default_factory=list)
-    answer_ids: list[list[int]] = field(default_factory=list)
-
-
-def run_metrics(
-    run: Parent, answered: Answered, scores: Sequence[float] | None, first: Sequence[float] | None
-) -> dict[str, Any]:
-    """The metrics of a run, a row of the table. ``first`` are the first run's scores on the same prompts.
-
-    A tie is half a win. Each ``..._error`` is the standard error of a mean over prompts. Without scores, their metrics
-    are None.
-    """
-    row: dict[str, Any] = {"run": str(run.folder), "stage": run.stage, **_mean("score", scores)}
-    wins = [(a > b) + 0.5 * (a == b) for a, b in zip(scores or [], first or [], strict=True)] if first else None
-    row |= _mean("win_rate", wins) | _mean("kl", answered.kl) | _mean("length", answered.lengths)
-    return {**row, "eos_rate": sum(answered.ended) / len(answered.ended), "prompts": len(answered.ended)}
-
-
-def judged_metrics(judge: str, outcomes: Sequence[Outcomes] | None) -> dict[str, Any]:
-    """A judge's win rate of a run over the first one. Each outcome compares the first run's answer with this run's.
-
-    Prompts without a verdict are left out of the mean; ``judge_prompts`` is the number of the others. None for the
-    first run.
-    """
-    metrics: dict[str, Any] = {"judge": judge, **_mean("judge_win_rate", None), "judge_prompts": None}
-    if outcomes is None:
-        return metrics
-    wins = [win for outcome in outcomes if (win := outcome.wins[1][0]) is not None]
-    return metrics | _mean("judge_win_rate", wins) | {"judge_prompts": len(wins)}
-
-
-def _mean(name: str, values: Sequence[float] | None) -> dict[str, float | None]:
-    if not values:
-        return {name: None, f"{name}_error": None}
-    return {name: sum(values) / len(values), f"{name}_error": None, **error_bar(f"{name}_error", values)}
-
-
-# --- output ----------------------------------------------------------------------------------------------------------
-
-
-def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> None:
-    """Write the table as JSON Lines, one run per line; ``columns`` are the same in every line."""
-    lines = (json.dumps({**row, **columns}, ensure_ascii=False) + "\n" for row in rows)
-    manifest.write_atomically(file, "".join(lines))
-
-
-def plot(file: Path, rows: Sequence[dict[str, Any]], metric: str, label: str) -> None:
-    """Plot the runs that have a metric as points of it over KL, as a PNG. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for row in rows:
-        if row[metric] is not None:
-            errors = {"xerr": row["kl_error"], "yerr": row[f"{metric}_error"]}
-            axes.errorbar(row["kl"], row[metric], **errors, fmt="o", capsize=3, label=row["run"])
-    axes.set_xlabel(f"KL to {rows[0]['run']} (nats per answer)")
-    axes.set_ylabel(label)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=150)
-    unfinished.replace(file)

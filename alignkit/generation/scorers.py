@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, cast
 from alignkit.batches import Answers
 from alignkit.config import reward_parts
 from alignkit.config.resolve import parse_override
-from alignkit.config.settings import merge, select
+from alignkit.config.settings import Selected, merge, select
 from alignkit.data.prompts import prompt_text
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards
 from alignkit.generation.outside_training import OnlyInTrainingError, RunOutsideTraining, scores_of_run
 from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation
-from alignkit.runs import lineage, manifest
+from alignkit.runs import fingerprints, lineage, manifest
 from alignkit.runs.lineage import Parent
 from alignkit.runs.plan import check_requires
 
@@ -91,13 +91,46 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
             raise ConfigError(f"reward '{name}' needs a run of stage {stage}: add {key}=RUN")
         return str(lineage.named(key, named, role).folder)
 
-    reward = reward_parts.with_runs(registry, reward, find)
+    return _of_settings(registry, name, reward_parts.with_runs(registry, reward, find))
+
+
+def of_training(run: Parent) -> Scorer | None:
+    """The reward that a run was trained on. None if its stage uses no reward.
+
+    Raises:
+        AlignkitError: it cannot score any more: a reward run or a plugin is gone, or the reward run was trained again.
+    """
+    record = run.manifest
+    assert record is not None
+    table = record["config"]["stages"][record["stage"]].get("reward")
+    if table is None:
+        return None
+    registry = Registry()
+    registry.activate(*record["config"]["plugins"])
+    settings = {key: value for key, value in table.items() if key not in ("name", "on_error")}
+
+    def find(stage: str, role: str, named: str | None, key: str) -> str:
+        parts = Path(named or "").parts
+        parents = [each for each in record["parents"].values() if Path(each["folder"]).parts[-len(parts) :] == parts]
+        folder = Path(parents[0]["folder"] if parents else named or "")
+        found = lineage.named(key, str(folder), role).folder
+        if parents and fingerprints.weights(found) != parents[0]["weights"]:
+            raise ConfigError(f"{found} was trained again since it was the reward of {run.folder}")
+        return str(found)
+
+    reward = reward_parts.with_runs(registry, select(registry, "reward", table["name"], [settings]), find)
+    name = next((str(settings[key]) for key in ("path", "call", "model") if settings.get(key)), table["name"])
+    return _of_settings(registry, name, reward)
+
+
+def _of_settings(registry: Registry, name: str, reward: Selected) -> Scorer:
     for component, config in reward_parts.with_parts(registry, reward):
         check_requires(registry, component)
         checks.settings(component, config)
 
     def open_reward(batch: int, say: Callable[[str], None]) -> Callable[[Answers], list[float]]:
-        return rewards.build(reward, cast(Any, RunOutsideTraining(registry, f"reward '{name}'", batch, say)))
+        outside = RunOutsideTraining(registry, f"reward '{reward.component.name}'", batch, say)
+        return rewards.build(reward, cast(Any, outside))
 
     return Scorer(name, open_reward)
 

@@ -17,10 +17,9 @@ import safetensors.torch
 import transformers
 from torch import Tensor
 
-from alignkit.models import Roles
+from alignkit.models import Roles, trained_weights
 from alignkit.protocols import Run
-
-WEIGHTS = "trained.safetensors"  # in a checkpoint
+from alignkit.runs.resume import TRAINED_WEIGHTS
 
 
 class RolesTrainer(transformers.Trainer):
@@ -65,15 +64,12 @@ class RolesTrainer(transformers.Trainer):
         for group, named in self.checkpoint_tensors().items():
             tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
         saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(saved, folder / WEIGHTS)
+        safetensors.torch.save_file(saved, folder / TRAINED_WEIGHTS)
         (folder / self._state_file).write_text(json.dumps(self.checkpoint_state()), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        groups: dict[str, dict[str, Tensor]] = {"": {}}  # the trained weights have no group
-        for key, tensor in safetensors.torch.load_file(folder / WEIGHTS).items():
-            group, _, name = key.rpartition("/")
-            groups.setdefault(group, {})[name] = tensor
+        groups = trained_weights.read(folder)
         self.roles.load_weights(groups.pop(""))
         self.load_checkpoint(groups, json.loads((folder / self._state_file).read_text(encoding="utf-8")))
 

@@ -247,6 +247,7 @@ class OnlineTrainer(RolesTrainer):
             "eval_score": float(scored.mean()),
             **error_bar("eval_score_error", scored.cpu()),
             "eval_kl": float(kl.mean()),
+            **error_bar("eval_kl_error", kl.cpu()),
             "eval_length": sum(map(len, answers)) / len(answers),
             "eval_eos_rate": float(ended.float().mean()),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.runs import pictures
+from alignkit.runs.pictures import can_draw as can_draw
 from alignkit.runs.resume import METRICS
 
 PICTURES = ("curves.svg", "curves.png")  # in the run folder
@@ -80,11 +80,6 @@ def _points(of_step: Mapping[int, Point]) -> list[Point]:
 
 def _changes(curve: Curve) -> bool:
     return any(len({point.value for point in points}) > 1 for points in (curve.train, curve.held_out))
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(folder: Path, title: str, first: Sequence[str] = ()) -> None:

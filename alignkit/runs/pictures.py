@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "alignkit", "font.size": 9}  # text stays text; same content, same file
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def save(figure: Any, file: Path) -> None:

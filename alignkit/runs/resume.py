@@ -19,6 +19,7 @@ from alignkit.runs.recorded import CONFIG
 METRICS = "metrics.jsonl"
 SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
+TRAINED_WEIGHTS = "trained.safetensors"  # in a checkpoint of a stage with several roles
 DAY = "the day it began"  # a key of the surroundings
 
 
@@ -83,11 +84,11 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
         for checkpoint in folder.glob("checkpoints/checkpoint-*"):
             if not is_complete(checkpoint):
                 shutil.rmtree(checkpoint)
-        answers.keep_until(folder, _step(last) if last else -1)
-        _drop_metrics_after(folder / METRICS, _step(last) if last else -1)
+        answers.keep_until(folder, step_of(last) if last else -1)
+        _drop_metrics_after(folder / METRICS, step_of(last) if last else -1)
         if extensions and last:
             manifest.write_json(
-                folder / LONGER, [*past_extensions(folder), {"step": _step(last), "settings": extensions}]
+                folder / LONGER, [*past_extensions(folder), {"step": step_of(last), "settings": extensions}]
             )
     (folder / SURROUNDINGS).parent.mkdir(parents=True, exist_ok=True)
     manifest.write_json(folder / SURROUNDINGS, surroundings)
@@ -147,7 +148,12 @@ def start_day(config: RunConfig) -> str | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
-    return max(filter(is_complete, folder.glob("checkpoints/checkpoint-*")), key=_step, default=None)
+    return next(reversed(checkpoints(folder)), None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(filter(is_complete, folder.glob("checkpoints/checkpoint-*")), key=step_of)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -159,7 +165,8 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
     return int(checkpoint.name.split("-")[1])
 
 
