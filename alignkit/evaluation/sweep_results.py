@@ -96,9 +96,8 @@ def _draw_metric(file: Path, groups: Sequence[Group], metric: str) -> None:
         axes = figure.add_subplot()
         means = [mean_of(group, metric) for group in groups]
         errors = [mean[f"{metric}_error"] or 0 for mean in means]
-        axes.errorbar(
-            [mean[metric] for mean in means], [group.name for group in groups], xerr=errors, fmt="o", capsize=3
-        )
+        values: Any = [mean[metric] for mean in means]
+        axes.errorbar(values, [group.name for group in groups], xerr=errors, fmt="o", capsize=3)
         axes.invert_yaxis()
         axes.set_xlabel(f"held-out {metric}")
         axes.grid(alpha=0.3)
