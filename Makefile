@@ -1,4 +1,4 @@
-# make demo   set up a virtual environment and run SFT, reward model and PPO on the bundled model and data
+# make demo   set up a virtual environment, run SFT, reward model and PPO on the bundled model, and report on them
 # make test   the same, then the whole test suite
 # make check  lint and types
 
@@ -12,6 +12,7 @@ JOBS ?= 2
 
 demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
+	$(BIN)/alignkit report $(dir $(RUN))
 
 # One thread a process: threads of several processes on the same cores wait for each other.
 test: demo

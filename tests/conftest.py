@@ -20,7 +20,16 @@ from alignkit.testing import DEMONSTRATIONS
 
 __all__ = ["DEMONSTRATIONS"]
 
-pytest_plugins = ["chat_servers", "data_files", "label_clients", "label_pages", "ppo_runs", "reward_runs", "stage_runs"]
+pytest_plugins = [
+    "browsers",
+    "chat_servers",
+    "data_files",
+    "label_clients",
+    "label_pages",
+    "ppo_runs",
+    "reward_runs",
+    "stage_runs",
+]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

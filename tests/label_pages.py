@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,36 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from browsers import PHONE, WIDE
 
 from alignkit.cli import main
 from alignkit.labeling.report import report
 
-WIDE = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
-
-
-def missing(what: str) -> None:
-    """Skip, or fail where a browser is required."""
-    if os.environ.get("ALIGNKIT_REQUIRE_BROWSER"):
-        pytest.fail(f"ALIGNKIT_REQUIRE_BROWSER is set, but there is no {what}")
-    pytest.skip(f"the labeling page is tested in a browser, and there is no {what}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, without requests of its own."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("Playwright")
-    executable = shutil.which("chromium")
-    if executable is None:
-        missing("chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-        opened = playwright.chromium.launch(executable_path=executable, args=arguments)
-        yield opened
-        opened.close()
+__all__ = ["PHONE", "WIDE", "Person", "Serve", "Server", "Visit", "label_all"]
 
 
 class Server:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from label_pages import PHONE, WIDE, Serve, Visit
+from browsers import serious_findings
+from label_pages import PHONE, Serve, Visit
 from label_samples import REALISTIC, essay, numbered
 
 ROOT = Path(__file__).parents[1]
@@ -86,25 +87,13 @@ def test_the_guide_stands_beside_the_answers_and_is_remembered(serve: Serve, vis
 def test_axe_finds_nothing_serious_at_either_width_in_light_and_dark(
     serve: Serve, visit: Visit, tmp_path: Path
 ) -> None:
-    import axe_core_python
-
-    (folder,) = axe_core_python.__path__
     guide = tmp_path / "guide.md"
     guide.write_text("# How to rank\n\n- Truth first.\n")
     person = visit(serve(REALISTIC, "--guide", str(guide)))
     page = person.page
-    page.evaluate((Path(folder) / "axe.min.js").read_text(encoding="utf-8"))
 
     def check(state: str) -> None:
-        for size in (WIDE, PHONE):
-            page.set_viewport_size(size)
-            for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):  # only colors differ
-                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                report = page.evaluate("(rules) => axe.run(document, rules)", rules)
-                assert "color-contrast" in [each["id"] for each in report["passes"]]
-                serious = [each for each in report["violations"] if each["impact"] in ("serious", "critical")]
-                nodes = [(each["id"], node["html"]) for each in serious for node in each["nodes"]]
-                assert nodes == [], (state, size, scheme)
+        assert serious_findings(page) == [], state
 
     person.press("1", "2", "2", "g", "5", "f", "Space")
     check("grading, with flags")

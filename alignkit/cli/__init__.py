@@ -34,6 +34,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "score": "Score answers with a reward model.",
     "evaluate": "Measure the perplexity of policies on texts and demonstrations, and how training changed it.",
     "doctor": "Show versions, extras, the device, memory and disk, and what is wrong with them.",
+    "report": "Write a page on runs: what was trained from what, whether it worked, and what it cost.",
     "compare": "Compare runs on the same held-out prompts.",
 }
 MODULES = {"uninstall": "install"}  # of commands that have no module of their name

@@ -68,3 +68,4 @@ def train(
     stage = planned.to_train[-1].config.stage.component
     if stage.role == "policy":
         say(f"chat with it: alignkit chat {result.folder}")
+    say(f"look at the results: alignkit report {result.folder.parent}")

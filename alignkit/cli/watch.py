@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import typer
 
 from alignkit import paths, yaml
-from alignkit.errors import AlignkitError, ConfigError, suggestion
-from alignkit.registry import Registry
+from alignkit.errors import ConfigError, suggestion
 from alignkit.runs import curves, lock, manifest, recorded, resume
 
 
@@ -26,7 +24,8 @@ def watch(
     from rich.text import Text
 
     folder = paths.expand(run)
-    first = _watched(_current(folder))
+    stage = recorded.stage(yaml.load(_current(folder) / recorded.CONFIG))
+    first = stage.watch if stage else ()
     console = Console(highlight=False)
     if not console.is_terminal:
         state, table = _shown(folder, first)
@@ -59,16 +58,6 @@ def _current(folder: Path) -> Path:
 
 def _is_training(folder: Path) -> bool:
     return lock.is_held(manifest.unfinished(folder))
-
-
-def _watched(folder: Path) -> Sequence[str]:
-    """The metrics that the run's stage prints, which come first. None if its plugin is not installed."""
-    config = yaml.load(folder / recorded.CONFIG)
-    registry = Registry()
-    with contextlib.suppress(AlignkitError):
-        registry.activate(*config["plugins"])
-        return registry.stage(next(reversed(config["stages"]))).watch
-    return ()
 
 
 def _shown(folder: Path, first: Sequence[str]) -> tuple[str, Any]:

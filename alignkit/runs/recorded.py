@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignkit import yaml
+from alignkit.components import Stage
 from alignkit.config import DataConfig, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import names
+from alignkit.errors import AlignkitError
 from alignkit.registry import Registry
 from alignkit.runs import manifest
 
@@ -42,6 +45,15 @@ def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str
         table["train"] = {key: value for key, value in table["train"].items() if key != "max_steps"}
     shared = ("model", "chat_template", "tuner", "optimizer")
     return {**{key: record[key] for key in shared}, **table}
+
+
+def stage(config: Mapping[str, Any]) -> Stage | None:
+    """The stage of a recorded config. None if its plugin is not installed."""
+    with contextlib.suppress(AlignkitError):
+        registry = Registry()
+        registry.activate(*config["plugins"])
+        return registry.stage(next(reversed(config["stages"])))
+    return None
 
 
 def kept(config: RunConfig, without: RunConfig) -> list[str]:

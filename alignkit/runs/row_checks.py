@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
+from alignkit import protocols
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected
 from alignkit.data.chat_template import PLAIN, encode, encode_answer, prompt_ids
@@ -34,8 +35,7 @@ def bad_rows(config: RunConfig, folder: Path, tokenizer: Tokenizer, rows: Sequen
     stage, max_length = config.stage.component.name, getattr(settings, "max_length", None)
     bad, too_long, total = dict[str, str](), list[tuple[int, str]](), 0
     for where, row in rows[:ROWS]:
-        if isinstance(row, Ranking) and Prompt in config.stage.component.rows:  # the stage samples its own answers
-            row = Prompt(row.prompt, row.tools)
+        row = _as_read(config, row)
         try:
             lengths = [len(ids) for ids in _sequences(tokenizer, row)]
         except DataError as error:
@@ -83,6 +83,24 @@ def _check_prompt(settings: Any, length: int, where: str, stage: str, positions:
             f"{where}: {length + response} tokens with {stage}.response_length={response} are more than the "
             f"{positions} positions of the model. Shorten the row, or lower {stage}.response_length"
         )
+
+
+def lengths_of(config: protocols.RunConfig, tokenizer: Any, row: Row) -> list[int]:
+    """The number of tokens of each sequence that a run reads of a row, such as an answer with its prompt.
+
+    Empty for a row of a plugin's own type.
+
+    Raises:
+        DataError: the chat template rejects the row.
+    """
+    return [len(ids) for ids in _sequences(tokenizer, _as_read(config, row))]
+
+
+def _as_read(config: protocols.RunConfig, row: Row) -> Row:
+    """A row as the stage reads it: of a ranking, one that samples its own answers reads the prompt only."""
+    if isinstance(row, Ranking) and Prompt in config.stage.component.rows:
+        return Prompt(row.prompt, row.tools)
+    return row
 
 
 def _sequences(tokenizer: Tokenizer, row: Row) -> list[list[int]]:

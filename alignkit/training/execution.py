@@ -21,7 +21,7 @@ from alignkit.registry import checks
 from alignkit.runs import lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import learning
+from alignkit.training import learning, measures
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -80,6 +80,7 @@ def _reported_failure(run: Run) -> Iterator[None]:
 def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dict[str, float]:
     """Build the stage's trainer, train from the last checkpoint, save, and return the final metrics."""
     stage = run.config.stage.component
+    measures.reset_peak_memory(run.device)
     run.registry.call("alignkit_run_start", run=run)
     trainer = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
     checks.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)

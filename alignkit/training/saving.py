@@ -12,6 +12,7 @@ from alignkit.errors import PluginError
 from alignkit.protocols import Run
 from alignkit.runs import base, card, fingerprints, manifest, rounds
 from alignkit.runs.resume import past_extensions
+from alignkit.training import measures
 
 if TYPE_CHECKING:
     import transformers
@@ -119,11 +120,13 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
             "train_rows": len(run.train_rows),
             "eval_rows": len(run.eval_rows),
             "skipped_rows": run.skipped,
+            "lengths": measures.row_lengths(run),
         },
         "metrics": metrics,
         "steps": steps,
         "longer": past_extensions(run.folder),  # the steps at which it was extended, and by which settings
         "seconds": round(seconds, 1),
+        "peak_memory": measures.peak_memory(run.device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
         "processes": run.processes,

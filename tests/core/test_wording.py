@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-WINGS = ("cli", "config", "registry", "runs", "bundled")
+WINGS = ("cli", "config", "registry", "reporting", "runs", "bundled")
 QUAINT = re.compile(
     r"\b(anew|told|ours|theirs|misfit)\b|\bgo(es|ne|ing)? on (from|with)\b|\bas it has\b|\bwhat came of\b"
     r"|\bwhere (it|that) can be\b|\bnothing of it\b|\bis no (plugin|run|stage|file|name|model)\b",

@@ -1,0 +1,41 @@
+"""What the manifest of a run records of its size: tokens of its rows, and the peak memory of the GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+
+import torch
+
+from alignkit.errors import DataError
+from alignkit.protocols import Run
+from alignkit.runs import row_checks
+
+ROWS = 1000  # that are measured, evenly spaced
+
+
+def row_lengths(run: Run) -> dict[str, float] | None:
+    """The median and the largest number of tokens of the training rows. None for rows of a plugin's own type.
+
+    An answer counts with its prompt; each answer of a ranking counts. ``rows`` is the number of rows measured.
+    """
+    step = max(1, len(run.train_rows) // ROWS)
+    rows = [run.train_rows[index].row for index in range(0, len(run.train_rows), step)]
+    lengths = list[int]()
+    for row in rows:
+        with contextlib.suppress(DataError):  # a row that was skipped
+            lengths += row_checks.lengths_of(run.config, run.tokenizer, row)
+    if not lengths:
+        return None
+    return {"rows": len(rows), "median": statistics.median(lengths), "longest": max(lengths)}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure :func:`peak_memory`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The largest number of bytes that tensors took on a GPU at the same time. None on other devices."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
