@@ -44,7 +44,7 @@ def words(html: str) -> str:
         (Measured(0.9375), True, "93.8%"),
         (Measured(26.962), False, "27.0"),
         (Measured(52634.7), False, "52635"),
-        (Measured(0.000012345, 0.000002), False, "0.0000123 ± 0.0000020"),
+        (Measured(0.000012345, 0.000002), False, "1.23e−05 ± 2e−06"),
         (Measured(3.0, 0.0), False, "3.00 ± 0.00"),
         (Measured(0.0), False, "0"),
         (Measured(2.0, float("nan")), False, "2.00"),
@@ -241,8 +241,8 @@ def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert main(["report", str(tmp_path / "runs")]) == 2
     assert f"report: there is no run in {tmp_path / 'runs'}" in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "rum")]) == 2
-    assert f"report: there is no folder {tmp_path / 'rum'}. Did you mean 'runs'?" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert f"report: there is no folder {tmp_path / 'run'}. Did you mean 'runs'?" in capsys.readouterr().err
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -253,7 +253,8 @@ def test_a_run_that_is_not_finished_has_the_command_that_continues_it(tmp_path: 
 
     made = report([runs])
     page = words(made.html)
-    assert "3 runs on bundled:smollm2-135m, 1 not finished." in page
+    assert "3 runs on bundled:smollm2-135m: " in page
+    assert "1 not finished. Training took 3 min 00 s" in page
     assert "stopped at step 8" in page
     assert f"To continue: alignkit train --plugin ppo --output &#39;{runs}&#39; --resume" in page
     assert report([runs / "ppo"]).runs == 1  # by the name that it will have
@@ -285,7 +286,7 @@ def test_the_page_is_written_into_the_folder_and_says_what_happened(
     assert re.search(r"report.html: 3 runs, [\d.]+ kB", capsys.readouterr().out)
     page = words((runs / "report.html").read_text(encoding="utf-8"))
     for part in (
-        "3 runs on bundled:smollm2-135m. Training took 4 min 30 s.",
+        "3 runs on bundled:smollm2-135m: 2 improved, 1 error unknown. Training took 4 min 30 s.",
         "change +1.25 ± 0.48, paired by prompt; beats its former answers on 88% of 4 prompts (95% interval 40% to 99%)",
         "usable for PPO: 70.0%",
         "median 62, longest 214",

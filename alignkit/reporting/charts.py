@@ -67,14 +67,15 @@ def _panel(stage: str, metric: str, of_runs: Mapping[int, Curve]) -> Panel:
         if curve.held_out:
             dots = [Dot(p.step, p.value, p.error) for p in curve.held_out]
             series.append(Series("held out", dots, number, "points"))
-    title = metric.replace("_", " ")
+    title = numbers.label(metric)
     last = _last(metric, next(iter(of_runs.values()))) if len(of_runs) == 1 else ""
-    return Panel(title, _drawn(series, f"{stage}: {title} over the steps of training. {last}"), last)
+    label = f"{stage}: {title} over the steps of training. {last}"
+    return Panel(title, _drawn(series, label, percent=numbers.is_probability(metric)), last)
 
 
 def _last(metric: str, curve: Curve) -> str:
-    points, where = (curve.held_out, "held out ") if curve.held_out else (curve.train, "")
-    return where + numbers.text(Measured(points[-1].value, points[-1].error), numbers.is_probability(metric))
+    point = (curve.held_out or curve.train)[-1]
+    return numbers.text(Measured(point.value, point.error), numbers.is_probability(metric))
 
 
 def _drawn(series: Sequence[Series], label: str, *arguments: Any, **options: Any) -> Markup | None:
@@ -115,17 +116,19 @@ def calibration(run: ReportedRun) -> Calibration:
         for each in content["by_distance"]
     ]
     bins = [(float(each["predicted"]), _measured(each["observed"], each["error"])) for each in content["calibration"]]
-    panels = []
+    panels, options = list[Panel](), {"limits": (0, 1.05), "percent": True}
     if by_distance:
         accuracy = [Dot(int(each.distance), *each.accuracy) for each in by_distance]
         chance = [Dot(accuracy[0].x - 0.2, 0.5), Dot(accuracy[-1].x + 0.2, 0.5)]
         series = [Series("chance", chance, 7), Series("accuracy", accuracy, 0, "points")]
         label = f"{run.name}: accuracy over the distance in rank, on held-out pairs"
-        panels.append(Panel("accuracy by distance in rank", _drawn(series, label, "distance", limits=(0, 1.05))))
+        panels.append(
+            Panel("accuracy by distance in rank", _drawn(series, label, "distance", limits=(0, 1.05), percent=True))
+        )
     if bins:
         series = [Series("pairs", [Dot(predicted, *observed) for predicted, observed in bins], 0, "points")]
         label = f"{run.name}: how often the order of a pair is right, over the probability that the scores predict"
-        options = {"integers": False, "diagonal": True, "limits": (0, 1.05)}
+        options |= {"integers": False, "diagonal": True}
         panels.append(Panel("calibration", _drawn(series, label, "predicted probability", **options)))
     return Calibration(by_distance, panels)
 
@@ -193,7 +196,7 @@ def _frontier_panels(
 
 
 def _frontier_panel(title: str, series: Sequence[Series]) -> Panel:
-    numbered = [Series(each.name, each.dots, number, "points") for number, each in enumerate(series)]
+    numbered = [Series(each.name, each.dots, number, "path") for number, each in enumerate(series)]
     label = f"{title} over the square root of the KL"
     return Panel(title, _drawn(numbered, label, "√KL (KL in nats per answer)", integers=False, size=(5.4, 2.9)))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 LOWER_IS_BETTER = ("loss", "perplexity", "ece")
 HIGHER_IS_BETTER = ("score", "accuracy", "reward", "margin", "win_rate")
 PROBABILITIES = ("accuracy", "eos_rate", "win_rate", "clip_fraction")  # shown in percent
+NAMES = {"kl": "KL", "approx_kl": "approximate KL", "kl_coef": "KL coefficient", "eos_rate": "ended", "ece": "ECE"}
 Z = 1.96  # of a normal distribution, 95% lie within this many standard deviations
 
 
@@ -54,6 +55,11 @@ def direction(metric: str) -> int:
 def is_probability(metric: str) -> bool:
     """Whether a metric is shown in percent."""
     return metric in PROBABILITIES or metric.startswith("accuracy_")
+
+
+def label(metric: str) -> str:
+    """The name of a metric as words."""
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def text(number: Measured, percent: bool = False, sign: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,17 @@ class Page:
         return list(dict.fromkeys(str(view.run.record["model"]["name"]) for view in self.views))
 
     @property
+    def outcomes(self) -> str:
+        """Such as ``"2 improved, 1 no measurable change"``."""
+        states = Counter(view.state if view.run.is_finished else "not finished" for view in self.views)
+        return ", ".join(f"{number} {state}" for state, number in states.items())
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether the length of a run's rows is recorded."""
+        return any(view.row_lengths for view in self.views)
+
+    @property
     def seconds(self) -> float:
         """The time of all runs for which it is recorded."""
         return sum(view.seconds or 0 for view in self.views)
@@ -60,15 +72,6 @@ class Page:
     @property
     def unfinished(self) -> list[View]:
         return [view for view in self.views if not view.run.is_finished]
-
-    @property
-    def verdicts(self) -> list[tuple[str, list[View]]]:
-        """The finished runs of each stage that have a result."""
-        of_stage: dict[str, list[View]] = {}
-        for view in self.views:
-            if view.run.is_finished and view.headline:
-                of_stage.setdefault(view.run.stage, []).append(view)
-        return list(of_stage.items())
 
     @property
     def rewards(self) -> list[View]:
@@ -90,7 +93,7 @@ class Page:
     @property
     def has_memory(self) -> bool:
         """Whether the peak memory of a run is recorded."""
-        return any(view.run.record.get("peak_memory") for view in self.views)
+        return any(view.peak_memory for view in self.views)
 
     def view_of(self, node: Node) -> View | None:
         """The run of a node of the lineage, if it is in the report."""
@@ -140,7 +143,7 @@ def render(page: Page) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"numbers": numbers, "BEYOND": BEYOND, "NO_PICTURES": NO_PICTURES}
-    environment.globals |= {"change": views.change_text, "difference": views.difference_text, "label": views.label}
+    environment.globals |= {"change": views.change_text, "difference": views.difference_text}
     environment.globals |= {"win": views.win_text, "percent": views.percent, "described": described}
     environment.globals["css"] = Markup((HERE / "report.css").read_text(encoding="utf-8"))
     html = environment.get_template("report.html.jinja").render(page=page)

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
@@ -22,7 +22,7 @@ VARIABLES = {"#010101": "--text", "#020202": "--soft", "#030303": "--line"} | {
 }
 TEXT, SOFT, LINE, *SERIES = VARIABLES
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # of runs beyond the number of colors
-WIDTH, HEIGHT = 3.5, 2.1  # inches of 72 points
+WIDTH, HEIGHT = 3.3, 1.8  # inches of 72 points
 POINTS = 400  # of a line, at most
 
 
@@ -43,7 +43,7 @@ class Series:
     name: str
     dots: Sequence[Dot]
     number: int = 0  # which color and dashes
-    style: str = "line"  # or "points": with error bars, joined by a thin line; or "hollow": the same, dashed
+    style: Literal["line", "points", "path"] = "line"  # points have error bars; those of a path are joined by its line
 
     @property
     def color(self) -> str:
@@ -60,7 +60,7 @@ def style() -> Iterator[None]:
     import matplotlib
 
     settings = {
-        **{"svg.fonttype": "none", "svg.hashsalt": "alignkit", "font.size": 8.5, "text.color": TEXT},
+        **{"svg.fonttype": "none", "svg.hashsalt": "alignkit", "font.size": 10, "text.color": TEXT},
         **{"xtick.color": SOFT, "ytick.color": SOFT, "axes.labelcolor": SOFT, "axes.edgecolor": LINE},
         **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "axes.formatter.limits": (-3, 4)},
         **{"axes.formatter.useoffset": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True},
@@ -72,9 +72,10 @@ def style() -> Iterator[None]:
 def draw(
     series: Sequence[Series],
     label: str,
-    x_label: str = "step",
+    x_label: str = "",
     *,
     integers: bool = True,
+    percent: bool = False,
     diagonal: bool = False,
     limits: tuple[float, float] | None = None,
     size: tuple[float, float] = (WIDTH, HEIGHT),
@@ -86,16 +87,18 @@ def draw(
         label: what the picture shows, for screen readers.
         x_label: what the x axis is.
         integers: whether the x axis has integers only.
+        percent: whether y is shown in percent.
         diagonal: draw the line y = x.
         limits: the lowest and the highest y.
         size: width and height in inches.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     width, height = size
     figure = Figure(figsize=size)
-    axes = figure.add_axes((0.5 / width, 0.4 / height, 1 - 0.6 / width, 1 - 0.55 / height))
+    below = 0.42 if x_label else 0.25
+    axes = figure.add_axes((0.55 / width, below / height, 1 - 0.68 / width, 1 - (below + 0.18) / height))
     axes.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -103,6 +106,8 @@ def draw(
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=integers))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel(x_label, labelpad=2)
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     if diagonal:
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)))
     for each in series:
@@ -117,9 +122,8 @@ def _add(axes: Any, series: Series) -> None:
     x, y = [dot.x for dot in dots], [dot.y for dot in dots]
     if series.style == "line":
         marker = "." if len(dots) == 1 else ""
-        axes.plot(x, y, color=series.color, linestyle=series.dashes, linewidth=1.3, alpha=0.65, marker=marker)
+        axes.plot(x, y, color=series.color, linestyle=series.dashes, linewidth=1.3, alpha=0.5, marker=marker)
         return
-    hollow = series.style == "hollow"
     axes.errorbar(
         x,
         y,
@@ -128,9 +132,8 @@ def _add(axes: Any, series: Series) -> None:
         color=series.color,
         fmt="o",
         markersize=4,
-        markerfacecolor="none" if hollow else series.color,
-        linestyle=(0, (2, 2)) if hollow else series.dashes,
-        linewidth=0.9,
+        linestyle=(0, (1, 2)) if series.style == "points" else series.dashes,
+        linewidth=1.1,
         elinewidth=1.1,
         capsize=2.5,
     )
@@ -160,7 +163,7 @@ def _themed(svg: str, label: str) -> str:
     rest = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", rest, flags=re.DOTALL)
     rest = re.sub(r'(?: id="(?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|LineCollection)[^"]*")', "", rest)
     rest = re.sub(r' (?:d|x|y|transform)="[^"]*"', _shortened, rest)
-    rest = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", rest)
+    rest = re.sub(r"font-family: [^;\"]*; ", "", rest).replace("rotate(-0 ", "rotate(0 ")
     rest = re.sub(r"#0[1-4]0[1-4]0\d", lambda color: f"var({VARIABLES[color[0]]})", rest)
     prefix = f"p{zlib.crc32((label + svg).encode()):x}-"  # ids are those of a page, which has several pictures
     rest = re.sub(r'(?<= id=")|(?<=url\(#)|(?<=xlink:href="#)', prefix, rest).replace("xlink:href", "href")

@@ -129,8 +129,34 @@ class View:
         return f"median {lengths['median']:,.0f}, longest {lengths['longest']:,}" if lengths else ""
 
     @property
+    def plugins(self) -> str:
+        """The plugins that its command or config names."""
+        return ", ".join(self.run.config["plugins"])
+
+    @property
     def seconds(self) -> float | None:
         return self.run.record.get("seconds")
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes of tensors on the GPU."""
+        return self.run.record.get("peak_memory")
+
+    @property
+    def verdict(self) -> str:
+        """What a reward model says about itself."""
+        return str(self.run.record.get("verdict", ""))
+
+    @property
+    def settings(self) -> list[str]:
+        """What else the time of the run depends on, such as ``["bfloat16", "2 processes"]``."""
+        dtype, processes = self.run.record.get("dtype"), self.run.record.get("processes", 1)
+        return [*([dtype] if dtype else []), *([f"{processes} processes"] if processes > 1 else [])]
+
+    @property
+    def finished(self) -> str:
+        """When it was finished."""
+        return str(self.run.record.get("finished", "")).replace("T", " ").replace("Z", " UTC")
 
     @property
     def versions(self) -> dict[str, str]:
@@ -160,7 +186,7 @@ def change_text(change: Change, name: bool = True) -> str:
     """Such as ``"score −1.37 ± 0.30 → 1.13 ± 0.23"``."""
     percent = numbers.is_probability(change.metric)
     sides = [numbers.text(side, percent) for side in (change.before, change.after) if side is not None]
-    return f"{label(change.metric)} {' → '.join(sides)}" if name else " → ".join(sides)
+    return f"{numbers.label(change.metric)} {' → '.join(sides)}" if name else " → ".join(sides)
 
 
 def difference_text(change: Change) -> str:
@@ -179,11 +205,6 @@ def win_text(rate: WinRate) -> str:
     """Such as ``"84% of 32 prompts (95% interval 68% to 93%)"``."""
     low, high = rate.interval
     return f"{percent(rate.rate)} of {rate.prompts:,} prompts (95% interval {percent(low)} to {percent(high)})"
-
-
-def label(metric: str) -> str:
-    """The name of a metric as words."""
-    return {"kl": "KL", "eos_rate": "ended"}.get(metric, metric.replace("_", " "))
 
 
 def _side_by_side(evaluations: list[Answers]) -> Iterator[Answer]:
