@@ -17,6 +17,8 @@ HOSTILE = [
     "\u202eright to left\u202c and עברית",
     "x" * 100_000,
     "{{ 7 * 7 }} {% raw %} &lt;b&gt; \x00 \ud800",
+    "--> ]]> </style></title></svg><svg onload=\"document.title = 'broken'\">",
+    "",
 ]
 
 

@@ -240,7 +240,7 @@ def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "runs").mkdir()
 
     assert main(["report", str(tmp_path / "runs")]) == 2
-    assert f"report: there is no run in {tmp_path / 'runs'}" in capsys.readouterr().err
+    assert f"report: no run found in {tmp_path / 'runs'}" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run")]) == 2
     assert f"report: there is no folder {tmp_path / 'run'}. Did you mean 'runs'?" in capsys.readouterr().err
     assert list((tmp_path / "runs").iterdir()) == []

@@ -30,7 +30,7 @@ def mean(values: Sequence[float]) -> Measured:
 
 
 def difference(before: Measured, after: Measured) -> Measured:
-    """``after - before``, with the error of independent measurements, which is unknown if one of theirs is."""
+    """``after - before``, with the error of independent measurements. It is unknown if one of the two errors is."""
     if before.error is None or after.error is None:
         return Measured(after.value - before.value)
     return Measured(after.value - before.value, math.hypot(before.error, after.error))

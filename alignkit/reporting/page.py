@@ -116,7 +116,7 @@ def report(paths: Sequence[Path]) -> Report:
     runs, not_shown = folders.find(paths)
     if not runs:
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in not_shown[:3])
-        raise ConfigError(f"report: there is no run in {', '.join(map(str, paths))} ({reasons})")
+        raise ConfigError(f"report: no run found in {', '.join(map(str, paths))} ({reasons})")
     with pictures.style() if curves.can_draw() else contextlib.nullcontext():
         shown = [views.view(run, number) for number, run in enumerate(runs, 1)]
         page = Page(
