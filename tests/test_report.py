@@ -110,7 +110,7 @@ def test_a_loss_is_better_if_it_is_lower(first: float, last: float, verdict: str
     by_name = {each.metric: each for each in changes(run, [])}
 
     assert by_name["loss"].verdict == verdict
-    assert by_name["perplexity"].verdict == "error unknown"
+    assert by_name["perplexity"].verdict == "no error recorded"
 
 
 def test_the_win_rate_counts_a_tie_as_half_and_has_an_interval(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_runs_of_earlier_versions_finished_or_not(old_runs: Path, capsys: pytest
 
     assert (made.runs, made.not_shown) == (10, [])
     assert page.count("stopped at step 2") >= 5
-    assert "error unknown" in page
+    assert "no error recorded" in page
     assert ("sft", "ppo", "policy") in {tuple(n.rpartition("/")[2] for n in e) for e in edges(Path("finished/lora"))}
     capsys.readouterr()
     commands = re.findall(r"<code>(alignkit train --plugin sft[^<]*)</code>", made.html)
@@ -286,7 +286,7 @@ def test_the_page_is_written_into_the_folder_and_says_what_happened(
     assert re.search(r"report.html: 3 runs, [\d.]+ kB", capsys.readouterr().out)
     page = words((runs / "report.html").read_text(encoding="utf-8"))
     for part in (
-        "3 runs on bundled:smollm2-135m: 2 improved, 1 error unknown. Training took 4 min 30 s.",
+        "3 runs on bundled:smollm2-135m: 2 improved, 1 with no error recorded. Training took 4 min 30 s.",
         "change +1.25 ± 0.48, paired by prompt; beats its former answers on 88% of 4 prompts (95% interval 40% to 99%)",
         "usable for PPO: 70.0%",
         "median 62, longest 214",

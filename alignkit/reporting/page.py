@@ -55,9 +55,11 @@ class Page:
 
     @property
     def outcomes(self) -> str:
-        """Such as ``"2 improved, 1 no measurable change"``."""
+        """Such as ``"2 improved, 1 with no measurable change"``."""
         states = Counter(view.state if view.run.is_finished else "not finished" for view in self.views)
-        return ", ".join(f"{number} {state}" for state, number in states.items())
+        return ", ".join(
+            f"{number} {'with ' if state.startswith('no ') else ''}{state}" for state, number in states.most_common()
+        )
 
     @property
     def has_lengths(self) -> bool:

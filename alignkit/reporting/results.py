@@ -13,7 +13,7 @@ from alignkit.runs.answers import Answers
 
 BEYOND = 2  # standard errors of a difference that count as a measurable change
 
-Verdict = Literal["improved", "got worse", "rose", "fell", "no measurable change", "error unknown", "no comparison"]
+Verdict = Literal["improved", "got worse", "rose", "fell", "no measurable change", "no error recorded", "no comparison"]
 
 
 class Change(NamedTuple):
@@ -33,7 +33,7 @@ class Change(NamedTuple):
             return "no comparison"
         value, error = self.difference
         if error is None:
-            return "error unknown"
+            return "no error recorded"
         if abs(value) <= BEYOND * error:
             return "no measurable change"
         better = numbers.direction(self.metric) * value
