@@ -173,8 +173,8 @@ def view(run: ReportedRun, number: int) -> View:
             run.notes.append(f"{file} cannot be read: {one_line(error)}")
             return otherwise
 
-    evaluations = attempt(answers.FILE, answers.read, [])
-    points = attempt(frontier.FILE, frontier.points, [])
+    evaluations = attempt(answers.FILE, answers.read, list[Answers]())
+    points = attempt(frontier.FILE, frontier.points, list[Point]())
     is_reward = run.record.get("role") == "reward"
     pairs = attempt("pairs.json", lambda _: calibration(run), None) if is_reward else None
     changes = results.changes(run, evaluations)
