@@ -48,6 +48,14 @@ def write_data() -> None:
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_files(page: Path) -> None:
+    """The files whose content ``docs/evaluate.md`` shows."""
+    for language in ("yml", "jsonl"):
+        for number, content in enumerate(blocks(page, language)):
+            assert number == 0
+            Path("capitals.yaml" if language == "yml" else "capitals.jsonl").write_text(content)
+
+
 def blocks(page: Path, language: str) -> Iterator[str]:
     yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
@@ -86,6 +94,7 @@ def test_commands_of_a_page_run_in_their_order(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
     monkeypatch.setattr(sweep_training, "_run", train_here)
     write_data()
+    write_files(page)
     for command in commands(page):
         if not command.startswith("alignkit "):
             continue

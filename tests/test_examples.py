@@ -121,3 +121,31 @@ def test_the_openings_are_prompts_and_none_is_given_twice(sentiment: Path, capsy
     assert main(["check", "-c", "sentiment.yaml"]) == 0
     assert f"{len(openings)} rows" in (told := capsys.readouterr().out)
     assert "format prompts" in told
+
+
+# --- alignment tax ---------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_alignment_tax_measure_it(
+    folder: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    shutil.copytree(EXAMPLES / "alignment-tax", "alignment-tax", ignore=shutil.ignore_patterns("runs", "*.jsonl"))
+    monkeypatch.chdir("alignment-tax")
+    cut = ["--model", str(tiny_model("llama")), "train.max_steps=2", "train.use_cpu=true"]
+    online = ["ppo.batch_size=4", "ppo.response_length=6", "ppo.epochs=1", "data.eval_size=2"]
+    for command in commands(EXAMPLES / "alignment-tax" / "README.md"):
+        words = shlex.split(command)
+        if words[:2] == ["python", "texts.py"]:
+            runpy.run_path(str(EXAMPLES / "alignment-tax" / "texts.py"), run_name="__main__")
+        elif words[:2] == ["alignkit", "train"]:
+            assert main([*words[1:], *cut, *(online if "ppo" in words else [])]) == 0
+        elif words[0] == "alignkit":
+            assert main([*words[1:], "--limit", "4", *(["--max-new-tokens", "4"] if "compare" in words else [])]) == 0
+    kept = json.loads(Path("runs/ptx/ppo/evaluation.json").read_text())
+
+    assert {row["data"] for row in kept["perplexity"]} >= {"reference.jsonl", "docs.jsonl"}
+    assert [(row["task"], row["metric"], row["documents"]) for row in kept["tasks"]] == [("choices", "acc", 4)]
+    rows = {name: Path(f"{name}.jsonl").read_text().splitlines() for name in ("texts", "reference", "docs", "choices")}
+    assert not set(rows["texts"]) & set(rows["reference"])
+    assert len(rows["choices"]) == len(rows["reference"]) + len(rows["docs"])

@@ -32,7 +32,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "label": "Rank answers in a browser.",
     "rank": "Rank sampled answers by a judge or by score.",
     "score": "Score answers with a reward model.",
-    "evaluate": "Measure the perplexity of policies on texts and demonstrations, and how training changed it.",
+    "evaluate": "Measure perplexity, or results on tasks of lm-eval, and how training changed them.",
     "doctor": "Show versions, extras, the device, memory and disk, and what is wrong with them.",
     "report": "Write a page on runs: what was trained from what, whether it worked, and what it cost.",
     "compare": "Compare runs on the same held-out prompts.",

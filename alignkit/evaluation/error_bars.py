@@ -1,8 +1,9 @@
-"""Standard errors of means."""
+"""Standard errors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,3 +30,18 @@ def error_bar(name: str, values: ArrayLike, group: ArrayLike | None = None) -> d
     """:func:`standard_error` as a metric of that name; empty if it is infinite, which JSON cannot hold."""
     error = standard_error(values, group)
     return {name: error} if math.isfinite(error) else {}
+
+
+def jackknife(statistic: Callable[[list[Any]], float], values: Sequence[Any], blocks: int = 100) -> float | None:
+    """The standard error of a statistic of independent values, such as F1, which is not a mean.
+
+    The statistic is computed again without each value in turn, or without each of ``blocks`` groups of values if there
+    are more (Shao and Wu 1989). For a mean of at most ``blocks`` values, this is :func:`standard_error`. None if there
+    is only one value.
+    """
+    count = min(blocks, len(values))
+    if count < 2:
+        return None
+    without = [statistic([v for i, v in enumerate(values) if i % count != block]) for block in range(count)]
+    mean = math.fsum(without) / count
+    return math.sqrt(math.fsum((each - mean) ** 2 for each in without) * (count - 1) / count)

@@ -33,6 +33,25 @@ class Source:
     rows: Sequence[Located]
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A policy to evaluate: that of a run, or the base model that the run started from."""
+
+    run: Parent
+    is_base: bool = False
+
+    @property
+    def name(self) -> str:
+        """The run's folder, or the name of the base model."""
+        return str(self.record["model"]["name"] if self.is_base else self.run.folder)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The manifest of the run."""
+        assert self.run.manifest is not None
+        return self.run.manifest
+
+
 class Nll(NamedTuple):
     """The negative log-likelihood of each of N rows, in nats, and the tokens that it is a sum over."""
 
@@ -40,20 +59,21 @@ class Nll(NamedTuple):
     tokens: list[int]
 
 
-def runs_of(paths: Sequence[str]) -> list[Parent]:
-    """The finished policies in these folders; before a single one, the run that it starts from, if there is one.
+def policies_of(paths: Sequence[str]) -> list[Policy]:
+    """The finished policies in these folders; before a single one, what it started from: a run, or its base model.
 
     Raises:
         ConfigError: a folder is not a policy, or two runs differ in their tokens.
     """
     if len(paths) > 1:
-        return comparison.runs_of(paths)
-    run = lineage.named("evaluate", paths[0], "policy")
-    assert run.manifest is not None
-    start = run.manifest["parents"].get("policy")
-    if start is None or not manifest.is_run(Path(start["folder"])):
-        return [run]
-    return [lineage.named("evaluate", start["folder"], "policy"), run]
+        return [Policy(run) for run in comparison.runs_of(paths)]
+    policy = Policy(lineage.named("evaluate", paths[0], "policy"))
+    start = policy.record["parents"].get("policy")
+    if start is None:
+        return [Policy(policy.run, is_base=True), policy]
+    if not manifest.is_run(Path(start["folder"])):
+        return [policy]
+    return [Policy(lineage.named("evaluate", start["folder"], "policy")), policy]
 
 
 def sources_of(paths: Sequence[str], runs: Sequence[Parent], limit: int) -> list[Source]:
@@ -106,18 +126,18 @@ def _rows_of_line(run: Parent) -> Iterator[tuple[Parent, Sequence[Located], Sequ
         record = run.manifest
 
 
-def opened(run: Parent) -> LoadedModel:
-    """The policy of a run in memory, in the number format in which it was trained."""
+def opened(policy: Policy) -> LoadedModel:
+    """A policy in memory, in the number format in which the run was trained, with the run's tokenizer."""
     import torch
 
     from alignkit.data.chat_template import tokenizer_of_run
     from alignkit.generation.chat import LoadedModel
     from alignkit.models import adapters, run_device
 
-    record = run.manifest
-    assert record is not None
-    model = adapters.open_run(run.folder, record, getattr(torch, record["dtype"]))
-    return LoadedModel(model.to(run_device({})), tokenizer_of_run(run.folder, record), record["stop_ids"])
+    record, folder = policy.record, policy.run.folder
+    load = adapters.open_base if policy.is_base else adapters.open_run
+    model = load(folder, record, getattr(torch, record["dtype"]))
+    return LoadedModel(model.to(run_device({})), tokenizer_of_run(folder, record), record["stop_ids"])
 
 
 def measure(model: LoadedModel, source: Source, batch: int, advance: Callable[[int], None]) -> Nll:

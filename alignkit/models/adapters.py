@@ -173,11 +173,19 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     """
     import peft
 
-    head = record["role"] in WITH_HEAD
+    if record["weights"] == "model":
+        kwargs = {"dtype": dtype or device_and_dtype.run_dtype({})}
+        return pretrained.load(str(folder), kwargs, record["role"] in WITH_HEAD).eval()
+    return peft.PeftModel.from_pretrained(open_base(folder, record, dtype), str(folder)).eval()
+
+
+def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
+    """The base model of a finished run in evaluation mode, in the form that it was trained on, without its training."""
     kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":
-        return pretrained.load(str(folder), kwargs, head).eval()
-    tuner, config = lineage.tuner(record)
-    kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
-    trunk = pretrained.load(base.of_run(record, folder, print), kwargs, head)
-    return peft.PeftModel.from_pretrained(trunk, str(folder)).eval()
+        located = base.locate(record["model"]["name"], print)
+    else:
+        located = base.of_run(record, folder, print)
+        tuner, config = lineage.tuner(record)
+        kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
+    return pretrained.load(located, kwargs, record["role"] in WITH_HEAD).eval()
