@@ -151,8 +151,8 @@ def _print(tables: Table) -> None:
         columns = ("perplexity", "nats per token", f"change from {rows[0]['run']}", "rows", "tokens")
         _print_table(("data", "run"), columns, [(row["data"], row["run"], _perplexity_cells(row)) for row in rows])
     if rows := tables["tasks"]:
-        columns = ("shots", "value", f"change from {rows[0]['run']}", "documents")
-        _print_table(("task", "run"), columns, [(_task_name(row), row["run"], _task_cells(row)) for row in rows])
+        of_tasks = ("shots", "value", f"change from {rows[0]['run']}", "documents")
+        _print_table(("task", "run"), of_tasks, [(_task_name(row), row["run"], _task_cells(row)) for row in rows])
 
 
 def _perplexity_cells(row: dict[str, Any]) -> list[str]:

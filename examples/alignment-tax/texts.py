@@ -51,7 +51,8 @@ def main() -> None:
     write("texts.jsonl", [{"text": text} for text in reference[HELD_OUT:]])
     write("reference.jsonl", [{"text": text} for text in held_out])
     write("docs.jsonl", [{"text": text} for text in docs])
-    write("choices.jsonl", choices(held_out, draw) + choices(docs, draw))
+    questions = choices(held_out, draw) + choices(docs, draw)
+    write("choices.jsonl", draw.sample(questions, len(questions)))  # in random order, for --limit
 
 
 if __name__ == "__main__":
