@@ -33,6 +33,8 @@ HELD_OUT = 5  # every fifth opening is held out
 BATCH = 64  # answers that are sampled and scored at a time
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TRAIN = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "adam_epsilon": 1e-5, "report_to": "none"}
+ONLINE = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": BATCH}
+OFFLINE = {"save_steps": 0.25, "eval_strategy": "no", "eval_on_start": False}
 
 sys.path.insert(0, str(SENTIMENT))  # alignkit imports the reward by name
 score = runpy.run_path(str(SENTIMENT / "sentiment.py"))["score"]
@@ -47,6 +49,7 @@ class Method:
     train: dict[str, Any] = field(default_factory=dict)  # settings of its Trainer
     more: dict[str, Any] = field(default_factory=dict)  # other settings of the run
     online: bool = True  # samples its own answers; otherwise it learns from the rankings
+    begins: float = 0.0  # the share of its steps after which the policy moves
 
 
 # --- what all runs start from ----------------------------------------------------------------------------------------
@@ -119,45 +122,42 @@ def save_policy(model: Any, folder: Path) -> None:
 
 def train(method: Method, options: argparse.Namespace, folder: Path, seed: int) -> None:
     """Train a run; an unfinished run of alignkit continues from its last checkpoint."""
-    count = options.points
-    snapshots.folder = folder
+    numbers, left = range(1, options.points + 1), 1 - method.begins
     # what learns from given answers moves fast at first
-    snapshots.shares = [n / count if method.online else 2.0 ** (n - count) for n in range(1, count + 1)]
+    shares = [n / options.points if method.online else 2.0 ** (n - options.points) for n in numbers]
+    snapshots.folder, snapshots.shares = folder, [method.begins + share * left for share in shares]
     if method.stage is None:
         train_trl(method, options, folder, seed)
     else:
-        train_ours(method, options, folder, seed)
+        from alignkit.training import execute
+
+        for plan in plans(method, options, folder, seed):
+            execute(plan, resume=True, overwrite=False, say=print)
 
 
-def train_ours(method: Method, options: argparse.Namespace, folder: Path, seed: int) -> None:
+def plans(method: Method, options: argparse.Namespace, folder: Path, seed: int) -> list[Any]:
+    """The plan of a run of alignkit; none if it is finished."""
     from alignkit.registry import Plugin, Registry, installed
     from alignkit.runs import pipeline
-    from alignkit.training import execute
 
     entry_point = EntryPoint("snapshots", f"{__name__}:snapshots", "-")
     registry = Registry([*installed(), Plugin("snapshots", "benchmarks", "0", entry_point)])
-    table: dict[str, Any] = {"policy": "base", **method.table}
-    of_kind: dict[str, Any] = {"train": {"save_steps": 0.25, "eval_strategy": "no", "eval_on_start": False}}
+    data, table, train, reward = "rankings.jsonl", method.table, OFFLINE, {}
     if method.online:
-        table |= online_table(options) | method.table
-        of_kind = {
-            "train": {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 64},
-            "reward": {"name": "function", "call": "sentiment:score"},
-        }
-    data = options.folder / ("prompts.jsonl" if method.online else "rankings.jsonl")
+        data, table, train = "prompts.jsonl", online_table(options) | method.table, ONLINE
+        reward = {"reward": {"name": "function", "call": "sentiment:score"}}
     settings = {
         "plugins": [method.stage, "lora", "snapshots"],
         "model": str(options.folder / "start"),
         "output": str(folder),
         "tuner": LORA,
-        "data": {"path": str(data), "eval_size": 0},
-        "stages": {method.stage: table},
-        **of_kind,
+        "data": {"path": str(options.folder / data), "eval_size": 0},
+        "stages": {method.stage: {"policy": "base", **table}},
+        "train": {**TRAIN, **train, "seed": seed, "save_total_limit": 1, **method.train},
+        **reward,
         **method.more,
-        "train": {**TRAIN, **of_kind["train"], "seed": seed, "save_total_limit": 1, **method.train},
     }
-    for plan in pipeline(registry, {}, settings, resume=True).to_train:
-        execute(plan, resume=True, overwrite=False, say=print)
+    return list(pipeline(registry, {}, settings, resume=True).to_train)
 
 
 def online_table(options: argparse.Namespace) -> dict[str, Any]:

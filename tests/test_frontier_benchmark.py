@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,23 @@ def test_trl_gets_the_score_of_the_answer_alone(runs: Any, tiny_model: Callable[
     assert scores.shape == (2, sum(width), 1)
     assert scores[:, -1, 0].tolist() == pytest.approx(runs.score([], [" it was wonderful", " it was awful and long"]))
     assert scores[0, 0, 0] > 0 > scores[1, 0, 0]
+
+
+def test_every_method_is_a_run_that_checks(
+    frontier: Any, runs: Any, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(runs.SENTIMENT))
+    monkeypatch.setattr("sys.argv", ["frontier.py", str(tmp_path)])
+    options = frontier.options_of_command_line()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The film was"}\n' * 8)
+    (tmp_path / "rankings.jsonl").write_text('{"prompt": "I saw", "responses": ["it", "that"], "ranks": [0, 1]}\n' * 8)
+    shutil.copytree(tiny_model("llama"), tmp_path / "start")
+
+    for name, method in frontier.METHODS.items():
+        if method.stage is None:
+            continue
+        (plan,) = runs.plans(method, options, tmp_path / name, seed=3)
+        assert plan.config.train["seed"] == 3
+        assert plan.config.parents["policy"] == "base"
+        assert plan.config.stage.component.name == name
+        assert not plan.eval_rows
