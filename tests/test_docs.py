@@ -142,7 +142,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
         "label.py --items 6 --k 3 --words 5 --labels 2",
-        "frontier.py OUT --methods ppo rahf --seeds 1 --iterations 2 --batch-size 8 --response-length 4 --answers 2 "
+        "frontier.py OUT --methods ppo --seeds 1 --iterations 2 --batch-size 8 --response-length 4 --answers 2 "
         "--points 2 --samples 2 --model TINY",
     ],
     ids=lambda command: command.partition(" ")[0],
