@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,15 +121,17 @@ def test_every_method_trains_from_the_start_and_leaves_policies_that_moved(
     frontier: Any, runs: Any, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PPO runs in ``test_docs.py``; TRL 1.12 is not installed."""
-    monkeypatch.syspath_prepend(str(runs.SENTIMENT))
+    (tmp_path / "sentiment.py").write_text("def score(prompts, answers):\n    return [len(a) / 9 for a in answers]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sentiment", raising=False)
     small = {"iterations": 1, "batch-size": 8, "response-length": 4, "points": 2, "samples": 1}
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["frontier.py", str(tmp_path), *words])
     options = frontier.options_of_command_line()
     for name in ("prompts", "held-out"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "The film was"}\n{"prompt": "I saw"}\n')
-    ranking = '{"prompt": "I saw", "responses": [" it", " that"], "ranks": [0, 1]}\n'
-    (tmp_path / "rankings.jsonl").write_text(ranking * 64)
+    rankings = [{"prompt": f"I saw {n}", "responses": [" it", " that"], "ranks": [0, 1]} for n in range(32)]
+    (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rankings))
     runs.save_start(str(tiny_model("llama")), tmp_path / "start")
 
     for name, method in frontier.METHODS.items():
