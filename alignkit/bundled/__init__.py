@@ -22,6 +22,7 @@ from alignkit.errors import ConfigError, did_you_mean
 __all__ = ["DATA", "MODELS", "data"]
 
 PREFIX = "bundled:"
+LICENSE = "apache-2.0"  # of the model and of the data, by its id on the hub
 MODELS = ("bundled:smollm2-135m",)
 DATA = {
     f"{PREFIX}{name}": Path(__file__).with_name(f"{name}.jsonl") for name in ("demonstrations", "rankings", "prompts")

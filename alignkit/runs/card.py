@@ -1,96 +1,129 @@
-"""The model card of a run folder."""
+"""The model card of a run folder: results, curves, how to load it, lineage and licenses."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from alignkit import yaml
+from alignkit.runs import card_code, curves, fingerprints, manifest
+from alignkit.runs import card_results as results
+
+PICTURE = curves.PICTURES[1]  # the hub shows no SVG in cards
 
 
-def render(manifest: dict[str, Any]) -> str:
-    """The ``README.md`` of a run, from its manifest."""
-    stage, tuner, base = manifest["stage"], manifest["tuner"], manifest["base"]["name"]
-    adapter, reward = manifest["weights"] == "adapter", manifest["role"] == "reward"
-    front = {
-        "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": "text-classification" if reward else "text-generation",
-        "tags": ["alignkit", stage, tuner],
-        **({} if base.startswith(("bundled:", ".", "/", "~")) else {"base_model": base}),
-    }
-    data, config = manifest["data"], manifest["config"]
-    metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in manifest["metrics"].items())
-    return f"""---
-{yaml.dumps(front)}---
-
-# {base.removeprefix("bundled:").split("/")[-1]}, {stage} with {tuner}
-
-Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{manifest["loss"]}`,
-{manifest["steps"]} steps on {data["train_rows"]} rows of `{data["source"]}`, {data["eval_rows"]} rows held out.
-{_round(manifest)}
-
-| metric | value |
-|---|---|
-{metrics}
-
-{_reward(manifest) if reward else _policy(adapter)}
-
-To reproduce this run: `alignkit train -c config.yaml --output OTHER_FOLDER`. Its settings:
-
-```yaml
-{yaml.dumps(config)}```
-"""
+def render(record: dict[str, Any], folder: Path) -> str:
+    """The ``README.md`` of a run, from its manifest and the curves in its folder."""
+    stage, tuner, base = record["stage"], record["tuner"], record["base"]["name"]
+    data = record["data"]
+    title = f"{base.removeprefix('bundled:').split('/')[-1]}, {stage} with {tuner}"
+    sections = [
+        f"# {title}",
+        f"Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{record['loss']}`,\n"
+        f"{record['steps']} steps on {data['train_rows']} rows of `{data['source']}`, {data['eval_rows']} rows held "
+        f"out.\n{_round(record)}",
+        f"## Results\n\n{results.table(record['metrics'])}",
+        *([f"![The metrics of this run over its steps]({PICTURE})"] if (folder / PICTURE).exists() else []),
+        f"## How to use it\n\n{card_code.usage(record)}",
+        f"## Lineage\n\n{_lineage(record)}",
+        f"## Licenses\n\n{_licenses(record)}",
+        f"## How it was made\n\n{_making(record)}",
+    ]
+    return f"---\n{_metadata(record, title)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _round(manifest: dict[str, Any]) -> str:
+def _metadata(record: dict[str, Any], title: str) -> str:
+    """The card's YAML, with the results as the hub's ``model-index``."""
+    from huggingface_hub import ModelCardData
+
+    base = record["base"]["name"]
+    adapter, reward = record["weights"] == "adapter", record["role"] == "reward"
+    task = "text-classification" if reward else "text-generation"
+    held_out = results.of_hub(record, task)
+    data = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=task,
+        tags=["alignkit", record["stage"], record["tuner"]],
+        base_model=None if base.startswith(("bundled:", ".", "/", "~")) else base,
+        model_name=title if held_out else None,
+        eval_results=held_out or None,
+    )
+    return str(data.to_yaml())
+
+
+def _round(record: dict[str, Any]) -> str:
     """The round of feedback and the runs that it builds on."""
-    sampled_from = [origin["model"] for source in manifest["data"]["sources"] for origin in source["sampled_from"]]
-    origins = [f"{role} `{parent['folder']}`" for role, parent in manifest["parents"].items()]
+    sampled_from = [origin["model"] for source in record["data"]["sources"] for origin in source["sampled_from"]]
+    origins = [f"{role} `{parent['folder']}`" for role, parent in record["parents"].items()]
     origins += [f"answers sampled from `{model}`" for model in dict.fromkeys(sampled_from)]
-    return f"Round {manifest['round']} of feedback{': ' if origins else ''}{', '.join(origins)}."
+    return f"Round {record['round']} of feedback{': ' if origins else ''}{', '.join(origins)}."
 
 
-def _policy(adapter: bool) -> str:
-    library, code = ("PEFT", _LOAD_ADAPTER) if adapter else ("Transformers", _LOAD_MODEL)
-    return f"""Chat with it: `alignkit chat FOLDER`. Or load it with {library}:
-
-```python
-{code}```"""
-
-
-def _reward(manifest: dict[str, Any]) -> str:
-    normalised = manifest["normalisation"]
-    verdict = f"**{manifest['verdict']}.** " if "verdict" in manifest else ""
-    answers = f"{normalised['answers']} answers ({normalised['over']})"
-    return f"""{verdict}Scores have mean 0 and standard deviation 1 on {answers}.
-
-Score rows with `alignkit score FOLDER FILE`, or load it with Transformers:
-
-```python
-{_LOAD_REWARD.format(pad=manifest["pad_token_id"], stop_ids=manifest["stop_ids"])}```"""
+def _lineage(record: dict[str, Any]) -> str:
+    """A table of this run, the runs that it builds on, and the base model, with the hashes of data and weights."""
+    rows = [_lineage_row("this run", record), *_ancestors(record, set())]
+    model = record["model"]
+    rows.append([f"`{model['name']}`", "the base model", "", "", _hash(model.get("weights"))])
+    return _table(["run", "trained by", "started from", "data", "weights"], rows) + (
+        "\n\nHashes are the first twelve digits of the fingerprints in `alignkit.json`."
+    )
 
 
-_LOAD_REWARD = """import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _ancestors(record: dict[str, Any], seen: set[str]) -> Iterator[list[str]]:
+    for parent in record["parents"].values():
+        folder = Path(parent["folder"])
+        if parent["folder"] in seen:
+            continue
+        seen.add(parent["folder"])
+        if not manifest.is_run(folder):
+            yield [f"`{folder}`", "unknown: its folder is gone", "", "", _hash(parent["weights"])]
+        elif fingerprints.weights(folder) != parent["weights"]:
+            yield [f"`{folder}`", "unknown: trained again since", "", "", _hash(parent["weights"])]
+        else:
+            ancestor = manifest.read(folder)
+            yield _lineage_row(f"`{folder}`", ancestor)
+            yield from _ancestors(ancestor, seen)
 
-# the head, and so the score, is fp32
-model = AutoModelForSequenceClassification.from_pretrained(
-    "FOLDER", num_labels=1, pad_token_id={pad}, dtype="float32"
-)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
-prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-ids = tokenizer.apply_chat_template(messages, return_dict=False)
-end = next(i for i, token in enumerate(ids) if i >= len(prompt) and token in {stop_ids})  # end of the answer
-score = model(torch.tensor([ids[: end + 1]])).logits
-"""
-_LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-"""
-_LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+def _lineage_row(name: str, record: dict[str, Any]) -> list[str]:
+    parents = [f"{role} `{Path(parent['folder']).name}`" for role, parent in record["parents"].items()]
+    data = record["data"]
+    return [
+        name,
+        f"{record['stage']} with {record['tuner']}",
+        ", ".join(parents) or f"`{record['base']['name']}`",
+        f"{data['train_rows']} rows of `{data['source']}`, {_hash(data['fingerprint'])}",
+        _hash(record["fingerprints"]["weights"]),
+    ]
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-"""
+
+def _licenses(record: dict[str, Any]) -> str:
+    sources = [(source["path"], source.get("license")) for source in record["data"]["sources"]]
+    rows = [["base model", f"`{record['base']['name']}`", record["base"].get("license") or "unknown"]]
+    rows += [["data", f"`{path}`", license or "unknown"] for path, license in sources]
+    return _table(["", "", "license"], rows) + (
+        "\n\nThese are the licenses that the cards of the base model and of the data state. Before you share this "
+        "model, check those that\nare unknown, and set `license` in the metadata of this card."
+    )
+
+
+def _making(record: dict[str, Any]) -> str:
+    plugins = record["config"]["plugins"]
+    versions = [[name, version] for name, version in record["versions"].items()]
+    named = f"Plugins: {', '.join(f'`{name}`' for name in plugins)}.\n\n" if plugins else ""
+    return (
+        f"{_table(['package', 'version'], versions)}\n\n{named}To reproduce this run: "
+        "`alignkit train -c config.yaml --output OTHER_FOLDER`. Its settings:\n\n"
+        f"```yaml\n{yaml.dumps(record['config'])}```"
+    )
+
+
+def _hash(fingerprint: str | None) -> str:
+    return f"`{fingerprint[:12]}`" if fingerprint else "unknown"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(re.sub(r"([|])", r"\\\1", cell) for cell in line) + " |" for line in lines)

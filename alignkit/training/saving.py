@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
-from alignkit.runs import base, card, fingerprints, manifest, rounds
+from alignkit.runs import base, card, fingerprints, licenses, manifest, rounds
 from alignkit.runs.resume import past_extensions
 from alignkit.training import measures
 
@@ -60,7 +60,7 @@ def save(
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same settings
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
     record = {**manifest_of(run, source, metrics, trainer.state.global_step, seconds), **more}
-    manifest.write_atomically(run.folder / "README.md", card.render(record))
+    manifest.write_atomically(run.folder / "README.md", card.render(record, run.folder))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -95,6 +95,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
             "name": config.model if run.base == base.locate(config.model, run.say) else run.base,
             "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
             "weights": fingerprints.weights(base_folder) if base_folder else None,
+            "license": licenses.of_model(config.model, base_folder),
         },
         "fingerprints": fingerprints.of(run.folder),
         "stop_ids": run.stop_ids,
@@ -110,6 +111,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
                 {
                     "path": each.path,
                     "fingerprint": each.fingerprint,
+                    "license": licenses.of_data(each.path),
                     "format": each.format,
                     "rows": each.rows,
                     "weight": each.weight,
