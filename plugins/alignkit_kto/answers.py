@@ -51,37 +51,43 @@ class RatedAnswers:
 
     def __init__(self, run: Run, rows: Sequence[Located], config: KTOConfig, training: bool) -> None:
         self.encoded: Encoded = encode_rows(run, rows, RankingEncoder(run.tokenizer, run.stop_ids))
-        self.places: list[Place] = []
-        over, same, longest = 0, 0, (0, "")
+        self.places = self._usable(run, config)
+        prompts, counts = {place.prompt for place in self.places}, Counter(place.good for place in self.places)
+        if training:
+            check_ratings(counts, prompts)
+            run.say(f"{counts[True]} good and {counts[False]} bad answers to {len(prompts)} prompts")
+        else:
+            check_prompts(prompts, "held-out")
+        sequences = ((self.encoded.where(each.record), self.ids(each)) for each in self.places)
+        check_fit(run, ((where, [*prompt, *answer]) for where, (prompt, answer) in sequences))
+
+    def _usable(self, run: Run, config: KTOConfig) -> list[Place]:
+        """The answers that are not too long, and not the same tokens as one of their ranking with another rating."""
+        places, lengths, contradictions = list[Place](), list[tuple[int, str]](), 0
         for record in self.encoded.good():
             where, row = self.encoded.located(record)
             prompt, answers = self.encoded.ids("prompt", record), self.encoded.ids("answers", record)
             rated = ratings(cast(Rated | Ranking, row))
             for answer, good in rated:
-                length = len(prompt) + len(answers[answer])
-                longest = max(longest, (length, where))
-                if length > config.max_length:
-                    over += 1
-                elif any(answers[other] == answers[answer] for other, is_good in rated if is_good != good):
-                    same += 1
-                else:
-                    self.places.append(Place(record, answer, good, ids_key(prompt)))
-        if over:
-            counts = f"{over} of {over + same + len(self.places)} answers are over {config.max_length} tokens"
-            counts += f", the longest {longest[0]} ({longest[1]})"
+                lengths.append((len(prompt) + len(answers[answer]), where))
+                contradicted = any(answers[n] == answers[answer] for n, is_good in rated if is_good != good)
+                contradictions += contradicted
+                if not contradicted and lengths[-1][0] <= config.max_length:
+                    places.append(Place(record, answer, good, ids_key(prompt)))
+        if over := sum(length > config.max_length for length, _ in lengths):
+            longest, where = max(lengths)
+            text = (
+                f"{over} of {len(lengths)} answers are over {config.max_length} tokens, the longest {longest} ({where})"
+            )
             if config.too_long == "error":
-                raise DataError(f"{counts}. Raise kto.max_length, or set kto.too_long=skip to leave them out")
-            run.say(f"{counts}: left out")
-        if same:
-            run.say(f"{same} answers are left out: a better and a worse answer to the same prompt are the same tokens")
-        prompts, counts_of = {place.prompt for place in self.places}, Counter(place.good for place in self.places)
-        if training:
-            check_ratings(counts_of, prompts)
-            run.say(f"{counts_of[True]} good and {counts_of[False]} bad answers to {len(prompts)} prompts")
-        else:
-            check_prompts(prompts, "held-out")
-        sequences = ((self.encoded.where(each.record), self.ids(each)) for each in self.places)
-        check_fit(run, ((where, [*prompt, *answer]) for where, (prompt, answer) in sequences))
+                raise DataError(f"{text}. Raise kto.max_length, or set kto.too_long=skip to leave them out")
+            run.say(f"{text}: left out")
+        if contradictions:
+            run.say(
+                f"{contradictions} of {len(lengths)} answers are left out: a better and a worse answer to their prompt "
+                "are the same tokens"
+            )
+        return places
 
     def ids(self, place: Place) -> tuple[list[int], list[int]]:
         """The token ids of a prompt and of an answer to it, with the token that ends it."""
@@ -94,17 +100,21 @@ class RatedAnswers:
         return [(prompt_of(self.encoded.located(n).row), self.encoded.ids("prompt", n)) for n in records]
 
     def dataset(self, batch_size: int, seed: int) -> datasets.Dataset:
-        """The answers in a random order, each with an answer to another prompt, from which the KL is estimated."""
+        """The answers in a random order, each with an answer to another prompt, from which the KL is estimated.
+
+        That answer is cut where it would make a sequence longer than the longest of the rows, which the model can read.
+        """
         places = list(self.places)
         random.Random(seed).shuffle(places)
         others = other_answers([place.prompt for place in places], batch_size)
         index: dict[bytes, int] = {}  # of each distinct prompt
         numbers = [index.setdefault(place.prompt, len(index)) for place in places]
+        longest = max(len(prompt) + len(answer) for prompt, answer in map(self.ids, places))
 
         def row(number: int) -> dict[str, Any]:
             prompt, answer = self.ids(places[number])
             _, other = self.ids(places[others[number]])
-            columns = {"prompt_ids": prompt, "answer_ids": answer, "other_ids": other}
+            columns = {"prompt_ids": prompt, "answer_ids": answer, "other_ids": other[: longest - len(prompt)]}
             return {**columns, "good": places[number].good, "prompt_index": numbers[number]}
 
         return stored_dataset(Mapped(row, range(len(places))), COLUMNS)

@@ -87,6 +87,32 @@ def test_a_last_batch_of_one_takes_an_answer_of_the_batch_before() -> None:
     assert others("abcde", 2)[4] == 3
 
 
+def test_no_answer_to_another_prompt_makes_the_longest_sequence(kto_trainer: Callable[..., Any]) -> None:
+    """A model with learned positions could not read it."""
+    lengths = [(30, 1), (1, 30), (20, 2), (2, 20)]
+    rows = [
+        {"prompt": "p " * lengths[n % 4][0] + str(n), "completion": "a " * lengths[n % 4][1], "label": n % 3 == 0}
+        for n in range(16)
+    ]
+    trainer = kto_trainer("--plugin", "lora", "data.eval_size=0", rows=rows)
+    rows = list(trainer.train_dataset)
+    longest = max(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
+
+    assert max(len(row["prompt_ids"]) + len(row["other_ids"]) for row in rows) == longest
+    assert min(len(row["other_ids"]) for row in rows) > 0
+
+
+def test_equal_answers_of_a_ranking_with_different_ratings_are_left_out(
+    kto_trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {n}", "responses": ["a", "b"], "ranks": [0, 1]} for n in range(3)]
+    rows.append({"prompt": "Again", "responses": ["a", "b", "b", "c"], "ranks": [0, 1, 2, 3]})
+    trainer = kto_trainer("--plugin", "lora", "data.eval_size=0", rows=rows)
+
+    assert len(trainer.train_dataset) == 8
+    assert "2 of 10 answers are left out: a better and a worse answer" in capsys.readouterr().out
+
+
 # --- ratings of rankings ---------------------------------------------------------------------------------------------
 
 
