@@ -129,11 +129,14 @@ def by_lm_eval(run: Path, tasks: list[Path], monkeypatch: pytest.MonkeyPatch, **
     """``lm_eval.simple_evaluate`` on the model that plain Transformers and PEFT load, in fp32."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # it runs pip
     model = peft.AutoPeftModelForCausalLM.from_pretrained(run, dtype=torch.float32).eval()
     harness = HFLM(pretrained=model, tokenizer=transformers.AutoTokenizer.from_pretrained(run), batch_size=1)
-    return lm_eval.simple_evaluate(harness, tasks=list(map(str, tasks)), bootstrap_iters=0, **settings)
+    manager = TaskManager(include_defaults=False)
+    names = list(map(str, tasks))
+    return lm_eval.simple_evaluate(harness, tasks=names, task_manager=manager, bootstrap_iters=0, **settings)
 
 
 @pytest.mark.parametrize("template", [False, True])
