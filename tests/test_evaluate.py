@@ -127,6 +127,19 @@ def test_rows_that_a_run_was_trained_on_are_a_warning(
     assert warning in capsys.readouterr().err
 
 
+def test_texts_of_ppo_ptx_are_rows_that_a_run_was_trained_on(trained: Path) -> None:
+    texts = trained / "texts.jsonl"
+    (policy,) = perplexity.policies_of([str(trained / "dpo")])[1:]
+    (source,) = perplexity.sources_of([str(texts)], [policy.run], 2)
+    settings = policy.record["config"]["stages"]["dpo"]
+
+    assert perplexity.trained_on(source, [policy.run]) == 0
+    settings |= {"ptx_coef": 0.5, "ptx_data": str(texts)}  # as in the manifest of a PPO run
+    assert perplexity.trained_on(source, [policy.run]) == 2
+    settings |= {"ptx_coef": 0.0}
+    assert perplexity.trained_on(source, [policy.run]) == 0
+
+
 def test_errors_are_those_of_a_mean_over_tokens_whose_rows_are_independent() -> None:
     nll, first = Nll([2.0, 9.0, 1.0], [2, 3, 1]), Nll([1.0, 9.5, 0.5], [2, 3, 1])
     row = perplexity.metrics(nll, first)

@@ -104,8 +104,21 @@ def _held_out(run: Parent) -> Iterator[Source]:
 
 def trained_on(source: Source, runs: Sequence[Parent]) -> int:
     """How many of a source's rows one of these runs, or one that it starts from, was trained on, as far as is known."""
-    rows = {repr(row) for run in runs for _, train, _ in _rows_of_line(run) for _, row in train}
+    line = [(run, train) for first in runs for run, train, _ in _rows_of_line(first)]
+    rows = {repr(row) for run, train in line for _, row in [*train, *_ptx_rows(run)]}
     return sum(repr(row) in rows for _, row in source.rows)
+
+
+def _ptx_rows(run: Parent) -> Sequence[Located]:
+    """The texts and demonstrations that PPO-ptx mixed into a run, if it has a file of its own for them."""
+    assert run.manifest is not None
+    settings = run.manifest["config"]["stages"][run.manifest["stage"]]
+    if not settings.get("ptx_coef") or settings.get("ptx_data") is None:
+        return []
+    try:
+        return data.load(Registry(), DataConfig(), settings["ptx_data"], (Demonstration, Text)).rows
+    except AlignkitError:  # gone
+        return []
 
 
 def _rows_of_line(run: Parent) -> Iterator[tuple[Parent, Sequence[Located], Sequence[Located]]]:
