@@ -1,0 +1,92 @@
+"""``alignkit runs``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit import paths
+from alignkit.reporting import folders, numbers, results
+from alignkit.reporting.folders import ReportedRun
+from alignkit.runs import answers
+
+
+def runs(
+    given: list[str] = typer.Argument(None, metavar="[FOLDER]...", help="Folders of runs. Default: runs."),
+    as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
+) -> None:
+    """List runs: stage, base, result, age and size, and how to continue those that are not finished."""
+    found, not_shown = folders.find([paths.expand(folder) for folder in given or ["runs"]])
+    if as_json:
+        typer.echo(json.dumps([_row(run) for run in found], indent=2, ensure_ascii=False))
+        return
+    _print(found)
+    for run in found:
+        if run.state == "training":
+            typer.echo(f"{run.name} is training. Watch it: alignkit watch {run.folder.with_name(_plain_name(run))}")
+        elif run.state == "stopped":
+            typer.echo(f"{run.name} is not finished. Continue it: {run.command}")
+    for each in not_shown:
+        typer.echo(f"not shown: {each.name}: {each.reason}")
+
+
+def _row(run: ReportedRun) -> dict[str, Any]:
+    """What the table shows of a run, as data."""
+    change = results.headline(run, results.changes(run, answers.read(run.folder)))
+    row = {"run": run.name, "folder": str(run.folder), "state": run.state, "stage": run.stage, "step": run.step}
+    row |= {"base": run.record["model"]["name"], "tuner": run.record["tuner"]}
+    row |= {"metric": change.metric if change else None}
+    for name, measured in (("before", change and change.before), ("after", change and change.after)):
+        row |= {name: measured.value if measured else None, f"{name}_error": measured.error if measured else None}
+    return row | {"finished": run.record.get("finished"), "bytes": size_of(run.folder)}
+
+
+def _print(found: Sequence[ReportedRun]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in ("run", "stage", "base", "tuner", "held-out result"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("finished", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in found:
+        row = _row(run)
+        base = Path(row["base"]).name if Path(row["base"]).is_absolute() else row["base"]
+        when = age(row["finished"]) if run.is_finished else f"{run.state}, step {run.step}"
+        table.add_row(run.name, run.stage, base, run.record["tuner"], _result(run), when, numbers.size(row["bytes"]))
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
+
+
+def _result(run: ReportedRun) -> str:
+    change = results.headline(run, results.changes(run, answers.read(run.folder)))
+    if change is None:
+        return ""
+    percent = numbers.is_probability(change.metric)
+    shown = [numbers.text(each, percent) for each in (change.before, change.after) if each is not None]
+    return f"{numbers.label(change.metric)} {' → '.join(shown)}"
+
+
+def _plain_name(run: ReportedRun) -> str:
+    return run.folder.name.removesuffix(folders.UNFINISHED)
+
+
+def age(finished: str) -> str:
+    """How long ago a time of a manifest was, such as ``"3 hours ago"``."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(finished)).total_seconds()
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f"{numbers.count(int(seconds // length), unit)} ago"
+    return "now"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
