@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def test_a_run_is_shown_with_its_data_its_results_and_its_command(
     assert "perplexity" in text
     assert record == json.loads((runs / "sft" / "alignkit.json").read_text())
     assert main(["show", str(runs)]) == 2
-    assert "has several runs" in capsys.readouterr().err
+    assert "contains several runs" in capsys.readouterr().err
     assert main(["show", str(runs / "older")]) == 2
     assert "incompatible version" in capsys.readouterr().err
 
@@ -70,7 +71,7 @@ def test_clean_deletes_checkpoints_of_finished_runs_after_asking(
     checkpoints = runs / "sft" / "checkpoints"
     stopped = runs / "longer.unfinished"
     assert checkpoints.is_dir()
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["clean", str(runs)]) != 0  # nobody answered
     assert checkpoints.is_dir()
 

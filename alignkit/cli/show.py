@@ -22,10 +22,10 @@ def show(
 ) -> None:
     """Show a run: what it was trained from and on, its held-out results, and the command that makes it again."""
     found, not_shown = folders.find([paths.expand(run)])
-    if not_shown or not found:
-        raise ConfigError(f"show: {run} cannot be shown: {not_shown[0].reason if not_shown else 'it is not a run'}")
     if len({each.folder.name.removesuffix(folders.UNFINISHED) for each in found}) > 1:
-        raise ConfigError(f"show: {run} has several runs. Name one of them, or list them with `alignkit runs {run}`")
+        raise ConfigError(f"show: {run} contains several runs. Name one of them; `alignkit runs {run}` lists them")
+    if not found:
+        raise ConfigError(f"show: {run} cannot be shown: {not_shown[0].reason}")
     for each in found:
         if as_json:
             typer.echo(json.dumps(each.record, indent=2, ensure_ascii=False))
