@@ -6,16 +6,20 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ppo_runs import PROMPTS, ppo
 from reported_runs import AFTER, BEFORE, losses, scores, write_answers, write_lines, write_pipeline, write_run
+from transformers import AutoTokenizer
 
 from alignkit.cli import main
-from alignkit.reporting import report
+from alignkit.reporting import report, views
 from alignkit.reporting.folders import find
 from alignkit.reporting.lineage import lineage
 from alignkit.reporting.numbers import Measured, duration, text, wilson
@@ -321,3 +325,29 @@ def test_fifty_runs_take_less_than_a_megabyte_a_pipeline(tmp_path: Path) -> None
     assert len(made.html.encode()) < 17e6
     assert len(report([tmp_path / "seed-3"]).html.encode()) < 1e6
     assert AFTER != BEFORE
+
+
+def test_the_report_on_runs_that_were_just_trained(below: Callable[[str], list[str]]) -> None:
+    parents = below("lora")
+    run = ppo(*parents, "--output", "below-lora", "ppo.iterations=2")
+    made = report([Path("below-lora")])
+    page = words(made.html)
+
+    assert (made.runs, made.not_shown) == (3, [])
+    assert "cannot be read" not in page
+    assert edges(Path("below-lora")) == {
+        ("base", *edge[1:]) if edge[0] == "smollm2-135m" else edge for edge in PIPELINE
+    }
+    assert "paired by prompt; beats its former answers on" in page
+    assert "no pairs.json" not in page
+    assert "the first 4 of 4 held-out prompts" in page
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    held_out = {answer.prompt.start for view in [views.view(find([run])[0][0], 1)] for answer in view.twenty}
+    rows = [row["prompt"] for row in PROMPTS if row["prompt"] not in held_out]
+    tokens = [
+        len(tokenizer.apply_chat_template([{"role": "user", "content": row}], add_generation_prompt=True)["input_ids"])
+        for row in rows
+    ]
+    lengths = json.loads((run / "alignkit.json").read_text())["data"]["lengths"]
+    assert lengths == {"rows": 8, "median": statistics.median(tokens), "longest": max(tokens)}
+    assert f"median {statistics.median(tokens):,.0f}, longest {max(tokens)}" in page
