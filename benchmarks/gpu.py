@@ -25,6 +25,7 @@ BENCHMARKS = {  # name: script and arguments
     "decode": "decode.py --runs 2 --new-tokens 128",
     "ppo": "ppo_vs_trl.py --runs 1 --iterations 3",
     "ppo, value head": "ppo_vs_trl.py --runs 1 --iterations 3 --value head",
+    "grpo": "grpo_vs_trl.py --runs 1 --iterations 3 --even",
     "memory": "ppo_memory.py --shapes 1.5B 8B --tuners lora qlora",
     "sft": "sft_vs_trl.py --runs 1 --steps 10",
     "rm": "rm_vs_trl.py --runs 1 --k 4 --strict --groups 16",

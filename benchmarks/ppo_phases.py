@@ -1,4 +1,4 @@
-"""Seconds, positions and FLOPs of the phases of a PPO iteration, for alignkit's trainer and TRL's."""
+"""Seconds, positions and FLOPs of the phases of an iteration of PPO or GRPO, for alignkit's trainer and TRL's."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ class Meter(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "seconds_sampling" in logs:  # alignkit's
             self.now["tokens"] = logs["length"]
+        elif "completions/mean_length" in logs:  # that of TRL's GRPO
+            self.now["tokens"] = logs["completions/mean_length"]
         elif "objective/kl" not in logs:
             return
         self.begin("")
@@ -86,8 +88,14 @@ class Meter(transformers.TrainerCallback):
         original = OnlineTrainer.get_train_dataloader
         OnlineTrainer.get_train_dataloader = get_train_dataloader  # type: ignore[method-assign]
 
+    def watch_trl_grpo(self, trainer: Any) -> None:
+        """Measure the phases of TRL's ``GRPOTrainer``: the method that scores answers calls one that samples them."""
+        trainer._generate = self.between("sampling", trainer._generate, "scoring")
+        score = trainer._generate_and_score_completions
+        trainer._generate_and_score_completions = self.between("scoring", score, "training")
+
     def watch_trl(self, module: Any) -> None:
-        """Measure the phases of TRL's trainer: a function samples, and advantages are whitened just before training."""
+        """Measure the phases of TRL's PPO: a function samples, and advantages are whitened just before training."""
 
         def sample(model: Any, queries: Any, *args: Any) -> Any:
             sequences, logits = sampled(model, queries, *args)

@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def execute(
 
 
 def train_ours(options: argparse.Namespace) -> None:
+    train_alignkit(options, meter, "ppo", {"value": options.value})
+
+
+def train_alignkit(options: argparse.Namespace, meter: ppo_phases.Meter, stage: str, own: dict[str, Any]) -> None:
+    """Train an online stage, with ``own`` settings beside those that are the same in all of these benchmarks."""
     rows = (options.folder / "ids.jsonl").read_text(encoding="utf-8").splitlines()
     table = {
         "policy": "base",
@@ -133,8 +139,8 @@ def train_ours(options: argparse.Namespace) -> None:
         "epochs": options.epochs,
         "response_length": options.response_length,
         "kl_coef": 0.05,
-        "value": options.value,
         "temperature": 1.0,
+        **own,
     }
     train = {
         "learning_rate": 1e-5,
@@ -145,7 +151,7 @@ def train_ours(options: argparse.Namespace) -> None:
     }
     reward = {"name": "reward-model", "path": str(options.folder / "rm")}
     meter.watch_alignkit()
-    execute(options, "ppo", table, train, str(options.folder / "prompts.jsonl"), reward=reward)
+    execute(options, stage, table, train, str(options.folder / "prompts.jsonl"), reward=reward)
 
 
 def train_trl(options: argparse.Namespace) -> None:
@@ -216,27 +222,35 @@ def environment(options: argparse.Namespace, side: str) -> dict[str, str]:
     return own
 
 
-def main() -> None:
-    parser = pairs.parser(__doc__, ("prepare", *SIDES), runs=2)
-    parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12; without it alignkit alone is measured")
+def parser(description: str | None, sides: Sequence[str], samples: int) -> argparse.ArgumentParser:
+    """The options that the benchmarks of online stages share; ``samples`` is their default of answers a prompt."""
+    parser = pairs.parser(description, ("prepare", *sides), runs=2)
     parser.add_argument("--iterations", type=int, default=4, help="of each run, at least 2; the first is not timed")
     parser.add_argument("--batch-size", type=int, default=32, help="answers an iteration")
-    parser.add_argument("--samples-per-prompt", type=int, default=1, help="alignkit's ppo.samples_per_prompt")
+    parser.add_argument("--samples-per-prompt", type=int, default=samples, help="answers to each prompt")
     parser.add_argument("--prompt-length", type=int, default=0, help="minimum tokens of a prompt, roughly")
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
-    parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="alignkit's ppo.value")
     parser.add_argument("--microbatch", type=int, default=4, help="answers in a forward with gradients")
     parser.add_argument("--response-length", type=int, default=64)
     default = str(run_dtype({})).removeprefix("torch.")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=default, help="of the base, on both sides")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.batch_size % options.samples_per_prompt or options.iterations < 2:
         parser.error("--batch-size must be a multiple of --samples-per-prompt, and --iterations at least 2")
-    if options.side:
-        return child(options)
+    return options
+
+
+def compare(
+    options: argparse.Namespace, sides: Sequence[str], environment: Callable[[argparse.Namespace, str], dict[str, str]]
+) -> None:
+    """Measure all sides in turns, and print phases and ratios."""
 
     def measure(side: str, seed: int) -> pairs.Numbers:
         numbers = pairs.measure(
@@ -250,14 +264,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
         measure("prepare", 0)
-        measured = pairs.in_turns(SIDES if options.trl else SIDES[:1], options.runs, measure)
+        measured = pairs.in_turns(sides, options.runs, measure)
     print("\nmedian of an iteration")
     print(ppo_phases.table(measured))
-    if options.trl:
+    if "trl" in sides:
         print("\nTRL / alignkit, of neighbouring runs")
         phases = [f"{name} {phase}" for name in ("seconds", "GFLOP") for phase in ppo_phases.PHASES]
         for name in ("seconds", "GFLOP", *phases, "peak MiB"):
             print(pairs.spread(f"{name:<16}", pairs.ratios(measured["trl"], measured["alignkit"], name)))
+
+
+def main() -> None:
+    own = parser(__doc__, SIDES, samples=1)
+    own.add_argument("--trl", type=Path, help="a folder with TRL 1.12; without it alignkit alone is measured")
+    own.add_argument("--value", choices=("adapter", "head"), default="adapter", help="alignkit's ppo.value")
+    options = parse(own)
+    if options.side:
+        return child(options)
+    compare(options, SIDES if options.trl else SIDES[:1], environment)
 
 
 if __name__ == "__main__":

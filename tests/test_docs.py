@@ -140,6 +140,8 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "kto_vs_trl.py --runs 1 --steps 3 --batch-size 2 --model TINY",
         "ppo_vs_trl.py --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --response-length 8 "
         "--samples-per-prompt 2 --prompt-length 90 --model TINY",
+        "grpo_vs_trl.py --even --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --microbatch 2 "
+        "--response-length 8 --samples-per-prompt 2 --model TINY",
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",

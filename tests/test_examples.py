@@ -1,4 +1,4 @@
-"""Every example runs: the configs for real cards on tiny models of the same architecture, and the sentiment task."""
+"""Every example runs: the configs for real cards on tiny models of the same architecture, and the small tasks."""
 
 from __future__ import annotations
 
@@ -149,3 +149,44 @@ def test_the_commands_of_the_alignment_tax_measure_it(
     rows = {name: Path(f"{name}.jsonl").read_text().splitlines() for name in ("texts", "reference", "docs", "choices")}
     assert not set(rows["texts"]) & set(rows["reference"])
     assert len(rows["choices"]) == len(rows["reference"]) + len(rows["docs"])
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arithmetic(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(EXAMPLES / "arithmetic", "arithmetic", ignore=shutil.ignore_patterns("runs", "*.jsonl"))
+    monkeypatch.chdir("arithmetic")
+    return Path.cwd()
+
+
+def test_the_commands_of_the_arithmetic_task_run(
+    arithmetic: Path,
+    tiny_model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = ["grpo.iterations=1", "grpo.batch_size=4", "grpo.samples_per_prompt=2", "grpo.response_length=6"]
+    cut += ["data.eval_size=4", "train.per_device_train_batch_size=2", "train.use_cpu=true"]
+    for command in commands(arithmetic / "README.md"):
+        program, *words = shlex.split(command)
+        if program == "python":
+            monkeypatch.setattr(sys, "argv", words)
+            runpy.run_path(words[0], run_name="__main__")
+        elif program == "alignkit":
+            more = ["--model", str(tiny_model("llama")), *cut] if words[0] == "train" else ["--max-new-tokens", "4"]
+            assert main([*words, *more]) == 0
+
+    assert "held-out score" in capsys.readouterr().out
+    assert json.loads(Path("runs/grpo/alignkit.json").read_text())["steps"] >= 1
+
+
+def test_the_answers_to_the_arithmetic_problems_are_right(arithmetic: Path) -> None:
+    rows = runpy.run_path("problems.py")["problems"](300)
+
+    assert len({row["prompt"] for row in rows}) == 300
+    for row in rows:
+        a, b = (int(word) for word in row["prompt"].replace(".", "").split() if word.isdigit())
+        fewer = "gives away" in row["prompt"] or "takes out" in row["prompt"]
+        assert int(row["answer"]) == (a - b if fewer else a + b) >= 2
