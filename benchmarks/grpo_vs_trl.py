@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/grpo_vs_trl.py --runs 3
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/grpo_vs_trl.py --runs 3 --clock cpu --even
+    OMP_NUM_THREADS=1 python benchmarks/grpo_vs_trl.py --runs 3 --clock cpu --even
 
 Both sides start a LoRA policy from the same base, which is the reference, and score with the same reward model, which
 ``ppo_vs_trl.prepare`` trains for a step, as alignkit does it, and merges for TRL: an adapter of the policy's base here,
