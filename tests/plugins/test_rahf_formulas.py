@@ -282,3 +282,22 @@ def test_only_the_layers_up_to_the_last_chosen_are_trained(
     names = [name for name, _ in trainer.roles.trained("policy")]
 
     assert {str(int(name.split(".layers.")[1].split(".")[0]) + 1) for name in names} == trained
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_recomputed_activations_give_the_same_gradients(trainer_of: Callable[..., Any], tuner: str) -> None:
+    trainer = shaken(trainer_of("rahf.layers=[1,3]", plugins=("rahf", tuner)))
+    pairs, gradients = list(trainer.train_dataset), []
+    for recompute in (False, True):
+        if recompute:
+            trainer.roles.gradient_checkpointing_enable()
+        trainer.roles.zero_grad()
+        trainer.roles.train()
+        trainer.loss_of_fit(trainer.roles, pairs, 1)[0].loss.backward()
+        trainer.loss_of_contrast(trainer.roles, pairs, torch.tensor(1), torch.tensor(1)).backward()
+        trained = [parameter for parameter in trainer.roles.parameters() if parameter.requires_grad]
+        gradients.append([parameter.grad for parameter in trained])
+
+    assert all(gradient is not None and gradient.any() for gradient in gradients[0])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6)
