@@ -122,10 +122,11 @@ CHOICES: dict[str, Any] = {
     "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
 }
 CHECKPOINTING = ("every_n_layers", "offload", "use_reentrant", "preserve_rng_state", "determinism_check", "selective")
-TRACKERS = {  # name of the integration -> the packages, one of which must be installed
-    **{name: (name,) for name in ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "neptune")},
-    **{name: (name,) for name in ("swanlab", "trackio", "wandb")},
+TRACKER_PACKAGES = {  # of trackers whose package has another name; one of them must be installed
     "tensorboard": ("tensorboard", "tensorboardX"),
+    "azure_ml": ("azureml",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
 }
 
 _SIMPLE_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
@@ -175,7 +176,7 @@ def _tree(file: str) -> ast.Module:
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise ConfigError("transformers is not installed: pip install transformers")
-    return ast.parse(Path(spec.origin).with_name(file).read_text(encoding="utf-8"))
+    return ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
 
 
 def _enums(tree: ast.Module) -> dict[str, tuple[str, ...]]:
@@ -280,10 +281,7 @@ def check_together(train: Mapping[str, Any]) -> None:
         for name in train[key] if isinstance(train.get(key), Mapping) else ():
             if name not in CHECKPOINTING:
                 raise ConfigError(f"unknown key train.{key}.{name}. Valid keys: {', '.join(CHECKPOINTING)}")
-    trackers = train.get("report_to") or []
-    for tracker in [trackers] if isinstance(trackers, str) else trackers:
-        if tracker in TRACKERS and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
-            raise ConfigError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
+    _check_trackers(train.get("report_to") or [])
     if train.get("save_strategy") == "best" and not train.get("metric_for_best_model"):
         raise ConfigError("train.save_strategy=best needs train.metric_for_best_model, such as loss")
     if train.get("load_best_model_at_end") and train.get("eval_strategy", "no") not in _saved_with(train):
@@ -291,6 +289,33 @@ def check_together(train: Mapping[str, Any]) -> None:
             "train.load_best_model_at_end needs a checkpoint at every evaluation. Set train.eval_strategy and "
             "train.save_strategy to the same value"
         )
+
+
+def _check_trackers(report_to: str | list[str]) -> None:
+    named = [report_to] if isinstance(report_to, str) else report_to
+    if named in (["none"], ["all"]):
+        return
+    for tracker in named:
+        if tracker not in trackers():
+            raise ConfigError(
+                f"train.report_to: '{tracker}' is unknown.{did_you_mean(tracker, trackers())} "
+                f"Trackers: {', '.join(trackers())}"
+            )
+        packages = TRACKER_PACKAGES.get(tracker, (tracker,))
+        if packages and not any(map(importlib.util.find_spec, packages)):
+            raise ConfigError(f"train.report_to: {tracker} is not installed: pip install {packages[0]}")
+
+
+@functools.cache
+def trackers() -> list[str]:
+    """The trackers that the installed Transformers can report to."""
+    (table,) = [
+        node.value
+        for node in _tree("integrations/integration_utils.py").body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"
+    ]
+    assert isinstance(table, ast.Dict)
+    return sorted(str(_literal(key)) for key in table.keys)
 
 
 def _saved_with(train: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from alignkit.runs.plan import Plan
 from alignkit.runs.recorded import CONFIG
 
 METRICS = "metrics.jsonl"
+TRACKERS = "trackers.json"  # which tracker run continues; the trackers' own files are in the folders below
+TRACKER_FOLDERS = ("tensorboard", "wandb")
 SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
 TRAINED_WEIGHTS = "trained.safetensors"  # in a checkpoint of a stage with several roles
@@ -118,7 +120,10 @@ def _extensions(previous: Path, config: RunConfig) -> list[str]:
 def _copy(final: Path, folder: Path) -> None:
     """Copy what a resume of a finished run needs to ``folder``. The config, which marks it as valid, comes last."""
     shutil.copytree(final / "checkpoints", folder / "checkpoints", copy_function=_link)
-    for file in (final / METRICS, final / answers.FILE, final / CONFIG):
+    for name in TRACKER_FOLDERS:
+        if (final / name).exists():
+            shutil.copytree(final / name, folder / name)
+    for file in (final / METRICS, final / answers.FILE, final / TRACKERS, final / CONFIG):
         if file.exists():
             shutil.copy2(file, folder)
 

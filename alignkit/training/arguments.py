@@ -41,7 +41,11 @@ def build(
     values |= {"bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
     values |= {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
     try:
-        args = cls(**{**values, **train, "output_dir": str(folder), "disable_tqdm": True, **own})
+        report_to = train.get("report_to") or "none"
+        of_run = {"output_dir": str(folder), "disable_tqdm": True, "report_to": report_to}
+        args = cls(**{**values, **train, **of_run, **own})
+        if "kubeflow" not in report_to:  # a variable of the environment adds it
+            args.report_to = [name for name in args.report_to if name != "kubeflow"]
         _check(args)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"train: {one_line(error)}") from error

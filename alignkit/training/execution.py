@@ -21,7 +21,7 @@ from alignkit.registry import checks
 from alignkit.runs import lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import learning, measures
+from alignkit.training import learning, measures, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -106,18 +106,20 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
                 "longer run; the steps so far followed that of the shorter run. The result differs from that of one "
                 "run of this length"
             )
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Progress | Interrupt):
-                callback.close()
-    if any(isinstance(c, Interrupt) and c.requested for c in trainer.callback_handler.callbacks):
-        raise Interrupted(f"stopped at step {trainer.state.global_step}. To continue, add --resume to the same command")
-
-    more = stage.finish(run, trainer) if stage.finish else {}
-    more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)
-    metrics = final_metrics(trainer)
+    with trackers.reporting(trainer, run):
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, Progress | Interrupt):
+                    callback.close()
+        if any(isinstance(c, Interrupt) and c.requested for c in trainer.callback_handler.callbacks):
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step}. To continue, add --resume to the same command"
+            )
+        more = stage.finish(run, trainer) if stage.finish else {}
+        more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)
+        metrics = final_metrics(trainer)
     learning.check_weights(trainer.model.named_parameters(), "the run was not finished: the trained model")
     save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():

@@ -29,7 +29,7 @@ from alignkit.rows import Located
 from alignkit.runs import base, curves, fingerprints, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import DAY, METRICS, start_day
-from alignkit.training import arguments, loading
+from alignkit.training import arguments, loading, trackers
 from alignkit.training.callbacks import BestMetric, Curves, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
 from alignkit.training.loss_state import LossState, has_state, unchanged_by_evaluation
@@ -148,6 +148,7 @@ class Run:
         folder = self.folder / "checkpoints"
         args = arguments.build(cls, self.config.train, folder, self.device, self.dtype, **own)
         device_and_dtype.one_gpu(args, self.say)
+        trackers.set_defaults(args.report_to, self.config.output)
         return args
 
     def reward(self) -> RewardFunction:
