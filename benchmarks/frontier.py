@@ -45,7 +45,7 @@ METHODS = {
     "rloo": Method("rloo", {**PPO, "samples_per_prompt": 8}, more={"loss": {"name": "grpo-clip"}}),
     "dpo": Method("dpo", train={"learning_rate": 2e-4}, more={"loss": {"beta": 0.05}}, online=False),
     "kto": Method("kto", train={"learning_rate": 2e-4}, more={"loss": {"beta": 0.05}}, online=False),
-    "rahf": Method("rahf", {"contrast_share": 0.5}, online=False, begins=0.5),
+    "rahf": Method("rahf", {"contrast_share": 0.5}, train={"learning_rate": 2e-4}, online=False, begins=0.5),
 }
 
 
