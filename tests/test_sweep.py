@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,63 @@ def test_ctrl_c_and_a_kill_leave_a_sweep_that_continues(folder: Path, monkeypatc
     time.sleep(0.2)
     second.send_signal(signal.SIGINT)
     second.communicate(timeout=60)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from alignkit.runs import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_of_an_earlier_sweep_that_is_still_starting_is_waited_for(
+    folder: Path, in_this_process: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes the lock of the run folder after the new sweep has found it free."""
+    here, holders = sweep_training._run, list[subprocess.Popen[str]]()
+
+    def taken(job: Job, say: Callable[[str], None]) -> str | None:
+        if holders:
+            return here(job, say)
+        command = [sys.executable, "-c", HOLDER, str(manifest.unfinished(job.folder))]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.5, holder.communicate).start()
+        holders.append(holder)
+        return "another process is training in the folder"
+
+    monkeypatch.setattr(sweep_training, "_run", taken)
+    assert main([*SWEEP, "train.seed=1,2"]) == 0
+    assert "waiting for a process that trains in swept/seed=1/ppo" in capsys.readouterr().out
+    assert [row["state"] for row in read(Path("swept/sweep.jsonl"))] == ["finished"] * 2
+
+
+def test_ctrl_c_stops_a_sweep_even_if_its_run_ends_well(
+    folder: Path, in_this_process: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended:
+        """A process that Ctrl-C does not stop any more, because it is about to end."""
+
+        def __init__(self, command: list[str], **_: Any) -> None:
+            self.config_file = command[command.index("-c") + 1]
+            self.signals: list[int] = []
+
+        def wait(self) -> int:
+            if not self.signals:
+                raise KeyboardInterrupt
+            return main(["--debug", "train", "-c", self.config_file, "--resume"])
+
+        def send_signal(self, number: int) -> None:
+            self.signals.append(number)
+
+    monkeypatch.setattr(sweep_training, "_run", real)
+    monkeypatch.setattr(sweep_training.subprocess, "Popen", Ended)
+    assert main([*SWEEP, "train.seed=1,2"]) == 130
+    assert [row["state"] for row in read(Path("swept/sweep.jsonl"))] == ["finished", "waiting"]
 
 
 def test_the_process_of_a_sweep_imports_no_torch(folder: Path) -> None:

@@ -55,36 +55,43 @@ def train(sweep: Sweep, say: Callable[[str], None], report: Report) -> None:
 
 def _train(sweep: Sweep, job: Job, say: Callable[[str], None], report: Report) -> None:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    _wait_for_another_process(job, say)
-    if not job.is_finished:  # unless that process has finished it
-        manifest.write_atomically(job.config_file, job.config.to_yaml())
+    manifest.write_atomically(job.config_file, job.config.to_yaml())
+    started = time.monotonic()
+    while True:
+        _wait_for_another_process(job, say)
+        if job.is_finished:  # by that process
+            job.error = None
+            break
         job.state = "training"
         report(job)
         sweep.write()
-        started = time.monotonic()
         try:
             job.error = _run(job, say)
         except StoppedError:
-            job.state = "waiting"
+            job.state = "finished" if job.is_finished else "waiting"
             sweep.write()
             raise
-        job.seconds = time.monotonic() - started
+        if not (job.error and _is_locked(job)):  # else another process was still starting, and took the folder first
+            break
+    job.seconds = time.monotonic() - started
     job.state = "failed" if job.error else "finished"
     report(job)
 
 
 def _wait_for_another_process(job: Job, say: Callable[[str], None]) -> None:
     """Wait while another process trains in the run's folder: that of a sweep that was killed."""
-    is_announced = False
-    while True:
-        try:
-            with lock.held(manifest.unfinished(job.folder)):
-                return
-        except ConfigError:
-            if not is_announced:
-                say(f"waiting for a process that trains in {job.folder}; an earlier sweep may have started it")
-            is_announced = True
-            time.sleep(1)
+    if _is_locked(job):
+        say(f"waiting for a process that trains in {job.folder}; an earlier sweep may have started it")
+    while _is_locked(job):
+        time.sleep(1)
+
+
+def _is_locked(job: Job) -> bool:
+    try:
+        with lock.held(manifest.unfinished(job.folder)):
+            return False
+    except ConfigError:
+        return True
 
 
 def _run(job: Job, say: Callable[[str], None]) -> str | None:
@@ -110,7 +117,7 @@ def _run(job: Job, say: Callable[[str], None]) -> str | None:
                     "stopping now" if is_stopped else "stopping after this step; press Ctrl-C again to stop immediately"
                 )
                 is_stopped = True
-    if status and is_stopped:
+    if is_stopped:
         raise StoppedError
     return _reason(job.log, start, status) if status else None
 
