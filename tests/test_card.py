@@ -46,6 +46,11 @@ def test_the_card_of_a_run_and_of_the_run_that_starts_from_it(
     assert results["loss"].dataset_type == "rankings.jsonl"
     assert hub.data.library_name == "peft"
     assert "license" not in hub.data.to_dict()
+    for name, located in (("base", "/models/base"), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B")):
+        other = ModelCard(
+            card.render({**manifest, "base": {**manifest["base"], "name": name, "located": located}}, dpo)
+        )
+        assert other.data.base_model == (name if name == located else None)  # the name of a folder is no id of the hub
     assert f"| loss | {manifest['metrics']['first_eval_loss']:.4g} |" in hub.text
 
     # the picture is beside the card

@@ -38,7 +38,7 @@ def _metadata(record: dict[str, Any], title: str) -> str:
     """The card's YAML, with the results as the hub's ``model-index``."""
     from huggingface_hub import ModelCardData
 
-    base = record["base"]["name"]
+    base = record["base"]
     adapter, reward = record["weights"] == "adapter", record["role"] == "reward"
     task = "text-classification" if reward else "text-generation"
     held_out = results.of_hub(record, task)
@@ -46,7 +46,7 @@ def _metadata(record: dict[str, Any], title: str) -> str:
         library_name="peft" if adapter else "transformers",
         pipeline_tag=task,
         tags=["alignkit", record["stage"], record["tuner"]],
-        base_model=None if base.startswith(("bundled:", ".", "/", "~")) else base,
+        base_model=None if Path(base["located"]).is_absolute() else base["name"],  # only ids of the hub
         model_name=title if held_out else None,
         eval_results=held_out or None,
     )
