@@ -125,7 +125,10 @@ def test_on_paper_the_page_is_light_and_all_answers_are_there(
     page.locator("details").first.evaluate("each => each.open = false")
     page.emulate_media(media="print")
 
-    assert page.evaluate("getComputedStyle(document.querySelector('figure')).backgroundColor") == "rgb(255, 255, 255)"
+    for place in ("html", "figure"):
+        ground = page.evaluate(f"getComputedStyle(document.querySelector('{place}')).backgroundColor")
+        assert ground == "rgb(255, 255, 255)", place
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
     assert page.locator(".answers > li").first.bounding_box()["height"] > 50
     page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
