@@ -43,9 +43,7 @@ class GRPOTrainer(OnlineTrainer):
             advantages = advantages + penalty.flip(1).cumsum(1).flip(1) * mask
         equal = without_spread(rollouts.scores, rollouts.kept, size)
         share = self.statistics.mean(equal.float())
-        self.signs.warn(
-            "equal", share == 1, "all answers to each prompt of an iteration score the same: none is better"
-        )
+        self.signs.warn("equal", share == 1, "all answers to a prompt score the same, so nothing is learned from them")
         return Advantages(advantages, metrics={"equal_scores": share})
 
     def get_batch_samples(self, *args: Any) -> Any:

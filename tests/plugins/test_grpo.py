@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def gradient(trainer: OnlineTrainer) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for _, weight in trainer.policy_weights()])
 
 
-def test_every_setting_acts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_acts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """No two of the settings have the same gradient, on one batch from a policy that has moved since."""
     run = run_of()
     Path(run.folder).mkdir(parents=True)
@@ -130,6 +131,10 @@ def test_every_setting_acts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(each.isfinite().all() and each.any() for each in gradients.values())
     same = [(a, b) for a in gradients for b in gradients if a < b and torch.equal(gradients[a], gradients[b])]
     assert same == []
+    capsys.readouterr()
+    for _ in range(2):
+        trainer.estimate_advantages(dataclasses.replace(rollouts, scores=torch.ones(8)))
+    assert capsys.readouterr().out.count("warning: all answers to a prompt score the same") == 1
 
 
 @pytest.mark.parametrize(
