@@ -74,7 +74,7 @@ ELSEWHERE = {
     ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenised whole
 }
 
-PYTHONS = {"_getframe", "_replace", "_asdict"}  # documented, in spite of their names
+PYTHONS = {"_getframe", "_replace", "_asdict", "_fields"}  # documented, in spite of their names
 
 
 def _private_uses(tree: ast.Module) -> Iterator[str]:
