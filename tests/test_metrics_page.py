@@ -25,8 +25,8 @@ def test_every_metric_that_a_stage_logs_is_on_the_page(run_stage: Callable[..., 
     lora = ("--plugin", "lora", "train.max_steps=2", "train.logging_steps=1")
     ppo = run_stage("ppo", *lora, *ptx, *(f"ppo.{setting}" for setting in ONLINE))
     grpo = run_stage("grpo", *lora, *(f"grpo.{setting}" for setting in ONLINE), "grpo.samples_per_prompt=2")
-    dpo = run_stage("dpo", *lora, "dpo.response_length=4")
+    pairs = [run_stage(stage, *lora, f"{stage}.response_length=4") for stage in ("dpo", "kto", "rahf")]
 
-    for run in (ppo.parent / "sft", ppo.parent / "rm", ppo, grpo, dpo):
+    for run in (ppo.parent / "sft", ppo.parent / "rm", ppo, grpo, *pairs):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert set().union(*rows) - listed() - {"step"} == set(), run.name

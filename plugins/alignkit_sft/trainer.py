@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from alignkit import DataError, Located, Run, TokenLogps
 from alignkit.data import IGNORE, SequenceEncoder, check_column_fits, encode_rows
 from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
 from alignkit.training import Means, last_logged
-from alignkit_sft import packing
+from alignkit_sft import packing, perplexity
 
 if TYPE_CHECKING:
     from alignkit_sft.config import SFTConfig
@@ -107,8 +106,8 @@ class SFTTrainer(trl.SFTTrainer):
             self.means["train"].add(metrics, tokens)
             self.means["train"].count(num_tokens=_input_tokens(inputs))
         else:  # the Trainer's own loss is a mean over batches, which gives short answers more weight
-            metrics |= {"loss": loss, "perplexity": -outputs.log_probs.sum() / tokens}  # `log` takes its exponential
-            self.means["eval"].add(metrics, tokens)
+            self.means["eval"].add(metrics | {"loss": loss}, tokens)
+            self.means["eval"].count(**perplexity.sums(-outputs.log_probs, outputs.label_mask, _row_of(inputs)[:, 1:]))
         if counted:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         if self.aux_loss_enabled and model.training:
@@ -120,20 +119,14 @@ class SFTTrainer(trl.SFTTrainer):
         state, size = self.accelerator.gradient_state, self.args.eval_batch_size
         if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
             rows = min(max(state.remainder - self.args.process_index * size, 0), size)
-            labels = inputs["labels"]
-            if "position_ids" in inputs:  # packed rows, each from position 0
-                row = (inputs["position_ids"] == 0).cumsum(1) - 1
-            else:
-                row = torch.arange(len(labels), device=labels.device)[:, None]
-            inputs["labels"] = labels.masked_fill(row >= rows, IGNORE)
+            inputs["labels"] = inputs["labels"].masked_fill(_row_of(inputs) >= rows, IGNORE)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add means over the tokens of all microbatches and processes to what the Trainer logs."""
         if any(key.startswith("eval_") for key in logs):
             metrics = self.means["eval"].take()
-            if "perplexity" in metrics:
-                metrics["perplexity"] = math.exp(min(metrics["perplexity"], 700))
+            metrics |= perplexity.of({name: metrics.pop(name) for name in perplexity.SUMS if name in metrics})
             logs.update({f"eval_{name}": value for name, value in metrics.items()})
         else:
             metrics = self.means["train"].take()
@@ -141,6 +134,14 @@ class SFTTrainer(trl.SFTTrainer):
                 metrics["num_tokens"] = int(metrics["num_tokens"] + last_logged(self.state, "num_tokens"))
             logs.update(metrics)
         super().log(logs, start_time)
+
+
+def _row_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """The row of each token of a batch, [B, T]: packed rows each begin at position 0."""
+    if "position_ids" in inputs:
+        return (inputs["position_ids"] == 0).cumsum(1) - 1
+    labels = inputs["labels"]
+    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
 
 
 def _input_tokens(inputs: dict[str, Any]) -> Any:

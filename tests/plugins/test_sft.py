@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from alignkit.config import resolve
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge
 from alignkit.data.chat_template import load_tokenizer
+from alignkit.evaluation import standard_error
 from alignkit.models import install_fused_head
 from alignkit.registry import Registry
 from alignkit.runs.plan import make
@@ -166,6 +168,23 @@ def test_the_held_out_loss_is_a_mean_over_tokens(trainer: Callable[..., Any]) ->
 
     assert metrics["eval_loss"] == pytest.approx(others["eval_loss"], rel=1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(torch.tensor(metrics["eval_loss"]).exp().item(), rel=1e-5)
+
+
+def test_the_error_of_perplexity_is_that_of_independent_rows(trainer: Callable[..., Any]) -> None:
+    """Held against the mean of per-row losses, grouped by row, whatever the batches are."""
+    one, many = trainer("train.per_device_eval_batch_size=1"), trainer("train.per_device_eval_batch_size=4")
+    error, other = (each.evaluate()["eval_perplexity_error"] for each in (one, many))
+    nll, rows = list[float](), list[int]()
+    for number, row in enumerate(one.eval_dataset):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        logps = one.model(input_ids=ids).logits[0].float().log_softmax(-1).detach()
+        targets = [at for at in range(1, len(labels)) if labels[at] != -100]
+        nll += [-float(logps[at - 1, labels[at]]) for at in targets]
+        rows += [number] * len(targets)
+    perplexity = math.exp(sum(nll) / len(nll))
+
+    assert error == pytest.approx(perplexity * standard_error(nll, rows), rel=0.01)
+    assert other == pytest.approx(error, rel=0.01)
 
 
 def test_gradient_checkpointing_acts_and_changes_nothing(trainer: Callable[..., Any]) -> None:
