@@ -84,6 +84,10 @@ class Page:
         return [view for view in self.views if view.evaluations]
 
     @property
+    def evaluated(self) -> list[View]:
+        return [view for view in self.views if view.evaluated]
+
+    @property
     def environments(self) -> list[tuple[list[View], dict[str, str]]]:
         """The versions of packages, each with the runs that were trained with them."""
         groups: dict[str, list[View]] = {}

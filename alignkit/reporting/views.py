@@ -14,6 +14,7 @@ from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.numbers import Measured
 from alignkit.reporting.results import Change, WinRate
 from alignkit.runs import answers, frontier
+from alignkit.runs import evaluations as recorded_evaluations
 from alignkit.runs.answers import Answers
 from alignkit.runs.frontier import Point
 
@@ -39,6 +40,15 @@ class Answer(NamedTuple):
     score_after: str
 
 
+class Evaluated(NamedTuple):
+    """A row of ``alignkit evaluate`` as text."""
+
+    what: str  # perplexity on a file, or a metric of a task
+    value: str
+    change: str  # from the run that it is compared with
+    compared_with: str
+
+
 class Source(NamedTuple):
     """A source of the data of a run."""
 
@@ -60,6 +70,7 @@ class View:
     headline: Change | None
     changes: list[Change]
     win_rate: WinRate | None
+    evaluated: list[Evaluated]  # by ``alignkit evaluate``
 
     @property
     def id(self) -> str:
@@ -179,7 +190,26 @@ def view(run: ReportedRun, number: int) -> View:
     pairs = attempt("pairs.json", lambda _: calibration(run), None) if is_reward else None
     changes = results.changes(run, evaluations)
     headline, rate = results.headline(run, changes), results.win_rate(evaluations)
-    return View(run, number, evaluations, points, pairs, headline, changes, rate)
+    evaluated = attempt(recorded_evaluations.FILE, lambda folder: list(_evaluated(folder)), list[Evaluated]())
+    return View(run, number, evaluations, points, pairs, headline, changes, rate, evaluated)
+
+
+def _evaluated(folder: Path) -> Iterator[Evaluated]:
+    tables = recorded_evaluations.read(folder)
+    for row in tables["perplexity"]:
+        change = _measured(row, "difference")
+        nats = f"{numbers.text(change, sign=True)} nats per token" if change else ""
+        value = numbers.text(Measured(row["perplexity"], row["perplexity_error"]))
+        yield Evaluated(f"perplexity on {row['data']}", value, nats, row["compared_with"] or "")
+    for row in tables["tasks"]:
+        change, percent = _measured(row, "difference"), row["metric"].startswith(("acc", "exact_match"))
+        value = numbers.text(Measured(row["value"], row["error"]), percent)
+        moved = numbers.text(change, percent, sign=True) if change else ""
+        yield Evaluated(f"{row['task']}, {row['metric']}", value, moved, row["compared_with"] or "")
+
+
+def _measured(row: dict[str, Any], name: str) -> Measured | None:
+    return None if row[name] is None else Measured(row[name], row[f"{name}_error"])
 
 
 def change_text(change: Change, name: bool = True) -> str:
