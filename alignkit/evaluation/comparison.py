@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data import held_out
-from alignkit.data.prompts import has_tools, prompt_of
+from alignkit.data.prompts import has_prompt, has_tools, prompt_of
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.generation import rankings, scorers
 from alignkit.generation.scorers import Scorer
 from alignkit.judging.choosing import Chosen
 from alignkit.registry import Registry
-from alignkit.rows import Conversation, Located, Text
+from alignkit.rows import Conversation, Located
 from alignkit.runs import lineage, manifest
 from alignkit.runs.lineage import Parent
 
@@ -86,8 +86,10 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
             unknown.append(f"{run.folder}: {error}")
             continue
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
-        without_tools = [located for located in eval_rows if not has_tools(located.row)]  # not sampled
-        for prompt, fields in zip(_prompts(without_tools), map(rankings.fields_of, without_tools), strict=True):
+        for located in eval_rows:
+            if not has_prompt(located.row) or has_tools(located.row):  # not sampled
+                continue
+            prompt, fields = prompt_of(located.row), rankings.fields_of(located)
             if fields or json.dumps(prompt) not in held_out:
                 held_out[json.dumps(prompt)] = prompt, fields
     if path is not None:
@@ -156,7 +158,7 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> No
 
 
 def _prompts(rows: Iterable[Located]) -> list[Conversation]:
-    return [prompt_of(row) for _, row in rows if not isinstance(row, Text)]
+    return [prompt_of(row) for _, row in rows if has_prompt(row)]
 
 
 def _record(run: Parent) -> dict[str, Any]:
