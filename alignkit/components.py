@@ -219,7 +219,7 @@ KINDS: dict[str, type[Component]] = {
 
 
 def fields_of(*names: str) -> Callable[[Mapping[str, Any]], int]:
-    """A ``fits`` for formats that are recognised by their fields: all of ``names`` are present and not null."""
+    """A ``fits`` for formats that are recognized by their fields: all of ``names`` are present and not null."""
 
     def fits(row: Mapping[str, Any]) -> int:
         return len(names) if all(row.get(name) is not None for name in names) else 0

@@ -80,7 +80,7 @@ def linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def nf4_bytes(weights: int) -> int:
-    """Of ``weights`` in NF4 with double quantisation: 4 bits each, 8 for a block of them, 32 for 256 blocks."""
+    """Of ``weights`` in NF4 with double quantization: 4 bits each, 8 for a block of them, 32 for 256 blocks."""
     blocks = -(-weights // BLOCK)
     tables = 4 * (16 + 256 + 1)  # the values of 4 and of 8 bits, and an offset
     return weights // 2 + blocks + 4 * -(-blocks // STATE_BLOCK) + tables

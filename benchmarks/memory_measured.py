@@ -41,13 +41,13 @@ class RandomWeights:
             model: Any = auto.from_config(config, dtype=dtype)
             kind = type(model.model.layers[0])
             config.num_hidden_layers = layers
-            model.model.layers = nn.ModuleList(quantised(kind(config, i).to(dtype)) for i in range(layers))
+            model.model.layers = nn.ModuleList(quantized(kind(config, i).to(dtype)) for i in range(layers))
         model.config.num_hidden_layers = layers
         model.is_loaded_in_4bit = True  # where PEFT looks
         return model
 
 
-def quantised(layer: nn.Module) -> nn.Module:
+def quantized(layer: nn.Module) -> nn.Module:
     """A layer with its linear layers in NF4."""
     import bitsandbytes as bnb
 

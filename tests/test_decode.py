@@ -251,10 +251,10 @@ def test_an_adapter_of_a_4_bit_base_is_decoded() -> None:
     base = tiny("llama")
     for layer, name in itertools.product(base.model.layers, ("gate_proj", "up_proj")):
         plain = getattr(layer.mlp, name)
-        quantised = Linear4bit(64, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-        quantised.load_state_dict(plain.state_dict())
-        quantised.support_avx512bf16_for_cpu = False
-        setattr(layer.mlp, name, quantised.to("cpu"))
+        quantized = Linear4bit(64, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        quantized.load_state_dict(plain.state_dict())
+        quantized.support_avx512bf16_for_cpu = False
+        setattr(layer.mlp, name, quantized.to("cpu"))
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
 
     check_greedy(model)

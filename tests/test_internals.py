@@ -175,10 +175,10 @@ def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
 
 @used_by("kept_dtypes in alignkit/models/trl_internals.py")
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
-def test_trl_rounds_the_adapters_of_a_quantised_model(
+def test_trl_rounds_the_adapters_of_a_quantized_model(
     tiny_model: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    def quantised() -> Any:
+    def quantized() -> Any:
         torch.manual_seed(0)
         model = peft.get_peft_model(load(tiny_model), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
         model.base_model.model.is_loaded_in_4bit = True  # what TRL looks at
@@ -187,7 +187,7 @@ def test_trl_rounds_the_adapters_of_a_quantised_model(
     def adapter(model: Any) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in model.named_parameters() if ".default" in name}
 
-    rounded, kept = quantised(), quantised()
+    rounded, kept = quantized(), quantized()
     expected = adapter(kept)
     trl_trainer(kind, rounded, tmp_path)
     assert {weights.dtype for weights in adapter(rounded).values()} == {torch.bfloat16}

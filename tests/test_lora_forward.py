@@ -94,12 +94,12 @@ def test_on_a_4_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., P
     base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
     for layer in base.model.layers:
         plain = layer.mlp.gate_proj
-        quantised = bitsandbytes.nn.Linear4bit(
+        quantized = bitsandbytes.nn.Linear4bit(
             plain.in_features, plain.out_features, bias=bias, compute_dtype=torch.float32, quant_type="nf4"
         )
-        quantised.load_state_dict({**quantised.state_dict(), **plain.state_dict()})
-        quantised.support_avx512bf16_for_cpu = False
-        layer.mlp.gate_proj = quantised.to("cpu")
+        quantized.load_state_dict({**quantized.state_dict(), **plain.state_dict()})
+        quantized.support_avx512bf16_for_cpu = False
+        layer.mlp.gate_proj = quantized.to("cpu")
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["gate_proj"], init_lora_weights=False))
     expected, exact = computed(model, fast=False)
     hidden, gradients = computed(model, fast=True)
@@ -114,11 +114,11 @@ def test_on_an_8_bit_base_gradients_are_those_of_peft(tiny_model: Callable[..., 
     base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
     for layer in base.model.layers:
         plain = layer.mlp.gate_proj
-        quantised = bitsandbytes.nn.Linear8bitLt(
+        quantized = bitsandbytes.nn.Linear8bitLt(
             plain.in_features, plain.out_features, bias=True, has_fp16_weights=False
         )
-        quantised.load_state_dict(plain.state_dict(), strict=False)
-        layer.mlp.gate_proj = quantised.to("cpu")
+        quantized.load_state_dict(plain.state_dict(), strict=False)
+        layer.mlp.gate_proj = quantized.to("cpu")
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["gate_proj"], init_lora_weights=False))
     expected, exact = computed(model, fast=False)
     hidden, gradients = computed(model, fast=True)

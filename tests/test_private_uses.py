@@ -71,7 +71,7 @@ DOCUMENTED = {  # modules below the top of a library that its documentation impo
 ELSEWHERE = {
     ("alignkit/data/token_cache.py", "datasets.arrow_writer"),  # tested above
     ("alignkit/data/sources.py", "_fingerprint"),  # tested above
-    ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenised whole
+    ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenized whole
 }
 
 PYTHONS = {"_getframe", "_replace", "_asdict", "_fields"}  # documented, in spite of their names

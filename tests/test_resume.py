@@ -145,7 +145,7 @@ def test_ppo_trains_on_from_a_finished_run_as_if_it_had_been_longer(
     assert manifest(part)["longer"] == [{"step": 4, "settings": ["ppo.iterations was 2, is 4"]}]
 
 
-def test_a_reward_model_trains_on_from_its_head_as_it_was_before_its_scores_were_normalised(
+def test_a_reward_model_trains_on_from_its_head_as_it_was_before_its_scores_were_normalized(
     run_stage: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = ("rm.policy=base", "train.lr_scheduler_type=constant", "train.learning_rate=0.01", *STEPS)

@@ -181,7 +181,7 @@ def test_the_reference_of_dpo_is_the_model_of_its_folder(runs: Any, trainer_of: 
 def test_a_reward_in_another_form_of_the_base_is_loaded_by_itself(
     runs: Any, trainer_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Doubly quantised weights are other weights: an adapter that was trained on them does not fit on the others."""
+    """Doubly quantized weights are other weights: an adapter that was trained on them does not fit on the others."""
     made = runs("qlora")
     expected = scores_of(opened(made.rm, made.base, True, "qlora"))
     settings = ["ppo.policy=base", f"reward.path={made.rm}", "tuner.double_quant=false"]

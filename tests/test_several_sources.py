@@ -41,7 +41,7 @@ def given(tiny_model: Callable[..., Path]) -> list[str]:
 
 
 def test_a_reward_model_of_two_rounds(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """An epoch has each pair twice and each ranking once. The run is recognised, and a resume extends it."""
+    """An epoch has each pair twice and each ranking once. The run is recognized, and a resume extends it."""
     once = ["train.num_train_epochs=1", "train.save_strategy=steps", "train.save_steps=8", "data.eval_size=0"]
     command = ["train", "--plugin", "rm", "rm.policy=base", *given, *once, f"rm.data.path={MIXED}"]
     assert main(command) == 0

@@ -23,7 +23,7 @@ SHORT = [Branches([7], [[8] * 30, [9] * 30])]  # a tree's mask costs more than t
 def model(tiny_model: Callable[..., Path]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).train()
     for parameter in model.parameters():
-        parameter.data *= 4  # as it is initialised, attention has hardly an effect
+        parameter.data *= 4  # as it is initialized, attention has hardly an effect
     return model
 
 

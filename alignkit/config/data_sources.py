@@ -65,7 +65,7 @@ def _source(entry: Any, where: str) -> DataSource:
     return source
 
 
-def normalised(path: Any) -> DataPath:
+def normalized(path: Any) -> DataPath:
     """``data.path`` as the config of a run writes it: one path if that is all it says, else a list.
 
     Raises:

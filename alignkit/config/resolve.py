@@ -58,7 +58,7 @@ class DataConfig:
     )
     seed: int = option(0, "random seed of the choice of held-out rows")
     num_proc: Annotated[int, Gt(0)] | None = option(
-        None, "processes that tokenise the rows; null: one for each core", resume="may_change"
+        None, "processes that tokenize the rows; null: one for each core", resume="may_change"
     )
 
 
@@ -214,7 +214,7 @@ def resolve(
     top = typed(TopLevel, {k: merged.pop(k) for k in names(TopLevel) if k in merged}, "")
     chosen_format = _format(registry, tables)
     data_table = dict(as_table(merged.pop("data", None), "data"))
-    data = typed(DataConfig, {**data_table, "path": data_sources.normalised(data_table.get("path"))}, "data.")
+    data = typed(DataConfig, {**data_table, "path": data_sources.normalized(data_table.get("path"))}, "data.")
     data = dataclasses.replace(data, path=data.path or stage.data, format=chosen_format)
     for key in {"format", "path"} & set(as_table(stated.get("data"), "data")):
         stated["data"][key] = getattr(data, key)

@@ -121,7 +121,7 @@ class ChatTokenizer:
         prompt = self._render_prompt(messages[:-1], tools)
         answer = turns.answer(self.renderer(tools), self.style, messages, prompt, notes)
         prompt_ids, all_ids = self.ids(prompt), self.ids(prompt + answer)
-        # If the tokenizer would merge the end of the prompt with the answer, the answer is tokenised on its own:
+        # If the tokenizer would merge the end of the prompt with the answer, the answer is tokenized on its own:
         # sampling begins after the last token of the prompt too.
         continues = all_ids[: len(prompt_ids)] == prompt_ids
         answer_ids = all_ids[len(prompt_ids) :] if continues else self.ids(answer)

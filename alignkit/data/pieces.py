@@ -1,4 +1,4 @@
-"""Rendered conversations tokenised in pieces, so that a turn that many texts have in common is tokenised once.
+"""Rendered conversations tokenized in pieces, so that a turn that many texts have in common is tokenized once.
 
 A tokenizer cuts a text at its special tokens before it does anything else. The token ids of a text are therefore those
 of its pieces, each of which begins with a special token and ends before the next.

@@ -124,7 +124,7 @@ class _Reader:
         self.opened = open_source(self.config, self.source.path)
         raw = self.opened.rows
         raw = with_folder(self.source.path, raw, self.source.split or "") if self.several else raw
-        self.chosen, self.raw = _recognise(self.registry, self.config, self.source.path, raw, self.accepts)
+        self.chosen, self.raw = _recognize(self.registry, self.config, self.source.path, raw, self.accepts)
 
     def convert(self) -> Converted:
         """Convert the rows, or read them from the file of an earlier start."""
@@ -204,7 +204,7 @@ def origin(row: RawRow) -> dict[str, Any] | None:
 
 def read(registry: Registry, config: DataConfig, path: str, accepts: tuple[type[Row], ...]) -> Iterator[Located]:
     """The rows at ``path``, one at a time. At a bad row, it raises the error of :func:`load`."""
-    chosen, raw = _recognise(registry, config, path, open_source(config, path).rows, accepts)
+    chosen, raw = _recognize(registry, config, path, open_source(config, path).rows, accepts)
     component_name = registry.describe(chosen.component)
     for where, content in raw:
         yield from _accepted(chosen, component_name, where, content, path, accepts)
@@ -214,7 +214,7 @@ class WrongKindError(DataError):
     """The rows are not of a type that the stage trains on."""
 
 
-def _recognise(
+def _recognize(
     registry: Registry, config: DataConfig, path: str, raw: RawRows, accepts: tuple[type[Row], ...]
 ) -> tuple[Selected, RawRows]:
     """The format of the rows with its settings, and an iterator over all rows."""
@@ -222,8 +222,8 @@ def _recognise(
     first = list(itertools.islice(raw, 20))
     chosen = named_format(registry, config.format)
     if chosen is None:
-        recognised = _format(registry, path, first, accepts)
-        chosen = Selected(recognised, recognised.config())
+        recognized = _format(registry, path, first, accepts)
+        chosen = Selected(recognized, recognized.config())
     return chosen, itertools.chain(first, raw)
 
 

@@ -1,7 +1,7 @@
 """Special tokens that are spelled out in a row, such as ``<|im_end|>`` in an answer.
 
 They are plain text. If they became tokens, a user could end a turn by typing its end token. Before a conversation is
-rendered, they are escaped as private-use characters, which no template changes. When the rendered text is tokenised,
+rendered, they are escaped as private-use characters, which no template changes. When the rendered text is tokenized,
 the special tokens that the template wrote become tokens, and the escaped ones become ordinary text.
 """
 
@@ -59,7 +59,7 @@ class SpecialTokens:
         return self._any.split(text)[0]
 
     def ids(self, text: str, plain: Callable[[str], list[int]]) -> list[int]:
-        """The token ids of a rendered text; ``plain`` tokenises a text as if it had no special tokens."""
+        """The token ids of a rendered text; ``plain`` tokenizes a text as if it had no special tokens."""
         ids: list[int] = []
         strip = False
         parts = self._any.split(text)

@@ -172,7 +172,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     """
     scaled = logits / sampling.temperature if sampling.temperature not in (0, 1) else logits
     largest = scaled.amax(-1, keepdim=True)
-    weights = (scaled - largest).exp()  # not normalised, [B, V]
+    weights = (scaled - largest).exp()  # not normalized, [B, V]
     log_total = largest + weights.sum(-1, keepdim=True).log()
     if not sampling.temperature:
         tokens = scaled.argmax(-1, keepdim=True)

@@ -32,7 +32,7 @@ class RewardModel:
         return Branches(ids[:start], [ids[start:]])
 
     def scores(self, answers: Sequence[Branches], batch: int) -> list[float]:
-        """The normalised score of each answer. Batches of ``batch`` answers have answers of similar length."""
+        """The normalized score of each answer. Batches of ``batch`` answers have answers of similar length."""
         order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].answers[0]))
         scores: dict[int, float] = {}
         for start in range(0, len(order), batch):

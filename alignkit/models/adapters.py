@@ -23,7 +23,7 @@ WITH_HEAD = ("value", "reward")
 
 
 def fresh_head(model: Any, pad_token_id: int | None) -> None:
-    """Initialise the scalar head from N(0, 1/sqrt(d + 1)), as in "learning to summarize" (arXiv 2009.01325).
+    """Initialize the scalar head from N(0, 1/sqrt(d + 1)), as in "learning to summarize" (arXiv 2009.01325).
 
     d is the hidden size. Transformers uses ``pad_token_id`` to find where a padded sequence ends.
     """
@@ -97,7 +97,7 @@ def check_weights_trained(model: Any) -> None:
 
 
 def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """``model`` initialised from the adapter in ``folder``, whose weights are copied into its adapter, or merged.
+    """``model`` initialized from the adapter in ``folder``, whose weights are copied into its adapter, or merged.
 
     They are merged into the base if the model is not a PEFT model.
 

@@ -68,7 +68,7 @@ def dtype_of_run(record: Mapping[str, Any]) -> torch.dtype:
 def cast_frozen_linears(model: nn.Module, dtype: torch.dtype, keep: Collection[nn.Module] = ()) -> None:
     """Store frozen linear layers in ``dtype``, to which autocast casts them in every forward pass: the same results.
 
-    Layers that are trained, quantised, in ``keep``, or share their weight with another module, as a tied head does with
+    Layers that are trained, quantized, in ``keep``, or share their weight with another module, as a tied head does with
     the embeddings, are left as they are.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))

@@ -1,7 +1,7 @@
-"""Log-probabilities of labelled tokens from a language model, without ever building the logits of all positions.
+"""Log-probabilities of labeled tokens from a language model, without ever building the logits of all positions.
 
 :func:`install_fused_head` gives a model a second way to be called, ``model(..., labels=labels, return_logps=True)``,
-which DDP, PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head to labelled positions,
+which DDP, PEFT and autocast see as an ordinary forward. It runs the trunk and applies the head to labeled positions,
 in tiles, with TRL's kernel. A model whose :mod:`~alignkit.models.logit_form` is unknown computes all its logits.
 """
 
@@ -54,7 +54,7 @@ def install_fused_head(model: Any) -> None:
 
 
 def fused_logps(model: Any, inputs: dict[str, Any]) -> TokenLogpsOutput:
-    """Log-probabilities of the labelled tokens; ``inputs`` holds ``input_ids`` and ``labels`` [B, T].
+    """Log-probabilities of the labeled tokens; ``inputs`` holds ``input_ids`` and ``labels`` [B, T].
 
     ``model`` may be wrapped by PEFT and accelerate.
 

@@ -40,7 +40,7 @@ def adapter_on_head() -> Iterator[None]:
 def kept_dtypes(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Build one of TRL's trainers, and the trained weights of ``model`` keep their values and dtypes.
 
-    TRL casts the adapters of a quantised model to bf16, where small updates are lost. The weights come back when
+    TRL casts the adapters of a quantized model to bf16, where small updates are lost. The weights come back when
     the context ends, or earlier, when the function that it yields is called.
     """
     trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -73,13 +73,13 @@ class Collector:
         raw_scores = self.score(prompts, answers)  # 2
         redrawn = 0
         for attempt in range(1, seeds.REDRAWS + 1):
-            chosen = self.to_redraw(self._penalised(raw_scores, answers), ~raw_scores.isnan(), attempt)
+            chosen = self.to_redraw(self._penalized(raw_scores, answers), ~raw_scores.isnan(), attempt)
             if not (rows := chosen.nonzero().flatten().tolist()):
                 break
             sampling += self._redraw(rows, iteration, attempt, prompts, answers, raw_scores)
             redrawn += len(rows)
         prompt_ids = [prompt.ids for prompt in prompts]
-        ended, kept, scores = self.ended(answers), ~raw_scores.isnan(), self._penalised(raw_scores, answers)
+        ended, kept, scores = self.ended(answers), ~raw_scores.isnan(), self._penalized(raw_scores, answers)
         raw_scores = raw_scores.nan_to_num()
         if iteration == 0:
             self.on_first_scores(self.statistics.mean(scores, kept))
@@ -135,7 +135,7 @@ class Collector:
         """Token ids as input of the roles."""
         return self.trainer.roles.sequences(prompts, answers, self.pad, self.device)
 
-    def _penalised(self, raw_scores: Tensor, answers: list[list[int]]) -> Tensor:
+    def _penalized(self, raw_scores: Tensor, answers: list[list[int]]) -> Tensor:
         """Scores less the penalty for a missing EOS, [B]; 0 less that penalty where the reward refused the answer."""
         return raw_scores.nan_to_num() - self.config.missing_eos_penalty * ~self.ended(answers)
 

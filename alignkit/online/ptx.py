@@ -99,7 +99,7 @@ class PtxGradient:
     def backward(self, model: Any) -> dict[str, float]:
         """Add the gradient of ``ptx_coef`` times the mean loss over the target tokens of this step's texts.
 
-        It comes before the other microbatches of the step, whose backward passes synchronise it with theirs.
+        It comes before the other microbatches of the step, whose backward passes synchronize it with theirs.
         """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         microbatches = list(self._microbatches())

@@ -74,21 +74,21 @@ def check_trainable(name: str, tuner: Tuner) -> None:
     """Check that a tuner can train this base, without the network and without loading it.
 
     Raises:
-        ConfigError: the base is quantised, and the tuner trains its weights.
+        ConfigError: the base is quantized, and the tuner trains its weights.
     """
     folder = folder_of(locate(name, lambda line: None)) if not name.startswith(bundled.PREFIX) else None
     config = folder / "config.json" if folder else None
     if tuner.adapters or config is None or not config.is_file():
         return
-    if quantisation := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
-        raise quantised_error(name, quantisation.get("quant_method", "bitsandbytes"), tuner)
+    if quantization := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
+        raise quantized_error(name, quantization.get("quant_method", "bitsandbytes"), tuner)
 
 
-def quantised_error(name: str, method: str, tuner: Tuner) -> ConfigError:
-    """The error for a quantised base whose weights a tuner would train."""
+def quantized_error(name: str, method: str, tuner: Tuner) -> ConfigError:
+    """The error for a quantized base whose weights a tuner would train."""
     return ConfigError(
-        f"{name} is quantised ({method}), and tuner '{tuner.name}' would train its weights. Use --plugin lora, or the "
-        "model that it was quantised from"
+        f"{name} is quantized ({method}), and tuner '{tuner.name}' would train its weights. Use --plugin lora, or the "
+        "model that it was quantized from"
     )
 
 

@@ -22,9 +22,9 @@ def _policy(record: dict[str, Any]) -> str:
 
 
 def _reward(record: dict[str, Any]) -> str:
-    normalised = record["normalisation"]
+    normalized = record["normalisation"]
     verdict = f"**{record['verdict']}.** " if "verdict" in record else ""
-    answers = f"{normalised['answers']} answers ({normalised['over']})"
+    answers = f"{normalized['answers']} answers ({normalized['over']})"
     code = _LOAD_REWARD.format(pad=record["pad_token_id"], stop_ids=record["stop_ids"])
     return f"""{verdict}Scores have mean 0 and standard deviation 1 on {answers}.
 

@@ -69,7 +69,7 @@ def _load_base(run: Run, role: str, name_or_path: str) -> Any:
     if loaded is None:
         loaded = pretrained.load(name_or_path, kwargs, with_head)
     if getattr(loaded, "is_quantized", False) and not tuner.adapters:
-        raise base.quantised_error(run.config.model, loaded.quantization_method.value, tuner)
+        raise base.quantized_error(run.config.model, loaded.quantization_method.value, tuner)
     return pretrained.without_repacking(loaded)
 
 

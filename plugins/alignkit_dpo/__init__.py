@@ -19,7 +19,7 @@ def alignkit_stage() -> list[Stage]:
     return [
         Stage(
             name="dpo",
-            summary="direct preference optimisation on the pairs of rankings, in place of rm and ppo",
+            summary="direct preference optimization on the pairs of rankings, in place of rm and ppo",
             config=config.DPOConfig,
             build=build,
             in_memory=describe_reference,

@@ -97,8 +97,8 @@ def inputs(groups: Sequence[Branches], collator: Collator) -> dict[str, Tensor]:
     columns = (ends[:, 1:] - lengths[:, None] + places).clamp(max=batch["input_ids"].shape[1] - 2)
     labels = torch.full_like(batch["input_ids"], IGNORE)
     answer, place = (places < lengths[:, None]).nonzero(as_tuple=True)
-    labelled = ends[answer, 0], columns[answer, place] + 1
-    labels[labelled] = batch["input_ids"][labelled]
+    labeled = ends[answer, 0], columns[answer, place] + 1
+    labels[labeled] = batch["input_ids"][labeled]
     tokens = sum(map(tree_size, shifted)) if collator.tree is not None else int(batch["attention_mask"].sum())
     more = {"rows": ends[:, 0], "columns": columns, "lengths": lengths, "tokens": torch.tensor([tokens])}
     return {**batch, "labels": labels, **more}

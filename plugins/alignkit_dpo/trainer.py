@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> DPOTrainer:
-    """Tokenise the rankings, load the policy and its reference, and build the trainer."""
+    """Tokenize the rankings, load the policy and its reference, and build the trainer."""
     config: DPOConfig = run.config.stage.config
     rankings = encode_rankings(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_rankings(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else []

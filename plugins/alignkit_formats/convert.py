@@ -80,7 +80,7 @@ def preference(row: RawRow) -> Ranking:
 
 
 def fits_hh_rlhf(row: RawRow) -> int:
-    """``chosen`` and ``rejected`` transcripts, recognised by their beginning."""
+    """``chosen`` and ``rejected`` transcripts, recognized by their beginning."""
     sides = [row.get("chosen"), row.get("rejected")]
     transcripts = all(isinstance(side, str) and side.lstrip().startswith("Human:") for side in sides)
     return 2 if transcripts and row.get("prompt") is None else 0

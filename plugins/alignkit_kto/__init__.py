@@ -23,7 +23,7 @@ def alignkit_stage() -> list[Stage]:
     return [
         Stage(
             name="kto",
-            summary="Kahneman-Tversky optimisation on answers rated good or bad, in place of rm and ppo",
+            summary="Kahneman-Tversky optimization on answers rated good or bad, in place of rm and ppo",
             config=KTOConfig,
             check=ratings.check,
             build=build,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> KTOTrainer:
-    """Tokenise the rated answers, load the policy and its reference, and build the trainer."""
+    """Tokenize the rated answers, load the policy and its reference, and build the trainer."""
     config: KTOConfig = run.config.stage.config
     answers = RatedAnswers(run, run.train_rows, config, training=True)
     held_out = RatedAnswers(run, run.eval_rows, config, training=False) if run.eval_rows else None

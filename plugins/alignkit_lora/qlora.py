@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class QloraConfig(lora.LoraConfig):
     """The ``tuner`` table of ``qlora``."""
 
-    double_quant: bool = option(True, "quantise the quantisation constants too; saves 0.4 bits per weight")
+    double_quant: bool = option(True, "quantize the quantization constants too; saves 0.4 bits per weight")
 
 
 def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:

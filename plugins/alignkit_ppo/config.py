@@ -14,7 +14,7 @@ class PPOConfig(OnlineConfig):
     """What PPO has to set beside what every online stage has."""
 
     gamma: Annotated[float, Gt(0), Le(1)] = option(1.0, "discount factor per token")
-    lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalised advantage estimation (GAE)")
+    lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalized advantage estimation (GAE)")
     whiten_rewards: bool = option(False, "divide rewards by their standard deviation; advantages are always whitened")
     value: Literal["adapter", "head"] = option(
         "adapter", "the value function: an adapter (or model) of its own, or a head on the policy"

@@ -20,7 +20,7 @@ def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438) and returns, [B, T] each. The value past an end is 0."""
+    """Generalized advantage estimation (arXiv 1506.02438) and returns, [B, T] each. The value past an end is 0."""
     import torch
 
     values = values * mask

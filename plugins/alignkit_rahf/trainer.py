@@ -28,7 +28,7 @@ LORA_LR_SCALE = 10.0  # of the contrast's LoRA adapters beside a policy without 
 
 
 def build(run: Run) -> RAHFTrainer:
-    """Tokenise the pairs, load the roles, and make the trainer."""
+    """Tokenize the pairs, load the roles, and make the trainer."""
     config: RAHFConfig = run.config.stage.config
     pairs, held_out = (
         pairs_of(encode_rankings(run, rows, config.max_length, config.too_long)) if rows else []

@@ -88,7 +88,7 @@ def load(name: str, run: Run) -> tuple[Any, str]:
     A PEFT adapter is put on its base, with the head that was saved with it.
 
     Raises:
-        ConfigError: weights are missing, which Transformers would initialise at random.
+        ConfigError: weights are missing, which Transformers would initialize at random.
         AlignkitError: the model cannot be loaded.
     """
     from peft import PeftConfig, PeftModel, load_peft_weights
@@ -193,7 +193,7 @@ def check_lengths(run: Run, length: Any, longest: int) -> None:
     rows = [row for _, row in [*getattr(run, "train_rows", []), *getattr(run, "eval_rows", [])]]
     prompts = [prompt_of(row) for row in rows if isinstance(row, Prompt | Ranking | Demonstration)]
     prompts.sort(key=lambda prompt: sum(len(turn["content"] or "") for turn in prompt))
-    most = max(map(length, prompts[-16:]), default=0)  # tokenise only the longest texts
+    most = max(map(length, prompts[-16:]), default=0)  # tokenize only the longest texts
     answer = getattr(run.config.stage.config, "response_length", 0) if prompts else 0
     if most >= longest:
         raise ConfigError(

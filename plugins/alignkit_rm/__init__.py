@@ -15,7 +15,7 @@ def build(run: Run) -> Any:
 
 
 def finish(run: Run, trainer: Any) -> dict[str, Any]:
-    """Normalise the score and evaluate the model. Imports torch."""
+    """Normalize the score and evaluate the model. Imports torch."""
     from alignkit_rm.trainer import finish
 
     return finish(run, trainer)

@@ -25,7 +25,7 @@ class RMConfig:
         resume="may_change",
     )
     normalise_on: Annotated[int, Gt(1)] = option(
-        256, "number of demonstrations on which the score is normalised to mean 0, standard deviation 1"
+        256, "number of demonstrations on which the score is normalized to mean 0, standard deviation 1"
     )
 
 

@@ -27,14 +27,14 @@ from alignkit.models import (
 from alignkit.training import Means
 from alignkit_rm import metrics, pairs
 from alignkit_rm.groups import encode_groups
-from alignkit_rm.normalise import normalise
+from alignkit_rm.normalize import normalize
 
 if TYPE_CHECKING:
     from alignkit_rm.config import RMConfig
 
 
 def build(run: Run) -> RewardTrainer:
-    """Tokenise the rankings, load the model with its scalar head, and build the trainer."""
+    """Tokenize the rankings, load the model with its scalar head, and build the trainer."""
     config: RMConfig = run.config.stage.config
     groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
@@ -82,7 +82,7 @@ class RewardTrainer(transformers.Trainer):
         self.forward_tokens = forward_tokens
         self.folder = folder  # of the run
         self.shared_prompt = False
-        self.scale = 1.0  # the scores were divided by it when they were normalised; losses undo that
+        self.scale = 1.0  # the scores were divided by it when they were normalized; losses undo that
         self.means = Means(self.accelerator)  # over groups
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
@@ -211,17 +211,17 @@ def ranked_scores(groups: Sequence[Ranked], scores: Tensor) -> RankedScores:
 
 
 def finish(run: Run, trainer: RewardTrainer) -> dict[str, Any]:
-    """Normalise the score on the demonstrations, evaluate the model as it is saved, and give a verdict."""
+    """Normalize the score on the demonstrations, evaluate the model as it is saved, and give a verdict."""
     config: RMConfig = run.config.stage.config
     good, name = demonstrations(run, config), "the demonstrations"
     if not good:
         good, name = [best_of(group) for group in trainer.train_dataset], "the best answer of each training ranking"
     answers = [Branches(g.branches.prompt, [answer]) for g in trainer.train_dataset for answer in g.branches.answers]
     ranked = random.Random(0).sample(answers, min(config.normalise_on, len(answers)))
-    normalisation = normalise(trainer, good[: config.normalise_on], ranked)
-    normalisation["over"] = name
-    run.say(f"scores now have mean 0 and standard deviation 1 on {normalisation['answers']} answers: {name}")
-    record: dict[str, Any] = {"normalisation": normalisation, "pad_token_id": run.score_pad_token_id}
+    normalization = normalize(trainer, good[: config.normalise_on], ranked)
+    normalization["over"] = name
+    run.say(f"scores now have mean 0 and standard deviation 1 on {normalization['answers']} answers: {name}")
+    record: dict[str, Any] = {"normalisation": normalization, "pad_token_id": run.score_pad_token_id}
     if trainer.eval_dataset is not None:
         record["verdict"] = metrics.verdict(trainer.evaluate())
         run.say(record["verdict"])

@@ -1,4 +1,4 @@
-"""SFT on TRL's trainer, with tokenisation and metrics of its own, and a loss that comes from a plugin."""
+"""SFT on TRL's trainer, with tokenization and metrics of its own, and a loss that comes from a plugin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> SFTTrainer:
-    """Tokenise the rows, load the policy, and build the trainer."""
+    """Tokenize the rows, load the policy, and build the trainer."""
     config: SFTConfig = run.config.stage.config
     train_dataset = tokenize(run, run.train_rows, config)
     eval_dataset = tokenize(run, run.eval_rows, config) if run.eval_rows else None

@@ -12,7 +12,7 @@ import pytest
 
 from alignkit import ConfigError, DataError, Prompt, Ranking
 from alignkit.config import DataConfig
-from alignkit.config.data_sources import normalised
+from alignkit.config.data_sources import normalized
 from alignkit.data import spool
 from alignkit.data.held_out import Split, split
 from alignkit.data.reading import Rows, load
@@ -146,10 +146,10 @@ def test_a_source_has_a_split_of_its_own() -> None:
 
 
 def test_a_source_without_an_own_setting_is_written_as_a_path() -> None:
-    """So that a run is recognised, however its data were named."""
-    assert normalised(["a.jsonl"]) == normalised([{"path": "a.jsonl", "weight": 1}]) == "a.jsonl"
-    assert normalised({"path": "a.jsonl", "weight": 2}) == [{"path": "a.jsonl", "weight": 2.0}]
-    assert normalised(["a.jsonl", {"path": "b.jsonl"}]) == ["a.jsonl", "b.jsonl"]
+    """So that a run is recognized, however its data were named."""
+    assert normalized(["a.jsonl"]) == normalized([{"path": "a.jsonl", "weight": 1}]) == "a.jsonl"
+    assert normalized({"path": "a.jsonl", "weight": 2}) == [{"path": "a.jsonl", "weight": 2.0}]
+    assert normalized(["a.jsonl", {"path": "b.jsonl"}]) == ["a.jsonl", "b.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_source_without_an_own_setting_is_written_as_a_path() -> None:
 )
 def test_a_list_that_is_wrong_is_refused(path: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        normalised(path)
+        normalized(path)
     assert "\n" not in str(caught.value)
 
 

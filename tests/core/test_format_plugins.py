@@ -105,7 +105,7 @@ def test_a_format_may_make_several_rows_of_one_and_has_settings(tree: Path) -> N
     assert rows.describe()[0].endswith("(format tree, max_depth=3, 1 rows of the source give none)")
     flat = load(registry, DataConfig(format={"name": "tree", "max_depth": 1}), str(tree), (Ranking,))
     assert [row for _, row in flat.rows] == [top, top]
-    assert load(registry, DataConfig(), str(tree), (Ranking,)).rows == rows.rows  # recognised, with its defaults
+    assert load(registry, DataConfig(), str(tree), (Ranking,)).rows == rows.rows  # recognized, with its defaults
 
 
 def test_settings_of_a_format_come_from_the_file_and_the_command_line(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversations that are filled into a traced rendering, and texts that are tokenised in pieces, come out unchanged."""
+"""Conversations that are filled into a traced rendering, and texts that are tokenized in pieces, come out unchanged."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_most_templates_do_is_traced(monkeypatch: pytest.MonkeyPatch) -> No
             assert "there" in template([{"role": "user", "content": "He is there."}], True) or name == "in a list"
 
 
-# --- tokenising in pieces ---------------------------------------------------------------------------------------------
+# --- tokenizing in pieces ---------------------------------------------------------------------------------------------
 
 SPECIAL = ["<s>", "<|user|>", "<|end|>"]
 MADE_UP = "<|user|>Hi there, two words<|end|>\n <|user|> <|end|><s>So it is.  <|user|>\n\nHi<|end|>"

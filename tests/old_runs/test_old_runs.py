@@ -67,7 +67,7 @@ def test_an_interrupted_run_resumes_to_the_numbers_of_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_finished_run_is_recognised_by_its_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_recognized_by_its_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command(name, "finished"), *DEFAULTS_THEN.get(name, [])]) == 0
     assert "nothing to train" in capsys.readouterr().out
 
@@ -100,7 +100,7 @@ def test_a_policy_answers(name: str) -> None:
     Path("answers.jsonl").unlink()
 
 
-def test_a_reward_model_scores_as_it_was_normalised(fp32: None) -> None:
+def test_a_reward_model_scores_as_it_was_normalized(fp32: None) -> None:
     """The mean score of the demonstrations is 0 and their standard deviation 1."""
     assert main(["score", "finished/lora/rm", "demonstrations.jsonl", "-o", "scores.jsonl"]) == 0
 

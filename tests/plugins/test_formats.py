@@ -294,7 +294,7 @@ def write(folder: Path, row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("name", "row", "expected"), GOOD.values(), ids=GOOD.keys())
-def test_a_row_is_recognised_by_its_fields_and_converted(
+def test_a_row_is_recognized_by_its_fields_and_converted(
     registry: Registry, tmp_path: Path, name: str, row: dict[str, Any], expected: Row
 ) -> None:
     rows = data.load(registry, DataConfig(), write(tmp_path, row), ANY)
@@ -330,7 +330,7 @@ def test_every_built_in_format_has_a_good_and_a_bad_row(registry: Registry) -> N
     assert {name for name, _, _ in BAD} == names
 
 
-def test_popular_hub_data_sets_are_recognised() -> None:
+def test_popular_hub_data_sets_are_recognized() -> None:
     registry = Registry()
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     worse = [turns[0], {"role": "assistant", "content": "Go away"}]

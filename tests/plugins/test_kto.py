@@ -129,7 +129,7 @@ def test_an_answer_that_is_too_long_is_an_error_or_left_out(
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def labelled(**labels: int) -> list[dict[str, Any]]:
+def labeled(**labels: int) -> list[dict[str, Any]]:
     return [
         {"prompt": f"{label} {n}", "completion": "So.", "label": label == "good"}
         for label, number in labels.items()
@@ -140,8 +140,8 @@ def labelled(**labels: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("rows", "words", "message"),
     [
-        (labelled(good=8), [], "kto needs good and bad answers: all 8 are good. Add bad ones. To imitate good answers"),
-        (labelled(bad=8), [], "kto needs good and bad answers: all 8 are bad. Add good ones"),
+        (labeled(good=8), [], "kto needs good and bad answers: all 8 are good. Add bad ones. To imitate good answers"),
+        (labeled(bad=8), [], "kto needs good and bad answers: all 8 are bad. Add good ones"),
         (RATINGS, ["train.per_device_train_batch_size=1"], "set train.per_device_train_batch_size to 2 or more"),
         ([{**row, "prompt": "Same?"} for row in RATINGS], [], "all training rows have the same prompt. Add rows"),
         ([{**RATINGS[0], "label": "yes"}], [], "line 1: 'label' is 'yes': it must be true or false (or 1 or 0)"),
@@ -170,7 +170,7 @@ def test_check_reports_in_one_line_what_kto_cannot_learn_from(
 
 def test_check_imports_no_torch(kto_command: Command) -> None:
     code = "import sys; from alignkit.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    words = kto_command("data.eval_size=0", rows=labelled(good=8))
+    words = kto_command("data.eval_size=0", rows=labeled(good=8))
     done = subprocess.run([sys.executable, "-c", code, "check", *words], capture_output=True, text=True)
 
     assert done.stdout.split() == ["2", "False"], done.stderr
@@ -197,7 +197,7 @@ def test_check_imports_no_torch(kto_command: Command) -> None:
 def test_the_plan_counts_ratings_and_recommends_weights(
     kto_command: Command, counts: dict[str, int], words: list[str], note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", *kto_command(*words, "data.eval_size=0", rows=labelled(**counts))]) == 0
+    assert main(["check", *kto_command(*words, "data.eval_size=0", rows=labeled(**counts))]) == 0
     assert note in capsys.readouterr().out
 
 

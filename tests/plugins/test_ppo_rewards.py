@@ -22,7 +22,7 @@ def test_a_function_is_a_reward_and_is_learnt(folder: Path) -> None:
     assert scores[-1] > 3.6
 
 
-def test_an_answer_that_did_not_end_is_penalised(folder: Path) -> None:
+def test_an_answer_that_did_not_end_is_penalized(folder: Path) -> None:
     """With all answers cut off, the penalty shifts every return, at whose mean the value starts."""
     plain = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=0", "ppo.response_length=2", "--output", "plain")
     other = ppo(*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=5", "ppo.response_length=2", "--output", "other")

@@ -65,7 +65,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "expected"), GOOD.values(), ids=GOOD.keys())
-def test_a_rated_row_is_recognised_and_converted(tmp_path: Path, row: dict[str, Any], expected: Rated) -> None:
+def test_a_rated_row_is_recognized_and_converted(tmp_path: Path, row: dict[str, Any], expected: Rated) -> None:
     rows = data.load(Registry(), DataConfig(), write(tmp_path, row), ANY)
 
     assert rows.format == "rated"

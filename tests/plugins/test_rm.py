@@ -15,7 +15,7 @@ import torch
 from run_folders import record
 
 from alignkit.cli import main
-from alignkit_rm.normalise import constant_direction
+from alignkit_rm.normalize import constant_direction
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma"]
 

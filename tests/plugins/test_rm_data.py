@@ -100,4 +100,4 @@ def test_demonstrations_that_all_score_the_same_cannot_be_the_measure(
 
     with pytest.raises(AssertionError):
         train_rm("--plugin", "full", f"rm.policy={sft}", "train.max_steps=1")
-    assert "cannot be normalised: it is the same for all 1 demonstrations" in capsys.readouterr().err
+    assert "cannot be normalized: it is the same for all 1 demonstrations" in capsys.readouterr().err

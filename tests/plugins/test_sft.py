@@ -201,7 +201,7 @@ def test_gradient_checkpointing_acts_and_changes_nothing(trainer: Callable[..., 
     torch.testing.assert_close(with_it, without)
 
 
-def test_the_adapters_of_a_quantised_model_stay_fp32(trainer: Callable[..., Any]) -> None:
+def test_the_adapters_of_a_quantized_model_stay_fp32(trainer: Callable[..., Any]) -> None:
     ours = trainer("tuner.name=qlora")
 
     assert {p.dtype for p in ours.model.parameters() if p.requires_grad} == {torch.float32}

@@ -75,7 +75,7 @@ def test_qlora_holds_linear_layers_in_four_bits(tiny_model: Callable[..., Path])
     assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
 
 
-def test_double_quantisation_can_be_switched_off(tiny_model: Callable[..., Path]) -> None:
+def test_double_quantization_can_be_switched_off(tiny_model: Callable[..., Path]) -> None:
     from bitsandbytes.nn import Linear4bit
 
     layers = [m for m in tuned(tiny_model(), "qlora", double_quant=False).modules() if isinstance(m, Linear4bit)]
@@ -100,14 +100,14 @@ def four_bits(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[[str]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize(("name", "quantised"), [("qlora", False), ("lora", True), ("qlora", True)])
+@pytest.mark.parametrize(("name", "quantized"), [("qlora", False), ("lora", True), ("qlora", True)])
 def test_gradients_through_four_bits_are_right_after_sampling(
-    tiny_model: Callable[..., Path], four_bits: Callable[[str], Path], architecture: str, name: str, quantised: bool
+    tiny_model: Callable[..., Path], four_bits: Callable[[str], Path], architecture: str, name: str, quantized: bool
 ) -> None:
     """bitsandbytes repacks weights in a forward without gradients on CPUs with AVX512-BF16, and breaks training."""
     from bitsandbytes.nn import Linear4bit
 
-    folder = (four_bits if quantised else tiny_model)(architecture)
+    folder = (four_bits if quantized else tiny_model)(architecture)
 
     def gradient(sample_first: bool) -> torch.Tensor:
         tuner, config = resolve(Registry(), {"plugins": ["sft"], "tuner": {"name": name}}, {}).tuner
@@ -139,12 +139,12 @@ def test_lora_on_a_model_of_four_bits_trains_and_full_is_refused(
     metrics = json.loads((run_stage("sft", "--plugin", "lora", *given) / "alignkit.json").read_text())["metrics"]
 
     assert metrics["eval_loss"] < 7
-    refused = rf"error: {folder} is quantised \(bitsandbytes\), and tuner 'full' would train its weights"
+    refused = rf"error: {folder} is quantized \(bitsandbytes\), and tuner 'full' would train its weights"
     with pytest.raises(AssertionError, match=refused):
         run_stage("sft", "--plugin", "full", *given, "--overwrite")
     capsys.readouterr()
     assert main(["check", "--plugin", "sft", "--plugin", "full", "--model", str(folder)]) == 2
-    assert "is quantised (bitsandbytes)" in capsys.readouterr().err
+    assert "is quantized (bitsandbytes)" in capsys.readouterr().err
 
 
 def test_dora_trains_magnitudes(tiny_model: Callable[..., Path]) -> None:

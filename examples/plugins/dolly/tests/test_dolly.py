@@ -1,4 +1,4 @@
-"""What a row becomes, and that a file of such rows is recognised."""
+"""What a row becomes, and that a file of such rows is recognized."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_context_that_is_a_list_is_refused() -> None:
         convert({**ROW, "context": ["a", "b"]})
 
 
-def test_sft_recognises_the_rows(run_stage: Callable[..., Path], tmp_path: Path) -> None:
+def test_sft_recognizes_the_rows(run_stage: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "dolly.jsonl"
     file.write_text("".join(json.dumps({**ROW, "instruction": f"Who wrote {n}?"}) + "\n" for n in range(8)))
     run = run_stage("sft", "--plugin", "dolly", "--data", str(file), "data.format=null")

@@ -86,7 +86,7 @@ class RewardWeightedConfig:
     """The ``loss`` table of ``reward-weighted``."""
 
     beta: Annotated[float, Gt(0)] = option(1.0, "temperature: how many points of score make a weight e times larger")
-    max_weight: Annotated[float, Gt(1)] = option(20.0, "weights are clipped to this value before normalisation")
+    max_weight: Annotated[float, Gt(1)] = option(20.0, "weights are clipped to this value before normalization")
 
 
 def weights(config: RewardWeightedConfig, scores: Tensor, all_scores: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run) -> RewardWeightedTrainer:
-    """Tokenise the rows, load the policy, and put both into a trainer."""
+    """Tokenize the rows, load the policy, and put both into a trainer."""
     train_dataset, eval_dataset = tokenize(run, run.train_rows), tokenize(run, run.eval_rows)
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False)
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model: they can raise errors

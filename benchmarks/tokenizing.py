@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/tokenise.py --rows 20000 --processes 2
+    python benchmarks/tokenizing.py --rows 20000 --processes 2
 
 Rows are conversations of four questions and answers, made of the sentences of the bundled demonstrations. Every side is
 a process of its own, which reads the file, holds rows out and encodes the others; CPU time counts all its processes.
@@ -62,7 +62,7 @@ def measure(side: str, file: str, model: str, processes: int) -> dict[str, float
     from alignkit.runs import base
 
     datasets.disable_progress_bars()
-    if side == EACH_TURN:  # render and tokenise every prompt, and every prompt with its answer
+    if side == EACH_TURN:  # render and tokenize every prompt, and every prompt with its answer
         tracing.TracedTemplate.__call__ = lambda *_: None  # type: ignore[method-assign]
         pieces.of = lambda *_: None  # type: ignore[assignment]
     located = base.locate(model, print)

@@ -1,4 +1,4 @@
-"""Normalises the score to mean 0 and standard deviation 1 on the demonstrations, by changing the weights of the head.
+"""Normalizes the score to mean 0 and standard deviation 1 on the demonstrations, by changing the weights of the head.
 
 InstructGPT adds a bias to the reward, so that demonstrations have mean 0. Transformers' sequence classification heads
 have no bias, and a number saved beside the model would be lost when it is loaded with plain Transformers. So the shift
@@ -43,7 +43,7 @@ def _fit(hidden: Tensor, ridge: float) -> Tensor:
     return direction
 
 
-def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: list[Branches]) -> dict[str, Any]:
+def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: list[Branches]) -> dict[str, Any]:
     """Change the head so that the scores of ``demonstrations`` have mean 0 and standard deviation 1.
 
     ``others`` are good and bad answers. The direction is fitted on them too, so that the shift is the same for both.
@@ -64,8 +64,8 @@ def normalise(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     deviation = (hidden @ shifted).std() if len(demonstrations) > 1 else hidden.new_zeros(())
     if not 1e-5 * (1 + abs(float(mean))) < float(deviation) < math.inf:
         raise AlignkitError(
-            f"the score cannot be normalised: it is the same for all {len(demonstrations)} demonstrations. "
-            "Normalisation needs several with different scores"
+            f"the score cannot be normalized: it is the same for all {len(demonstrations)} demonstrations. "
+            "Normalization needs several with different scores"
         )
     head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
