@@ -87,11 +87,9 @@ def train_trl(options: argparse.Namespace) -> None:
 
 def prompts(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The prompts as conversations, in the order in which alignkit takes them."""
-    from alignkit.online.seeds import shuffled_passes
-
     rows = (options.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     contents = [json.loads(row)["prompt"] for row in rows]
-    order = shuffled_passes(len(contents), 0, len(contents), options.seed)
+    order = torch.randperm(len(contents), generator=torch.Generator().manual_seed(options.seed)).tolist()
     return [{"prompt": [{"role": "user", "content": contents[index]}]} for index in order]
 
 
