@@ -28,17 +28,17 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "label": "Rank answers in a browser.",
     "rank": "Rank sampled answers by a judge or by score.",
     "score": "Score answers with a reward model.",
-    "evaluate": "Measure perplexity, or results on tasks of lm-eval, and how training changed them.",
+    "evaluate": "Measure perplexity, or results on tasks of lm-eval, and the change from another run.",
     "compare": "Compare runs on the same held-out prompts.",
-    "report": "Write a page on runs: what was trained from what, whether it worked, and what it cost.",
-    "runs": "List runs: stage, base, result, age and size, and how to continue those that are not finished.",
-    "show": "Show a run: what it was trained from and on, its held-out results, and the command that makes it again.",
+    "report": "Write an HTML report on runs: what was trained from what, whether it worked, and what it cost.",
+    "runs": "List runs with stage, base, result, age and size, and the commands that continue unfinished ones.",
+    "show": "Show a run: its parents and data, its held-out results, and the command that reproduces it.",
     "clean": "Delete the checkpoints of finished runs, after asking.",
     "plugins": "List, describe or check the installed plugins.",
     "new": "Create a plugin from a template.",
     "install": "Install plugins with pip and check them.",
     "uninstall": "Uninstall plugins with pip.",
-    "doctor": "Show versions, extras, the device, memory and disk, and what is wrong with them.",
+    "doctor": "Show versions, extras, device, memory and disk space, and report problems.",
 }
 MODULES = {"uninstall": "install"}  # of commands that have no module of their name
 

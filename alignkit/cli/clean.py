@@ -17,7 +17,9 @@ def clean(
     given: list[str] = typer.Argument(
         None, metavar="[FOLDER]...", help="Run folders, or folders of runs. Default: runs."
     ),
-    unfinished: bool = typer.Option(False, "--unfinished", help="Delete runs that are not finished too."),
+    unfinished: bool = typer.Option(
+        False, "--unfinished", help="Also delete the folders of stopped runs, with all their files."
+    ),
     yes: bool = typer.Option(False, "--yes", "-y", help="Delete without asking."),
 ) -> None:
     """Delete the checkpoints of finished runs, after asking.

@@ -33,9 +33,9 @@ class Check(NamedTuple):
 def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
-    """Show versions, extras, the device, memory and disk, and what is wrong with them.
+    """Show versions, extras, device, memory and disk space, and report problems.
 
-    The exit status is 1 if something has to be fixed.
+    The exit status is 1 if there is a problem.
     """
     checks = [*packages(), *extras(), *plugins(), *device(), *disk()]
     if as_json:

@@ -26,7 +26,8 @@ Table = dict[str, list[dict[str, Any]]]  # "perplexity" and "tasks": a row per r
 def evaluate(
     runs: list[str] = typer.Argument(
         metavar="RUN",
-        help="Run folders, compared with the first one. A single run is compared with what it started from.",
+        help="Run folders, compared with the first one. A single run is compared with the run or base model that it "
+        "started from.",
     ),
     data: list[str] = typer.Option(
         [],
@@ -42,7 +43,7 @@ def evaluate(
         metavar="NAMES",
         help="Tasks of lm-eval, separated by commas: names, patterns or YAML files. Needs alignkit[lm-eval].",
     ),
-    num_fewshot: int = typer.Option(None, min=0, help="Examples in each prompt of a task. Default: as the task says."),
+    num_fewshot: int = typer.Option(None, min=0, help="Examples in each prompt of a task. Default: that of the task."),
     chat_template: bool = typer.Option(
         False, "--apply-chat-template", help="Apply the run's chat template to the prompts of tasks."
     ),
@@ -56,7 +57,7 @@ def evaluate(
     ),
     batch: int = typer.Option(8, min=1, help="Rows per batch."),
 ) -> None:
-    """Measure perplexity, or results on tasks of lm-eval, and how training changed them."""
+    """Measure perplexity, or results on tasks of lm-eval, and the change from another run."""
     if output and (output.suffix != ".jsonl" or not output.absolute().parent.is_dir()):
         raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
     if names is None and (num_fewshot is not None or chat_template):

@@ -15,16 +15,20 @@ from alignkit.runs import manifest
 
 def report(
     folders: list[str] = typer.Argument(
-        None, metavar="[OUTPUT]...", help="Folders of runs, or run folders, finished or not. Default: runs."
+        None, metavar="[FOLDER]...", help="Folders of runs, or run folders, finished or not. Default: runs."
     ),
     output: Path = typer.Option(
-        None, "--output", "-o", metavar="FILE", help="The page. Default: report.html in OUTPUT, or here if several."
+        None,
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The HTML file. Default: report.html in FOLDER, or in the current folder if you name several.",
     ),
-    open_it: bool = typer.Option(False, "--open", help="Open the page in a browser."),
+    open_it: bool = typer.Option(False, "--open", help="Open the report in a browser."),
 ) -> None:
-    """Write a page on runs: what was trained from what, whether it worked, and what it cost.
+    """Write an HTML report on runs: what was trained from what, whether it worked, and what it cost.
 
-    The page is one HTML file. It needs no server and no network.
+    The report is one file that needs no server and no network.
     """
     from alignkit.reporting import report as make
 

@@ -20,7 +20,7 @@ def runs(
     given: list[str] = typer.Argument(None, metavar="[FOLDER]...", help="Folders of runs. Default: runs."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
-    """List runs: stage, base, result, age and size, and how to continue those that are not finished."""
+    """List runs with stage, base, result, age and size, and the commands that continue unfinished ones."""
     found, not_shown = folders.find([paths.expand(folder) for folder in given or ["runs"]])
     if as_json:
         typer.echo(json.dumps([_row(run) for run in found], indent=2, ensure_ascii=False))

@@ -20,7 +20,7 @@ def show(
     run: str = typer.Argument(metavar="RUN", help="A run folder, finished or not."),
     as_json: bool = typer.Option(False, "--json", help="Print the run's manifest as JSON."),
 ) -> None:
-    """Show a run: what it was trained from and on, its held-out results, and the command that makes it again."""
+    """Show a run: its parents and data, its held-out results, and the command that reproduces it."""
     found, not_shown = folders.find([paths.expand(run)])
     if len({each.folder.name.removesuffix(folders.UNFINISHED) for each in found}) > 1:
         raise ConfigError(f"show: {run} contains several runs. Name one of them; `alignkit runs {run}` lists them")
