@@ -46,11 +46,12 @@ def metrics_of(groups: Sequence[Group], watch: Sequence[str]) -> list[str]:
 def mean_of(group: Group, metric: str) -> dict[str, float | None]:
     """The mean of a held-out metric over the runs of a group, as ``metric``, and its standard error over seeds.
 
-    If the sweep does not vary the seed, a group is one run, and the error is that of the run, over held-out rows.
+    If the sweep does not vary the seed, a group is one run, and the error is that of the run, over held-out rows. Both
+    are None unless all runs of the group have the metric: a mean without those where it is not finite would be biased.
     """
     name, error = f"eval_{metric}", f"{metric}_error"
-    values = [row["metrics"][name] for row in group.rows if row["metrics"].get(name) is not None]
-    if not values:
+    values = [row["metrics"].get(name) for row in group.rows]
+    if not values or None in values:
         return {metric: None, error: None}
     if not group.over_seeds:
         return {metric: values[0], error: group.rows[0]["metrics"].get(f"{name}_error")}
@@ -84,20 +85,20 @@ def draw(folder: Path, groups: Sequence[Group], metrics: Sequence[str]) -> None:
         if series:
             frontier.draw(folder / name, series)
         elif metrics:
-            _draw_metric(folder / name, [group for group in groups if group.rows], metrics[0])
+            _draw_metric(folder / name, groups, metrics[0])
 
 
 def _draw_metric(file: Path, groups: Sequence[Group], metric: str) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    means = {group.name: mean for group in groups if (mean := mean_of(group, metric))[metric] is not None}
     with matplotlib.rc_context(pictures.STYLE):
-        figure = Figure(figsize=(6, 1.2 + 0.35 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(6, 1.2 + 0.35 * len(means)), layout="constrained")
         axes = figure.add_subplot()
-        means = [mean_of(group, metric) for group in groups]
-        errors = [mean[f"{metric}_error"] or 0 for mean in means]
-        values: Any = [mean[metric] for mean in means]
-        axes.errorbar(values, [group.name for group in groups], xerr=errors, fmt="o", capsize=3)
+        errors = [mean[f"{metric}_error"] or 0 for mean in means.values()]
+        values: Any = [mean[metric] for mean in means.values()]
+        axes.errorbar(values, list(means), xerr=errors, fmt="o", capsize=3)
         axes.invert_yaxis()
         axes.set_xlabel(f"held-out {metric}")
         axes.grid(alpha=0.3)
