@@ -115,6 +115,20 @@ def test_a_single_run_is_compared_with_its_parent_on_what_that_held_out(
     assert "change from" in capsys.readouterr().out
 
 
+def test_a_parent_that_was_trained_again_is_not_compared_with(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are not those that the run started from, so the difference is not what training changed."""
+    shutil.copytree(trained / "dpo", tmp_path / "dpo")
+    record = json.loads((tmp_path / "dpo" / "alignkit.json").read_text())
+    record["parents"]["policy"]["weights"] = "those before"
+    (tmp_path / "dpo" / "alignkit.json").write_text(json.dumps(record))
+    rows = evaluate(tmp_path / "dpo", "--data", trained / "texts.jsonl", output=tmp_path / "table.jsonl")
+
+    assert [(Path(row["run"]).name, row["difference"]) for row in rows] == [("dpo", None)]
+    assert "is gone or was trained again: there is nothing to compare it with" in capsys.readouterr().err
+
+
 def test_rows_that_a_run_was_trained_on_are_a_warning(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

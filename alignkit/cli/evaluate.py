@@ -68,7 +68,10 @@ def evaluate(
     policies = perplexity.policies_of(runs)
     compared = [policy.run for policy in policies]
     if len(policies) == 1:
-        _warn(f"warning: the run that {policies[0].name} started from is gone: there is nothing to compare it with")
+        _warn(
+            f"warning: the run that {policies[0].name} started from is gone or was trained again: there is nothing to "
+            "compare it with"
+        )
     sources = perplexity.sources_of(data, compared, int(limit or ROWS)) if data or names is None else []
     for source in sources:
         if count := perplexity.trained_on(source, compared):

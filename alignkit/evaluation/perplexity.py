@@ -18,7 +18,7 @@ from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.evaluation import comparison
 from alignkit.registry import Registry
 from alignkit.rows import Demonstration, Located, Text
-from alignkit.runs import lineage, manifest
+from alignkit.runs import fingerprints, lineage, manifest
 from alignkit.runs.lineage import Parent
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Nll(NamedTuple):
 def policies_of(paths: Sequence[str]) -> list[Policy]:
     """The finished policies in these folders; before a single one, what it started from: a run, or its base model.
 
+    A run that is gone or was trained again is left out: the single one did not start from its weights.
+
     Raises:
         ConfigError: a folder is not a policy, or two runs differ in their tokens.
     """
@@ -71,7 +73,8 @@ def policies_of(paths: Sequence[str]) -> list[Policy]:
     start = policy.record["parents"].get("policy")
     if start is None:
         return [Policy(policy.run, is_base=True), policy]
-    if not manifest.is_run(Path(start["folder"])):
+    folder = Path(start["folder"])
+    if not manifest.is_run(folder) or fingerprints.weights(folder) != start["weights"]:
         return [policy]
     return [Policy(lineage.named("evaluate", start["folder"], "policy")), policy]
 
