@@ -14,9 +14,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def clean(
-    given: list[str] = typer.Argument(
-        None, metavar="[FOLDER]...", help="Run folders, or folders of runs. Default: runs."
-    ),
+    given: list[str] = typer.Argument(None, metavar="FOLDER", help="Run folders, or folders of runs. Default: runs."),
     unfinished: bool = typer.Option(
         False, "--unfinished", help="Also delete the folders of stopped runs, with all their files."
     ),

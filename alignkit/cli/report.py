@@ -15,7 +15,7 @@ from alignkit.runs import manifest
 
 def report(
     folders: list[str] = typer.Argument(
-        None, metavar="[FOLDER]...", help="Folders of runs, or run folders, finished or not. Default: runs."
+        None, metavar="FOLDER", help="Folders of runs, or run folders, finished or not. Default: runs."
     ),
     output: Path = typer.Option(
         None,

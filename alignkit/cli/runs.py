@@ -17,7 +17,7 @@ from alignkit.runs import answers
 
 
 def runs(
-    given: list[str] = typer.Argument(None, metavar="[FOLDER]...", help="Folders of runs. Default: runs."),
+    given: list[str] = typer.Argument(None, metavar="FOLDER", help="Folders of runs. Default: runs."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
     """List runs with stage, base, result, age and size, and the commands that continue unfinished ones."""

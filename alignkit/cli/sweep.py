@@ -19,15 +19,19 @@ FAILED = 1  # exit status if a run failed
 def sweep(
     overrides: list[str] = typer.Argument(
         metavar="KEY.PATH=VALUE[,VALUE...]",
-        help="Settings, as for `train`. One with several values is varied. A comma inside brackets or quotes does not "
-        "separate values.",
+        help="Settings, as for `train`. Commas separate several values of a setting, except inside brackets, braces "
+        "or quotes.",
     ),
     plugin: list[str] = common.Plugins,
     config: Path = common.ConfigFile,
     model: str = common.Model,
     data: list[str] = common.Data,
     output: str = typer.Option(
-        None, "--output", "-o", metavar="DIR", help="The folder of the sweep. Default: runs/sweep."
+        None,
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The folder of the sweep. Default: runs/sweep, or sweep in the config's output.",
     ),
     plan_only: bool = typer.Option(False, "--plan", help="Check the settings, print the runs and exit."),
 ) -> None:
