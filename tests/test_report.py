@@ -61,6 +61,18 @@ def test_answers_of_another_evaluation_are_not_paired(tmp_path: Path) -> None:
     assert not change.paired
 
 
+def test_a_metric_that_is_not_finite_at_the_end_has_not_improved(tmp_path: Path) -> None:
+    """Such as the score, if the reward rejected all answers: the last finite one is not that of the run."""
+    *training, end = scores()
+    middle = {"step": 4, "eval_score": 9.0, "eval_score_error": 0.1}
+    write_run(tmp_path / "ppo", "ppo", [*training, middle, {**end, "eval_score": None}])
+    page = words(report([tmp_path]).html)
+
+    assert "score 1.50 ± 0.60 → not a number not finite at the last evaluation" in page
+    assert "no comparison" in page
+    assert "improved" not in page
+
+
 @pytest.mark.parametrize(
     ("first", "last", "verdict"),
     [(4.0, 3.0, "improved"), (3.0, 4.0, "got worse"), (3.0, 2.9, "no measurable change")],

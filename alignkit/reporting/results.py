@@ -10,6 +10,7 @@ from alignkit.reporting import numbers
 from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.numbers import Measured
 from alignkit.runs.answers import Answers
+from alignkit.runs.curves import Point
 
 BEYOND = 2  # standard errors of a difference that count as a measurable change
 
@@ -48,15 +49,17 @@ def headline(run: ReportedRun, changes: Sequence[Change]) -> Change | None:
 
 
 def changes(run: ReportedRun, answers: Sequence[Answers]) -> list[Change]:
-    """The held-out metrics, before training (step 0) and at the last evaluation."""
+    """The held-out metrics, before training (step 0) and at the last evaluation. NaN: not finite then."""
     result = []
-    for curve in run.curves:
-        if not curve.held_out:
-            continue
+    measured = [curve for curve in run.curves if curve.held_out]
+    evaluated = max((curve.held_out[-1].step for curve in measured), default=0)
+    for curve in measured:
         first, last = curve.held_out[0], curve.held_out[-1]
+        if last.step < evaluated:  # curves have finite points only
+            last = Point(evaluated, math.nan)
         after = Measured(last.value, last.error)
         before = Measured(first.value, first.error) if first.step == 0 < last.step else None
-        change = numbers.difference(before, after) if before else None
+        change = numbers.difference(before, after) if before and math.isfinite(after.value) else None
         paired = _paired_difference(answers, curve.name, last.step)
         # the same means: the answers are those of the metric, and all of them
         same = change and paired and math.isclose(change.value, paired.value, rel_tol=1e-2, abs_tol=1e-3)
