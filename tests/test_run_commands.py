@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from reported_runs import scores, write_run
 
 from alignkit.cli import main
+from alignkit.runs import lock
 
 
 @pytest.fixture
@@ -83,3 +85,29 @@ def test_clean_deletes_checkpoints_of_finished_runs_after_asking(
     assert "nothing to delete" in output(capsys, "clean", str(runs), "--yes")
     output(capsys, "clean", str(runs), "--yes", "--unfinished")
     assert not stopped.exists()
+
+
+def test_clean_leaves_a_run_that_trains_unseen_and_a_folder_that_cannot_be_deleted(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lock says so. The process of a container is not seen, and a run may be resumed before the question is
+    answered."""
+    stopped, checkpoints = runs / "longer.unfinished", runs / "sft" / "checkpoints"
+    checkpoints.rename(runs / "elsewhere")
+    checkpoints.symlink_to(runs / "elsewhere")
+    with lock.held(stopped):
+        (runs / ".longer.unfinished.lock").write_text("99999999")  # no process here
+        text = output(capsys, "clean", str(runs), "--yes", "--unfinished")
+
+    assert stopped.is_dir()
+    assert f"not deleted: {stopped}: the run is training" in text
+    assert f"not deleted: {checkpoints}: " in text
+    assert "freed 0 B" in text
+
+
+def test_a_result_that_is_not_finite_is_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    *training, end = scores()
+    write_run(tmp_path / "ppo", "ppo", [*training, {**end, "eval_score": None}])
+
+    (row,) = json.loads(output(capsys, "runs", str(tmp_path), "--json"), parse_constant=pytest.fail)
+    assert (row["metric"], row["before"], row["after"]) == ("score", 1.5, None)

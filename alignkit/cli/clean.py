@@ -8,7 +8,9 @@ import typer
 
 from alignkit import paths
 from alignkit.cli.runs import size_of
+from alignkit.errors import ConfigError
 from alignkit.reporting import folders, numbers
+from alignkit.runs import lock, manifest
 
 CHECKPOINTS = "checkpoints"
 
@@ -26,18 +28,26 @@ def clean(
     `compare --checkpoints`. A run that is training now is not touched.
     """
     found, _ = folders.find([paths.expand(folder) for folder in given or ["runs"]])
-    targets = [run.folder / CHECKPOINTS for run in found if run.is_finished]
+    locked = {run.folder / CHECKPOINTS: manifest.unfinished(run.folder) for run in found if run.is_finished}
     if unfinished:
-        targets += [run.folder for run in found if run.state == "stopped"]
-    sizes = {target: size_of(target) for target in targets if target.is_dir()}
+        locked |= {run.folder: run.folder for run in found if run.state == "stopped"}
+    sizes = {target: size_of(target) for target in locked if target.is_dir()}
     for target, size in sizes.items():
         typer.echo(f"{numbers.size(size):>8}  {target}")
     if not sizes:
         typer.echo("nothing to delete")
         return
-    total = numbers.size(sum(sizes.values()))
     if not yes:
+        total = numbers.size(sum(sizes.values()))
         typer.confirm(f"Delete {numbers.count(len(sizes), 'folder')} with {total}?", abort=True)
-    for target in sizes:
-        shutil.rmtree(target)
-    typer.echo(f"freed {total}")
+    freed = 0
+    for target, size in sizes.items():
+        try:
+            with lock.held(locked[target]):
+                shutil.rmtree(target)
+            freed += size
+        except ConfigError:  # it was resumed meanwhile, or trains in a container, whose processes are not seen here
+            typer.echo(f"not deleted: {target}: the run is training")
+        except OSError as error:
+            typer.echo(f"not deleted: {target}: {error.strerror or error}")
+    typer.echo(f"freed {numbers.size(freed)}")

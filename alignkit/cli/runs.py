@@ -13,7 +13,7 @@ import typer
 from alignkit import paths
 from alignkit.reporting import folders, numbers, results
 from alignkit.reporting.folders import ReportedRun
-from alignkit.runs import answers
+from alignkit.runs import answers, manifest
 
 
 def runs(
@@ -23,7 +23,7 @@ def runs(
     """List runs with stage, base, result, age and size, and the commands that continue unfinished ones."""
     found, not_shown = folders.find([paths.expand(folder) for folder in given or ["runs"]])
     if as_json:
-        typer.echo(json.dumps([_row(run) for run in found], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(manifest.plain_json([_row(run) for run in found]), indent=2, ensure_ascii=False))
         return
     _print(found)
     for run in found:
