@@ -19,9 +19,10 @@ import transformers
 import yaml
 
 from alignkit.cli import main
-from alignkit.evaluation import standard_error, task_metrics
+from alignkit.evaluation import perplexity, standard_error, task_metrics, tasks
 from alignkit.evaluation.error_bars import jackknife
 from alignkit.evaluation.task_metrics import Documents, TaskMetric
+from alignkit.evaluation.tasks import TaskSettings
 from alignkit.runs import evaluations
 
 pytest.importorskip("lm_eval")
@@ -172,6 +173,25 @@ def test_results_are_those_of_lm_eval_on_plain_transformers(
     assert acc[0]["difference"] is None
     assert acc[1]["difference"] == pytest.approx(differences.mean())
     assert acc[1]["difference_error"] == pytest.approx(standard_error(differences))
+
+
+def test_answers_end_at_the_stop_tokens_of_the_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the end of a turn, which the generation config of an adapter's base does not name."""
+    import lm_eval
+
+    (policy,) = perplexity.policies_of([str(trained / "dpo")])[1:]
+    model = perplexity.opened(policy)
+    assert model.model.generation_config.eos_token_id != model.stop_ids
+    prompt = model.tokenizer("Which colour has number 0?", return_tensors="pt")
+    ids = model.model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    evaluate_, results = lm_eval.evaluate, list[Any]()
+    monkeypatch.setattr(lm_eval, "evaluate", lambda **given: results.append(evaluate_(**given)) or results[0])
+    loaded = tasks.load([str(trained / "answers.yaml")])
+    tasks.measure(model._replace(stop_ids=[*model.stop_ids, ids[0]]), loaded, TaskSettings(limit=1), print)
+
+    ((answer,),) = results[0]["samples"]["answers"][0]["resps"]
+    assert len(ids) == 4
+    assert answer == model.tokenizer.decode(ids[:1])
 
 
 def test_the_paired_error_is_over_documents() -> None:

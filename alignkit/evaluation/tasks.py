@@ -110,6 +110,7 @@ def measure(model: LoadedModel, tasks: Any, settings: TaskSettings, warn: Callab
     import torch
     from lm_eval.models.huggingface import HFLM
 
+    model.model.generation_config.eos_token_id = model.stop_ids  # that of an adapter's base lacks the end of a turn
     harness = HFLM(
         pretrained=model.model,
         tokenizer=model.tokenizer,
