@@ -179,19 +179,16 @@ def test_answers_end_at_the_stop_tokens_of_the_run(trained: Path, monkeypatch: p
     """Such as the end of a turn, which the generation config of an adapter's base does not name."""
     import lm_eval
 
-    (policy,) = perplexity.policies_of([str(trained / "dpo")])[1:]
-    model = perplexity.opened(policy)
-    assert model.model.generation_config.eos_token_id != model.stop_ids
+    model = perplexity.opened(perplexity.policies_of([str(trained / "dpo")])[1])
     prompt = model.tokenizer("Which colour has number 0?", return_tensors="pt")
     ids = model.model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
-    evaluate_, results = lm_eval.evaluate, list[Any]()
-    monkeypatch.setattr(lm_eval, "evaluate", lambda **given: results.append(evaluate_(**given)) or results[0])
+    original, results = lm_eval.evaluate, list[Any]()
+    monkeypatch.setattr(lm_eval, "evaluate", lambda **given: results.append(original(**given)) or results[0])
     loaded = tasks.load([str(trained / "answers.yaml")])
     tasks.measure(model._replace(stop_ids=[*model.stop_ids, ids[0]]), loaded, TaskSettings(limit=1), print)
 
     ((answer,),) = results[0]["samples"]["answers"][0]["resps"]
-    assert len(ids) == 4
-    assert answer == model.tokenizer.decode(ids[:1])
+    assert (len(ids), answer) == (4, model.tokenizer.decode(ids[:1]))
 
 
 def test_the_paired_error_is_over_documents() -> None:
@@ -320,6 +317,7 @@ def test_prompts_that_are_too_long_are_a_warning(
     [
         ("arc_esay", "lm-eval has no task 'arc_esay'. Close matches: arc_easy"),
         ("nosuch.yaml", "no file nosuch.yaml"),
+        ("", "--tasks '': a name is empty"),
         ("{folder}/choices.yaml,{folder}/again.yaml", "choices is named twice"),
         ("{folder}/metric.yaml", "lm-eval has no metric 'acurracy'"),
         ("{folder}/gone.yaml", "cannot load"),

@@ -62,6 +62,9 @@ def evaluate(
         raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
     if names is None and (num_fewshot is not None or chat_template):
         raise ConfigError(f"{'--num-fewshot' if num_fewshot is not None else '--apply-chat-template'} needs --tasks")
+    wanted = [] if names is None else [name.strip() for name in names.split(",")]
+    if "" in wanted:
+        raise ConfigError(f"--tasks '{names}': a name is empty")
     is_share = limit is not None and 0 < limit < 1 and names is not None and not data
     if limit is not None and not is_share and (limit < 1 or not limit.is_integer()):
         raise ConfigError(f"--limit {limit:g}: a whole number, or for --tasks without --data, a share below 1")
@@ -77,7 +80,7 @@ def evaluate(
         if count := perplexity.trained_on(source, compared):
             _warn(f"warning: one of these runs was trained on {count} of the rows of {source.name}")
     common.quiet()
-    loaded = tasks.load(names.split(",")) if names else None
+    loaded = tasks.load(wanted) if wanted else None
     settings = TaskSettings(limit, num_fewshot, chat_template, batch)
     on_texts, on_tasks = list[list[Nll]](), list[list[TaskMetric]]()
     for policy in policies:

@@ -67,7 +67,8 @@ def load(names: Sequence[str]) -> Any:
     for name in dict.fromkeys(names):
         for found in [groups.get(name, str(files[name]))] if name in files else _matches(manager, name):
             try:
-                part = manager.load(found)
+                with _quiet():
+                    part = manager.load(found)
             except Exception as error:  # of a file, of a task's Python code, or of the hub
                 raise AlignkitError(f"evaluate --tasks: lm-eval cannot load {found}: {one_line(error)}") from error
             if twice := part["tasks"].keys() & loaded["tasks"].keys():
