@@ -275,15 +275,26 @@ def test_a_terminal_shows_progress(tokenizer: Any, monkeypatch: pytest.MonkeyPat
         assert datasets.utils.are_progress_bars_disabled()
 
 
-def test_an_interrupt_stops_all_processes(tokenizer: Any, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_stops_all_processes(
+    tokenizer: Any, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = tmp_path / "started"
+
     class Sleeping(SequenceEncoder):
         def __call__(self, row: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+            started.touch()
             time.sleep(0.5)
             return super().__call__(row, notes)
 
+    def interrupt() -> None:
+        while not started.exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(0, signal.SIGINT)
+
     def train() -> None:
         os.setsid()
-        threading.Timer(3, os.killpg, (0, signal.SIGINT)).start()
+        threading.Thread(target=interrupt).start()
         try:
             all_of(demonstrations(), Sleeping(tokenizer(), [0], max_length=64, cut=True), processes=2)
         except KeyboardInterrupt:

@@ -38,11 +38,14 @@ def test_scores_are_relative_to_their_group(advantage: Any, expected: list[float
     torch.testing.assert_close(relative_scores(scores, ALL.repeat(2), 4, advantage), torch.tensor(expected))
 
 
+SIGNS = SimpleNamespace(warn=lambda *_: None)
+
+
 def test_batch_advantages_are_whitened_over_answers() -> None:
     """Less their group's mean they are 0.5, -0.5, 1 and -1: a variance of 0.625, and a deviation of 0.790569."""
     config = SimpleNamespace(samples_per_prompt=2, advantage="batch", kl="loss")
     statistics = Statistics(accelerate.Accelerator(cpu=True))
-    trainer: Any = SimpleNamespace(config=config, kl_coef=0.1, statistics=statistics)
+    trainer: Any = SimpleNamespace(config=config, kl_coef=0.1, statistics=statistics, signs=SIGNS)
     two = dataclasses.replace(
         rollouts([1.0, 0, 3, 1]),
         kept=ALL,
@@ -111,7 +114,7 @@ def rollouts(scores: list[float]) -> Rollouts:
 def test_where_the_kl_penalty_applies(kl: str, expected: list[list[float]]) -> None:
     config = SimpleNamespace(samples_per_prompt=2, advantage="group-mean", kl=kl)
     statistics = SimpleNamespace(mean=lambda values: float(values.mean()))
-    trainer: Any = SimpleNamespace(config=config, kl_coef=0.1, statistics=statistics)
+    trainer: Any = SimpleNamespace(config=config, kl_coef=0.1, statistics=statistics, signs=SIGNS)
     estimates = GRPOTrainer.estimate_advantages(trainer, rollouts([3.0, 1.0]))
 
     torch.testing.assert_close(estimates.advantages, torch.tensor(expected))
