@@ -74,7 +74,7 @@ def _sharing_a_base(policies: Sequence[Policy]) -> list[list[int]]:
 def _open(policies: Sequence[Policy]) -> tuple[LoadedModel, list[str | None]]:
     """One model that holds all of these policies, and the adapter of each; None is the model without adapters."""
     from alignkit.data.chat_template import tokenizer_of_run
-    from alignkit.models import adapters, run_device, run_dtype, trained_weights
+    from alignkit.models import adapters, device_and_dtype, run_device, trained_weights
     from alignkit.models.pretrained import load
 
     first = next((policy for policy in policies if not policy.is_base), policies[0])
@@ -83,7 +83,7 @@ def _open(policies: Sequence[Policy]) -> tuple[LoadedModel, list[str | None]]:
     if first.is_base:
         name = record["base"]["name"]
         located = base.locate(name, print) if name.startswith(bundled.PREFIX) else record["base"]["located"]
-        model: Any = load(located, {"dtype": run_dtype({})}).eval()
+        model: Any = load(located, {"dtype": device_and_dtype.run_dtype({})}).eval()
     else:
         model = adapters.open_run(first.folder, record)
     for number, policy in enumerate(policies):
