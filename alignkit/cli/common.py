@@ -130,9 +130,3 @@ def quiet() -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-
-
-def with_error(row: dict[str, Any], name: str, form: str) -> str:
-    """A metric of a row of a table, with its standard error if there is one."""
-    error = row[f"{name}_error"]
-    return form.format(row[name]) + ("" if error is None else f" ± {form.replace('+', '').format(error)}")

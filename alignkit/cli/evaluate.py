@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import common
+from alignkit.cli import common, tables
 from alignkit.errors import ConfigError
 from alignkit.evaluation import comparison, perplexity, task_metrics, tasks
 from alignkit.evaluation.perplexity import Nll, Policy
@@ -164,9 +164,9 @@ def _print(tables: Table) -> None:
 
 def _perplexity_cells(row: dict[str, Any]) -> list[str]:
     return [
-        common.with_error(row, "perplexity", "{:.2f}"),
-        common.with_error(row, "nats_per_token", "{:.3f}"),
-        "" if row["difference"] is None else common.with_error(row, "difference", "{:+.3f}"),
+        tables.with_error(row, "perplexity", "{:.2f}"),
+        tables.with_error(row, "nats_per_token", "{:.3f}"),
+        tables.with_error(row, "difference", "{:+.3f}"),
         str(row["rows"]),
         str(row["tokens"]),
     ]
@@ -182,8 +182,8 @@ def _task_name(row: dict[str, Any]) -> str:
 def _task_cells(row: dict[str, Any]) -> list[str]:
     return [
         "" if row["num_fewshot"] is None else str(row["num_fewshot"]),
-        common.with_error({"value": row["value"], "value_error": row["error"]}, "value", "{:.4f}"),
-        "" if row["difference"] is None else common.with_error(row, "difference", "{:+.4f}"),
+        tables.with_error({"value": row["value"], "value_error": row["error"]}, "value", "{:.4f}"),
+        tables.with_error(row, "difference", "{:+.4f}"),
         str(row["documents"]),
     ]
 
