@@ -13,6 +13,7 @@ import typer
 from alignkit import paths
 from alignkit.reporting import folders, numbers, results
 from alignkit.reporting.folders import ReportedRun
+from alignkit.reporting.results import Change
 from alignkit.runs import answers, manifest
 
 
@@ -23,7 +24,8 @@ def runs(
     """List runs with stage, base, result, age and size, and the commands that continue unfinished ones."""
     found, not_shown = folders.find([paths.expand(folder) for folder in given or ["runs"]])
     if as_json:
-        typer.echo(json.dumps(manifest.plain_json([_row(run) for run in found]), indent=2, ensure_ascii=False))
+        rows = [_row(run, _headline(run)) for run in found]
+        typer.echo(json.dumps(manifest.plain_json(rows), indent=2, ensure_ascii=False))
         return
     _print(found)
     for run in found:
@@ -35,9 +37,12 @@ def runs(
         typer.echo(f"not shown: {each.name}: {each.reason}")
 
 
-def _row(run: ReportedRun) -> dict[str, Any]:
+def _headline(run: ReportedRun) -> Change | None:
+    return results.headline(run, results.changes(run, answers.read(run.folder)))
+
+
+def _row(run: ReportedRun, change: Change | None) -> dict[str, Any]:
     """What the table shows of a run, as data."""
-    change = results.headline(run, results.changes(run, answers.read(run.folder)))
     row = {"run": run.name, "folder": str(run.folder), "state": run.state, "stage": run.stage, "step": run.step}
     row |= {"base": run.record["model"]["name"], "tuner": run.record["tuner"]}
     row |= {"metric": change.metric if change else None}
@@ -57,16 +62,16 @@ def _print(found: Sequence[ReportedRun]) -> None:
     for heading in ("finished", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
-        row = _row(run)
+        change = _headline(run)
+        row = _row(run, change)
         base = Path(row["base"]).name if Path(row["base"]).is_absolute() else row["base"]
         when = age(row["finished"]) if run.is_finished else f"{run.state}, step {run.step}"
-        table.add_row(run.name, run.stage, base, run.record["tuner"], _result(run), when, numbers.size(row["bytes"]))
+        table.add_row(run.name, run.stage, base, row["tuner"], _result(change), when, numbers.size(row["bytes"]))
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
 
 
-def _result(run: ReportedRun) -> str:
-    change = results.headline(run, results.changes(run, answers.read(run.folder)))
+def _result(change: Change | None) -> str:
     if change is None:
         return ""
     percent = numbers.is_probability(change.metric)

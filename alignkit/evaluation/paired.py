@@ -6,17 +6,16 @@ observation, so that how hard a prompt is does not add to the error. No torch he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.evaluation.error_bars import error_bar
 from alignkit.judging import Outcomes
+from alignkit.reporting.numbers import wilson
 from alignkit.runs.lineage import Parent
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
-Z = 1.96  # standard errors on each side of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,7 @@ def wilson_interval(wins: Sequence[float]) -> list[float] | None:
     errors. Ties make it wider than necessary: the variance of numbers between 0 and 1 is at most that of wins and
     losses with the same mean.
     """
-    if not wins:
-        return None
-    count, rate = len(wins), sum(wins) / len(wins)
-    center = rate + Z**2 / (2 * count)
-    half = Z * math.sqrt(rate * (1 - rate) / count + Z**2 / (4 * count**2))
-    scale = 1 + Z**2 / count
-    return [max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)]
+    return list(wilson(sum(wins) / len(wins), len(wins))) if wins else None
 
 
 def mean(name: str, values: Sequence[float] | None) -> dict[str, float | None]:
