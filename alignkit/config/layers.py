@@ -65,7 +65,13 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
     short = {key: as_table(value, f"stages.{key}") for key, value in source.items() if key in known}
     long = {key: as_table(value, f"stages.{key}") for key, value in tables.items()}
     shared = {key: value for key, value in source.items() if key not in (*known, "stages")}
-    yield Layer(shared, merge(long, short), from_cli)
+    of_stages = {name: _without_empty_tables(table) for name, table in merge(long, short).items()}
+    yield Layer(_without_empty_tables(shared), of_stages, from_cli)
+
+
+def _without_empty_tables(source: Mapping[str, Any]) -> dict[str, Any]:
+    """``train:`` without keys below it, which YAML reads as null, changes nothing, as ``train: {}``."""
+    return {key: value for key, value in source.items() if value is not None or key not in ("data", "train", *OF_A_RUN)}
 
 
 def plugins(source: Mapping[str, Any]) -> list[str]:

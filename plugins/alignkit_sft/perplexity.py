@@ -14,10 +14,12 @@ SUMS = ("nll", "tokens", "rows", "nll_nll", "nll_tokens", "tokens_tokens")
 def sums(nll: Tensor, mask: Tensor, row: Tensor) -> dict[str, Tensor]:
     """The :data:`SUMS` of a batch. ``nll`` [B, T] is the negative log-likelihood of each token, 0 outside of ``mask``.
 
-    ``row`` [B, T] says which row a token belongs to. A row without target tokens does not count.
+    ``row`` [B, T] says which row a token belongs to. A row without target tokens does not count. The squares are in
+    float64, as :func:`of` subtracts large sums from each other that may be nearly equal.
     """
     values = torch.stack([nll.float().flatten(), mask.float().flatten()])
-    of_rows, tokens = values.new_zeros(values.shape).index_add_(1, row.flatten(), values)  # no more rows than tokens
+    added = values.new_zeros(values.shape).index_add_(1, row.flatten(), values)  # there are no more rows than tokens
+    of_rows, tokens = added.cpu().double()  # MPS has no float64
     return {
         "nll": of_rows.sum(),
         "tokens": tokens.sum(),

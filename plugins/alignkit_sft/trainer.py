@@ -107,7 +107,10 @@ class SFTTrainer(trl.SFTTrainer):
             self.means["train"].count(num_tokens=_input_tokens(inputs))
         else:  # the Trainer's own loss is a mean over batches, which gives short answers more weight
             self.means["eval"].add(metrics | {"loss": loss}, tokens)
-            self.means["eval"].count(**perplexity.sums(-outputs.log_probs, outputs.label_mask, _row_of(inputs)[:, 1:]))
+            row = _row_of(inputs)[:, 1:]
+            virtual = outputs.log_probs.size(1) - row.size(1)  # tokens that prompt tuning puts before the row
+            row = torch.nn.functional.pad(row, (virtual, 0))
+            self.means["eval"].count(**perplexity.sums(-outputs.log_probs, outputs.label_mask, row))
         if counted:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         if self.aux_loss_enabled and model.training:

@@ -33,6 +33,18 @@ def test_later_layers_win() -> None:
     assert (train["max_steps"], train["seed"], train["weight_decay"]) == (2, 3, 4)
 
 
+@pytest.mark.parametrize("stage", ["sft", "rm", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize(
+    "key", ["train", "data", "tuner", "optimizer", "loss", "reward", "rollout", "plugins", "stages"]
+)
+def test_a_table_without_keys_changes_nothing(stage: str, key: str) -> None:
+    plain = config(plugins=(stage,)).to_dict()
+    if key not in ("reward", "rollout") or stage in ("ppo", "grpo"):
+        assert config(f"{key}:", plugins=(stage,)).to_dict() == plain
+    if key in plain["stages"][stage]:
+        assert config(f"stages: {{{stage}: {{{key}: null}}}}", plugins=(stage,)).to_dict() == plain
+
+
 def test_the_command_line_wins_over_the_file_when_picking() -> None:
     assert config("tuner: {name: full}", plugins=("sft", "lora")).tuner.component.name == "lora"
     assert config("plugins: [qlora]", "tuner.name=full").tuner.component.name == "full"
