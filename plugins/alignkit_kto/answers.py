@@ -102,6 +102,7 @@ class RatedAnswers:
     def dataset(self, batch_size: int, seed: int) -> datasets.Dataset:
         """The answers in a random order, each with an answer to another prompt, from which the KL is estimated.
 
+        ``batch_size`` is that of all processes together, so that two processes pair the answers as one does.
         That answer is cut where it would make a sequence longer than the longest of the rows, which the model can read.
         """
         places = list(self.places)

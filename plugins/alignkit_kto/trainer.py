@@ -30,6 +30,7 @@ def build(run: Run) -> KTOTrainer:
     args = reference_arguments(run, trl.KTOConfig, train_sampling_strategy="sequential")
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
     seed = args.seed if args.data_seed is None else args.data_seed
+    batches = [size * args.world_size for size in (args.per_device_train_batch_size, args.per_device_eval_batch_size)]
     trainer = KTOTrainer(
         run=run,
         loss=loss,
@@ -38,8 +39,8 @@ def build(run: Run) -> KTOTrainer:
         **load_with_reference(run, args),
         args=args,
         data_collator=Collator(run.tokenizer.pad_token_id),
-        train_dataset=answers.dataset(args.per_device_train_batch_size, seed),
-        eval_dataset=held_out.dataset(args.per_device_eval_batch_size, seed) if held_out else None,
+        train_dataset=answers.dataset(batches[0], seed),
+        eval_dataset=held_out.dataset(batches[1], seed) if held_out else None,
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import on_two_processes
 from run_folders import logged, record, weights
 
 from alignkit.cli import main
@@ -69,6 +70,20 @@ def test_it_learns_from_the_base_and_reports_its_metrics(train_kto: Train) -> No
     assert {"rewards_good", "rewards_bad", "margin", "reference_point", "num_tokens"} <= {
         name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)
     }
+
+
+def test_two_processes_pair_the_answers_and_train_as_one(train_kto: Train, kto_command: Command) -> None:
+    settings = ["--plugin", "lora", "train.max_steps=6", "train.learning_rate=0.01", "train.bf16=false"]
+    settings += ["train.logging_steps=1", "train.per_device_eval_batch_size={}"]
+    one = train_kto(*settings[:-1], settings[-1].format(4), output="one")
+    sizes = ["train.per_device_train_batch_size=2", settings[-1].format(2)]
+    done = on_two_processes("train", *kto_command(*settings[:-1], *sizes, output="two"))
+    two = one.parents[1] / "two" / "kto"
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert max(logged(one, "reference_point")) > 0
+    for name in ("loss", "rewards_good", "reference_point", "eval_kl", "eval_margin"):
+        assert logged(one, name) == pytest.approx(logged(two, name), rel=2e-3, abs=1e-5), name
 
 
 def test_a_precomputed_reference_gives_the_same_run(train_kto: Train, train: Train, sgd: None) -> None:
