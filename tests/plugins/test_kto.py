@@ -73,7 +73,7 @@ def test_it_learns_from_the_base_and_reports_its_metrics(train_kto: Train) -> No
 
 
 def test_two_processes_pair_the_answers_and_train_as_one(train_kto: Train, kto_command: Command) -> None:
-    settings = ["--plugin", "lora", "train.max_steps=6", "train.learning_rate=0.01", "train.bf16=false"]
+    settings = ["--plugin", "full", "train.max_steps=6", "train.learning_rate=0.003", "train.bf16=false"]
     settings += ["train.logging_steps=1", "train.per_device_eval_batch_size={}"]
     one = train_kto(*settings[:-1], settings[-1].format(4), output="one")
     sizes = ["train.per_device_train_batch_size=2", settings[-1].format(2)]
@@ -81,7 +81,7 @@ def test_two_processes_pair_the_answers_and_train_as_one(train_kto: Train, kto_c
     two = one.parents[1] / "two" / "kto"
 
     assert done.returncode == 0, done.stderr[-2000:]
-    assert max(logged(one, "reference_point")) > 0
+    assert max(logged(one, "eval_kl")) > 0
     for name in ("loss", "rewards_good", "reference_point", "eval_kl", "eval_margin"):
         assert logged(one, name) == pytest.approx(logged(two, name), rel=2e-3, abs=1e-5), name
 
