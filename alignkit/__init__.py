@@ -1,5 +1,7 @@
 """alignkit: RLHF on one GPU, every stage a plugin. Importing it imports no torch."""
 
+from typing import TYPE_CHECKING
+
 from alignkit.batches import (
     Answers,
     HiddenStates,
@@ -29,6 +31,7 @@ from alignkit.components import (
 )
 from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
 from alignkit.hookspecs import hookimpl
+from alignkit.lazy import lazy_imports
 from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
 from alignkit.rows import Conversation, Demonstration, Located, Message, Prompt, Ranking, Rated, Row, Text
 
@@ -46,6 +49,7 @@ __all__ = [
     "DataFormat",
     "Demonstration",
     "Engine",
+    "FinishedRun",
     "HiddenStates",
     "Judge",
     "Located",
@@ -78,9 +82,24 @@ __all__ = [
     "TokenLogps",
     "Tuner",
     "__version__",
+    "check",
+    "compare",
     "did_you_mean",
     "fields_of",
     "hookimpl",
+    "load",
     "one_line",
     "option",
+    "rank",
+    "sample",
+    "score",
+    "train",
 ]
+
+if TYPE_CHECKING:
+    from alignkit.api.answers import rank, sample, score
+    from alignkit.api.comparing import compare
+    from alignkit.api.runs import FinishedRun, load
+    from alignkit.api.training import check, train
+else:
+    __getattr__, __dir__ = lazy_imports(__name__, __file__)

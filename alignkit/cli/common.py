@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +13,10 @@ import typer
 from alignkit import yaml
 from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
+from alignkit.progress import progress as progress
 from alignkit.registry import Registry
-from alignkit.runs.plan import Pipeline, Plan
+from alignkit.runs import plan_text
+from alignkit.runs.plan import Pipeline
 
 if TYPE_CHECKING:
     from alignkit.generation.sample_files import SampleFile
@@ -79,22 +79,8 @@ def read_arguments(
 
 def print_pipeline(pipeline: Pipeline) -> None:
     """Print the finished runs that are used, a line each, and the plan of every run to train."""
-    for run in pipeline.finished:
-        typer.echo(f"{'finished':>11}  {run.describe()}")
-    if pipeline.finished and pipeline.to_train:
-        typer.echo()
-    for plan in pipeline.to_train:
-        print_plan(plan)
-        if plan is not pipeline.to_train[-1]:
-            typer.echo()
-
-
-def print_plan(plan: Plan) -> None:
-    """Print the plan of one run."""
-    for label, text in plan.describe():
-        typer.echo(f"{label:>11}  {text}")
-    for reason in [*plan.source.skipped, *(plan.eval_source.skipped if plan.eval_source else [])][:3]:
-        typer.echo(f"{'skipped':>11}  {reason}")
+    for line in plan_text.of_pipeline(pipeline):
+        typer.echo(line)
 
 
 def sample(samples: SampleFile) -> None:
@@ -105,17 +91,6 @@ def sample(samples: SampleFile) -> None:
         typer.echo(f"{samples.file} already has {samples.done} of {len(samples.prompts)} rows")
     quiet()
     sample_files.write(samples, progress)
-
-
-@contextlib.contextmanager
-def progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error, if that is a terminal. Call the yielded function to advance it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, completed=done)
-        yield lambda count: bar.advance(task, count)
 
 
 def quiet() -> None:

@@ -14,10 +14,9 @@ import typer
 from alignkit.cli import common, tables
 from alignkit.cli.checkpoints import along_runs
 from alignkit.errors import ConfigError
-from alignkit.evaluation import comparison, paired, picture
-from alignkit.evaluation.checkpoints import Policy, policies_of
+from alignkit.evaluation import between_runs, comparison, picture
+from alignkit.evaluation.checkpoints import policies_of
 from alignkit.evaluation.comparison import Asked, Comparison
-from alignkit.evaluation.judged import judge_policies
 from alignkit.generation import scorers
 from alignkit.generation.scorers import Scorer
 from alignkit.judging import choosing
@@ -79,10 +78,8 @@ def compare(
         along = [policies_of(run) for run in compared] if checkpoints else None
         scorer, chosen = _named(reward, judge, plugin, overrides)
         questions = comparison.prompts_of(data, compared, limit)
-        if questions.trained_on:
-            typer.echo(f"warning: one of these runs was trained on {questions.trained_on} of these prompts", err=True)
-        for reason in questions.unknown:
-            typer.echo(f"warning: cannot tell which prompts a run was trained on: {reason}", err=True)
+        for warning in questions.warnings():
+            typer.echo(f"warning: {warning}", err=True)
         asked = Asked(questions.prompts, max_new_tokens, batch, seed, temperature, questions.fields)
         of = Comparison(compared, scorer, chosen, questions.source, asked)
         result = along_runs(of, along, output) if along else _between_runs(of, output)
@@ -114,44 +111,23 @@ def _named(
 
 def _between_runs(of: Comparison, output: Sequence[Path]) -> dict[str, Any]:
     """Compare the runs with the first one: print the table, write the files, and return the result for --json."""
-    scorer = comparison.newest_reward(of.runs) if of.scorer is None and of.judge is None else of.scorer
-    names = [f"scores by {scorer.name}"] if scorer else []
-    if of.judge:
-        most = of.judge.way.requests(["a", "b"]) * len(of.asked.prompts) * (len(of.runs) - 1)
-        names.append(f"judged by {of.judge.name}, at most {most} requests")
-    typer.echo(f"{len(of.asked.prompts)} prompts, {of.source}; {'; '.join(names)}")
+    of = between_runs.with_scorer(of)
+    typer.echo(between_runs.describe(of))
     common.quiet()
-    from alignkit.evaluation.answering import answer, score
-
-    with common.progress("answering", len(of.runs) * len(of.asked.prompts)) as advance:
-        answered = answer([Policy(run) for run in of.runs], of.asked, advance)
-    scores = score(scorer, of.asked, answered, typer.echo) if scorer else None
-    rows = [
-        paired.run_metrics(run, answers, scores[number] if scores else None, scores[0] if scores and number else None)
-        for number, (run, answers) in enumerate(zip(of.runs, answered, strict=True))
-    ]
-    judged = None
-    if of.judge:
-        judged = judge_policies(of.judge, of.asked.prompts, answered, of.asked.batch, typer.echo, common.progress)
-        about_judge = {name: judged.report[name] for name in ("consistency", "first_place", "length_correlation")}
-        for row, outcomes in zip(rows, [None, *judged.outcomes], strict=True):
-            row |= paired.judged_metrics(of.judge.name, outcomes)
-            row |= {f"judge_{name}": value for name, value in about_judge.items()}
+    rows, judged = between_runs.compare(of, typer.echo, common.progress)
+    scorer = of.scorer
     _print(rows, scorer and scorer.name)
     for line in judged.lines if judged else []:
         typer.echo(line)
-    settings = {"reward": scorer and scorer.name, **of.asked.settings()}
     for file in output:
         if file.suffix == ".jsonl":
-            comparison.write_rows(file, rows, **settings)
+            comparison.write_rows(file, rows, **between_runs.settings(of))
         else:
             metric = (
                 ("score", f"score by {scorer.name}") if scorer else ("judge_win_rate", f"wins by {rows[0]['judge']}")
             )
             picture.draw(file, rows, *metric)
-    of_judge = {"judge": of.judge and of.judge.name, "judge_report": judged and judged.report}
-    prompts = {"prompts": len(of.asked.prompts), "data": of.source}
-    return {"compared_with": rows[0]["run"], **prompts, **settings, **of_judge, "runs": rows}
+    return between_runs.as_json(of, rows, judged)
 
 
 def _print(rows: Sequence[dict[str, Any]], scorer: str | None) -> None:

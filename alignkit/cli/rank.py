@@ -15,6 +15,7 @@ from alignkit.evaluation.judge_report import describe_report, judge_report
 from alignkit.judging import Item, OpenJudge, Outcomes, judge_answers
 from alignkit.judging.choosing import Chosen, named
 from alignkit.judging.judge import estimate
+from alignkit.judging.ranked_rows import notes, ranked, ranked_rows
 from alignkit.judging.samples import Sample, read_samples
 from alignkit.runs import manifest
 
@@ -64,11 +65,12 @@ def rank(
     judge = OpenJudge(chosen, limit, batch, typer.echo)
     with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
         outcomes = list(judge_answers(judge, items, advance))
-    write(output, samples, outcomes)
+    rows = ranked_rows(samples, outcomes)
+    write(output, rows)
     complete = {number: outcome for number, outcome in enumerate(outcomes) if outcome is not None and outcome.complete}
     people = [samples[number].ranks for number in complete]
     found = judge_report([items[number] for number in complete], list(complete.values()), people)
-    for line in (*describe_result(output, chosen, judge, outcomes), *describe_report(found)):
+    for line in (*describe_result(output, rows, chosen, judge, outcomes), *describe_report(found)):
         typer.echo(line)
     if report is not None:
         counts = {"requests": judge.asked, "stored": judge.stored, "without_verdict": judge.without_verdict}
@@ -95,33 +97,15 @@ def is_ranking_of(samples: Sequence[Sample], file: Path) -> bool:
     return row is None or any(row == ranked(sample, row.get("ranks")) for sample in samples)
 
 
-def ranked(sample: Sample, ranks: object) -> dict[str, Any]:
-    """The row of a sample with these ranks, without the margins of its former ranks."""
-    return {**{name: value for name, value in sample.row.items() if name != "margins"}, "ranks": ranks}
-
-
-def write(output: Path, samples: Sequence[Sample], outcomes: Sequence[Outcomes | None]) -> None:
-    """Write the rows whose answers are all compared, each with its ranks."""
-    lines = [
-        json.dumps(ranked(sample, outcome.ranks), ensure_ascii=False) + "\n"
-        for sample, outcome in zip(samples, outcomes, strict=True)
-        if outcome is not None and outcome.complete
-    ]
-    manifest.write_atomically(output, "".join(lines))
+def write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with ranks."""
+    manifest.write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def describe_result(
-    output: Path, chosen: Chosen, judge: OpenJudge, outcomes: Sequence[Outcomes | None]
+    output: Path, rows: Sequence[dict[str, Any]], chosen: Chosen, judge: OpenJudge, outcomes: Sequence[Outcomes | None]
 ) -> Iterator[str]:
-    """What was ranked, what was left out and why, and how to go on."""
-    judged = [outcome for outcome in outcomes if outcome is not None]
-    ranked = [outcome.ranks for outcome in judged if outcome.complete]
-    tied = sum(len(set(ranks)) == 1 for ranks in ranked)
-    yield f"wrote {len(ranked)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else "")
-    if judge.identity is not None:
-        yield f"{judge.asked} requests to {chosen.name}; {judge.stored} verdicts were stored already"
-    if left_out := len(judged) - len(ranked):
-        yield f"left out {left_out} rows: {chosen.name} gave no verdict on at least one of their pairs"
-    if unasked := len(outcomes) - len(judged):
-        again = "Run the same command again to continue" if judge.identity is not None else "Raise it to rank them"
-        yield f"{unasked} rows are not ranked: --limit {judge.limit} is used up. {again}"
+    """What was ranked, what was left out and why, and how to continue."""
+    tied = sum(len(set(row["ranks"])) == 1 for row in rows)
+    yield f"wrote {len(rows)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else "")
+    yield from notes(chosen, judge, outcomes)

@@ -42,30 +42,18 @@ def train(
         return
     common.quiet()
 
-    from alignkit.runs import base
-    from alignkit.training.execution import Interrupted, execute
-
-    for plan in planned.to_train:
-        if plan.config.stage.component.role == "reward":  # fail before earlier stages train
-            base.check_head(plan.config.model)
+    from alignkit.training.execution import Interrupted, execute_all
 
     def say(line: str) -> None:
         if first:
             typer.echo(line)
 
-    for plan in planned.to_train:
-        say(f"\n{plan.config.stage.component.name}")
-        try:
-            result = execute(plan, resume=resume, overwrite=overwrite, say=say)
-        except Interrupted as stop:
-            typer.echo(f"\n{stop}", err=True)
-            raise typer.Exit(130) from None
-        watched = ("loss", *plan.config.stage.component.watch)
-        metric = next((name for name in watched if f"eval_{name}" in result.metrics), None)
-        before, after = result.metrics.get(f"first_eval_{metric}"), result.metrics.get(f"eval_{metric}")
-        change = f"held-out {metric} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
-        say(f"done in {result.seconds:.0f} s: {change}run folder {result.folder}")
+    try:
+        results = execute_all(planned.to_train, resume=resume, overwrite=overwrite, say=say)
+    except Interrupted as stop:
+        typer.echo(f"\n{stop}", err=True)
+        raise typer.Exit(130) from None
     stage = planned.to_train[-1].config.stage.component
     if stage.role == "policy":
-        say(f"chat with it: alignkit chat {result.folder}")
-    say(f"look at the results: alignkit report {result.folder.parent}")
+        say(f"chat with it: alignkit chat {results[-1].folder}")
+    say(f"look at the results: alignkit report {results[-1].folder.parent}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,13 @@ class Prompts(NamedTuple):
     source: str
     trained_on: int  # how many of them a run was trained on, as far as is known
     unknown: list[str]  # runs whose training data cannot be read, and why
+
+    def warnings(self) -> Iterator[str]:
+        """What to know about the prompts before trusting the results."""
+        if self.trained_on:
+            yield f"one of these runs was trained on {self.trained_on} of these prompts"
+        for reason in self.unknown:
+            yield f"cannot tell which prompts a run was trained on: {reason}"
 
 
 def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:

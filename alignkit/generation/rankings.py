@@ -91,10 +91,7 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int, sampl
 
 
 def import_scorer(name: str) -> ScoreFunction:
-    """Import the function named ``module:function``, also from a module in the current folder.
-
-    It is called with prompts and answers, and with the other fields of the prompts' rows if it has a parameter
-    ``fields``.
+    """Import the function named ``module:function``, also from a module in the current folder, as a :func:`scorer`.
 
     Raises:
         ConfigError: no such module or function.
@@ -112,7 +109,14 @@ def import_scorer(name: str) -> ScoreFunction:
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value)]
         raise ConfigError(suggestion(f"{module_name} has no function {function_name}", function_name, functions))
+    return scorer(function)
 
+
+def scorer(function: Callable[..., Sequence[float]]) -> ScoreFunction:
+    """A function of prompts and answers, which gets the fields of the prompts' rows if it has a parameter ``fields``.
+
+    If it fails, the error names the answer on which it does.
+    """
     takes_fields = checks.accepts(function, "fields")
 
     def scores(prompts: list[str], answers: list[str], fields: Fields) -> Sequence[float]:

@@ -23,6 +23,7 @@ from alignkit.generation.outside_training import RunOutsideTraining
 from alignkit.judging.comparing import Verdict, Way
 from alignkit.protocols import RewardFunction, Run
 from alignkit.registry import Registry, checks
+from alignkit.registry.in_memory import PluginInMemory
 from alignkit.runs import lineage, manifest
 from alignkit.runs.plan import check_requires
 
@@ -54,12 +55,16 @@ class Chosen:
     def identity(self) -> str | None:
         """What its verdicts depend on beside the question; None: they are not stored.
 
-        Without a function ``identity`` this includes the code of its plugin, so that a changed judge is asked again.
+        Without a function ``identity`` this includes the code of its plugin, so that a changed judge is asked again,
+        and the verdicts of a plugin in memory are not stored.
         """
         if self.component.identity is None:
+            provider = self.registry.provider(self.component)
+            if isinstance(provider, PluginInMemory):
+                return None
             settings = {f.name: f.metadata.get("resume", "same") for f in dataclasses.fields(self.component.config)}
             kept = {key: value for key, value in plain(self.config).items() if settings[key] == "same"}
-            module = self.registry.provider(self.component).entry_point.module.partition(".")[0]
+            module = provider.entry_point.module.partition(".")[0]
             own: str | None = json.dumps([kept, _code_of(module)], sort_keys=True)
         else:
             own = self.component.identity(self.config)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 GROUP = "alignkit"  # the entry point group, and the distribution of the built-in plugins
+IN_MEMORY = "in-memory-"  # begins the distribution of a plugin that a Python session registered
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Plugin:
 
     def __str__(self) -> str:
         return f"plugin {self.name} ({self.provider})"
+
+    def load(self) -> Any:
+        """Import it: the module or the object that implements its hooks."""
+        return self.entry_point.load()
 
     @property
     def summary(self) -> str:
@@ -72,9 +78,12 @@ class Plugin:
         return [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
 
 
+registered: dict[tuple[str, str], Plugin] = {}  # in memory, by name and distribution
+
+
 def installed() -> list[Plugin]:
-    """All installed plugins, sorted by name. Reads metadata only."""
-    plugins = []
+    """All installed plugins, and those in memory, sorted by name. Reads metadata only."""
+    plugins = list(registered.values())
     named: dict[int, tuple[str, str]] = {}  # each distribution is asked once: it parses its metadata at every access
     for ep in entry_points(group=GROUP):
         if id(ep.dist) not in named:
@@ -87,6 +96,11 @@ def same_distribution(distribution: str, other: str) -> bool:
     """Whether two spellings are the same distribution: ``alignkit_Muon`` is ``alignkit-muon``."""
     first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in (distribution, other))
     return first == second
+
+
+def in_memory(names: Iterable[str]) -> list[str]:
+    """The names of plugins in memory among those in a config."""
+    return [plugin_name(name) for name in names if name.partition("@")[2].startswith(IN_MEMORY)]
 
 
 def plugin_name(name: str) -> str:

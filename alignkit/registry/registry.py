@@ -18,7 +18,7 @@ from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
 from alignkit.registry.blame import describe
 from alignkit.registry.checks import declared_components, expect
-from alignkit.registry.plugin import GROUP, Plugin, installed, plugin_name
+from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, installed, plugin_name
 
 # kind of component -> the hook that declares it
 DECLARATIONS = {
@@ -96,6 +96,11 @@ class Registry:
         candidates = self._installed.get(plugin_name(name), [])
         if distribution:
             plugins = [plugin for plugin in self.installed if plugin.is_from(distribution)]
+            if not plugins and distribution.startswith(IN_MEMORY):
+                raise PluginError(
+                    f"plugin {plugin_name(name)} was in the memory of a Python session, and this process has no plugin "
+                    "of that name and code. In Python, pass it again: plugins=[...] of alignkit.train or alignkit.load"
+                )
             if not plugins:
                 known = sorted({plugin.distribution for plugin in self.installed})
                 hint = did_you_mean(distribution, known)
@@ -136,7 +141,7 @@ class Registry:
                     f"{plugin.name}"
                 )
         try:
-            module = plugin.entry_point.load()
+            module = plugin.load()
         except (Exception, SystemExit) as error:
             raise PluginError(f"{plugin} could not be imported: {one_line(error)}. {remedy}") from error
         hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from alignkit import yaml
 from alignkit.components import Stage
 from alignkit.errors import AlignkitError, ConfigError, one_line, suggestion
+from alignkit.registry.plugin import in_memory as in_memory_names
 from alignkit.reporting import numbers
 from alignkit.runs import curves, lock, manifest, recorded, resume
 from alignkit.runs.curves import Curve
@@ -77,8 +78,13 @@ class ReportedRun:
 
     @property
     def command(self) -> str:
-        """The command that continues the run, or makes it again."""
+        """The command that continues the run, or makes it again; in Python if it used plugins in memory."""
         parent = self.folder.parent
+        if in_memory := in_memory_names(self.config["plugins"]):
+            start = f"config={str(self.folder / recorded.CONFIG)!r}, output='again'"
+            resumed = f"{self.stage!r}, output={str(parent)!r}, resume=True"
+            defined = f", plugins=[{', '.join(in_memory)}]"
+            return f"in Python, alignkit.train({start if self.is_finished else resumed}{defined})"
         if self.is_finished:
             return f"alignkit train -c {_word(self.folder / recorded.CONFIG)} --output again"
         return f"alignkit train --plugin {self.stage} --output {_word(parent)} --resume"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,26 @@ def _making(record: dict[str, Any]) -> str:
     plugins = record["config"]["plugins"]
     versions = [[name, version] for name, version in record["versions"].items()]
     named = f"Plugins: {', '.join(f'`{name}`' for name in plugins)}.\n\n" if plugins else ""
+    in_memory = record.get("in_memory")
+    command = "To reproduce this run: `alignkit train -c config.yaml --output OTHER_FOLDER`."
+    again = _in_memory(in_memory) if in_memory else command
     return (
-        f"{_table(['package', 'version'], versions)}\n\n{named}To reproduce this run: "
-        "`alignkit train -c config.yaml --output OTHER_FOLDER`. Its settings:\n\n"
+        f"{_table(['package', 'version'], versions)}\n\n{named}{again} Its settings:\n\n"
         f"```yaml\n{yaml.dumps(record['config'])}```"
     )
+
+
+def _in_memory(plugins: Mapping[str, Mapping[str, str | None]]) -> str:
+    """How to reproduce a run with plugins that a Python session defined, and their source."""
+    parts = [
+        "No command reproduces this run: it used plugins of a Python session, which no distribution provides. To train "
+        'it again, define them\nand pass them to `alignkit.train(config="config.yaml", ...)`.'
+    ]
+    for name, recorded in plugins.items():
+        parts.append(f"`{name}` (fingerprint `{recorded['fingerprint']}`)")
+        if recorded["source"]:
+            parts[-1] += f":\n\n````python\n{recorded['source'].rstrip()}\n````"
+    return "\n\n".join(parts) + "\n\n"
 
 
 def _hash(fingerprint: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, suggestion
 from alignkit.registry import Registry
+from alignkit.registry.plugin import in_memory, plugin_name
 from alignkit.runs import base, fingerprints, manifest
 
 
@@ -43,16 +44,23 @@ def named(key: str, path: str, role: str) -> Parent:
     """
     folder = paths.expand(path)
     if not manifest.is_run(folder):
-        children = sorted(folder.iterdir()) if folder.is_dir() else []
-        runs = [str(child) for child in children if manifest.is_run(child)]
-        siblings = [sibling.name for sibling in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        message = f"{key}: {path} is not a finished run"
-        inside = f"{message}. Runs in it: {', '.join(runs)}"
-        raise ConfigError(inside if runs else suggestion(message, folder.name, siblings))
+        raise not_a_run(key, path)
     record = manifest.read(folder)
     if record["role"] != role:
         raise ConfigError(f"{key}: {path} is a {record['role']} (stage {record['stage']}), not a {role}")
     return Parent(record["stage"], folder, record)
+
+
+def not_a_run(key: str, path: str) -> ConfigError:
+    """The error for a path under ``key`` that is not a finished run. It lists the runs in the folder."""
+    folder = paths.expand(path)
+    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    runs = [str(child) for child in children if manifest.is_run(child)]
+    siblings = [sibling.name for sibling in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    message = f"{key}: {path} is not a finished run"
+    return ConfigError(
+        f"{message}. Runs in it: {', '.join(runs)}" if runs else suggestion(message, folder.name, siblings)
+    )
 
 
 def finished(output: Path, stage: str) -> list[Parent]:
@@ -91,11 +99,21 @@ def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list
         if data.get(path, fingerprint) != fingerprint:
             reasons.append(f"{path} has changed")
     reasons += [f"{config.model} has changed ({part})" for part in _model_differences(config, record)]
+    reasons += [
+        f"plugin {name} has changed" for name in _changed_in_memory(record["config"]["plugins"], config.plugins)
+    ]
     for role, parent in record["parents"].items():
         folder = Path(parent["folder"])
         if manifest.is_run(folder) and fingerprints.weights(folder) != parent["weights"]:
             reasons.append(f"its {role} {folder} was trained again")
     return reasons
+
+
+def _changed_in_memory(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The plugins in memory with the same name and other code."""
+    old = {plugin_name(name): name for name in before if in_memory([name])}
+    new = {plugin_name(name): name for name in now if in_memory([name])}
+    return [name for name in old if name in new and old[name] != new[name]]
 
 
 def check(config: RunConfig, parent: Parent, key: str) -> None:
@@ -233,6 +251,7 @@ def tuner(record: Mapping[str, Any]) -> Selected:
         with contextlib.suppress(PluginError):  # only the tuner matters here
             registry.activate(plugin)
     if not registry.has("tuner", name):
+        registry.activate(*(plugin for plugin in record["config"]["plugins"] if in_memory([plugin])))
         missing = {d: v for d, v in record["versions"].items() if not manifest.versions([d])}
         if missing:
             versions = " and ".join(f"{distribution} {version}" for distribution, version in missing.items())

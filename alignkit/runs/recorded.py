@@ -14,6 +14,7 @@ from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import names
 from alignkit.errors import AlignkitError
 from alignkit.registry import Registry
+from alignkit.registry.plugin import plugin_name
 from alignkit.runs import manifest
 
 CONFIG = "config.yaml"
@@ -28,13 +29,15 @@ def previous(config: RunConfig) -> Path | None:
 def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str, Any]:
     """The recorded settings of the run that ``config`` resumes, for :func:`alignkit.config.resolve` to inherit.
 
-    They are empty if there is no such run, or ``overwrite`` replaces it. The plugins of the run are activated.
+    They are empty if there is no such run, or ``overwrite`` replaces it. The plugins of the run are activated, except
+    those that the user takes from another distribution: :mod:`alignkit.config.resume_rules` refuses these.
     """
     folder = previous(config)
     if folder is None or (overwrite and folder == config.folder):
         return {}
     record, stage = yaml.load(folder / CONFIG), config.stage.component
-    registry.activate(*record["plugins"])
+    given = set(map(plugin_name, registry.requested))
+    registry.activate(*(name for name in record["plugins"] if plugin_name(name) not in given))
     known = (*names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
     table = {key: value for key, value in record["stages"][stage.name].items() if key in known}
     table["data"] = {key: value for key, value in table["data"].items() if key in names(DataConfig)}

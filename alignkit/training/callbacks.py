@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignkit import progress
 from alignkit.errors import ConfigError, one_line
 from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
@@ -24,12 +24,12 @@ from alignkit.training.meters import last_logged
 
 
 class Progress(TrainerCallback):
-    """A progress bar on a terminal, else lines; in both cases a line per evaluation and per round of sampling."""
+    """A progress bar on a terminal or in a notebook, else lines; and a line per evaluation and round of sampling."""
 
     def __init__(self, run: Run) -> None:
         self.name = run.config.stage.component.name
         self.watch = run.config.stage.component.watch
-        self.console = Console(highlight=False)
+        self.console = progress.console()
         self.bar: Bar | None = None
         self.tokens = (0.0, time.monotonic())  # tokens trained on, and the time, at the last log
 
@@ -37,7 +37,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.tokens = (last_logged(state, "num_tokens"), time.monotonic())
-        if state.is_world_process_zero and self.console.is_terminal:
+        if state.is_world_process_zero and progress.has_bars(self.console):
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
             self.bar = Bar(TextColumn(self.name), *columns, console=self.console)
             self.task = self.bar.add_task(self.name, total=state.max_steps, completed=state.global_step, now="")

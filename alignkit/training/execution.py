@@ -10,7 +10,7 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import transformers
 
@@ -18,7 +18,7 @@ from alignkit.config import training_args
 from alignkit.errors import AlignkitError
 from alignkit.protocols import Result
 from alignkit.registry import checks
-from alignkit.runs import lock, manifest
+from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
 from alignkit.training import learning, measures, trackers
@@ -31,6 +31,28 @@ from alignkit.training.saving import final_metrics, save
 
 class Interrupted(AlignkitError):  # noqa: N818
     """The user stopped the run with Ctrl-C. It has a checkpoint."""
+
+
+def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> list[Result]:
+    """Train plans in turn, those of a :class:`Pipeline`, and say the result of each.
+
+    Raises:
+        Interrupted, AlignkitError: as :func:`execute`.
+    """
+    for plan in plans:
+        if plan.config.stage.component.role == "reward":  # fail before earlier stages train
+            base.check_head(plan.config.model)
+    results = []
+    for plan in plans:
+        stage = plan.config.stage.component
+        say(f"\n{stage.name}")
+        result = execute(plan, resume=resume, overwrite=overwrite, say=say)
+        metric = next((name for name in ("loss", *stage.watch) if f"eval_{name}" in result.metrics), None)
+        before, after = result.metrics.get(f"first_eval_{metric}"), result.metrics.get(f"eval_{metric}")
+        change = f"held-out {metric} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
+        say(f"done in {result.seconds:.0f} s: {change}run folder {result.folder}")
+        results.append(result)
+    return results
 
 
 def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
+from alignkit.registry import in_memory
 from alignkit.runs import base, card, fingerprints, licenses, manifest, rounds
 from alignkit.runs.resume import past_extensions
 from alignkit.training import measures
@@ -136,4 +137,5 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
             ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]
         ),
         "config": config.to_dict(),
+        "in_memory": in_memory.sources(run.registry.active),
     }

@@ -1,0 +1,125 @@
+"""Sampling, ranking and scoring answers in Python. No torch here until a model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignkit.api import libraries, row_files
+from alignkit.api.named import named
+from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, plugin_names
+from alignkit.errors import ConfigError
+from alignkit.generation import sample_files, score_rows
+from alignkit.judging import OpenJudge, choosing, judge_answers, read_samples
+from alignkit.judging.ranked_rows import notes, ranked_rows
+from alignkit.progress import progress
+from alignkit.runs import lineage
+
+
+def sample(
+    run: FilePath,
+    prompts: Data,
+    *,
+    k: int = 4,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch: int = 16,
+    seed: int = 0,
+    output: FilePath | None = None,
+) -> list[dict[str, Any]]:
+    """Sample ``k`` answers to each prompt, as ``alignkit sample`` does.
+
+    Args:
+        run: a run, its folder, a model folder or a hub id.
+        prompts: a path, or a list of prompts: strings, dictionaries with ``prompt``, or rows of alignkit.
+        max_new_tokens: the maximum tokens of an answer.
+        temperature: 0 is greedy decoding.
+        top_p: nucleus sampling: sample from the most likely tokens with this total probability.
+        batch: prompts per batch.
+        seed: the same seed gives the same answers.
+        output: also write the rows to this file. An incomplete file is continued.
+
+    Returns:
+        A row per prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
+
+    Raises:
+        AlignkitError: the model or the prompts cannot be used; ``output`` has other answers.
+    """
+    settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(row_files.path_for(prompts))
+        file = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "samples.jsonl")
+        samples = sample_files.plan(os.fspath(run), path, file, k, batch, settings)
+        with libraries.prepared():
+            sample_files.write(samples, progress)
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def score(run: FilePath, rows: Data, *, batch: int = 16, format: str | None = None) -> list[dict[str, Any]]:
+    """Score answers with a reward model, as ``alignkit score`` does.
+
+    Args:
+        run: the run of a reward model, or its folder.
+        rows: a path, or a list of rows with a prompt and one or more answers.
+        batch: answers per batch.
+        format: the data format of the rows; None: detected.
+
+    Returns:
+        A row each: ``{"prompt": ..., "response": ..., "score": ...}``, or ``responses``, ``ranks`` and ``scores``.
+
+    Raises:
+        AlignkitError: the run is not a finished reward model; a row is bad.
+    """
+    parent = lineage.named("score", os.fspath(run), "reward")
+    with row_files.path_for(rows) as path:
+        answers = score_rows.read_answers(path, format)
+        with libraries.prepared(), progress("scoring", None) as advance:
+            return list(score_rows.scored(parent, answers, batch, advance))
+
+
+def rank(
+    samples: Data,
+    by: FilePath | RewardFunction | Mapping[str, Any],
+    *,
+    plugins: Iterable[PluginLike] = (),
+    batch: int = 16,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rank sampled answers by a judge or by score, as ``alignkit rank`` does.
+
+    Args:
+        samples: a path, or a list of rows with ``prompt`` and ``responses``, as :func:`sample` returns them.
+        by: the name of a judge or a reward, a table of its name and settings (``{"name": "openai", "model": ...}``), a
+            reward run, ``"module:function"``, or a function of prompts and answers (higher is better).
+        plugins: plugins to activate.
+        batch: answers per batch of a reward run.
+        limit: the maximum number of requests to the judge.
+
+    Returns:
+        The rows with ``ranks``: 0 is best, equal ranks are a tie. Rows without a verdict on each pair are left out, and
+        a line says how many.
+
+    Raises:
+        AlignkitError: the samples or the judge cannot be used.
+    """
+    asked = named(by, "by")
+    active = [*plugin_names(plugins), *asked.plugins]
+    with row_files.path_for(samples) as path:
+        read = read_samples(Path(path))
+    if limit is not None and limit < 1:
+        raise ConfigError(f"rank: limit must be 1 or more (got {limit})")
+    chosen = choosing.named("by", asked.name, active, asked.overrides(active))
+    items = [each.item for each in read]
+    with libraries.prepared() if chosen.loads else contextlib.nullcontext():
+        judge = OpenJudge(chosen, limit, batch)
+        with progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
+            outcomes = list(judge_answers(judge, items, advance))
+    for note in notes(chosen, judge, outcomes):
+        print(note)
+    return ranked_rows(read, outcomes)

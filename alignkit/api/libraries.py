@@ -1,0 +1,85 @@
+"""What the libraries do while alignkit uses them: no usage statistics, no warnings, and no memory that stays in use."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+def set_environment() -> None:
+    """Turn off the usage statistics of the hub's libraries, and threads of tokenizers, unless the user set them."""
+    if os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1") == "1" and "huggingface_hub.constants" in sys.modules:
+        constants: Any = sys.modules["huggingface_hub.constants"]
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # it was read from the environment when it was imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Use the libraries without their warnings and progress bars, and free the memory of models afterwards.
+
+    ``ALIGNKIT_DEBUG`` keeps warnings, progress bars, and the variables of an error's frames, which hold models.
+    """
+    set_environment()
+    debug = bool(os.environ.get("ALIGNKIT_DEBUG"))
+    try:
+        with contextlib.nullcontext() if debug else quiet_libraries():
+            yield
+    except BaseException as error:
+        if not debug:
+            _clear_frames(error)
+        raise
+    finally:
+        _free_memory()
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the warnings and progress bars of libraries."""
+    import datasets
+    import transformers
+
+    log, bitsandbytes = transformers.utils.logging, logging.getLogger("bitsandbytes")
+    verbosity, level = log.get_verbosity(), bitsandbytes.level
+    bars = log.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    datasets.disable_progress_bars()
+    bitsandbytes.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        bitsandbytes.setLevel(level)
+        if bars[0]:
+            log.enable_progress_bar()
+        if not bars[1]:
+            datasets.enable_progress_bars()
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Drop the variables in the frames of an error, such as models: a notebook keeps its last error."""
+    errors, seen = [error], set[int]()
+    while errors:
+        each = errors.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            errors += [cause for cause in (each.__cause__, each.__context__) if cause is not None]
+
+
+def _free_memory() -> None:
+    gc.collect()  # trainers have reference cycles
+    if "torch" in sys.modules:
+        import torch
+
+        torch.cuda.empty_cache()  # does nothing without CUDA

@@ -1,0 +1,98 @@
+"""Arguments of Python calls as the sources of settings that a command line has. No torch here."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from alignkit import yaml
+from alignkit.api import row_files
+from alignkit.components import Stage
+from alignkit.config.resolve import requested_stage
+from alignkit.config.settings import merge
+from alignkit.generation import rewards
+from alignkit.registry import Registry, in_memory
+from alignkit.registry.plugin import plugin_name
+
+FilePath: TypeAlias = str | os.PathLike[str]
+Data: TypeAlias = FilePath | Iterable[Any] | Mapping[str, Any]  # a path, rows or sources, or a `data` table
+PluginLike: TypeAlias = object  # a name, a component, or an object or a module that implements hooks
+RewardFunction: TypeAlias = Callable[..., Sequence[float]]  # of prompts and answers, and of `fields` if it has that
+
+
+class Arguments(NamedTuple):
+    """The plugins and the two sources of settings of a call, as those of a command."""
+
+    registry: Registry
+    file: dict[str, Any]  # the content of the config file
+    given: dict[str, Any]  # the arguments, in the shape of a config file
+
+
+def arguments(
+    stage: str | Stage | None,
+    model: FilePath | None,
+    data: Data | None,
+    plugins: Iterable[PluginLike],
+    reward: str | Mapping[str, Any] | RewardFunction | None,
+    output: FilePath | None,
+    config: FilePath | None,
+    tables: Mapping[str, Any],
+) -> Arguments:
+    """The settings of a call. Rows are written to files in the output folder, which the settings name.
+
+    Raises:
+        AlignkitError: a plugin or a row cannot be used, or no stage is named.
+    """
+    file = dict(yaml.load(Path(config))) if config is not None else {}
+    folder = Path(output or file.get("output") or "runs")
+    named = plugin_names(plugins)
+    given = plain(row_files.with_files(tables, folder))
+    if callable(reward):
+        named.append(name := reward_name(reward))
+        reward = plugin_name(name)
+    if reward is not None:
+        given = merge({"reward": {"name": reward} if isinstance(reward, str) else plain(reward)}, given)
+    if stage is not None:
+        named += plugin_names([stage])
+    given |= plain({key: value for key, value in (("plugins", named), ("model", model), ("output", output)) if value})
+    registry = Registry()
+    if data is not None:
+        table = row_files.with_files({"data": data}, folder)["data"]
+        path = {"path": table.pop("path")} if "path" in table else {}
+        requested = requested_stage(registry, file, given)
+        given = merge(given, {"data": table} if table else {}, {"stages": {requested: {"data": path}} if path else {}})
+    return Arguments(registry, file, given)
+
+
+def plugin_names(plugins: Iterable[PluginLike]) -> list[str]:
+    """The names of plugins in a config. Objects are registered in this process; a function is a reward function.
+
+    Raises:
+        PluginError: an object is not a plugin.
+    """
+    names = []
+    for plugin in [plugins] if isinstance(plugins, str) else plugins:
+        if isinstance(plugin, str):
+            names.append(plugin)
+        elif inspect.isfunction(plugin) and not plugin.__name__.startswith("alignkit_"):
+            names.append(reward_name(plugin))
+        else:
+            names.append(in_memory.register(plugin))
+    return names
+
+
+def reward_name(function: RewardFunction) -> str:
+    """The name of the plugin in memory that has a function as its reward."""
+    return in_memory.register(rewards.of_function(function), function)
+
+
+def plain(value: Any) -> Any:
+    """Settings as a config file has them: paths are strings, and tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

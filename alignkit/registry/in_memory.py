@@ -1,0 +1,87 @@
+"""Plugins in memory: objects, components and functions of a Python session that no distribution provides.
+
+Every registry that is created afterwards in this process knows them. A config names one as
+``NAME@in-memory-FINGERPRINT``, so a plugin whose code has changed is another one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any
+
+from alignkit.components import Component
+from alignkit.errors import PluginError
+from alignkit.hookspecs import hookimpl
+from alignkit.registry import code
+from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, installed, registered
+from alignkit.registry.registry import DECLARATIONS
+
+DIGITS = 12  # of a fingerprint
+
+
+@dataclass(frozen=True)
+class PluginInMemory(Plugin):
+    """A plugin that is an object in this process."""
+
+    implementation: Any = field(compare=False)
+    source: str | None = field(compare=False)  # the source of the object, if it is known
+
+    @property
+    def provider(self) -> str:
+        return "in memory"
+
+    def load(self) -> Any:
+        return self.implementation
+
+
+def register(value: Any, function: Callable[..., Any] | None = None) -> str:
+    """Make a plugin known to this process, and return its name for ``plugins`` in a config.
+
+    Args:
+        value: a component, or an object or a module that implements hooks. The module of an installed plugin is that
+            plugin.
+        function: the user's function that a component was made for. Its code and source are recorded then.
+
+    Raises:
+        PluginError: a plugin of that name is installed; ``value`` implements no hook.
+    """
+    if isinstance(value, Component):
+        name, hooks = value.name, {DECLARATIONS[value.kind]: hookimpl(lambda: [value])}
+        parts = vars(value) if function is None else {"name": name, "function": function}
+        fingerprint = code.fingerprint({"kind": value.kind, **parts})
+        implementation: Any = SimpleNamespace(**hooks)
+    else:
+        name = str(getattr(value, "__name__", type(value).__name__)).rpartition(".")[2]
+        hooks = {hook: getattr(value, hook) for hook in dir(value) if hook.startswith("alignkit_")}
+        fingerprint, implementation = code.fingerprint(hooks), value
+    for plugin in installed():
+        if isinstance(plugin, PluginInMemory):
+            continue
+        if plugin.entry_point.module == getattr(value, "__name__", None) and value is sys.modules.get(value.__name__):
+            return f"{plugin.name}@{plugin.distribution}"
+        if plugin.name == name and not plugin.builtin:
+            raise PluginError(f"{plugin} is installed. Give the object in memory another name, or uninstall the plugin")
+    if not hooks:
+        raise PluginError(
+            f"{name} is not a plugin: it implements no hook. Pass a name, a component such as alignkit.Reward, or an "
+            "object with functions marked by @alignkit.hookimpl"
+        )
+    entry_point = EntryPoint(name, str(getattr(value, "__module__", None) or name), GROUP)
+    distribution = IN_MEMORY + fingerprint[:DIGITS]
+    written = code.source(function or value)
+    plugin = PluginInMemory(name, distribution, "", entry_point, implementation, written)
+    registered[name, distribution] = plugin
+    return f"{name}@{distribution}"
+
+
+def sources(plugins: Iterable[Plugin]) -> dict[str, dict[str, str | None]]:
+    """What a manifest records of the plugins in memory among ``plugins``, by name: the fingerprint and the source."""
+    return {
+        plugin.name: {"fingerprint": plugin.distribution.removeprefix(IN_MEMORY), "source": plugin.source}
+        for plugin in plugins
+        if isinstance(plugin, PluginInMemory)
+    }

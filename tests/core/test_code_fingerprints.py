@@ -1,0 +1,93 @@
+"""The fingerprint of a function changes with what it computes, and with nothing else."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+from alignkit.registry import code
+
+
+def reward(source: str, **names: Any) -> Any:
+    """The function ``reward`` of a notebook with this source, in which other names are defined."""
+    scope: dict[str, Any] = {"__name__": "__main__", **names}
+    exec(source, scope)
+    return scope["reward"]
+
+
+def fingerprint(source: str, **names: Any) -> str:
+    return code.fingerprint({"function": reward(source, **names)})
+
+
+PLAIN = "def reward(prompts, answers):\n    return [len(answer) * scale for answer in answers]\n"
+
+
+def test_the_same_code_has_the_same_fingerprint_in_another_place_and_with_other_comments() -> None:
+    moved = "\n\n" + PLAIN.replace("return", "# the longer, the better\n    return")
+
+    assert fingerprint(PLAIN, scale=2) == fingerprint(moved, scale=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        (PLAIN.replace("*", "+"), {"scale": 2}),  # the code
+        (PLAIN, {"scale": 3}),  # a global value
+        (PLAIN.replace("scale", "2"), {"scale": 2}),
+        (PLAIN.replace("answers)", "answers, more=1)"), {"scale": 2}),  # a default
+        (PLAIN.replace("len", "abs"), {"scale": 2}),  # another builtin
+    ],
+)
+def test_another_computation_has_another_fingerprint(source: str, names: dict[str, Any]) -> None:
+    assert fingerprint(source, **names) != fingerprint(PLAIN, scale=2)
+
+
+def test_functions_classes_and_variables_that_it_uses_count() -> None:
+    uses = (
+        "def helper(text): return len(text) * {}\n\ndef reward(prompts, answers): return [helper(a) for a in answers]"
+    )
+    method = (
+        "class Scorer:\n    def score(self, a): return {}\n\ndef reward(p, a): return [Scorer().score(x) for x in a]"
+    )
+    inner = "def outer(n):\n    def reward(p, a): return [n] * len(a)\n    return reward\nreward = outer({})"
+    for source in (uses, method, inner, "WORDS = ['{}']\ndef reward(p, a): return [w in x for w in WORDS for x in a]"):
+        assert fingerprint(source.format(1)) == fingerprint(source.format(1))
+        assert fingerprint(source.format(1)) != fingerprint(source.format(2))
+    partial = [functools.partial(reward(PLAIN, scale=1), more=n) for n in (1, 1, 2)]
+    same, equal, other = (code.fingerprint({"function": each}) for each in partial)
+    assert same == equal != other
+
+
+def test_a_recursive_function_and_an_unassigned_variable_are_no_problem() -> None:
+    fingerprint("def reward(p, a): return reward(p, a[1:]) if a else []")
+    fingerprint("def outer():\n    def reward(p, a): return later\n    return reward\n    later = 1\nreward = outer()")
+
+
+def test_it_does_not_depend_on_the_random_seed_of_hashes() -> None:
+    script = (
+        "from alignkit.registry import code\n"
+        "def reward(p, a): return [x in {'good', 'bad', 'fair', 'poor'} for x in a]\n"
+        "print(code.fingerprint({'function': reward}))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+
+    assert len(outputs) == 1
+
+
+def test_the_source_of_a_function_is_what_was_written() -> None:
+    assert code.source(reward) == code.source(FunctionType(reward.__code__, {}))
+    assert str(code.source(reward)).startswith("def reward(source: str")
+    assert code.source(reward("def reward(p, a): return a")) is None
