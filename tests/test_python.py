@@ -209,13 +209,8 @@ def test_lists_of_paths_and_tables_are_sources(tiny: str) -> None:
 
 
 def test_rows_of_earlier_stages_are_in_their_tables(tiny: str) -> None:
-    planned = alignkit.check(
-        "ppo",
-        model=tiny,
-        data=PROMPTS,
-        sft={"data": DEMONSTRATIONS},
-        ppo={"reward": {"name": "exact-answer"}, "value": "head"},
-    )
+    settings = {"sft": {"data": DEMONSTRATIONS}, "ppo": {"value": "head"}}
+    planned = alignkit.check("ppo", model=tiny, data=PROMPTS, reward=lambda p, a: [0.0] * len(a), **settings)
 
     assert planned.to_train[0].config.stage.component.name == "sft"
     assert len(planned.to_train[0].source.rows) == len(DEMONSTRATIONS)
@@ -263,7 +258,7 @@ def test_an_interrupt_leaves_a_run_that_resume_continues_bit_for_bit(tiny: str) 
 
 def modules() -> int:
     gc.collect()
-    return sum(isinstance(each, nn.Module) for each in gc.get_objects())
+    return sum(issubclass(type(each), nn.Module) for each in gc.get_objects())
 
 
 def test_models_are_freed_after_training_and_after_an_error(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,11 +298,10 @@ def test_in_a_notebook_progress_is_plain_lines_without_ipywidgets(
 ) -> None:
     shell = type("ZMQInteractiveShell", (), {})
     monkeypatch.setattr("builtins.get_ipython", lambda: shell(), raising=False)
-    monkeypatch.setenv("FORCE_COLOR", "")
-    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.delenv("ALIGNKIT_DEBUG")
     sft(tiny)
 
     text = capsys.readouterr()
     assert "held-out loss" in text.out
-    assert "\x1b" not in text.out + text.err
-    assert "\r" not in text.out + text.err
+    assert text.err == ""
+    assert not {"\x1b", "\r"} & set(text.out)

@@ -239,8 +239,9 @@ def test_verdicts_of_a_judge_in_memory_are_not_stored() -> None:
 
 def test_a_reward_in_memory_takes_the_place_of_a_built_in_one_of_its_name() -> None:
     mine = Reward(name="exact-answer", summary="mine", build=lambda config, run: None)
+    name = in_memory.register(mine)
     registry = Registry()
-    registry.activate(in_memory.register(mine))
+    registry.activate(name)
 
     assert registry.get("reward", "exact-answer") is mine
     assert Registry().get("reward", "exact-answer") is not mine

@@ -1,0 +1,103 @@
+"""Sampling, scoring, ranking and comparing from Python: the results of the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignkit
+from alignkit import Demonstration
+from alignkit.cli import main
+
+ROWS = [{"prompt": f"p{n}", "response": text} for n, text in enumerate(["e e e", "b", "e c"])]
+
+
+def read(file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def longest(prompts: list[str], answers: list[str]) -> list[float]:
+    return [float(len(answer)) for answer in answers]
+
+
+def test_samples_are_those_of_the_command(reward_runs: Path) -> None:
+    assert main(["sample", "lora/sft", "prompts.jsonl", "-o", "out.jsonl", "-k", "2", "--max-new-tokens", "6"]) == 0
+    command = read("out.jsonl")
+
+    run = alignkit.load("lora/sft")
+    for prompts in ("prompts.jsonl", [row["prompt"] for row in command], read("prompts.jsonl")):
+        assert alignkit.sample(run, prompts, k=2, max_new_tokens=6) == command
+    assert (
+        alignkit.sample(run, "prompts.jsonl", k=2, max_new_tokens=6, output="own.jsonl") == read("own.jsonl") == command
+    )
+    with pytest.raises(alignkit.ConfigError, match="was sampled with seed=0, not 1"):
+        alignkit.sample(run, "prompts.jsonl", k=2, max_new_tokens=6, seed=1, output="own.jsonl")
+
+
+def test_scores_are_those_of_the_command(reward_runs: Path) -> None:
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert main(["score", "lora-a/rm", "answers.jsonl", "-o", "out.jsonl"]) == 0
+
+    demonstrations = [
+        Demonstration([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}])
+        for row in ROWS
+    ]
+    for rows in ("answers.jsonl", ROWS, demonstrations):
+        assert alignkit.score("lora-a/rm", rows) == read("out.jsonl")
+    with pytest.raises(alignkit.ConfigError, match="score: lora/sft is a policy"):
+        alignkit.score(alignkit.load("lora/sft"), ROWS)
+    ranked = alignkit.score("lora-a/rm", [{"prompt": "p", "responses": ["e e e", "b"], "ranks": [0, 1]}])
+    assert [len(row["scores"]) for row in ranked] == [2]
+
+
+def test_a_reward_model_in_memory_gives_the_scores(reward_runs: Path) -> None:
+    """As the model card shows, with plain Transformers."""
+    import torch
+
+    run = alignkit.load("full-a/rm")
+    model, tokenizer = run.model()
+    messages = [{"role": "user", "content": "p0"}, {"role": "assistant", "content": "e e e"}]
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    end = max(place for place, token in enumerate(ids) if token in run.manifest["stop_ids"])
+    with torch.no_grad():
+        score = float(model(torch.tensor([ids[: end + 1]])).logits)
+
+    assert score == pytest.approx(alignkit.score(run, ROWS)[0]["score"], abs=1e-4)
+
+
+def test_rankings_are_those_of_the_command(reward_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [{"prompt": f"p{n}", "responses": ["b", "e e e", "e c", "e e e"], "id": n} for n in range(3)]
+    Path("samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    assert main(["rank", "samples.jsonl", "--by", "lora-a/rm", "-o", "out.jsonl"]) == 0
+
+    by_model = alignkit.rank(samples, alignkit.load("lora-a/rm"))
+    assert by_model == alignkit.rank("samples.jsonl", "lora-a/rm") == read("out.jsonl")
+    assert alignkit.rank(samples, longest) == [{**row, "ranks": [2, 0, 1, 0]} for row in samples]
+    table = {"name": "function", "call": f"{__name__}:longest"}
+    assert alignkit.rank(samples, table) == alignkit.rank(samples, longest)
+    with pytest.raises(alignkit.ConfigError, match="by is a table without a name"):
+        alignkit.rank(samples, {"call": "a:b"})
+    with pytest.raises(alignkit.ConfigError, match="limit must be 1 or more"):
+        alignkit.rank(samples, longest, limit=0)
+    capsys.readouterr()
+    assert len(alignkit.rank(samples, longest, limit=2)) == 2
+    assert "1 rows are not ranked" in capsys.readouterr().out
+
+
+def test_a_comparison_is_that_of_the_command(reward_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--reward", "lora-a/rm", "--data", "prompts.jsonl", "--max-new-tokens", "6"]
+    capsys.readouterr()
+    assert main(["compare", "lora/sft", "full/sft", *settings, "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)
+
+    runs = [alignkit.load("lora/sft"), "full/sft"]
+    assert alignkit.compare(runs, reward="lora-a/rm", data="prompts.jsonl", max_new_tokens=6) == command
+    by_function = alignkit.compare(runs, reward=longest, data=read("prompts.jsonl"), max_new_tokens=6)
+    assert (by_function["reward"], by_function["data"]) == ("longest", "rows in memory")
+    assert by_function["runs"][1]["kl"] == command["runs"][1]["kl"]
+    assert by_function["runs"][0]["score"] > 0
+    with pytest.raises(alignkit.ConfigError, match="compare needs at least two runs"):
+        alignkit.compare(["lora/sft"])
