@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from alignkit.components import Component
 from alignkit.errors import PluginError
@@ -50,7 +50,7 @@ def register(value: Any, function: Callable[..., Any] | None = None) -> str:
         PluginError: a plugin of that name is installed; ``value`` implements no hook.
     """
     if isinstance(value, Component):
-        name, hooks = value.name, {DECLARATIONS[value.kind]: hookimpl(lambda: [value])}
+        name, hooks = value.name, {DECLARATIONS[value.kind]: hookimpl(cast(Any, lambda: [value]))}
         parts = vars(value) if function is None else {"name": name, "function": function}
         fingerprint = code.fingerprint({"kind": value.kind, **parts})
         implementation: Any = SimpleNamespace(**hooks)
