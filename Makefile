@@ -1,6 +1,7 @@
 # make demo   set up a virtual environment, run SFT, reward model and PPO on the bundled model, and report on them
 # make test   the same, then the whole test suite
 # make check  lint and types
+# make docs   the documentation as a site, into site/
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo/ppo
 JOBS ?= 2
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
@@ -24,6 +25,9 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
+
 $(RUN): | $(VENV)/installed
 	$(BIN)/alignkit train --plugin ppo --output runs/demo --resume
 
@@ -35,4 +39,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

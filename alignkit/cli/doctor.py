@@ -64,7 +64,7 @@ def extras() -> Iterator[Check]:
         for name in _extras_of(requirement):
             by_extra.setdefault(name, []).append(requirement)
     for name, needed in sorted(by_extra.items()):
-        if name in ("dev", "examples"):
+        if name in ("dev", "docs", "examples"):
             continue
         found = [_package(requirement) for requirement in needed]
         if missing := [each.name for each in found if not each.value]:
