@@ -80,7 +80,7 @@ def open_page(browser: Any, site: Path) -> Iterator[Callable[[str], Any]]:
 
 def test_a_search_finds_a_page_without_a_server(open_page: Callable[[str], Any]) -> None:
     page = open_page("index.html")
-    page.get_by_role("textbox", name="Search").fill("reference point")
+    page.get_by_role("textbox", name="Search").press_sequentially("reference point")
     page.locator(".md-search-result__link", has_text="KTO").first.click()
 
     page.wait_for_url(re.compile(r"/(kto|metrics)\.html"))
@@ -98,7 +98,7 @@ def test_the_api_page_has_the_docstring_of_a_public_name(open_page: Callable[[st
     article = open_page("api/alignkit.data.html").locator("article")
 
     assert article.get_by_role("heading", name="encode_rankings").is_visible()
-    assert alignkit.data.encode.__doc__.splitlines()[0].strip("`. ")[:20] in article.inner_text()
+    assert str(alignkit.ConfigError.__doc__) in open_page("api/alignkit.html").locator("article").inner_text()
 
 
 @pytest.mark.parametrize("name", ["index.html", "ppo.html", "api/alignkit.html"])
