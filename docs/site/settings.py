@@ -26,8 +26,8 @@ TABLES = {  # the kind of a component -> its section, and the table that holds i
 INTRODUCTION = """# All settings
 
 Every setting of the built-in components, with its default. `alignkit config --plugin STAGE --plugin TUNER` prints those
-that a command uses, also of other plugins, and the fields of `train`. [Configuration](../configuration.md) explains how to
-set them.
+that a command uses, also of other plugins, and the fields of `train`. [Configuration](../configuration.md) explains how
+to set them.
 """
 
 
