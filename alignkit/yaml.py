@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignkit.errors import ConfigError
+from alignkit.errors import ConfigError, one_line
+
+LARGEST = 100_000  # values in a document: a few lines with aliases can stand for billions
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,14 +56,32 @@ def loads(text: str, source: str) -> Any:
     """Parse a YAML document.
 
     Raises:
-        ConfigError: the text is not valid YAML. The message names ``source`` and the line.
+        ConfigError: the text is not valid YAML, or too large. The message names ``source`` and the line.
     """
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > LARGEST:
+            raise ConfigError(f"{source} has more than {LARGEST:,} values, with those of its aliases")
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}{where}: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise ConfigError(f"{source}: {one_line(error)}") from None
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """The number of values in a node, with those of its aliases; infinite if it contains itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = itertools.chain(*inner) if isinstance(node, yaml.MappingNode) else inner
+        sizes[id(node)] = 1 + sum(_size(each, sizes) for each in inner)
+    return sizes[id(node)]
 
 
 def load(path: Path) -> dict[str, Any]:

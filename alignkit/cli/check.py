@@ -18,9 +18,11 @@ def check(
     model: str = common.Model,
     data: list[str] = common.Data,
     output: str = common.Output,
+    trust: bool = common.Trust,
 ) -> None:
     """Check a training command and print its plan. Takes the arguments of train and loads no model."""
-    planned = pipeline(*common.read_arguments(plugin, config, model, data, output, overrides))
+    arguments = common.read_arguments(plugin, config, model, data, output, overrides)
+    planned = pipeline(*arguments, trusted=trust)
     common.print_pipeline(planned)
     for plan in planned.to_train:
         check_folder(plan.config, resume=False, overwrite=False, plan_only=True)

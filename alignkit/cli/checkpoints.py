@@ -21,15 +21,15 @@ from alignkit.runs import frontier, pictures
 from alignkit.runs.lineage import Parent
 
 
-def along_runs(of: Comparison, along: Sequence[Along], output: Sequence[Path]) -> dict[str, Any]:
-    """Compare the policies ``along`` each run with its start.
+def along_runs(of: Comparison, along: Sequence[Along], output: Sequence[Path], trusted: bool) -> dict[str, Any]:
+    """Compare the policies ``along`` each run with its start. ``trusted`` runs may name code to run.
 
     Prints a table for each run, writes the frontier into the run folders, and returns the result for --json.
 
     Raises:
         AlignkitError: nothing scores the answers, or a folder is read-only.
     """
-    measures, warnings = checkpoints.measures_of(of.runs, of.scorer, of.judge)
+    measures, warnings = checkpoints.measures_of(of.runs, of.scorer, of.judge, trusted)
     drawings = _drawings(of.runs, output)
     for file, _ in drawings:
         if not os.access(file.absolute().parent, os.W_OK):

@@ -34,6 +34,11 @@ Data = typer.Option(
     [], "--data", "-d", metavar="DATA", help="The training data: a file, a folder or a hub id. Repeatable."
 )
 Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders. Default: runs.")
+Trust = typer.Option(
+    False,
+    "--trust",
+    help="Let the config file, or a run folder, run code and use servers: reward.call, judge.call, judge.base_url.",
+)
 Overrides = typer.Argument(
     None,
     metavar="KEY.PATH=VALUE",

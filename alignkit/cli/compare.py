@@ -62,6 +62,7 @@ def compare(
     as_json: bool = typer.Option(
         False, "--json", help="Print one JSON object on standard output, and everything else on standard error."
     ),
+    trust: bool = common.Trust,
     limit: int = typer.Option(100, min=1, help="Maximum number of prompts."),
     max_new_tokens: int = typer.Option(128, min=1, help="Maximum tokens of an answer."),
     temperature: float = typer.Option(1.0, min=0.01, help="Temperature of the answers and of their KL."),
@@ -82,7 +83,7 @@ def compare(
             typer.echo(f"warning: {warning}", err=True)
         asked = Asked(questions.prompts, max_new_tokens, batch, seed, temperature, questions.fields)
         of = Comparison(compared, scorer, chosen, questions.source, asked)
-        result = along_runs(of, along, output) if along else _between_runs(of, output)
+        result = along_runs(of, along, output, trust) if along else _between_runs(of, output)
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from alignkit.cli import common, tables
+from alignkit.cli import common, tables, terminal
 from alignkit.errors import ConfigError
 from alignkit.evaluation import comparison, perplexity, task_metrics, tasks
 from alignkit.evaluation.perplexity import Nll, Policy
@@ -201,7 +201,7 @@ def _print_table(headings: tuple[str, str], columns: Sequence[str], rows: Sequen
         table.add_column(heading, justify="right")
     before = None
     for group, run, cells in rows:
-        table.add_row("" if group == before else group, run, *cells)
+        table.add_row(*map(terminal.cell, ("" if group == before else group, run, *cells)))
         before = group
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)

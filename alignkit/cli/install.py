@@ -25,7 +25,7 @@ def install(
     targets = [str(Path(target).absolute()) if Path(target).exists() else target for target in targets]
     with tempfile.TemporaryDirectory() as folder:
         report, option = Path(folder) / "report.json", ["--editable"] if editable else []
-        _pip("install", "--report", str(report), *(word for target in targets for word in (*option, target)))
+        pip("install", "--report", str(report), *(word for target in targets for word in (*option, target)))
         metadata = [each["metadata"] for each in json.loads(report.read_text("utf-8"))["install"] if each["requested"]]
     names = [each["name"] for each in metadata] or targets
     listed = json.loads(_alignkit("plugins", "--json").stdout)
@@ -57,7 +57,7 @@ def uninstall(
 ) -> None:
     """Uninstall plugins with pip. Their dependencies stay installed."""
     providers = sorted({_provider(name) for name in names})
-    _pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in providers))
+    pip("uninstall", "--yes", *(provider.split()[0] for provider, _ in providers))
     for provider, plugins in providers:
         typer.echo(f"uninstalled {provider} (plugins: {plugins})")
 
@@ -88,14 +88,20 @@ def _provider(name: str) -> tuple[str, str]:
     return matches[0].provider, ", ".join(p.name for p in plugins if p.distribution == distributions[0])
 
 
-def _pip(*arguments: Any) -> None:
+def pip(*arguments: Any) -> None:
+    """Run pip in this environment.
+
+    Raises:
+        PluginError: pip is not installed, or it fails.
+    """
     if importlib.util.find_spec("pip") is None:
         raise PluginError(
             f"pip is not installed in {sys.prefix}. Run {sys.executable} -m ensurepip, or {arguments[0]} with the tool "
             "that created the environment, such as uv pip"
         )
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
-    command = [sys.executable, "-m", "pip", arguments[0], *quiet, "--root-user-action=ignore", *arguments[1:]]
+    as_root = () if arguments[0] == "download" else ("--root-user-action=ignore",)
+    command = [sys.executable, "-m", "pip", arguments[0], *quiet, *as_root, *arguments[1:]]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from alignkit import paths
+from alignkit.cli import terminal
 from alignkit.reporting import folders, numbers, results
 from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.results import Change
@@ -66,7 +67,8 @@ def _print(found: Sequence[ReportedRun]) -> None:
         row = _row(run, change)
         base = Path(row["base"]).name if Path(row["base"]).is_absolute() else row["base"]
         when = age(row["finished"]) if run.is_finished else f"{run.state}, step {run.step}"
-        table.add_row(run.name, run.stage, base, row["tuner"], _result(change), when, numbers.size(row["bytes"]))
+        cells = (run.name, run.stage, base, row["tuner"], _result(change), when, numbers.size(row["bytes"]))
+        table.add_row(*map(terminal.cell, cells))
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
 

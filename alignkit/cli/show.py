@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import typer
 
 from alignkit import paths
+from alignkit.cli import terminal
 from alignkit.cli.runs import age, size_of
 from alignkit.errors import ConfigError
 from alignkit.reporting import folders, numbers, results
@@ -71,6 +72,7 @@ def _print(changes: Sequence[Change]) -> None:
         percent = numbers.is_probability(change.metric)
         before = numbers.text(change.before, percent) if change.before else ""
         moved = numbers.text(change.difference, percent, sign=True) if change.difference else ""
-        table.add_row(numbers.label(change.metric), before, numbers.text(change.after, percent), moved, change.verdict)
+        cells = (numbers.label(change.metric), before, numbers.text(change.after, percent), moved, change.verdict)
+        table.add_row(*map(terminal.cell, cells))
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=120).print(table)

@@ -33,6 +33,7 @@ def sweep(
         metavar="DIR",
         help="The folder of the sweep. Default: runs/sweep, or sweep in the config's output.",
     ),
+    trust: bool = common.Trust,
     plan_only: bool = typer.Option(False, "--plan", help="Check the settings, print the runs and exit."),
 ) -> None:
     """Train a run for every combination of settings. Continues where an earlier sweep in the same folder stopped.
@@ -42,7 +43,7 @@ def sweep(
     settings = grid.parse(overrides)
     arguments = common.read_arguments(plugin, config, model, data, output, settings.fixed)
     folder = Path(output or Path(arguments.file.get("output") or "runs") / "sweep")
-    planned = plan_sweep(arguments.file, arguments.cli, settings, folder)
+    planned = plan_sweep(arguments.file, arguments.cli, settings, folder, trust)
     _print_plan(planned, settings)
     if plan_only:
         return

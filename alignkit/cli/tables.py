@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from alignkit.cli import terminal
+
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
     """Print a table. The first ``left`` columns are text, which may be folded; the others are aligned to the right."""
@@ -19,7 +21,7 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
         else:
             table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(terminal.cell, row))
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
 

@@ -19,6 +19,7 @@ def train(
     model: str = common.Model,
     data: list[str] = common.Data,
     output: str = common.Output,
+    trust: bool = common.Trust,
     resume: bool = typer.Option(False, "--resume", help="Continue an unfinished run, or extend a finished one."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Train the run again and replace the existing one."),
     plan_only: bool = typer.Option(False, "--plan", help="Print the plan and exit."),
@@ -29,7 +30,7 @@ def train(
     """
     first = os.environ.get("RANK", "0") == "0"  # the process that prints, under accelerate and torchrun
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
-    planned = pipeline(*arguments, overwrite=overwrite, resume=resume)
+    planned = pipeline(*arguments, overwrite=overwrite, resume=resume, trusted=trust)
     if first:
         for plan in planned.to_train:
             check_folder(plan.config, resume, overwrite, plan_only)

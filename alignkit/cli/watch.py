@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from alignkit import paths, yaml
+from alignkit.cli import terminal
 from alignkit.errors import ConfigError, suggestion
 from alignkit.runs import curves, lock, manifest, recorded, resume
 
@@ -21,7 +22,6 @@ def watch(
     """Show the curves of a run in the terminal, while it trains. Ends with the run. Ctrl-C does not stop the run."""
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.text import Text
 
     folder = paths.expand(run)
     stage = recorded.stage(yaml.load(_current(folder) / recorded.CONFIG))
@@ -35,7 +35,7 @@ def watch(
 
     def group() -> Group:
         state, table = _shown(folder, first)
-        return Group(Text(state), table)
+        return Group(terminal.cell(state), table)
 
     with Live(group(), console=console, auto_refresh=False) as live:
         while _is_training(folder):
@@ -75,7 +75,8 @@ def _shown(folder: Path, first: Sequence[str]) -> tuple[str, Any]:
     for heading in ("metric", "training", "last", "held out", "last held out"):
         table.add_column(heading, justify="right" if heading.startswith("last") else "left", no_wrap=True)
     for curve in of_run:
-        table.add_row(curve.name, curves.sparkline(curve.train), _last(curve.train), *_held_out(curve.held_out))
+        cells = (curve.name, curves.sparkline(curve.train), _last(curve.train), *_held_out(curve.held_out))
+        table.add_row(*map(terminal.cell, cells))
     return f"{folder}: {state} at step {step}{hint}", table
 
 

@@ -57,6 +57,17 @@ def with_parts(registry: Registry, reward: Selected, key: str = "reward") -> lis
     return rewards
 
 
+def with_judges(registry: Registry, reward: Selected) -> list[Selected]:
+    """A reward, its parts at any depth, and the judges that they name.
+
+    Raises:
+        AlignkitError: as :func:`part` and :func:`judge_of`.
+    """
+    rewards = with_parts(registry, reward)
+    asked = [getattr(config, component.judge) for component, config in rewards if component.judge]
+    return [*rewards, *(judge_of(registry, table, "reward.judge") for table in asked if table.get("name"))]
+
+
 def stages_needed(registry: Registry, reward: Selected) -> dict[str, str]:
     """The runs that a reward and its parts need but do not name, as role -> stage."""
     needs: dict[str, str] = {}

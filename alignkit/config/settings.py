@@ -125,6 +125,14 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def texts(value: Any) -> set[str]:
+    """All strings in nested tables and lists."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return set[str]().union(*map(texts, inner))
+    return {value} if isinstance(value, str) else set()
+
+
 def as_table(value: Any, key: str) -> Mapping[str, Any]:
     """``value`` as a table; None is an empty one."""
     if value is None:

@@ -97,10 +97,13 @@ def start_of(run: Parent) -> Policy:
     raise ConfigError(f"{message}, from which it starts, was trained again since")
 
 
-def measures_of(runs: Sequence[Parent], scorer: Scorer | None, judge: Chosen | None) -> tuple[list[Measure], list[str]]:
+def measures_of(
+    runs: Sequence[Parent], scorer: Scorer | None, judge: Chosen | None, trusted: bool
+) -> tuple[list[Measure], list[str]]:
     """What scores the policies, and after it the gold reward or judge, if there is one. The second list has warnings.
 
-    The first is the reward that the runs were trained on. ``scorer`` and ``judge`` are those that the user names.
+    The first is the reward that the runs were trained on. ``scorer`` and ``judge`` are those that the user names. The
+    code that a run names is run only if the runs are ``trusted``.
 
     Raises:
         AlignkitError: there is nothing to score with, or too much.
@@ -108,7 +111,7 @@ def measures_of(runs: Sequence[Parent], scorer: Scorer | None, judge: Chosen | N
     named: list[Measure] = [measure for measure in (scorer, judge) if measure is not None]
     warnings = list[str]()
     try:
-        of_training = _training_reward(runs)
+        of_training = _training_reward(runs, trusted)
     except AlignkitError as error:
         if not named:
             raise
@@ -121,14 +124,14 @@ def measures_of(runs: Sequence[Parent], scorer: Scorer | None, judge: Chosen | N
     return [of_training, *gold], warnings
 
 
-def _training_reward(runs: Sequence[Parent]) -> Scorer | None:
+def _training_reward(runs: Sequence[Parent], trusted: bool) -> Scorer | None:
     tables = []
     for record in (Policy(run).record for run in runs):
         table = record["config"]["stages"][record["stage"]].get("reward")
         tables.append(table and {key: value for key, value in table.items() if key != "on_error"})
     if any(table != tables[0] for table in tables):
         raise ConfigError("these runs were trained on different rewards: name one for all with --reward")
-    return scorers.of_training(runs[0])
+    return scorers.of_training(runs[0], trusted)
 
 
 def _is_same(scorer: Scorer, measure: Measure) -> bool:

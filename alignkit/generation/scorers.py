@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from alignkit.batches import Answers
-from alignkit.config import reward_parts
+from alignkit.config import reward_parts, trust
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import Selected, merge, select
 from alignkit.data.prompts import prompt_text
@@ -21,7 +21,6 @@ from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation
 from alignkit.runs import fingerprints, lineage, manifest
 from alignkit.runs.lineage import Parent
-from alignkit.runs.plan import check_requires
 
 
 class Scorer(NamedTuple):
@@ -94,11 +93,12 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
     return _of_settings(registry, name, reward_parts.with_runs(registry, reward, find))
 
 
-def of_training(run: Parent) -> Scorer | None:
+def of_training(run: Parent, trusted: bool) -> Scorer | None:
     """The reward that a run was trained on. None if its stage uses no reward.
 
     Raises:
         AlignkitError: it cannot score any more: a reward run or a plugin is gone, or the reward run was trained again.
+            It needs trust (see :mod:`alignkit.config.trust`), and the run is not ``trusted``.
     """
     record = run.manifest
     assert record is not None
@@ -118,14 +118,17 @@ def of_training(run: Parent) -> Scorer | None:
             raise ConfigError(f"{found} was trained again since it was the reward of {run.folder}")
         return str(found)
 
-    reward = reward_parts.with_runs(registry, select(registry, "reward", table["name"], [settings]), find)
+    selected = select(registry, "reward", table["name"], [settings])
+    if not trusted:
+        trust.check(reward_parts.with_judges(registry, selected))
+    reward = reward_parts.with_runs(registry, selected, find)
     name = next((str(settings[key]) for key in ("path", "call", "model") if settings.get(key)), table["name"])
     return _of_settings(registry, name, reward)
 
 
 def _of_settings(registry: Registry, name: str, reward: Selected) -> Scorer:
     for component, config in reward_parts.with_parts(registry, reward):
-        check_requires(registry, component)
+        registry.check_requires(component)
         checks.settings(component, config)
 
     def open_reward(batch: int, say: Callable[[str], None]) -> Callable[[Answers], list[float]]:

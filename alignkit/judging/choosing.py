@@ -25,7 +25,6 @@ from alignkit.protocols import RewardFunction, Run
 from alignkit.registry import Registry, checks
 from alignkit.registry.in_memory import PluginInMemory
 from alignkit.runs import lineage, manifest
-from alignkit.runs.plan import check_requires
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def judge_of_table(registry: Registry, table: Mapping[str, Any]) -> Chosen:
 def _checked(registry: Registry, judge: Selected, key: str) -> Chosen:
     """A judge whose settings, packages and runs are checked."""
     component, config = judge
-    check_requires(registry, component)
+    registry.check_requires(component)
     try:
         checks.settings(component, config)
     except ConfigError as error:

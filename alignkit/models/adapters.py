@@ -18,6 +18,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models import device_and_dtype, pretrained
 from alignkit.models.peft_internals import belongs_to
 from alignkit.runs import base, lineage
+from alignkit.runs import weights as run_weights
 
 WITH_HEAD = ("value", "reward")
 
@@ -46,6 +47,7 @@ def load_adapter(model: Any, folder: Path, name: str, trained: bool) -> Tensor |
     """Add the adapter in ``folder`` to a PEFT model as ``name``, and return the weight of its scalar head, if any."""
     import peft
 
+    run_weights.check(folder)
     weights = peft.load_peft_weights(str(folder), device="cpu")
     head = next((weights.pop(key) for key in list(weights) if key.endswith("score.weight")), None)
     _add_adapter(model, name, peft.PeftConfig.from_pretrained(str(folder)), weights, trained)
@@ -106,6 +108,7 @@ def continue_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """
     import peft
 
+    run_weights.check(folder)
     if not isinstance(model, peft.PeftModel):
         if peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
             raise AlignkitError(
@@ -173,8 +176,9 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     """
     import peft
 
+    run_weights.check(folder)
     if record["weights"] == "model":
-        kwargs = {"dtype": dtype or device_and_dtype.run_dtype({})}
+        kwargs = {"dtype": dtype or device_and_dtype.run_dtype({}), "use_safetensors": True}
         return pretrained.load(str(folder), kwargs, record["role"] in WITH_HEAD).eval()
     return peft.PeftModel.from_pretrained(open_base(folder, record, dtype), str(folder)).eval()
 

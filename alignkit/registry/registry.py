@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -15,7 +16,7 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
-from alignkit.errors import AlignkitError, PluginError, did_you_mean, one_line
+from alignkit.errors import AlignkitError, ConfigError, PluginError, did_you_mean, one_line
 from alignkit.registry.blame import describe
 from alignkit.registry.checks import declared_components, expect
 from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, installed, plugin_name
@@ -307,3 +308,20 @@ class Registry:
         """The plugin that provides a component."""
         registered = self._components[component.kind][component.name]
         return next(plugin for each, plugin in registered if each is component)
+
+    def check_requires(self, component: Component) -> None:
+        """Check that the packages that a component needs are installed.
+
+        Raises:
+            ConfigError: a package is not installed.
+        """
+        for package in component.requires:
+            try:
+                is_installed = importlib.util.find_spec(package) is not None
+            except ModuleNotFoundError:  # a submodule of a package that is not installed
+                is_installed = False
+            if not is_installed:
+                distribution = package.partition(".")[0]
+                raise ConfigError(
+                    f"{self.describe(component)} needs {package}, which is not installed: pip install {distribution}"
+                )

@@ -15,12 +15,14 @@ def held(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, a hidden file beside it. The operating system releases it if the process is killed.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or its file is a link.
     """
     from filelock import FileLock, Timeout
 
     file = folder.with_name(f".{folder.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_symlink():
+        raise ConfigError(f"{file} is a link, and taking the lock would overwrite its target: remove it")
     lock = FileLock(file, blocking=False)
     try:
         lock.acquire()
@@ -30,7 +32,8 @@ def held(folder: Path) -> Iterator[None]:
             "--output"
         ) from None
     try:
-        file.write_text(str(os.getpid()), encoding="utf-8")
+        with contextlib.suppress(PermissionError):  # Windows does not write to a locked file
+            file.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows does not remove an open file
@@ -40,14 +43,15 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process of this machine is training in a folder. The lock itself is not touched."""
-    pid = _read(folder.with_name(f".{folder.name}.lock"))
+    import psutil
+
     try:
-        os.kill(int(pid), 0)  # signal 0 is not sent
-    except PermissionError:  # another user's process
+        pid = int(folder.with_name(f".{folder.name}.lock").read_text(encoding="utf-8"))
+        return bool(psutil.pid_exists(pid))  # os.kill(pid, 0) would send Ctrl-C on Windows
+    except PermissionError:  # Windows does not read a locked file
         return True
-    except (ValueError, OSError):
+    except (ValueError, OSError, OverflowError):
         return False
-    return True
 
 
 def _read(file: Path) -> str:

@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder."""
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AlignkitError(f"cannot read {folder / FILE}: {error}") from None
     if manifest.get("manifest_version") != VERSION:
         raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
@@ -54,14 +54,16 @@ def missing_file(folder: Path) -> str | None:
     stem = "adapter" if (folder / "adapter_config.json").exists() else "model"
     if stem == "model" and not (folder / "config.json").exists():
         return "config.json or adapter_config.json"
-    weights = [name for kind in ("safetensors", "bin") for name in folder.glob(f"*model*.{kind}")]
-    return None if weights else f"weights beside {'adapter_config' if stem == 'adapter' else 'config'}.json"
+    beside = "adapter_config.json" if stem == "adapter" else "config.json"
+    return None if any(folder.glob("*model*.safetensors")) else f"weights in safetensors beside {beside}"
 
 
 def write_atomically(file: Path, content: str) -> None:
     """Write a text file atomically: it is complete, or it does not appear."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as stream:  # does not follow a link that someone put there
+        stream.write(content)
     os.replace(temporary, file)
 
 

@@ -7,15 +7,13 @@ the config, or the newest finished run that matches, or trains the missing stage
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, data, paths
-from alignkit.components import Component
-from alignkit.config import data_sources, resolve, resume_rules, reward_parts
+from alignkit.config import data_sources, resolve, resume_rules, reward_parts, trust
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import merge
 from alignkit.data import held_out, sources
@@ -117,31 +115,39 @@ class Pipeline:
 
 
 def pipeline(
-    registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool = False, resume: bool = False
+    registry: Registry,
+    file: Mapping[str, Any],
+    cli: Mapping[str, Any],
+    overwrite: bool = False,
+    resume: bool = False,
+    trusted: bool = False,
 ) -> Pipeline:
     """Plan the requested run, and the runs of earlier stages that it needs.
 
     ``file`` and ``cli`` are as in :func:`alignkit.config.resolve`. With ``overwrite`` the requested run is trained
-    again. With ``resume`` a run that exists keeps the settings that the user does not set.
+    again. With ``resume`` a run that exists keeps the settings that the user does not set. With ``trusted``, they and
+    the file may name code to run (see :mod:`alignkit.config.trust`).
 
     Raises:
         AlignkitError: an error that can be detected without torch and would stop one of the runs.
     """
-    planned = _Planner(registry, file, cli, overwrite, resume).plan()
+    planned = _Planner(registry, file, cli, overwrite, resume, trusted).plan()
     configs = [plan.config.to_dict() for plan in planned.to_train]
     configs += [run.manifest["config"] for run in planned.finished if run.manifest]
     used_plugins.check(registry, cli, configs)
     return planned
 
 
+@dataclass
 class _Planner:
-    def __init__(
-        self, registry: Registry, file: Mapping[str, Any], cli: Mapping[str, Any], overwrite: bool, resume: bool
-    ) -> None:
-        self.registry, self.file, self.cli = registry, file, cli
-        self.overwrite, self.resume = overwrite, resume
-        self.result = Pipeline([], [])
-        self.known: dict[str, Parent] = {}  # stage -> its run
+    registry: Registry
+    file: Mapping[str, Any]
+    cli: Mapping[str, Any]
+    overwrite: bool
+    resume: bool
+    trusted: bool
+    result: Pipeline = field(default_factory=lambda: Pipeline([], []))
+    known: dict[str, Parent] = field(default_factory=dict)  # stage -> its run
 
     def plan(self) -> Pipeline:
         config, parents = self._config_and_parents(resolve(self.registry, self.file, self.cli))
@@ -175,6 +181,8 @@ class _Planner:
             config = dataclasses.replace(config, kept=recorded.kept(config, without))
         for role, parent in parents.items():
             lineage.check(config, parent, f"{stage.name}.{role}")
+        if not self.trusted:
+            trust.check_config(self.registry, config, self.cli)
         if config.reward is not None:
             config = self._with_reward_runs(config, parents)
         for parent in parents.values():
@@ -241,13 +249,13 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
     chosen += [getattr(config, kind) for kind in config.stage.component.uses if kind != "reward"]
     chosen += reward_parts.with_parts(registry, config.reward) if config.reward else []
     for component, settings in chosen:
-        check_requires(registry, component)
+        registry.check_requires(component)
         if component.check and not checks.wants_plan(component):
             component.check(settings)
     for parent in parents.values():  # a reward run may use another tuner
         tuner = parent.manifest["tuner"] if parent.manifest else config.tuner.component.name
         if registry.has("tuner", tuner):
-            check_requires(registry, registry.get("tuner", tuner))
+            registry.check_requires(registry.get("tuner", tuner))
     if config.chat_template is not None and not paths.expand(config.chat_template).is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
     base.check(config.model)
@@ -258,8 +266,6 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
             f"stage '{stage.name}' cannot use tuner '{tuner.name}', which trains {tuner.trains}. Choose one that "
             f"trains {' or '.join(stage.trains)}"
         )
-
-    stage = config.stage.component
     if config.data.path is None:
         raise ConfigError(f"stage '{stage.name}' has no default data. Add --data")
     eval_path, eval_split = config.data.eval_path, config.data.eval_split or config.data.split
@@ -321,22 +327,6 @@ def _without_bad_rows(plan: Plan) -> Plan:
     skipped = [*plan.source.skipped, *reasons]
     source = dataclasses.replace(plan.source, skipped=skipped)
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
-
-
-def check_requires(registry: Registry, component: Component) -> None:
-    """Check that the packages that a component needs are installed.
-
-    Raises:
-        ConfigError: a package is not installed.
-    """
-    for package in component.requires:
-        try:
-            is_installed = importlib.util.find_spec(package) is not None
-        except ModuleNotFoundError:  # a submodule of a package that is not installed
-            is_installed = False
-        if not is_installed:
-            component_name, distribution = registry.describe(component), package.partition(".")[0]
-            raise ConfigError(f"{component_name} needs {package}, which is not installed: pip install {distribution}")
 
 
 def is_made_by(config: RunConfig) -> bool:

@@ -81,7 +81,7 @@ class Sweep:
         manifest.write_atomically(self.output / FILE, "".join(lines))
 
 
-def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output: Path) -> Sweep:
+def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output: Path, trusted: bool = False) -> Sweep:
     """Plan every combination, and check each as ``alignkit check`` does.
 
     A varied setting applies to the requested stage alone, so that its runs share the runs that they start from. Those
@@ -92,6 +92,7 @@ def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output
         cli: flags and overrides, without the varied settings.
         settings: the grid of settings.
         output: the folder of the sweep.
+        trusted: the file may name code to run (see :mod:`alignkit.config.trust`).
 
     Raises:
         AlignkitError: an error that would stop one of the runs.
@@ -106,7 +107,7 @@ def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output
             shared = {key: value for key, value in varied.items() if _concerns_parents(key, stage, stages)}
             folder = output / grid.folder_name(shared, names) if shared else output
             own = [parse_override(f"{_of_stage(key, stage, stages)}={value}") for key, value in varied.items()]
-            planned = pipeline(Registry(), file, merge(cli, {"output": str(folder)}, *own))
+            planned = pipeline(Registry(), file, merge(cli, {"output": str(folder)}, *own), trusted=trusted)
             if not planned.to_train:
                 raise ConfigError(f"{planned.finished[0].folder} is a finished run. Choose another --output")
             *before, last = planned.to_train

@@ -6,6 +6,7 @@ the process trains on, and the next sweep waits for it.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def _run(job: Job, say: Callable[[str], None]) -> str | None:
     Raises:
         StoppedError: the user pressed Ctrl-C.
     """
-    command = [sys.executable, "-P", "-m", "alignkit", "train", "-c", str(job.config_file), "--resume"]
+    # the config is what the sweep has checked
+    command = [sys.executable, "-P", "-m", "alignkit", "train", "-c", str(job.config_file), "--resume", "--trust"]
     with job.log.open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
@@ -112,7 +114,8 @@ def _run(job: Job, say: Callable[[str], None]) -> str | None:
                 status = process.wait()
                 break
             except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)
+                if os.name != "nt":  # Windows has no sessions: Ctrl-C has reached the process too
+                    process.send_signal(signal.SIGINT)
                 say(
                     "stopping now" if is_stopped else "stopping after this step; press Ctrl-C again to stop immediately"
                 )

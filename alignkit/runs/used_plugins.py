@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.config import layers
+from alignkit.config.settings import texts
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
@@ -19,7 +20,7 @@ def check(registry: Registry, cli: Mapping[str, Any], configs: Sequence[Mapping[
     Raises:
         ConfigError: no component of a plugin is used. The message lists its components.
     """
-    used = _texts([cli, *configs])
+    used = texts([cli, *configs])
     for name in layers.plugins(cli):
         for plugin in registry.matches(name):
             provided = registry.components_of(plugin)
@@ -30,11 +31,3 @@ def check(registry: Registry, cli: Mapping[str, Any], configs: Sequence[Mapping[
                 key = {"judge": "reward.judge"}.get(provided[0].kind, provided[0].kind) if provided else ""
                 hint = f". Select one, such as {key}.name={provided[0].name}" if provided else ""
                 raise ConfigError(f"{plugin} is not used. It provides {components or 'no components'}{hint}")
-
-
-def _texts(value: Any) -> set[str]:
-    """All strings in nested tables and lists."""
-    if isinstance(value, Mapping | list):
-        inner = value.values() if isinstance(value, Mapping) else value
-        return set[str]().union(*map(_texts, inner))
-    return {value} if isinstance(value, str) else set()

@@ -20,7 +20,9 @@ class FunctionConfig:
     """The ``judge`` table of ``function``."""
 
     call: str | None = option(
-        None, "module:function; takes two lists, prompts and answers, and returns a score per answer"
+        None,
+        "module:function; takes two lists, prompts and answers, and returns a score per answer",
+        needs_trust="runs this code",
     )
 
 
@@ -46,11 +48,14 @@ class OpenAIConfig:
     """The ``judge`` table of ``openai``."""
 
     model: str | None = option(None, "the name of a model on the server")
-    base_url: str = option(OPENAI, "the address of the server, usually up to /v1")
+    base_url: str = option(
+        OPENAI, "the address of the server, usually up to /v1", needs_trust="sends prompts and answers to this server"
+    )
     api_key_env: str | None = option(
         None,
         "the name of the environment variable with the API key; null: OPENAI_API_KEY for OpenAI, none elsewhere",
         resume="may_change",
+        needs_trust="sends the content of this environment variable to the server",
     )
     rubric: str | None = option(None, "a text file: how to tell which answer is better; null: a short default")
     principles: list[str] | str = option(

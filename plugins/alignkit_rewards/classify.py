@@ -105,7 +105,7 @@ def load(name: str, run: Run) -> tuple[Any, str]:
             labels = next((len(saved[key]) for key in HEADS if key in saved), None)
             kwargs = {} if labels is None else {"num_labels": labels}
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, dtype="auto", output_loading_info=True, **kwargs
+            base, dtype="auto", output_loading_info=True, trust_remote_code=False, **kwargs
         )
         missing = sorted(set(report["missing_keys"]) - set(saved))
         if missing:
@@ -149,7 +149,10 @@ def build(config: ClassifierConfig, run: Run) -> Callable[[Answers], list[float]
     run.say(f"score: {of_label} of {config.model}")
     folder = Path(locate_model(str(config.model), run.say))
     record = read_manifest(folder) if is_run(folder) else None
-    tokenizer = tokenizer_of_run(folder, record) if record else AutoTokenizer.from_pretrained(tokenizer_at)
+    if record:
+        tokenizer = tokenizer_of_run(folder, record)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_at, trust_remote_code=False)
     if tokenizer.pad_token is None:  # a decoder-only model, which scores at the last token that is not padding
         tokenizer.pad_token = pad_token(tokenizer)
     batch = config.batch

@@ -1,0 +1,42 @@
+"""What is checked of a folder with weights before it is opened: run folders may come from someone else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import AlignkitError
+
+CODE = ("auto_map", "megatron_config", "trust_remote_code")  # keys of an adapter's config with which libraries run code
+
+
+def check(folder: Path) -> None:
+    """Check that opening the weights in a run folder or a checkpoint runs no code.
+
+    They must be in safetensors, which alignkit and its plugins write. Other formats are pickles. The config of an
+    adapter must name no code.
+
+    Raises:
+        AlignkitError: the weights are pickles, or the config of the adapter names code.
+    """
+    config = folder / "adapter_config.json"
+    pattern = "adapter_model.safetensors" if config.exists() else "*.safetensors"
+    if not any(folder.glob(pattern)):
+        raise AlignkitError(f"{folder} has no weights in safetensors. alignkit opens no pickles, which can run code")
+    if config.exists():
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise AlignkitError(f"cannot read {config}: {error}") from None
+        if named := next((key for key, value in _settings(settings) if key in CODE and value), None):
+            raise AlignkitError(f"{config} sets {named}, with which libraries run code. alignkit writes no such file")
+
+
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _settings(inner)
