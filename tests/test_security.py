@@ -30,6 +30,7 @@ from alignkit.runs import lineage, lock, manifest
 from alignkit.runs import weights as run_weights
 
 Train = Callable[..., Path]
+PAGE = Path(__file__).parents[1] / "docs" / "security.md"
 AUDITED = Path(__file__).with_name("audited.py")
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m"  # sets the title, clears the screen, and changes the color
 
@@ -83,6 +84,8 @@ def test_a_config_file_may_not_name_code_or_a_server(
     assert error.startswith(f"alignkit: error: {reason}")
     assert error.endswith("If you trust the file, add --trust, or write the setting on the command line\n")
     assert not Path("owned").exists()
+    if of == "a reward":
+        assert error.replace("evil:score", "alignkit.bundled.guide:score") in PAGE.read_text()
 
 
 def test_trust_is_given_by_the_option_or_by_the_command_line(
