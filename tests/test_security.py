@@ -58,7 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with a module that leaves a trace if it is imported, and with prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    Path("evil.py").write_text("import pathlib; pathlib.Path('owned').touch()\n\ndef score(prompts, answers):\n    return [0.0] * len(answers)\n")
+    Path("evil.py").write_text(
+        "import pathlib; pathlib.Path('owned').touch()\n\ndef score(prompts, answers):\n    return [0.0] * len(answers)\n"
+    )
     Path("prompts.jsonl").write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(20)))
     path = list(sys.path)
     yield tmp_path
@@ -251,7 +253,7 @@ def test_commands_on_run_folders_of_others_run_nothing_of_them_and_use_no_networ
     assert recorded["sockets"] == []
     assert recorded["processes"] == []
     assert recorded["unpickled"] == []
-    assert [file for file in recorded["written"] if not Path(file).is_relative_to(stranger)] == []
+    assert {file for file in recorded["written"] if not Path(file).is_relative_to(stranger)} <= {os.devnull}
 
 
 def test_a_model_that_needs_its_own_code_is_an_error_and_not_a_question(

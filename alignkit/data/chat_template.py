@@ -55,7 +55,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)  # None would ask
     except Exception as error:  # missing files, hub errors and converter errors share no base class
         raise AlignkitError(f"no tokenizer could be loaded from {base}: {one_line(error)}") from error
     if tokenizer.eos_token is None:

@@ -20,6 +20,7 @@ def load(located: str, kwargs: dict[str, Any], head: bool = False) -> PreTrained
     Raises:
         AlignkitError: the model could not be loaded.
     """
+    kwargs = {"trust_remote_code": False, **kwargs}  # None would ask on a terminal
     try:
         if head:
             model = AutoModelForSequenceClassification.from_pretrained(located, num_labels=1, **kwargs)

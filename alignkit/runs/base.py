@@ -62,7 +62,7 @@ def check_head(name: str) -> None:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(locate(name, lambda line: None))
+        config = AutoConfig.from_pretrained(locate(name, lambda line: None), trust_remote_code=False)
     except (OSError, ValueError):  # loading the model will report the error
         return
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:

@@ -23,7 +23,8 @@ VERSION = 2
 
 def unfinished(folder: Path) -> Path:
     """The folder of a run until it is finished."""
-    return folder.with_name(folder.name + ".unfinished")
+    named = folder if folder.name else folder.absolute()  # "." has no name
+    return named.with_name(named.name + ".unfinished")
 
 
 def is_run(folder: Path) -> bool:
