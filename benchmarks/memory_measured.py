@@ -1,125 +1,75 @@
-"""The memory of PPO, measured: alignkit's own run on random weights, on a GPU."""
+"""The peak memory of a run, measured: alignkit trains it, and PyTorch's own allocators are asked.
+
+On a CPU these are the memory events of ``torch.profiler``, which has all allocations of PyTorch, on a GPU
+``torch.cuda.max_memory_allocated``.
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import tempfile
+import gc
+import shutil
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from memory_shapes import config_of
-from torch import nn
 
 from alignkit import hookimpl
-from alignkit.runs import locate_model
+from alignkit.planning.ledger import size_of
+from alignkit.registry import Plugin, Registry, installed
+from alignkit.runs import pipeline
+from alignkit.runs.plan import Plan
 
-random_weights: Any = None  # the plugin of the run that is measured
+measuring: Any = None  # the plugin
 
 
-class RandomWeights:
-    """A plugin that makes the model of a shape where it would be loaded; 4-bit layers one at a time."""
+class Measuring(transformers.TrainerCallback):
+    """Measures the bytes of tensors from the beginning of training to its end."""
 
-    def __init__(self, shape: str, tuner: str, device: str) -> None:
-        self.shape, self.tuner, self.device = shape, tuner, device
+    def __init__(self) -> None:
+        self.peak = 0
 
     @hookimpl
-    def alignkit_load_model(self, run: Any, role: str, kwargs: dict[str, Any]) -> Any:
-        head = role in ("value", "reward")
-        auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
-        dtype = getattr(torch, kwargs["dtype"]) if isinstance(kwargs["dtype"], str) else kwargs["dtype"]
-        config = config_of(self.shape)
-        config.num_labels, layers = 1, config.num_hidden_layers
-        with torch.device(self.device):
-            if self.tuner != "qlora":
-                return auto.from_config(config, dtype=dtype)
-            config.num_hidden_layers = 1
-            model: Any = auto.from_config(config, dtype=dtype)
-            kind = type(model.model.layers[0])
-            config.num_hidden_layers = layers
-            model.model.layers = nn.ModuleList(quantized(kind(config, i).to(dtype)) for i in range(layers))
-        model.config.num_hidden_layers = layers
-        model.is_loaded_in_4bit = True  # where PEFT looks
-        return model
+    def alignkit_callbacks(self, run: Any) -> list[Any]:
+        return [self]
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        self.before = size_of(each for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        self.profiler.start()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            self.peak = torch.cuda.max_memory_allocated()
+            return
+        self.profiler.stop()
+        now = most = 0
+        for event in self.profiler.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        self.peak = self.before + most
 
 
-def quantized(layer: nn.Module) -> nn.Module:
-    """A layer with its linear layers in NF4."""
-    import bitsandbytes as bnb
-
-    for module in list(layer.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                packed = bnb.nn.Linear4bit(
-                    child.in_features, child.out_features, child.bias is not None, child.weight.dtype, True, "nf4"
-                )
-                packed.weight = bnb.nn.Params4bit(child.weight.data.cpu(), requires_grad=False, quant_type="nf4")
-                if child.bias is not None:
-                    packed.bias = child.bias
-                setattr(module, name, packed.to(child.weight.device))
-    return layer
+def planned(settings: dict[str, Any], *plugins: str) -> Plan:
+    """The plan of the run that these settings describe, with these plugins of the benchmarks."""
+    global measuring
+    measuring = Measuring()
+    modules = {"measuring": __name__, "random_weights": "memory_random"}
+    own = [Plugin(name, "benchmarks", "0", EntryPoint(name, f"{modules[name]}:{name}", "-")) for name in plugins]
+    settings = {**settings, "plugins": [*settings["plugins"], *plugins]}
+    return pipeline(Registry([*installed(), *own]), {}, settings, overwrite=True).to_train[-1]
 
 
-def measure(shape: str, tuner: str, options: argparse.Namespace) -> int:
-    """Two iterations of alignkit's PPO on random weights; the most that was allocated on the GPU, in bytes."""
-    from alignkit.registry import Plugin, Registry, installed
-    from alignkit.runs import pipeline
+def measure(settings: dict[str, Any], *plugins: str) -> int:
+    """Train the run that these settings describe. Returns the most bytes that tensors took at the same time."""
     from alignkit.training import execute
 
-    cuda = torch.cuda.is_available()
-    global random_weights
-    random_weights = RandomWeights(shape, tuner, "cuda" if cuda else "cpu")
-    entry = EntryPoint("random-weights", f"{__name__}:random_weights", "-")
-    registry = Registry([*installed(), Plugin("random-weights", "benchmarks", "0", entry)])
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        tokenizer(folder)
-        Path("prompts.jsonl").write_text(
-            "".join(
-                json.dumps({"prompt": "a " * (options.length - options.response - 20) + str(n)}) + "\n"
-                for n in range(64)
-            )
-        )
-        Path("reward.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
-        table = {
-            "policy": "base",
-            "iterations": 2,
-            "batch_size": options.sampled,
-            "minibatches": 1,
-            "response_length": options.response,
-            "value": options.value,
-            "max_prompt_length": 2 * options.length,  # a small tokenizer takes more than a token a word
-        }
-        settings = {
-            "plugins": ["ppo", tuner, "random-weights"],
-            "model": "base",
-            "output": "runs",
-            "data": {"path": "prompts.jsonl", "eval_size": 0},
-            "optimizer": {"name": options.optimizer},
-            "reward": {"name": "function", "call": "reward:score"},
-            "train": {
-                "per_device_train_batch_size": options.microbatch,
-                "gradient_checkpointing": options.gradient_checkpointing,
-                "save_strategy": "no",
-                "use_cpu": not cuda,
-            },
-            "stages": {"ppo": table},
-        }
-        (plan,) = pipeline(registry, {}, settings).to_train
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        execute(plan, resume=False, overwrite=False, say=lambda line: None)
-    return torch.cuda.max_memory_allocated() if cuda else 0
-
-
-def tokenizer(folder: str) -> None:
-    """A model's folder without weights: a config, and the tokenizer of the bundled model."""
-    config = config_of("tiny")
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(Path(folder) / "base")
-    transformers.AutoTokenizer.from_pretrained(locate_model("bundled:smollm2-135m", print)).save_pretrained(
-        Path(folder) / "base"
-    )
+    plan = planned(settings, "measuring", *plugins)
+    execute(plan, resume=False, overwrite=True, say=lambda line: None)
+    shutil.rmtree(plan.config.folder)
+    return int(measuring.peak)

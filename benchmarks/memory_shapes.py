@@ -6,6 +6,8 @@ from typing import Any
 
 import transformers
 
+from alignkit.runs import locate_model
+
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "1.5B": (  # Qwen2.5-1.5B
@@ -41,7 +43,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def config_of(shape: str) -> Any:
-    """The config of Transformers."""
+def write_model(shape: str, folder: str) -> None:
+    """Write a model's folder without weights: a config, and the tokenizer of the bundled model."""
     kind, sizes = SHAPES[shape]
-    return transformers.CONFIG_MAPPING[kind](**sizes, bos_token_id=None, eos_token_id=0, pad_token_id=None)
+    config = transformers.CONFIG_MAPPING[kind](**sizes, bos_token_id=None, eos_token_id=0, pad_token_id=None)
+    config.architectures = ["LlamaForCausalLM" if kind == "llama" else "Qwen2ForCausalLM"]
+    config.save_pretrained(folder)
+    bundled = locate_model("bundled:smollm2-135m", print)
+    transformers.AutoTokenizer.from_pretrained(bundled).save_pretrained(folder)

@@ -5,24 +5,24 @@
     python benchmarks/ppo_memory.py
     python benchmarks/ppo_memory.py --shapes 8B --tuners qlora --optimizer adamw_8bit
 
-Computed (``memory_computed.py``): the real modules and adapters are built on tensors without data, and a sampling and a
-training step run on them with every allocation counted. What cannot run this way is added by arithmetic: 4-bit weights,
-optimizer states and the cache of sampling. CUDA's own memory (about half a GiB) and the waste of its allocator are not
-included.
-
-Measured, where there is a GPU (``memory_measured.py``): alignkit's own PPO run on random weights, by
-``torch.cuda.max_memory_allocated``.
+Computed as ``alignkit plan`` does, without what CUDA and its allocator take. Where there is a GPU, also measured:
+alignkit's PPO runs on random weights, see ``memory_measured.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import torch
-from memory_computed import Parts, compute
-from memory_measured import measure
-from memory_shapes import SHAPES
+from memory_measured import measure, planned
+from memory_shapes import SHAPES, write_model
+
+from alignkit import planning
 
 TUNERS = ("full", "lora", "qlora")
 GIB = 2**30
@@ -38,26 +38,46 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=256, help="tokens of the answer among them")
     parser.add_argument("--sampled", type=int, default=16, help="answers that are sampled at a time")
     parser.add_argument("--value", choices=("adapter", "head"), default="adapter", help="ppo.value")
-    memory = torch.cuda.get_device_properties(0).total_memory // GIB if torch.cuda.is_available() else 24
-    parser.add_argument(
-        "--gpu-memory",
-        type=int,
-        default=memory,
-        help="GiB; default: of this GPU, or 24. With more, more logits at a time",
-    )
+    parser.add_argument("--gpu-memory", type=int, help="GiB; default: of this GPU, or 24. With more, more logits")
     parser.add_argument("--no-checkpointing", dest="gradient_checkpointing", action="store_false")
     parser.add_argument("--bf16-weights", action="store_true", help="full: tuner.dtype=bfloat16")
     options = parser.parse_args()
-    names = [field.name for field in dataclasses.fields(Parts)]
-    print("GiB    tuner     " + "".join(f"{name:>10}" for name in [*names, "peak"]) + "   how")
+    print("GiB    tuner     " + "".join(f"{phase:>16}" for phase in ("sampling", "scoring", "training")) + "   how")
     for shape in options.shapes:
         for tuner in options.tuners:
-            parts = compute(shape, tuner, options)
-            row = [*dataclasses.astuple(parts), parts.peak]
-            print(f"{shape:<7}{tuner:<10}" + "".join(f"{n / GIB:>10.2f}" for n in row) + "   computed", flush=True)
-            if torch.cuda.is_available():
-                peak = measure(shape, tuner, options)
-                print(f"{shape:<7}{tuner:<10}{'':>50}{peak / GIB:>10.2f}   measured", flush=True)
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                write_model(shape, "base")
+                settings = settings_of(tuner, options)
+                memory = options.gpu_memory and options.gpu_memory * GIB
+                phases = planning.memory(planned(settings), "cuda", memory).phases
+                name = f"{shape:<7}{tuner:<10}"
+                sizes = (sum(phases[phase].values()) / GIB for phase in ("sampling", "scoring", "training"))
+                print(name + "".join(f"{size:>16.2f}" for size in sizes) + "   computed", flush=True)
+                if torch.cuda.is_available():
+                    peak = measure(settings, "random_weights")
+                    print(f"{name}{'peak':>32}{peak / GIB:>16.2f}   measured", flush=True)
+
+
+def settings_of(tuner: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of PPO on the model in the folder ``base``. A reward model would be another adapter."""
+    words = options.length - options.response - 20  # the chat template adds tokens
+    rows = [{"prompt": "a " * words + str(n)} for n in range(options.sampled)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("reward.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
+    table = {
+        **{"policy": "base", "iterations": 2, "batch_size": options.sampled, "minibatches": 1, "value": options.value},
+        **{"response_length": options.response, "max_prompt_length": 2 * options.length},
+        **{"data": {"path": "prompts.jsonl", "eval_size": 0}, "reward": {"name": "function", "call": "reward:score"}},
+    }
+    train = {
+        **{"per_device_train_batch_size": options.microbatch, "save_strategy": "no"},
+        **{"gradient_checkpointing": options.gradient_checkpointing, "use_cpu": not torch.cuda.is_available()},
+    }
+    return {
+        **{"plugins": ["ppo", tuner], "model": "base", "output": "runs", "optimizer": {"name": options.optimizer}},
+        **({"tuner": {"dtype": "bfloat16"}} if options.bf16_weights and tuner == "full" else {}),
+        **{"train": train, "stages": {"ppo": table}},
+    }
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "sweep": "Train a run for every combination of settings.",
     "watch": "Show the curves of a run in the terminal, while it trains.",
     "check": "Check a training command and print its plan.",
+    "plan": "Estimate the memory of a run before it starts.",
     "config": "Print the config of a stage, with a comment on every key.",
     "chat": "Chat with a model.",
     "sample": "Sample answers to prompts.",

@@ -53,7 +53,12 @@ def logits_at_a_time(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return LOGITS
-    return max(LOGITS, int(torch.cuda.get_device_properties(device).total_memory) // (64 * 4))
+    return logits_on(int(torch.cuda.get_device_properties(device).total_memory))
+
+
+def logits_on(memory: int) -> int:
+    """How many logits to hold in memory on a GPU with ``memory`` bytes."""
+    return max(LOGITS, memory // (64 * 4))
 
 
 def from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

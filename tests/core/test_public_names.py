@@ -72,7 +72,7 @@ BUILT_IN = sorted(folder.name for folder in (ROOT / "plugins").glob("alignkit_*"
 
 
 INTERNALS = (
-    "benchmarks/memory_computed.py",
+    "benchmarks/memory_measured.py",
     "benchmarks/tokenizing.py",
     "benchmarks/fuzz.py",
 )  # they measure and test parts of the core

@@ -1,0 +1,87 @@
+"""``alignkit plan``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from alignkit.cli import common
+from alignkit.runs.plan import pipeline
+
+if TYPE_CHECKING:
+    from alignkit.planning import Memory
+
+Device = typer.Option(None, help="Plan for a GPU or a CPU. Default: where the run would train on this machine.")
+
+
+def plan(
+    overrides: list[str] = common.Overrides,
+    plugin: list[str] = common.Plugins,
+    config: Path = common.ConfigFile,
+    model: str = common.Model,
+    data: list[str] = common.Data,
+    output: str = common.Output,
+    device: Literal["cuda", "cpu"] = Device,
+    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+) -> None:
+    """Estimate the memory of a run before it starts. Takes the arguments of train and loads no weights."""
+    planned = pipeline(*common.read_arguments(plugin, config, model, data, output, overrides), overwrite=True)
+    common.quiet()
+    from alignkit import planning
+
+    requested = planned.to_train[-1]
+    memory, measured = planning.memory(requested, device), planning.measured_peak(requested)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "stage": requested.config.stage.component.name,
+                    "device": memory.device,
+                    "dtype": memory.dtype,
+                    "phases": memory.phases,
+                    "overhead": memory.overhead,
+                    "peak": memory.peak,
+                    "measured": None if measured is None else {"run": str(measured.run), "tensors": measured.bytes},
+                },
+                indent=2,
+            )
+        )
+        return
+    first = [run.config.stage.component.name for run in planned.to_train[:-1]]
+    if first:
+        typer.echo(f"{'first':>11}  {' and '.join(first)}, which need a plan of their own")
+    for label, text in [*requested.describe()[:2], ("tuner", requested.config.tuner.component.name)]:
+        typer.echo(f"{label:>11}  {text}")
+    typer.echo(f"{'computes':>11}  on {memory.device} in {memory.dtype}\n")
+    for line in table(memory):
+        typer.echo(line)
+    typer.echo()
+    typer.echo(f"{'peak':>11}  {_gib(memory.peak)}{_overhead(memory)}")
+    if measured is not None:
+        typer.echo(f"{'measured':>11}  {_gib(measured.bytes)} of tensors, by {measured.run}")
+
+
+def table(memory: Memory) -> Iterator[str]:
+    """A row for each part, a column for each phase."""
+    parts = list(dict.fromkeys(part for of_phase in memory.phases.values() for part in of_phase))
+    width = max(map(len, parts)) + 2
+    yield " " * width + "".join(f"{name:>16}" for name in memory.phases)
+    for part in parts:
+        sizes = (of_phase.get(part) for of_phase in memory.phases.values())
+        yield f"{part:<{width}}" + "".join(f"{'' if size is None else _gib(size):>16}" for size in sizes)
+    totals = (sum(of_phase.values()) for of_phase in memory.phases.values())
+    yield f"{'together':<{width}}" + "".join(f"{_gib(total):>16}" for total in totals)
+
+
+def _overhead(memory: Memory) -> str:
+    if not memory.overhead:
+        return ""
+    return f", of which {_gib(memory.overhead)} are for CUDA and its allocator (an estimate)"
+
+
+def _gib(size: Any) -> str:
+    return f"{size / 2**30:.2f} GiB"

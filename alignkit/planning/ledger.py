@@ -1,0 +1,88 @@
+"""Counts the bytes of all tensors that are alive, and what they are for at the peak of each phase of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the storages of all tensors that operations return in this context, until they are freed.
+
+    ``described`` returns the bytes of tensors that are known, by what they are for. It is called at a peak, and the
+    other bytes there are called ``other``.
+    """
+
+    def __init__(self, other: str = "activations") -> None:
+        super().__init__()
+        self.now = 0
+        self.other = other
+        self.described: Callable[[], Mapping[str, int]] = dict
+        self.phases: dict[str, dict[str, int]] = {}  # phase -> part -> bytes at the peak of the phase
+        self._sizes: dict[int, int] = {}  # by storage
+        self._peak = 0  # of the current phase, since it began or from an earlier time
+        self._at_peak = False  # whether the bytes of the peak are those of now
+        self._phase = ""
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation."""
+        return func(*args, **kwargs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = self.run(func, args, kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        size = self._sizes[key] = storage.nbytes()
+        self.now += size
+        if self.now > self._peak:
+            self._peak, self._at_peak = self.now, True
+        weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        if self._at_peak:
+            self._record()
+        self.now -= self._sizes.pop(key, 0)
+
+    def _record(self) -> None:
+        """Note what the tensors of now are for, which are those of the peak."""
+        self._at_peak = False
+        if self._phase:
+            known = {part: size for part, size in self.described().items() if size}
+            self.phases[self._phase] = {**known, self.other: self.now - sum(known.values())}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Attribute what happens in this context to a phase. Its peak is the largest of all its contexts."""
+        outer = self._phase
+        self._enter(name)
+        if self.now > self._peak:
+            self._peak, self._at_peak = self.now, True
+        try:
+            yield
+        finally:
+            self._enter(outer)
+
+    def _enter(self, phase: str) -> None:
+        if self._at_peak:
+            self._record()
+        self._phase, self._peak = phase, sum(self.phases.get(phase, {}).values())
+
+
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
+    """The bytes of the storages of tensors, each counted once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

@@ -1,0 +1,207 @@
+"""The memory that a run will take: its stage's own trainer takes a few steps on tensors without data.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import transformers
+
+from alignkit.errors import AlignkitError, DataError
+from alignkit.models import device_and_dtype, token_logps
+from alignkit.planning.ledger import Ledger, size_of
+from alignkit.planning.phantoms import Copies, Phantoms
+from alignkit.planning.planned_run import PlannedRun
+from alignkit.planning.weightless import without_weights
+from alignkit.registry import checks
+from alignkit.rows import Located
+from alignkit.runs import row_checks
+from alignkit.runs.plan import Plan
+
+PHASES = ("sampling", "scoring", "training", "optimizer step")
+GIB = 2**30
+GPU_MEMORY = 24 * GIB  # of a GPU that is not at hand
+CONTEXT = int(0.6 * GIB)  # estimate: CUDA's context, and the workspace of cuBLAS
+FRAGMENTATION = 0.03  # estimate: what PyTorch's allocator reserves beside tensors, as a share of them
+MEASURED = 64  # rows with the most characters, whose tokens are counted
+
+
+class Memory(NamedTuple):
+    """The bytes that a run takes at its peak."""
+
+    phases: Mapping[str, Mapping[str, int]]  # phase, such as "sampling" or "training" -> part -> bytes at its peak
+    overhead: int  # of CUDA and its allocator, an estimate; 0 on a CPU
+    device: str  # "cpu" or "cuda"
+    dtype: str  # in which models compute, such as "bfloat16"
+
+    @property
+    def tensors(self) -> int:
+        """The bytes of all tensors in the phase that needs most, which ``torch.cuda.max_memory_allocated`` measures."""
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+    @property
+    def peak(self) -> int:
+        """The bytes that the device must have: :attr:`tensors` and :attr:`overhead`."""
+        return self.tensors + self.overhead
+
+
+def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None) -> Memory:
+    """The memory of a run. No weights are loaded: the base model may be a folder with a config and a tokenizer only.
+
+    The stage's trainer is built on the longest rows of the data, and trains for two steps.
+
+    Args:
+        plan: the run.
+        device: ``"cuda"`` or ``"cpu"``; None: where the run would train on this machine.
+        gpu_memory: bytes of the GPU, on which the number of logits in memory at a time depends; None: of the GPU of
+            this machine, or 24 GiB.
+
+    Raises:
+        AlignkitError: the run cannot be planned, for a reason that would stop it too.
+    """
+    kind = device or device_and_dtype.run_device(plan.config.train).type
+    dtype = _dtype(plan.config.train, kind)
+    ledger = Phantoms()
+    with tempfile.TemporaryDirectory() as folder, ledger:
+        run = PlannedRun(plan, Path(folder), dtype, ledger)
+        run.train_rows, run.eval_rows = longest_rows(run), []
+        with without_weights(run.planned), Copies(), _logits_at_a_time(kind, gpu_memory):
+            phases = rehearse(run)
+    tensors = max(sum(parts.values()) for parts in phases.values())
+    overhead = CONTEXT + int(FRAGMENTATION * tensors) if kind == "cuda" else 0
+    return Memory(phases, overhead, kind, str(dtype).removeprefix("torch."))
+
+
+def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
+    """Build the trainer of a run and take its steps. Returns the bytes of each part at the peak of each phase."""
+    ledger, stage = run.ledger, run.config.stage.component
+    trainer: Any = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
+    trainer.remove_callback(transformers.PrinterCallback)
+    gc.collect()  # what was needed to build it
+    kept = ledger.now
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+    def described() -> dict[str, int]:
+        weights = size_of(trained)
+        return {
+            "frozen weights": kept - weights,
+            "trained weights": weights,
+            "gradients": size_of(p.grad for p in trained if p.grad is not None),
+            "optimizer states": size_of(states_of(trainer.optimizer)) if trainer.optimizer else 0,
+        }
+
+    ledger.described = described
+    _watch(trainer, run)
+    with ledger.phase("scoring"):  # all but sampling and steps
+        trainer.train()
+    if not stage.uses:
+        del ledger.phases["scoring"]  # it only clips gradients
+    elif sampling := ledger.phases.get("sampling"):
+        cache = min(run.cache, sampling[ledger.other])
+        sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}
+    return {name: ledger.phases[name] for name in PHASES if name in ledger.phases}
+
+
+def states_of(optimizer: Any) -> Iterator[torch.Tensor]:
+    """The tensors in the states of an optimizer, which may be wrapped by accelerate."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return (each for state in inner.state.values() for each in state.values() if isinstance(each, torch.Tensor))
+
+
+def _watch(trainer: Any, run: PlannedRun) -> None:
+    """Have the trainer's steps counted as phases, and take two microbatches of the first step and one of the second.
+
+    The second microbatch has the gradients of the first, the second step the states of the optimizer.
+    """
+    ledger, training_step, taken = run.ledger, trainer.training_step, 0
+
+    def step(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal taken
+        number, taken = taken, taken + 1
+        limit = 2 if trainer.state.global_step == 0 else trainer.args.gradient_accumulation_steps + 1
+        if number >= limit:
+            return torch.zeros(())
+        with ledger.phase("training"):
+            return training_step(*arguments, **keywords)
+
+    trainer.training_step = step
+    trainer.add_callback(_OptimizerSteps(ledger))
+
+
+class _OptimizerSteps(transformers.TrainerCallback):
+    """Counts the steps of the optimizer as a phase. From the first one on, every phase has its states."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.phase = self.ledger.phase("optimizer step")
+        self.phase.__enter__()
+
+    def on_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
+        self.phase.__exit__(None, None, None)
+        states = size_of(states_of(optimizer))
+        for parts in self.ledger.phases.values():
+            parts.setdefault("optimizer states", states)
+
+
+def longest_rows(run: PlannedRun) -> list[Located]:
+    """The longest training rows, as often as a few steps need.
+
+    Raises:
+        AlignkitError: there is no row that the stage can train on.
+    """
+    config = run.config
+    most = getattr(config.stage.config, "max_length", None)
+    skips = getattr(config.stage.config, "too_long", None) == "skip"
+    measured = list[tuple[int, Located]]()
+    for located in sorted(run.train_rows, key=lambda each: len(repr(each.row)), reverse=True):
+        with contextlib.suppress(DataError):  # a row that training leaves out
+            length = max(row_checks.lengths_of(config, run.tokenizer, located.row), default=0)
+            if not (skips and most and length > most):
+                measured.append((length, located))
+        if len(measured) == max(MEASURED, _rows_of_batch(config)):
+            break
+    if not measured:
+        raise AlignkitError("there is no row that the stage can train on")
+    measured.sort(key=lambda each: each[0], reverse=True)
+    rows = [located for _, located in measured[: _rows_of_batch(config)]]
+    longest = max(1, measured[0][0])
+    in_sequence = -(-most // longest) if most and getattr(config.stage.config, "packing", False) else 1
+    needed = 3 * _rows_of_batch(config) * in_sequence
+    return (rows * -(-needed // len(rows)))[:needed]
+
+
+def _rows_of_batch(config: Any) -> int:
+    """The rows of a microbatch, or of the batch of a stage that samples."""
+    batch = getattr(config.stage.config, "batch_size", None)
+    return int(batch or config.train.get("per_device_train_batch_size", 8))
+
+
+def _dtype(train: Mapping[str, Any], kind: str) -> torch.dtype:
+    """The number format of the run; on a GPU that is not at hand, bf16."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        return torch.bfloat16 if train.get("bf16", True) or train.get("fp16") else torch.float32
+    dtype = device_and_dtype.run_dtype({**train, **({"use_cpu": True} if kind == "cpu" else {})})
+    return torch.bfloat16 if dtype is torch.float16 else dtype  # as many bytes
+
+
+@contextlib.contextmanager
+def _logits_at_a_time(kind: str, gpu_memory: int | None) -> Iterator[None]:
+    """Hold as many logits in memory as on the GPU of the run."""
+    if kind == "cpu":
+        yield
+        return
+    here = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else GPU_MEMORY
+    number = token_logps.logits_on(gpu_memory or here)
+    with mock.patch.object(token_logps, "logits_at_a_time", return_value=number):
+        yield

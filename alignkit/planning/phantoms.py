@@ -1,0 +1,188 @@
+"""Runs PyTorch code on large tensors without data, so that a step of an 8B model takes seconds and no memory.
+
+PyTorch's ``FakeTensor`` has a shape, a dtype and a storage of a size, but no data. Code that looks at data, such as a
+loop until all answers have ended, cannot run on it. So here token ids, masks and all small tensors have data as usual,
+and only large tensors of numbers with fractions, or of quantized ones, have none. An operation that makes a small
+tensor or integers from them computes as if all elements of a large tensor were equal: 1, or what element-wise
+operations made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from alignkit.planning.ledger import Ledger
+
+SMALL = 1 << 16  # elements of a tensor of numbers with fractions that has data
+INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
+VALUES = 1 << 22  # of a large tensor whose value is followed
+aten = torch.ops.aten
+
+
+class Phantoms(Ledger):
+    """A :class:`Ledger` in whose context large tensors have no data."""
+
+    def __init__(self, other: str = "activations") -> None:
+        super().__init__(other)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation: on shapes alone if one of its tensors has no data."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        phantoms = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
+        if phantoms:
+            return self._on_phantoms(func, args, kwargs, phantoms)
+        if not tensors:  # an operation that makes a tensor
+            with self.fake:
+                made = func(*args, **kwargs)
+            if isinstance(made, Tensor) and _is_large(made):
+                return made
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and _is_large(result) and not _is_alias(func, 0):
+            return self.fake.from_tensor(result)
+        return result
+
+    def _on_phantoms(self, func: Any, args: Any, kwargs: Any, phantoms: Sequence[Tensor]) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return value_of(phantoms[0])
+        if func is aten.equal.default:
+            return value_of(args[0]) == value_of(args[1])
+        args = _with_positions(func, args)
+        try:
+            with self.fake:
+                result = func(*args, **kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            return self._with_data(func, args, kwargs)
+        if written := _written(func, args, kwargs):
+            return None if not func._schema.returns else written[0] if len(written) == 1 else tuple(written)
+        if not isinstance(result, Tensor | tuple | list):
+            return result
+        return self._outputs(func, args, kwargs, result, value_of(phantoms[0]))
+
+    def _outputs(self, func: Any, args: Any, kwargs: Any, result: Any, value: float) -> Any:
+        """The outputs of an operation, of which ``result`` has the shapes: integers and small tensors with data."""
+        outputs = [result] if isinstance(result, Tensor) else list(result)
+        if all(_is_alias(func, min(n, len(func._schema.returns) - 1)) for n in range(len(outputs))):
+            for output in outputs:
+                _set_value(output, value)
+            return result
+        if any(isinstance(o, Tensor) and not _has_fractions(o) and o.numel() <= INTEGERS for o in outputs):
+            computed = self._with_data(func, args, kwargs)
+            with_data = [computed] if isinstance(computed, Tensor) else list(computed)
+        else:
+            with_data = [None] * len(outputs)
+        if any(isinstance(o, Tensor) and o.numel() <= VALUES for o in outputs) and torch.Tag.pointwise in func.tags:
+            value = _of_one_element(func, args, kwargs)
+        for n, (output, data) in enumerate(zip(outputs, with_data, strict=True)):
+            if not isinstance(output, Tensor):
+                continue
+            if not _has_fractions(output):
+                outputs[n] = output if data is None else data
+            elif not _is_large(output):
+                outputs[n] = torch.empty_strided(output.shape, output.stride(), dtype=output.dtype).fill_(value)
+            else:
+                _set_value(output, value)
+        return outputs[0] if isinstance(result, Tensor) else type(result)(outputs)
+
+    def _with_data(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation where phantoms have data, which takes no memory."""
+
+        def data(leaf: Any) -> Any:
+            return _filled(leaf).expand(leaf.shape) if isinstance(leaf, FakeTensor) else leaf
+
+        result = func(*tree_map(data, args), **tree_map(data, kwargs))
+        return tree_map(self._without_data, result)
+
+    def _without_data(self, leaf: Any) -> Any:
+        return self.fake.from_tensor(leaf) if isinstance(leaf, Tensor) and _is_large(leaf) else leaf
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return _has_fractions(tensor) and tensor.numel() > SMALL
+
+
+class Copies(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors without data."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and isinstance(args[0], FakeTensor):
+            tensor, memo = args
+            if id(tensor) not in memo:
+                copy = tensor.detach().clone()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def value_of(tensor: Tensor) -> Any:
+    """What every element of a tensor without data counts as; the first element of one with data."""
+    if isinstance(tensor, FakeTensor):
+        return getattr(tensor, "_alignkit_value", 1)
+    return tensor.flatten()[0].item() if tensor.numel() else 1
+
+
+def _set_value(tensor: Any, value: Any) -> None:
+    if isinstance(tensor, FakeTensor):
+        tensor._alignkit_value = value
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """A tensor without dimensions, of the dtype and with the value of ``tensor``."""
+    return torch.full((), value_of(tensor), dtype=tensor.dtype)
+
+
+def _of_one_element(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an element-wise operation on the values of its tensors."""
+    one = func(*tree_map(_one, args), **tree_map(_one, kwargs))
+    value = one.item() if isinstance(one, Tensor) else 1.0
+    return value if math.isfinite(value) else 1.0
+
+
+def _one(leaf: Any) -> Any:
+    return _filled(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _has_fractions(tensor: Tensor) -> bool:
+    """Whether it holds weights or activations: 8-bit integers are quantized ones."""
+    return tensor.dtype.is_floating_point or (tensor.dtype.itemsize == 1 and tensor.dtype is not torch.bool)
+
+
+def _with_positions(func: Any, args: Any) -> Any:
+    """The arguments of an indexing operation with positions in place of masks, whose number of elements is known."""
+    if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+        return args
+    indices: list[Any] = []
+    for index in args[1]:
+        is_mask = isinstance(index, Tensor) and index.dtype is torch.bool and not isinstance(index, FakeTensor)
+        indices += index.nonzero().unbind(1) if is_mask else [index]
+    return (args[0], indices, *args[2:])
+
+
+def _is_alias(func: Any, output: int) -> bool:
+    """Whether an output of an operation is a view of an input."""
+    returns = func._schema.returns
+    return bool(returns) and returns[output].alias_info is not None
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operation writes to and returns."""
+    by_name = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    return [
+        by_name[argument.name]
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in by_name
+    ]

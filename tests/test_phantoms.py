@@ -1,0 +1,92 @@
+"""Tensors without data: code that looks at data runs on them, and takes as much memory as on real ones."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from alignkit.models import logit_form
+from alignkit.planning.ledger import Ledger
+from alignkit.planning.phantoms import SMALL, Copies, Phantoms
+
+LARGE = 2 * SMALL
+
+
+def test_large_tensors_have_no_data_and_small_ones_and_integers_have() -> None:
+    with Phantoms():
+        large, small, ids = torch.randn(LARGE), torch.ones(8), torch.arange(LARGE)
+
+        assert isinstance(large, FakeTensor)
+        assert not isinstance(small, FakeTensor)
+        assert small.sum().item() == 8
+        assert ids.sum().item() == LARGE * (LARGE - 1) // 2
+
+
+def test_equal_computations_have_equal_results() -> None:
+    with Phantoms():
+        a, b = torch.randn(LARGE, 2), torch.randn(LARGE, 2)
+
+        assert (a - b).abs().max() <= 1e-4 * (1 + b.abs().max())
+        assert torch.equal(a, b)
+        assert not (a - b).isnan().any()
+        assert float((a * b).sum() / b.square().sum()) == 1
+
+
+def test_masks_select_as_many_rows_as_they_have() -> None:
+    mask = torch.arange(LARGE) % 3 == 0
+    with Phantoms():
+        states = torch.randn(LARGE, 4)
+        states[mask] = 0
+
+        assert states[mask].shape == (int(mask.sum()), 4)
+        assert states.argmax(-1).shape == (LARGE,)
+
+
+def test_a_loop_over_sampled_tokens_ends() -> None:
+    with Phantoms():
+        logits = torch.randn(4, LARGE)
+        tokens = logits.argmax(-1)
+
+        assert tokens.tolist() == [0, 0, 0, 0]
+        assert int(torch.multinomial(logits[:1].softmax(-1), 1)) < LARGE
+
+
+def test_what_is_counted_is_what_tensors_with_data_take() -> None:
+    def step() -> None:
+        model = nn.Sequential(nn.Linear(300, 900), nn.GELU(), nn.Linear(900, 300))
+        loss = model(torch.randn(500, 300)).square().mean()
+        loss.backward()
+        torch.optim.AdamW(model.parameters()).step()
+
+    with Ledger() as real, real.phase("step"):
+        step()
+    with Phantoms() as phantoms, phantoms.phase("step"):
+        step()
+
+    assert sum(phantoms.phases["step"].values()) == pytest.approx(sum(real.phases["step"].values()), rel=0.001)
+    assert real.now == phantoms.now == 0
+
+
+def test_models_without_data_are_copied() -> None:
+    with Phantoms(), Copies():
+        model = nn.Linear(SMALL, 3)
+        same = copy.deepcopy(model).requires_grad_(False)
+
+        assert isinstance(same.weight, nn.Parameter)
+        assert same.weight.untyped_storage()._cdata != model.weight.untyped_storage()._cdata
+        assert model.weight.requires_grad
+        assert not same.weight.requires_grad
+
+
+def test_the_logits_of_a_model_without_data_are_those_of_its_head() -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    with Phantoms():
+        model = AutoModelForCausalLM.from_config(config)
+
+        assert logit_form.measure(model) == logit_form.LogitForm()

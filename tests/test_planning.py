@@ -1,0 +1,155 @@
+"""``alignkit plan``: the memory that it computes is the memory that the same run takes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import planning
+from alignkit.planning import phantoms
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def small_model(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose activations are larger than what else a step takes, with the tokenizer of the tiny ones."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("small")
+    config = AutoConfig.from_pretrained(tiny_model("llama"), hidden_size=128, intermediate_size=384, head_dim=32)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """``settings("ppo", "lora", response=8)``: those of a run in the current folder, as in the benchmark."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(phantoms, "SMALL", 1 << 10)
+    benchmark = importlib.import_module("plan_memory")
+
+    def make(stage: str, tuner: str, **options: Any) -> dict[str, Any]:
+        given = {"model": str(small_model), "words": 40, "response": 32, "microbatch": 2, **options}
+        made: dict[str, Any] = benchmark.settings_of(stage, tuner, argparse.Namespace(**given))
+        return made
+
+    return make
+
+
+def plan_of(settings: dict[str, Any]) -> Any:
+    return importlib.import_module("memory_measured").planned(settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "tuner"),
+    [
+        *(("sft", "lora"), ("sft", "full"), ("rm", "qlora"), ("dpo", "lora"), ("dpo", "full"), ("kto", "lora")),
+        *(("ppo", "lora"), ("ppo", "full"), ("grpo", "qlora"), ("rahf", "lora")),
+    ],
+)
+def test_the_plan_is_within_15_percent_of_what_the_run_takes(
+    settings: Callable[..., dict[str, Any]], stage: str, tuner: str
+) -> None:
+    given = settings(stage, tuner)
+
+    planned = planning.memory(plan_of(given))
+    measured = importlib.import_module("memory_measured").measure(given)
+    assert planned.tensors == pytest.approx(measured, rel=0.15), planned.phases
+
+
+def test_weights_in_4_bits_take_the_bytes_that_are_computed() -> None:
+    import bitsandbytes as bnb
+
+    for double in (True, False):
+        layer = bnb.nn.Linear4bit(256, 512, bias=False, compress_statistics=double, quant_type="nf4")
+        layer.weight = bnb.nn.Params4bit(
+            torch.randn(512, 256), requires_grad=False, quant_type="nf4", compress_statistics=double
+        )
+        layer.to("cpu")
+        state = layer.weight.quant_state
+        nested = [state.offset, state.state2.absmax, state.state2.code] if double else []
+
+        taken = [layer.weight.data, state.absmax, state.code, *nested]
+        assert weightless.nf4_bytes(512 * 256, double) == sum(tensor.nbytes for tensor in taken)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_the_states_of_optimizers_take_the_bytes_that_are_computed(
+    settings: Callable[..., dict[str, Any]], optimizer: str
+) -> None:
+    import bitsandbytes as bnb
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    given = {**settings("sft", "lora"), "optimizer": {"name": optimizer}}
+    planned = planning.memory(plan_of(given)).phases["training"]["optimizer states"]
+
+    lora = peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(given["model"]), lora)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    cls = torch.optim.AdamW if optimizer == "adamw" else bnb.optim.AdamW8bit
+    made = cls(trained, lr=1e-3)
+    sum(parameter.sum() for parameter in trained).backward()
+    made.step()
+    tensors = {id(t): t.nbytes for state in made.state.values() for t in state.values() if isinstance(t, torch.Tensor)}
+    assert planned == sum(tensors.values())
+
+
+def test_settings_that_save_memory_do_so_in_the_plan(settings: Callable[..., dict[str, Any]]) -> None:
+    def tensors(**changed: Any) -> int:
+        given = settings("ppo", "lora")
+        given["train"] |= changed.pop("train", {})
+        given["stages"]["ppo"] |= changed
+        return planning.memory(plan_of(given)).tensors
+
+    usual = tensors()
+    assert tensors(train={"gradient_checkpointing": True}) < usual
+    assert tensors(train={"per_device_train_batch_size": 1}) < usual
+    assert tensors(value="head") < usual
+
+
+def test_no_weights_are_read(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A folder with a config and a tokenizer is enough, also for a run whose parents are not trained yet."""
+    given = settings("ppo", "lora")
+    folder = tmp_path / "without"
+    folder.mkdir()
+    for file in Path(given["model"]).iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    del given["stages"]["ppo"]["policy"], given["stages"]["ppo"]["reward"]
+
+    phases = planning.memory(plan_of({**given, "model": str(folder)}), "cuda").phases
+    assert list(phases) == ["sampling", "scoring", "training", "optimizer step"]
+
+
+def test_the_command_prints_a_table_and_the_last_measured_peak(
+    settings: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings("sft", "lora")
+    words = ["--plugin", "sft", "--plugin", "lora", "--model", given["model"], "--data", "rows.jsonl"]
+    words += ["--output", "runs", "train.use_cpu=true", "data.eval_size=2"]
+    assert main(["plan", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "trained weights" in printed
+    assert "measured" not in printed
+
+    assert main(["train", *words, "train.max_steps=1"]) == 0
+    manifest = Path("runs/sft/alignkit.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "peak_memory": 3 << 30}))
+    capsys.readouterr()
+    assert main(["plan", *words, "train.max_steps=1"]) == 0
+    assert "measured  3.00 GiB of tensors, by runs/sft" in capsys.readouterr().out
+    assert main(["plan", *words, "train.max_steps=1", "sft.max_length=512", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["measured"] is None
+    assert planned["peak"] == max(sum(parts.values()) for parts in planned["phases"].values())
