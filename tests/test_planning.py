@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from alignkit import planning
-from alignkit.planning import phantoms
+from alignkit.cli import main
+from alignkit.planning import phantoms, weightless
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
