@@ -15,7 +15,6 @@ import torch
 import transformers
 
 from alignkit import hookimpl
-from alignkit.planning.ledger import size_of
 from alignkit.registry import Plugin, Registry, installed
 from alignkit.runs import pipeline
 from alignkit.runs.plan import Plan
@@ -28,17 +27,17 @@ class Measuring(transformers.TrainerCallback):
 
     def __init__(self) -> None:
         self.peak = 0
+        self.others = set(storages())  # of what else this process has in memory
 
     @hookimpl
     def alignkit_callbacks(self, run: Any) -> list[Any]:
         return [self]
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             return
-        self.before = size_of(each for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
+        self.before = sum(size for key, size in storages().items() if key not in self.others)
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
         self.profiler.start()
 
@@ -53,6 +52,16 @@ class Measuring(transformers.TrainerCallback):
                 now += event.nbytes()
                 most = max(most, now)
         self.peak = self.before + most
+
+
+def storages() -> dict[int, int]:
+    """The bytes of all tensors on the CPU, by the address of their storage."""
+    gc.collect()
+    kinds = ("Tensor", "Parameter", "Params4bit")  # asking proxies for their class would import what they stand for
+    tensors = (
+        each for each in gc.get_objects() if type(each).__name__ in kinds and issubclass(type(each), torch.Tensor)
+    )
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
 
 
 def planned(settings: dict[str, Any], *plugins: str) -> Plan:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of all tensors that operations return in this context, until they are freed.
 
     ``described`` returns the bytes of tensors that are known, by what they are for. It is called at a peak, and the
@@ -20,7 +20,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, other: str = "activations") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.other = other
         self.described: Callable[[], Mapping[str, int]] = dict

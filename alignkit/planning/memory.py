@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -164,7 +165,7 @@ def longest_rows(run: PlannedRun) -> list[Located]:
     most = getattr(config.stage.config, "max_length", None)
     skips = getattr(config.stage.config, "too_long", None) == "skip"
     measured = list[tuple[int, Located]]()
-    for located in sorted(run.train_rows, key=lambda each: len(repr(each.row)), reverse=True):
+    for located in _by_characters(run.train_rows):
         with contextlib.suppress(DataError):  # a row that training leaves out
             length = max(row_checks.lengths_of(config, run.tokenizer, located.row), default=0)
             if not (skips and most and length > most):
@@ -174,11 +175,19 @@ def longest_rows(run: PlannedRun) -> list[Located]:
     if not measured:
         raise AlignkitError("there is no row that the stage can train on")
     measured.sort(key=lambda each: each[0], reverse=True)
-    rows = [located for _, located in measured[: _rows_of_batch(config)]]
-    longest = max(1, measured[0][0])
-    in_sequence = -(-most // longest) if most and getattr(config.stage.config, "packing", False) else 1
+    samples = getattr(config.stage.config, "batch_size", None)  # of a stage that samples: its batch is of all rows
+    rows = [located for _, located in (measured[:samples] if samples else measured)]
+    in_sequence = -(-most // max(1, measured[0][0])) if most and getattr(config.stage.config, "packing", False) else 1
     needed = 3 * _rows_of_batch(config) * in_sequence
-    return (rows * -(-needed // len(rows)))[:needed]
+    return rows * max(1, -(-needed // len(rows)))
+
+
+def _by_characters(rows: Sequence[Located]) -> Iterator[Located]:
+    """Rows by their length in characters, the longest first; of rated answers, good and bad ones in turn."""
+    by_length = sorted(rows, key=lambda each: len(repr(each.row)), reverse=True)
+    good = [each for each in by_length if getattr(each.row, "good", True)]
+    bad = [each for each in by_length if not getattr(each.row, "good", True)]
+    return (each for both in itertools.zip_longest(good, bad) for each in both if each is not None)
 
 
 def _rows_of_batch(config: Any) -> int:

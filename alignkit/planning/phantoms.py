@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ VALUES = 1 << 22  # of a large tensor whose value is followed
 aten = torch.ops.aten
 
 
-class Phantoms(Ledger):
+class Phantoms(Ledger):  # type: ignore[no-untyped-call]
     """A :class:`Ledger` in whose context large tensors have no data."""
 
     def __init__(self, other: str = "activations") -> None:
@@ -115,7 +116,16 @@ def _is_large(tensor: Tensor) -> bool:
 
 
 class Copies(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy tensors without data."""
+    """Lets ``copy.deepcopy`` and ``Module.to`` copy tensors without data."""
+
+    def __enter__(self) -> Any:
+        self.patch = mock.patch.object(torch.utils, "swap_tensors", _assign)
+        self.patch.start()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self.patch.stop()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and isinstance(args[0], FakeTensor):
@@ -128,6 +138,11 @@ class Copies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _assign(parameter: Any, other: Any) -> None:
+    """What ``Module.to`` does with the parameters of a module, in place of a swap that tensors without data refuse."""
+    parameter.data = other.data
+
+
 def value_of(tensor: Tensor) -> Any:
     """What every element of a tensor without data counts as; the first element of one with data."""
     if isinstance(tensor, FakeTensor):
@@ -137,7 +152,7 @@ def value_of(tensor: Tensor) -> Any:
 
 def _set_value(tensor: Any, value: Any) -> None:
     if isinstance(tensor, FakeTensor):
-        tensor._alignkit_value = value
+        tensor._alignkit_value = value  # type: ignore[attr-defined]
 
 
 def _filled(tensor: Tensor) -> Tensor:
