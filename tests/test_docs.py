@@ -145,6 +145,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
         "start_up.py --runs 1",
+        "export.py --tuners lora --dtypes bfloat16 --steps 1 --model TINY",
         "label.py --items 6 --k 3 --words 5 --labels 2",
         "frontier.py OUT --methods ppo --seeds 1 --iterations 2 --batch-size 8 --response-length 4 --answers 2 "
         "--points 2 --samples 2 --model TINY",
@@ -157,7 +158,7 @@ def test_benchmarks_run(command: str, train: Callable[..., Path], tmp_path: Path
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert any(told in done.stdout for told in ("median", "of import torch", "computed", "at a KL"))
+    assert any(told in done.stdout for told in ("median", "of import torch", "computed", "at a KL", "agreement"))
 
 
 CONFIGS = [pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "yaml"))]

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def belongs_to(adapter: str, parameter: str) -> bool:
@@ -98,3 +98,31 @@ def _adapted_modules(model: Any) -> list[Any]:
         layers = [module for module in model.modules() if is_adapted(module)]
         object.__setattr__(model, "_alignkit_layers", layers)
     return list(layers)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the weight of a linear layer is quantized by bitsandbytes or HQQ, so that :func:`dense_weight` reads it.
+
+    bitsandbytes' types of parameters are those that PEFT's ``dequantize_module_weight`` knows.
+    """
+    weight = module._parameters.get("weight")
+    return type(weight).__name__ in ("Params4bit", "Int8Params") or hasattr(module, "W_q")
+
+
+def layers_by_base(model: nn.Module) -> dict[nn.Module, list[Any]]:
+    """The tuner layers of a PEFT model by the module of the base that they adapt."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: dict[nn.Module, list[Any]] = {}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layers.setdefault(module.get_base_layer(), []).append(module)
+    return layers
+
+
+def dense_weight(module: Any) -> Tensor:
+    """The weight of a linear layer [out, in], dequantized to the number format in which the layer computes with it."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight: Tensor = dequantize_module_weight(module).detach()
+    return weight.to(module.compute_dtype) if getattr(module, "compute_dtype", None) else weight

@@ -21,6 +21,7 @@ __all__ = [
     "cpu_multiplies_bf16",
     "forward_without_autocast",
     "has_static_shapes",
+    "is_transposed",
     "load_balancing_loss",
     "set_learning_rates",
     "train_on_one_gpu",
@@ -35,6 +36,13 @@ def attention_of(config: Any) -> str | None:
 def has_static_shapes(model: Any) -> bool:
     """Whether a model computes a token over a cache of fixed length, as ``torch.compile`` needs (Transformers 5.23)."""
     return bool(getattr(model, "_can_compile_fullgraph", False))
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether a layer has its weight as [in, out], as GPT-2's have (Transformers 5.23)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 def forward_without_autocast(model: Any) -> Any:

@@ -24,6 +24,7 @@ def render(record: dict[str, Any], folder: Path) -> str:
         f"Trained by alignkit from `{base}`: stage `{stage}`, tuner `{tuner}`, loss `{record['loss']}`,\n"
         f"{record['steps']} steps on {data['train_rows']} rows of `{data['source']}`, {data['eval_rows']} rows held "
         f"out.\n{_round(record)}",
+        *([f"## Export\n\n{_export(record['export'])}"] if "export" in record else []),
         f"## Results\n\n{results.table(record['metrics'])}",
         *([f"![The metrics of this run over its steps]({PICTURE})"] if (folder / PICTURE).exists() else []),
         f"## How to use it\n\n{card_code.usage(record)}",
@@ -51,6 +52,23 @@ def _metadata(record: dict[str, Any], title: str) -> str:
         eval_results=held_out or None,
     )
     return str(data.to_yaml())
+
+
+def _export(export: Mapping[str, Any]) -> str:
+    """How a model was exported from its run, and how it differs from the run."""
+    into = {"run": "its base as it was in training", "original": "the original weights of its base"}[export["base"]]
+    adapter = f", with the adapter merged into {into}" if export["adapter"] else ""
+    score = export["kl"] is None
+    rows = [
+        ["KL of the run from this model, nats per token", f"{export['kl']:.2g}"] if not score else [],
+        [f"largest difference of a {'score' if score else 'log-probability'}", f"{export['largest']:.2g}"],
+        ["positions with the same most likely token", f"{export['greedy_agreement']:.1%}"] if not score else [],
+    ]
+    return (
+        f"Exported from the run `{export['run']}` in {export['dtype']}{adapter}. Compared with the run on "
+        f"{export['outputs']} {'scores' if score else 'positions'} of {export['texts']}, both computed in fp32:\n\n"
+        + _table(["", ""], [row for row in rows if row])
+    )
 
 
 def _round(record: dict[str, Any]) -> str:

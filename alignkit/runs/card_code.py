@@ -25,10 +25,11 @@ def _reward(record: dict[str, Any]) -> str:
     normalized = record["normalisation"]
     verdict = f"**{record['verdict']}.** " if "verdict" in record else ""
     answers = f"{normalized['answers']} answers ({normalized['over']})"
+    command = "L" if "export" in record else "Score rows with `alignkit score FOLDER FILE`, or l"
     code = _LOAD_REWARD.format(pad=record["pad_token_id"], stop_ids=record["stop_ids"])
     return f"""{verdict}Scores have mean 0 and standard deviation 1 on {answers}.
 
-Score rows with `alignkit score FOLDER FILE`, or load it with Transformers:
+{command}oad it with Transformers:
 
 ```python
 {code}```"""
