@@ -20,7 +20,10 @@ def check(
     output: str = common.Output,
     trust: bool = common.Trust,
 ) -> None:
-    """Check a training command and print its plan. Takes the arguments of train and loads no model."""
+    """Check a training command and print its plan. Takes the arguments of train and loads no model.
+
+    Example: alignkit check --plugin sft --plugin qlora --data demos.jsonl
+    """
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*arguments, trusted=trust)
     common.print_pipeline(planned)

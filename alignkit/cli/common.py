@@ -26,12 +26,19 @@ Plugins = typer.Option(
     "--plugin",
     "-p",
     metavar="NAME",
-    help="Activate a plugin and use its components. NAME@DISTRIBUTION if two distributions provide it. Repeatable.",
+    help="A stage, tuner, loss or other component to use, or a plugin: sft, qlora, ... NAME@DISTRIBUTION if two "
+    "distributions provide it. Repeatable.",
 )
 ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML config file.")
-Model = typer.Option(None, "--model", "-m", metavar="MODEL", help="The base model: a hub id or a folder.")
+Model = typer.Option(
+    None, "--model", "-m", metavar="MODEL", help="The base model: a hub id or a folder. Default: the bundled model."
+)
 Data = typer.Option(
-    [], "--data", "-d", metavar="DATA", help="The training data: a file, a folder or a hub id. Repeatable."
+    [],
+    "--data",
+    "-d",
+    metavar="DATA",
+    help="The training data: a file, a folder or a hub id. Repeatable. Default: bundled data.",
 )
 Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders. Default: runs.")
 Trust = typer.Option(

@@ -69,7 +69,10 @@ def compare(
     batch: int = typer.Option(16, min=1, help="Prompts per batch."),
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each."""
+    """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each.
+
+    Example: alignkit compare runs/sft runs/ppo --output table.jsonl
+    """
     _check_output(output)
     overrides = [word for word in runs if "=" in word and not Path(word).exists()]
     if reward is None and judge is None and (unused := [*plugin, *overrides]):

@@ -27,7 +27,10 @@ def config(
     output: str = common.Output,
     every: bool = typer.Option(False, "--all", help="Add every other field of TrainingArguments, as comments."),
 ) -> None:
-    """Print the config of a stage, with a comment on every key. The output is a valid config file."""
+    """Print the config of a stage, with a comment on every key. The output is a valid config file.
+
+    Example: alignkit config --plugin sft --plugin qlora > run.yaml
+    """
     resolved = resolve(*common.read_arguments(plugin, file, model, data, output, overrides))
     typer.echo("\n".join(commented(resolved, every)))
 

@@ -48,7 +48,7 @@ def evaluate(
         False, "--apply-chat-template", help="Apply the run's chat template to the prompts of tasks."
     ),
     output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="Write the table to a .jsonl file."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON in place of the table."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of the table."),
     limit: float = typer.Option(
         None,
         min=0,
@@ -57,7 +57,10 @@ def evaluate(
     ),
     batch: int = typer.Option(8, min=1, help="Rows per batch."),
 ) -> None:
-    """Measure perplexity, or results on tasks of lm-eval, and the change from another run."""
+    """Measure perplexity, or results on tasks of lm-eval, and the change from another run.
+
+    Example: alignkit evaluate runs/ppo --data texts.jsonl
+    """
     if output and (output.suffix != ".jsonl" or not output.absolute().parent.is_dir()):
         raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
     if names is None and (num_fewshot is not None or chat_template):

@@ -56,7 +56,10 @@ def label(
     status: bool = typer.Option(False, "--status", help="Print progress and agreement, and exit."),
     as_json: bool = typer.Option(False, "--json", help="With --status: print JSON."),
 ) -> None:
-    """Rank answers in a browser. Several people can label at once. Their labels are stored next to the file."""
+    """Rank answers in a browser. Several people can label at once. Their labels are stored next to the file.
+
+    Example: alignkit label samples.jsonl --guide GUIDE.md
+    """
     file = Path(samples)
     is_file = file.suffix in READERS or file.is_file()
     if status or export_file:

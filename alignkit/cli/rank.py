@@ -44,6 +44,8 @@ def rank(
 
     A judge is asked about each pair in both orders; a pair whose verdicts differ is a tie. A row with a pair without a
     verdict is left out. Verdicts are stored, so a command that is run again asks nothing twice.
+
+    Example: alignkit rank samples.jsonl --by local judge.model=Qwen/Qwen3-8B -o ranked.jsonl
     """
     samples = read_samples(file)
     if output is None and not dry_run:

@@ -24,7 +24,10 @@ def sample(
     batch: int = common.PromptsPerBatch,
     seed: int = typer.Option(0, help="Random seed; the same seed gives the same answers."),
 ) -> None:
-    """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...], ...}."""
+    """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...], ...}.
+
+    Example: alignkit sample runs/sft prompts.jsonl -k 4 --output samples.jsonl
+    """
     from alignkit.generation import sample_files
 
     settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)

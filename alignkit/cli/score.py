@@ -26,7 +26,10 @@ def score(
         None, "--format", metavar="NAME", help="The data format of the rows. Default: detected."
     ),
 ) -> None:
-    """Score answers with a reward model. Writes one row each: {"prompt": ..., "response": ..., "score": ...}."""
+    """Score answers with a reward model. Writes one row each: {"prompt": ..., "response": ..., "score": ...}.
+
+    Example: alignkit score runs/rm demos.jsonl --output scores.jsonl
+    """
     parent = lineage.named("score", run, "reward")
     rows = score_rows.read_answers(file, data_format)
     common.quiet()
