@@ -29,7 +29,7 @@ SHORT = ["--max-new-tokens", "6", "--batch", "4"]
 
 
 def compare(*arguments: str) -> int:
-    return main(["--debug", "compare", *arguments, "--checkpoints", *SHORT])
+    return main(["--debug", "compare", *arguments, "--checkpoints", "--trust", *SHORT])
 
 
 def read(file: Path) -> list[dict[str, Any]]:
