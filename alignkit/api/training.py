@@ -34,6 +34,7 @@ def train(
     config: FilePath | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     **tables: Any,
 ) -> FinishedRun:
     """Train a stage, after the stages that it needs, as ``alignkit train`` does, and return its run.
@@ -54,6 +55,7 @@ def train(
         config: a YAML config file. Arguments take precedence.
         resume: continue an unfinished run, or extend a finished one.
         overwrite: train the run again and replace the existing one.
+        trust: let the config file, and the run that is resumed, name code to run and servers to use.
         tables: the other tables of a config file: ``train={...}``, ``tuner={...}``, ``ppo={...}``.
 
     Raises:
@@ -61,7 +63,7 @@ def train(
             checkpoint, and raises one too; ``resume=True`` continues the run.
     """
     source = arguments(stage, model, data, plugins, reward, output, config, tables)
-    planned = pipeline(*source, overwrite=overwrite, resume=resume)
+    planned = pipeline(*source, overwrite=overwrite, resume=resume, trusted=trust)
     for plan in planned.to_train:
         check_folder(plan.config, resume, overwrite)
     if not planned.to_train:
@@ -84,6 +86,7 @@ def check(
     reward: str | Mapping[str, Any] | RewardFunction | None = None,
     output: FilePath | None = None,
     config: FilePath | None = None,
+    trust: bool = False,
     **tables: Any,
 ) -> CheckedRuns:
     """Check the arguments of :func:`train` and return the plan, which prints as ``alignkit check`` does.
@@ -93,7 +96,8 @@ def check(
     Raises:
         AlignkitError: the errors of the command.
     """
-    planned = pipeline(*arguments(stage, model, data, plugins, reward, output, config, tables))
+    source = arguments(stage, model, data, plugins, reward, output, config, tables)
+    planned = pipeline(*source, trusted=trust)
     for plan in planned.to_train:
         check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
     return CheckedRuns(planned.to_train, planned.finished)

@@ -25,11 +25,13 @@ def plan(
     model: str = common.Model,
     data: list[str] = common.Data,
     output: str = common.Output,
+    trust: bool = common.Trust,
     device: Literal["cuda", "cpu"] = Device,
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Estimate the memory of a run before it starts. Takes the arguments of train and loads no weights."""
-    planned = pipeline(*common.read_arguments(plugin, config, model, data, output, overrides), overwrite=True)
+    arguments = common.read_arguments(plugin, config, model, data, output, overrides)
+    planned = pipeline(*arguments, overwrite=True, trusted=trust)
     common.quiet()
     from alignkit import planning
 
