@@ -33,7 +33,7 @@ def pins() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requirements = [*project["dependencies"], *(each for name in EXTRAS for each in extras[name])]
-    requirements += [each for each in extras["dev"] if Requirement(each).name in ("hypothesis", "pytest", "hatchling")]
+    requirements += [each for each in extras["dev"] if Requirement(each).name in ("hypothesis", "pytest")]
     return [pin for each in requirements if (pin := lowest(each))]
 
 
