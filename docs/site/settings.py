@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -58,5 +59,10 @@ def _table(name: str, config: type) -> Iterator[str]:
         yield "| setting | default | values | description |\n|---|---|---|---|"
     for field in dataclasses.fields(config):
         default, values = yaml.dumps_inline(defaults[field.name]), type_text(hints[field.name])
-        cells = (f"`{name}.{field.name}`", f"`{default}`", f"`{values}`", field.metadata.get("help", ""))
+        cells = (f"`{name}.{field.name}`", f"`{default}`", f"`{values}`", _escaped(field.metadata.get("help", "")))
         yield f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """Text for a cell of a table."""
+    return html.escape(text, quote=False).replace("|", "&#124;")
