@@ -1,12 +1,13 @@
 """MkDocs hook: pages for the files of the repository that the documentation links to.
 
 On a code host, a link such as ``[hookspecs.py](../alignkit/hookspecs.py)`` opens the file. The site has a page for each
-file that is linked to, so that the same link works there: Markdown as a page, other text as its source, and a folder as
-its ``README.md`` or a list of its Python files.
+file that is linked to, so that the same link works there: Markdown and notebooks as a page, other text as its source, and
+a folder as its ``README.md`` or a list of its Python files.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ def on_files(files: Files, config: Any) -> Files:
             if files.get_file_from_path(uri) is None and (ROOT / path).exists():
                 content = (ROOT / path).read_bytes() if uri.endswith(IMAGES) else _markdown(path)
                 files.append(File.generated(config, uri, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
-                if path.endswith(".md") or (ROOT / path).is_dir():
+                if path.endswith((".md", ".ipynb")) or (ROOT / path).is_dir():
                     paths.append(path)
     return files
 
@@ -87,7 +88,15 @@ def _markdown(path: str) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text
+    if file.suffix == ".ipynb":
+        return _notebook(json.loads(text))
     return f'---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n{FENCE}{file.suffix[1:]} linenums="1"\n{text}{FENCE}\n'
+
+
+def _notebook(notebook: dict[str, Any]) -> str:
+    """A notebook without its output."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"{FENCE}python\n{text}\n{FENCE}" for kind, text in cells)
 
 
 def _listing(path: str) -> str:
