@@ -1,8 +1,8 @@
 """MkDocs hook: pages for the files of the repository that the documentation links to.
 
 On a code host, a link such as ``[hookspecs.py](../alignkit/hookspecs.py)`` opens the file. The site has a page for each
-file that is linked to, so that the same link works there: Markdown and notebooks as a page, other text as its source, and
-a folder as its ``README.md`` or a list of its Python files.
+file that is linked to, so that the same link works there: Markdown and notebooks as pages, other text as source, and a
+folder as its ``README.md`` or a list of its Python files.
 """
 
 from __future__ import annotations
