@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import paths
+from alignkit.api import libraries
 from alignkit.api.settings import FilePath, PluginLike, plugin_names
 from alignkit.runs import answers, lineage, manifest
 from alignkit.runs.answers import Answers
@@ -55,25 +56,29 @@ class FinishedRun:
         Raises:
             AlignkitError: its base, or the plugin of its tuner, is not on this machine.
         """
-        from alignkit.data.chat_template import tokenizer_of_run
-        from alignkit.generation.chat import ModelSource, open_model
-        from alignkit.models import adapters, device_and_dtype
-
-        record = self.manifest
-        if record["role"] == "policy":
-            opened = open_model(ModelSource(str(self.folder), record))
-            return ModelAndTokenizer(opened.model, opened.tokenizer)
-        if record["weights"] == "adapter":
-            lineage.tuner(record)
-        model: Any = adapters.open_run(self.folder, record, device_and_dtype.dtype_of_run(record))
-        model.to(device_and_dtype.run_device({}))
-        return ModelAndTokenizer(model, tokenizer_of_run(self.folder, record))
+        with libraries.prepared():
+            return _load_model(self.folder, self.manifest)
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     def __repr__(self) -> str:
         return f"FinishedRun({str(self.folder)!r}, stage {self.stage}, {self.manifest['steps']} steps)"
+
+
+def _load_model(folder: Path, record: dict[str, Any]) -> ModelAndTokenizer:
+    from alignkit.data.chat_template import tokenizer_of_run
+    from alignkit.generation.chat import ModelSource, open_model
+    from alignkit.models import adapters, device_and_dtype
+
+    if record["role"] == "policy":
+        opened = open_model(ModelSource(str(folder), record))
+        return ModelAndTokenizer(opened.model, opened.tokenizer)
+    if record["weights"] == "adapter":
+        lineage.tuner(record)
+    model: Any = adapters.open_run(folder, record, device_and_dtype.dtype_of_run(record))
+    model.to(device_and_dtype.run_device({}))
+    return ModelAndTokenizer(model, tokenizer_of_run(folder, record))
 
 
 def load(run: FilePath, *, plugins: Iterable[PluginLike] = ()) -> FinishedRun:
