@@ -90,6 +90,7 @@ __all__ = [
     "load",
     "one_line",
     "option",
+    "plan",
     "rank",
     "sample",
     "score",
@@ -100,6 +101,6 @@ if TYPE_CHECKING:
     from alignkit.api.answers import rank, sample, score
     from alignkit.api.comparing import compare
     from alignkit.api.runs import FinishedRun, load
-    from alignkit.api.training import check, train
+    from alignkit.api.training import check, plan, train
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -6,12 +6,14 @@ import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -305,3 +307,36 @@ def test_in_a_notebook_progress_is_plain_lines_without_ipywidgets(
     assert "held-out loss" in text.out
     assert text.err == ""
     assert not {"\x1b", "\r"} & set(text.out)
+
+
+# --- documentation ---------------------------------------------------------------------------------------------------
+
+
+def test_the_calls_on_the_page_are_accepted(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order. Training is checked only; other tests train."""
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    functions = {name for name in alignkit.__all__ if type(getattr(alignkit, name)) is FunctionType}
+    functions = {name for name in functions if getattr(alignkit, name).__module__.startswith("alignkit.api.")}
+    assert set(re.findall(r"^\| `alignkit\.(\w+)\(", page, re.M)) == functions
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    sft(tiny)
+
+    def train(stage: str, **settings: Any) -> Any:
+        planned = alignkit.check(stage, **{**settings, "model": tiny, "output": "checked"})
+        assert planned.to_train or planned.finished
+        return SimpleNamespace(metrics={"eval_score": 0.0})
+
+    monkeypatch.setattr(alignkit, "train", train)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, {"__name__": "__main__"})
+
+
+def test_the_plan_of_memory_is_that_of_the_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words(tiny), "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)
+    memory = alignkit.plan("sft", model=tiny, data={"path": "demos.jsonl", "eval_size": 4}, train=TRAIN)
+
+    assert {name: dict(parts) for name, parts in memory.phases.items()} == command["phases"]
+    assert memory.peak == command["peak"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit.api import libraries
 from alignkit.api.runs import FinishedRun
@@ -13,6 +13,9 @@ from alignkit.components import Stage
 from alignkit.runs import plan_text
 from alignkit.runs.plan import Pipeline, pipeline
 from alignkit.runs.resume import check_folder
+
+if TYPE_CHECKING:
+    from alignkit.planning import Memory
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,3 +104,35 @@ def check(
     for plan in planned.to_train:
         check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
     return CheckedRuns(planned.to_train, planned.finished)
+
+
+def plan(
+    stage: str | Stage | None = None,
+    *,
+    model: FilePath | None = None,
+    data: Data | None = None,
+    plugins: Iterable[PluginLike] = (),
+    reward: str | Mapping[str, Any] | RewardFunction | None = None,
+    output: FilePath | None = None,
+    config: FilePath | None = None,
+    trust: bool = False,
+    device: Literal["cuda", "cpu"] | None = None,
+    **tables: Any,
+) -> Memory:
+    """Estimate the memory that :func:`train` would take with these arguments, as ``alignkit plan`` does.
+
+    No weights are loaded. ``device`` is the kind of device to plan for; None: where the run would train.
+
+    Returns:
+        ``peak`` and ``overhead`` in bytes, and ``phases``: phase -> part -> bytes. They are those of the stage, not of
+        earlier stages that it needs.
+
+    Raises:
+        AlignkitError: the errors of the command.
+    """
+    source = arguments(stage, model, data, plugins, reward, output, config, tables)
+    planned = pipeline(*source, overwrite=True, trusted=trust)
+    with libraries.prepared():
+        from alignkit import planning
+
+        return planning.memory(planned.to_train[-1], device)
