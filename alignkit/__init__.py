@@ -85,6 +85,7 @@ __all__ = [
     "check",
     "compare",
     "did_you_mean",
+    "export",
     "fields_of",
     "hookimpl",
     "load",
@@ -100,6 +101,7 @@ __all__ = [
 if TYPE_CHECKING:
     from alignkit.api.answers import rank, sample, score
     from alignkit.api.comparing import compare
+    from alignkit.api.exports import export
     from alignkit.api.runs import FinishedRun, load
     from alignkit.api.training import check, plan, train
 else:

@@ -101,3 +101,15 @@ def test_a_comparison_is_that_of_the_command(reward_runs: Path, capsys: pytest.C
     assert by_function["runs"][0]["score"] > 0
     with pytest.raises(alignkit.ConfigError, match="compare needs at least two runs"):
         alignkit.compare(["lora/sft"])
+
+
+def test_an_export_is_that_of_the_command(reward_runs: Path) -> None:
+    assert main(["export", "lora/sft", "--to", "command", "--dtype", "float32"]) == 0
+    exported = alignkit.export(alignkit.load("lora/sft"), "python", dtype="float32")
+
+    assert exported.folder == Path("python")
+    assert exported.kl < 1e-6
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in ("command", "python")]
+    assert files[0] == files[1]
+    with pytest.raises(alignkit.ConfigError, match="export: python exists"):
+        alignkit.export("lora/sft", "python")
