@@ -21,7 +21,21 @@ def console(stderr: bool = False) -> Console:
 
 def has_bars(console: Console) -> bool:
     """Whether a console can show a bar that moves."""
-    return console.is_terminal or console.is_jupyter
+    return not _hidden and (console.is_terminal or console.is_jupyter)
+
+
+_hidden = False
+
+
+@contextlib.contextmanager
+def without_progress() -> Iterator[None]:
+    """Show no progress bars meanwhile."""
+    global _hidden
+    _hidden = True
+    try:
+        yield
+    finally:
+        _hidden = False
 
 
 @contextlib.contextmanager

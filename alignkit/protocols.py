@@ -72,6 +72,10 @@ class RunConfig(Protocol):
         """The base model: a hub id, a folder, or ``bundled:smollm2-135m``."""
 
     @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``from_pretrained`` for the base model that the user set."""
+
+    @property
     def output(self) -> str:
         """The folder of all stages' run folders."""
 
@@ -189,6 +193,10 @@ class Run(Protocol):
     @property
     def base(self) -> str:
         """The folder or the hub id of the model that adapters sit on."""
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``from_pretrained`` for it: those of the config, with the commit of a model of the hub."""
 
     @property
     def base_weights(self) -> str | None:

@@ -24,6 +24,7 @@ pytest_plugins = [
     "browsers",
     "chat_servers",
     "data_files",
+    "hub_server",
     "label_clients",
     "label_pages",
     "ppo_runs",

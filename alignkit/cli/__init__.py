@@ -13,7 +13,7 @@ import traceback
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import CompletionItem, TyperGroup
 
 from alignkit.cli import terminal
 from alignkit.errors import AlignkitError, one_line
@@ -61,6 +61,12 @@ class Commands(TyperGroup):
         single.command(cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(single)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so. Unlike TyperGroup's, it imports none."""
+        found = [(name, help) for name, help in COMMANDS.items() if name.startswith(incomplete)]
+        options = super(TyperGroup, self).shell_complete(ctx, incomplete)
+        return [*(CompletionItem(name, help=help) for name, help in found), *options]
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -71,7 +77,6 @@ __all__ = ["main", "run"]
 app = typer.Typer(
     name="alignkit",
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,10 +97,17 @@ def _options(
         False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
     ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error, and all warnings."),
+    trust: bool = typer.Option(
+        False, "--trust-remote-code", help="Run the code of model repositories: model_kwargs.trust_remote_code=true."
+    ),
 ) -> None:
     """RLHF on one GPU, every stage a plugin."""
 
 
+FLAGS = {  # accepted before and after the command -> the variable that it sets
+    "--debug": "ALIGNKIT_DEBUG",
+    "--trust-remote-code": "ALIGNKIT_TRUST_REMOTE_CODE",
+}
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer vendors click
 
 
@@ -103,11 +115,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets asks a server for every file that it reads
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # Transformers asks a server to convert other weights
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    debug = "--debug" in arguments  # accepted before and after the command
-    if debug:
-        os.environ["ALIGNKIT_DEBUG"] = "1"
-    arguments = [a for a in arguments if a != "--debug"] or ["--help"]
+    for flag, variable in FLAGS.items():
+        if flag in arguments:
+            os.environ[variable] = "1"
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a not in FLAGS] or ["--help"]
     try:
         return int(app(arguments, prog_name="alignkit", standalone_mode=False) or 0)
     except UsageError as error:

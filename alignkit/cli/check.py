@@ -18,6 +18,7 @@ def check(
     model: str = common.Model,
     data: list[str] = common.Data,
     output: str = common.Output,
+    as_json: bool = common.Json,
     trust: bool = common.Trust,
 ) -> None:
     """Check a training command and print its plan. Takes the arguments of train and loads no model.
@@ -26,7 +27,11 @@ def check(
     """
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
     planned = pipeline(*arguments, trusted=trust)
-    common.print_pipeline(planned)
+    if not as_json:
+        common.print_pipeline(planned)
     for plan in planned.to_train:
         check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
+    if as_json:
+        common.print_json(common.pipeline_json(planned))
+        return
     typer.echo(f"\n{'ok':>11}  {'training can start' if planned.to_train else 'nothing to train'}")

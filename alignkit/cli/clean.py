@@ -7,6 +7,7 @@ import shutil
 import typer
 
 from alignkit import paths
+from alignkit.cli import completion
 from alignkit.cli.runs import size_of
 from alignkit.errors import ConfigError
 from alignkit.reporting import folders, numbers
@@ -16,7 +17,12 @@ CHECKPOINTS = "checkpoints"
 
 
 def clean(
-    given: list[str] = typer.Argument(None, metavar="FOLDER", help="Run folders, or folders of runs. Default: runs."),
+    given: list[str] = typer.Argument(
+        None,
+        metavar="FOLDER",
+        help="Run folders, or folders of runs. Default: runs.",
+        autocompletion=completion.run_folders,
+    ),
     unfinished: bool = typer.Option(
         False, "--unfinished", help="Also delete the folders of stopped runs, with all their files."
     ),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from alignkit.cli import common, tables
+from alignkit.cli import common, completion, tables
 from alignkit.cli.checkpoints import along_runs
 from alignkit.errors import ConfigError
 from alignkit.evaluation import between_runs, comparison, picture
@@ -30,6 +27,7 @@ PICTURES = (".png", ".svg")
 def compare(
     runs: list[str] = typer.Argument(
         metavar="RUN",
+        autocompletion=completion.run_folders,
         help="Run folders, compared with the first one. Then settings: reward.KEY=VALUE, judge.KEY=VALUE.",
     ),
     checkpoints: bool = typer.Option(
@@ -59,9 +57,7 @@ def compare(
         metavar="FILE",
         help="Write the table (.jsonl) or a picture of score or wins over KL (.svg, .png). Repeatable.",
     ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print one JSON object on standard output, and everything else on standard error."
-    ),
+    as_json: bool = common.Json,
     trust: bool = common.Trust,
     limit: int = typer.Option(100, min=1, help="Maximum number of prompts."),
     max_new_tokens: int = typer.Option(128, min=1, help="Maximum tokens of an answer."),
@@ -77,7 +73,7 @@ def compare(
     overrides = [word for word in runs if "=" in word and not Path(word).exists()]
     if reward is None and judge is None and (unused := [*plugin, *overrides]):
         raise ConfigError(f"compare: {unused[0]} has no effect without --reward NAME or --judge NAME")
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with common.only_result(quiet=False, as_json=as_json):
         compared = comparison.runs_of([word for word in runs if word not in overrides], least=1 if checkpoints else 2)
         along = [policies_of(run) for run in compared] if checkpoints else None
         scorer, chosen = _named(reward, judge, plugin, overrides)
@@ -88,7 +84,7 @@ def compare(
         of = Comparison(compared, scorer, chosen, questions.source, asked)
         result = along_runs(of, along, output, trust) if along else _between_runs(of, output)
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        common.print_json(result)
 
 
 def _check_output(files: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import platform
 import shutil
 import sys
@@ -16,6 +15,7 @@ import typer
 from packaging.requirements import Requirement
 
 from alignkit import bundled
+from alignkit.cli import common
 from alignkit.errors import one_line
 from alignkit.registry.plugin import installed
 
@@ -31,7 +31,7 @@ class Check(NamedTuple):
 
 
 def doctor(
-    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+    as_json: bool = common.Json,
 ) -> None:
     """Show versions, extras, device, memory and disk space, and report problems.
 
@@ -39,7 +39,7 @@ def doctor(
     """
     checks = [*packages(), *extras(), *plugins(), *device(), *disk()]
     if as_json:
-        typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
+        common.print_json([check._asdict() for check in checks])
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from alignkit.cli import common, tables, terminal
+from alignkit.cli import common, completion, tables, terminal
 from alignkit.errors import ConfigError
 from alignkit.evaluation import comparison, perplexity, task_metrics, tasks
 from alignkit.evaluation.perplexity import Nll, Policy
 from alignkit.evaluation.task_metrics import TaskMetric
 from alignkit.evaluation.tasks import TaskSettings
-from alignkit.runs import evaluations, manifest
+from alignkit.runs import evaluations
 
 ROWS = 200  # of each source, unless --limit is set
 
@@ -26,6 +25,7 @@ Table = dict[str, list[dict[str, Any]]]  # "perplexity" and "tasks": a row per r
 def evaluate(
     runs: list[str] = typer.Argument(
         metavar="RUN",
+        autocompletion=completion.run_folders,
         help="Run folders, compared with the first one. A single run is compared with the run or base model that it "
         "started from.",
     ),
@@ -48,7 +48,8 @@ def evaluate(
         False, "--apply-chat-template", help="Apply the run's chat template to the prompts of tasks."
     ),
     output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="Write the table to a .jsonl file."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of the table."),
+    quiet: bool = common.Quiet,
+    as_json: bool = common.Json,
     limit: float = typer.Option(
         None,
         min=0,
@@ -71,38 +72,39 @@ def evaluate(
     is_share = limit is not None and 0 < limit < 1 and names is not None and not data
     if limit is not None and not is_share and (limit < 1 or not limit.is_integer()):
         raise ConfigError(f"--limit {limit:g}: a whole number, or for --tasks without --data, a share below 1")
-    policies = perplexity.policies_of(runs)
-    compared = [policy.run for policy in policies]
-    if len(policies) == 1:
-        _warn(
-            f"warning: the run that {policies[0].name} started from is gone or was trained again: there is nothing to "
-            "compare it with"
-        )
-    sources = perplexity.sources_of(data, compared, int(limit or ROWS)) if data or names is None else []
-    for source in sources:
-        if count := perplexity.trained_on(source, compared):
-            _warn(f"warning: one of these runs was trained on {count} of the rows of {source.name}")
-    common.quiet()
-    loaded = tasks.load(wanted) if wanted else None
-    settings = TaskSettings(limit, num_fewshot, chat_template, batch)
-    on_texts, on_tasks = list[list[Nll]](), list[list[TaskMetric]]()
-    for policy in policies:
-        model = perplexity.opened(policy)
-        on_tasks.append(tasks.measure(model, loaded, settings, _warn) if loaded else [])
-        with common.progress(f"predicting: {policy.name}", sum(len(source.rows) for source in sources)) as advance:
-            on_texts.append([perplexity.measure(model, source, batch, advance) for source in sources])
-        del model
-        gc.collect()  # its memory is for the next one
-    tables = {
-        "perplexity": _perplexity_rows(policies, [source.name for source in sources], on_texts),
-        "tasks": _task_rows(policies, on_tasks, settings),
-    }
+    with common.only_result(quiet, as_json):
+        policies = perplexity.policies_of(runs)
+        compared = [policy.run for policy in policies]
+        if len(policies) == 1:
+            _warn(
+                f"warning: the run that {policies[0].name} started from is gone or was trained again: there is nothing "
+                "to compare it with"
+            )
+        sources = perplexity.sources_of(data, compared, int(limit or ROWS)) if data or names is None else []
+        for source in sources:
+            if count := perplexity.trained_on(source, compared):
+                _warn(f"warning: one of these runs was trained on {count} of the rows of {source.name}")
+        common.quiet()
+        loaded = tasks.load(wanted) if wanted else None
+        settings = TaskSettings(limit, num_fewshot, chat_template, batch)
+        on_texts, on_tasks = list[list[Nll]](), list[list[TaskMetric]]()
+        for policy in policies:
+            model = perplexity.opened(policy)
+            on_tasks.append(tasks.measure(model, loaded, settings, _warn) if loaded else [])
+            with common.progress(f"predicting: {policy.name}", sum(len(source.rows) for source in sources)) as advance:
+                on_texts.append([perplexity.measure(model, source, batch, advance) for source in sources])
+            del model
+            gc.collect()  # its memory is for the next one
+        tables = {
+            "perplexity": _perplexity_rows(policies, [source.name for source in sources], on_texts),
+            "tasks": _task_rows(policies, on_tasks, settings),
+        }
     if as_json:
-        typer.echo(json.dumps(manifest.plain_json(tables), ensure_ascii=False, indent=2))
+        common.print_json(tables)
     else:
         _print(tables)
     if output:
-        comparison.write_rows(output, [manifest.plain_json(row) for row in [*tables["perplexity"], *tables["tasks"]]])
+        comparison.write_rows(output, [*tables["perplexity"], *tables["tasks"]])
     for policy in policies:
         if not policy.is_base:
             _record(policy, tables)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 
+from alignkit.cli import common
 from alignkit.components import Component
 from alignkit.config.plugins_check import Checked, check, named
 from alignkit.errors import PluginError
@@ -20,7 +20,7 @@ def plugins(
     words: list[str] = typer.Argument(
         None, metavar="[check] NAME", help="A plugin or component to describe; after `check`, plugins to check."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = common.Json,
 ) -> None:
     """List, describe or check the installed plugins.
 
@@ -46,7 +46,7 @@ def show_installed(as_json: bool) -> None:
     registry = Registry()
     listed = [_entry(registry, plugin) for plugin in registry.installed]
     if as_json:
-        typer.echo(json.dumps(listed, indent=2))
+        common.print_json(listed)
         return
     for entry, start in zip(listed, _columns(registry.installed), strict=True):
         components = "; ".join(f"{kind} {', '.join(names)}" for kind, names in entry["gives"].items())
@@ -107,7 +107,7 @@ def show_checked(results: list[Checked], as_json: bool = False) -> None:
         listed = [
             {"name": r.plugin.name, "distribution": r.plugin.distribution, "problems": r.problems} for r in results
         ]
-        typer.echo(json.dumps(listed, indent=2))
+        common.print_json(listed)
     else:
         for result, start in zip(results, _columns([result.plugin for result in results]), strict=True):
             for problem in result.problems or ["ok"]:

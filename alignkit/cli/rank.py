@@ -39,6 +39,7 @@ def rank(
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the requests and their tokens without sending any."),
     report: Path = typer.Option(None, metavar="FILE", help="Write the report on the judge to a JSON file."),
     output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="The file for the rankings."),
+    quiet: bool = common.Quiet,
 ) -> None:
     """Rank sampled answers by a judge or by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie.
 
@@ -62,11 +63,12 @@ def rank(
     if dry_run:
         typer.echo(describe_estimate(chosen, items))
         return
-    if chosen.loads:
-        common.quiet()
-    judge = OpenJudge(chosen, limit, batch, typer.echo)
-    with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
-        outcomes = list(judge_answers(judge, items, advance))
+    with common.only_result(quiet):
+        if chosen.loads:
+            common.quiet()
+        judge = OpenJudge(chosen, limit, batch, typer.echo)
+        with common.progress("judging", sum(judge.way.requests(item.answers) for item in items)) as advance:
+            outcomes = list(judge_answers(judge, items, advance))
     rows = ranked_rows(samples, outcomes)
     write(output, rows)
     complete = {number: outcome for number, outcome in enumerate(outcomes) if outcome is not None and outcome.complete}
@@ -77,7 +79,7 @@ def rank(
     if report is not None:
         counts = {"requests": judge.asked, "stored": judge.stored, "without_verdict": judge.without_verdict}
         written = {"judge": chosen.name, "rows": len(samples), "ranked": len(complete), **counts, **found}
-        manifest.write_atomically(report, json.dumps(written, indent=2) + "\n")
+        manifest.write_json(report, written)
 
 
 def describe_estimate(chosen: Chosen, items: Sequence[Item]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from alignkit import paths
+from alignkit.cli import completion
 from alignkit.errors import ConfigError
 from alignkit.reporting import numbers
 from alignkit.runs import manifest
@@ -15,7 +16,10 @@ from alignkit.runs import manifest
 
 def report(
     folders: list[str] = typer.Argument(
-        None, metavar="FOLDER", help="Folders of runs, or run folders, finished or not. Default: runs."
+        None,
+        metavar="FOLDER",
+        help="Folders of runs, or run folders, finished or not. Default: runs.",
+        autocompletion=completion.run_folders,
     ),
     output: Path = typer.Option(
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,22 +10,27 @@ from typing import Any
 import typer
 
 from alignkit import paths
-from alignkit.cli import terminal
+from alignkit.cli import common, completion, terminal
 from alignkit.reporting import folders, numbers, results
 from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.results import Change
-from alignkit.runs import answers, manifest
+from alignkit.runs import answers
 
 
 def runs(
-    given: list[str] = typer.Argument(None, metavar="FOLDER", help="Folders of runs. Default: runs."),
-    as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
+    given: list[str] = typer.Argument(
+        None,
+        metavar="FOLDER",
+        help="Folders of runs. Default: runs.",
+        autocompletion=completion.run_folders,
+    ),
+    as_json: bool = common.Json,
 ) -> None:
     """List runs with stage, base, result, age and size, and the commands that continue unfinished ones."""
     found, not_shown = folders.find([paths.expand(folder) for folder in given or ["runs"]])
     if as_json:
         rows = [_row(run, _headline(run)) for run in found]
-        typer.echo(json.dumps(manifest.plain_json(rows), indent=2, ensure_ascii=False))
+        common.print_json(rows)
         return
     _print(found)
     for run in found:

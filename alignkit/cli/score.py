@@ -8,13 +8,17 @@ from pathlib import Path
 
 import typer
 
-from alignkit.cli import common
+from alignkit.cli import common, completion
 from alignkit.generation import score_rows
-from alignkit.runs import lineage
+from alignkit.runs import lineage, manifest
 
 
 def score(
-    run: str = typer.Argument(metavar="RUN", help="The run folder of a reward model."),
+    run: str = typer.Argument(
+        metavar="RUN",
+        help="The run folder of a reward model.",
+        autocompletion=completion.run_folders,
+    ),
     file: str = typer.Argument(
         metavar="FILE", help="Rows with a prompt and one or more answers: a file, a folder or a hub id."
     ),
@@ -25,6 +29,7 @@ def score(
     data_format: str = typer.Option(
         None, "--format", metavar="NAME", help="The data format of the rows. Default: detected."
     ),
+    quiet: bool = common.Quiet,
 ) -> None:
     """Score answers with a reward model. Writes one row each: {"prompt": ..., "response": ..., "score": ...}.
 
@@ -32,13 +37,14 @@ def score(
     """
     parent = lineage.named("score", run, "reward")
     rows = score_rows.read_answers(file, data_format)
-    common.quiet()
     unfinished = output.with_name(f".{output.name}.unfinished") if output else None
     stream = unfinished.open("w", encoding="utf-8") if unfinished else sys.stdout
-    with common.progress("scoring", None) as advance:
-        for row in score_rows.scored(parent, rows, batch, advance):
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            stream.flush()
+    with common.only_result(quiet, as_json=output is None):
+        common.quiet()
+        with common.progress("scoring", None) as advance:
+            for row in score_rows.scored(parent, rows, batch, advance):
+                stream.write(json.dumps(manifest.plain_json(row), ensure_ascii=False) + "\n")
+                stream.flush()
     if output and unfinished:
         stream.close()
         unfinished.replace(output)

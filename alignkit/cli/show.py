@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import typer
 
 from alignkit import paths
-from alignkit.cli import terminal
+from alignkit.cli import common, completion, terminal
 from alignkit.cli.runs import age, size_of
 from alignkit.errors import ConfigError
 from alignkit.reporting import folders, numbers, results
@@ -18,8 +17,12 @@ from alignkit.runs import answers
 
 
 def show(
-    run: str = typer.Argument(metavar="RUN", help="A run folder, finished or not."),
-    as_json: bool = typer.Option(False, "--json", help="Print the run's manifest as JSON."),
+    run: str = typer.Argument(
+        metavar="RUN",
+        help="A run folder, finished or not.",
+        autocompletion=completion.run_folders,
+    ),
+    as_json: bool = common.Json,
 ) -> None:
     """Show a run: its parents and data, its held-out results, and the command that reproduces it."""
     found, not_shown = folders.find([paths.expand(run)])
@@ -29,7 +32,7 @@ def show(
         raise ConfigError(f"show: {run} cannot be shown: {not_shown[0].reason}")
     for each in found:
         if as_json:
-            typer.echo(json.dumps(each.record, indent=2, ensure_ascii=False))
+            common.print_json(each.record)
             continue
         for name, value in _facts(each):
             typer.echo(f"{name:>10}  {value}")

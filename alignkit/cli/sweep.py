@@ -35,6 +35,7 @@ def sweep(
     ),
     trust: bool = common.Trust,
     plan_only: bool = typer.Option(False, "--plan", help="Check the settings, print the runs and exit."),
+    quiet: bool = common.Quiet,
 ) -> None:
     """Train a run for every combination of settings. Continues where an earlier sweep in the same folder stopped.
 
@@ -43,15 +44,16 @@ def sweep(
     settings = grid.parse(overrides)
     arguments = common.read_arguments(plugin, config, model, data, output, settings.fixed)
     folder = Path(output or Path(arguments.file.get("output") or "runs") / "sweep")
-    planned = plan_sweep(arguments.file, arguments.cli, settings, folder, trust)
-    _print_plan(planned, settings)
-    if plan_only:
-        return
-    try:
-        sweep_training.train(planned, typer.echo, lambda job: _report(planned, job))
-    except sweep_training.StoppedError:
-        typer.echo("\nstopped. To continue, run the same command again", err=True)
-        raise typer.Exit(130) from None
+    with common.only_result(quiet and not plan_only):
+        planned = plan_sweep(arguments.file, arguments.cli, settings, folder, trust)
+        _print_plan(planned, settings)
+        if plan_only:
+            return
+        try:
+            sweep_training.train(planned, typer.echo, lambda job: _report(planned, job))
+        except sweep_training.StoppedError:
+            typer.echo("\nstopped. To continue, run the same command again", err=True)
+            raise typer.Exit(130) from None
     _print_results(planned)
     if failed := [job for job in [*planned.parents, *planned.jobs] if job.state == "failed"]:
         typer.echo(f"\n{len(failed)} of {len(planned.parents) + len(planned.jobs)} runs failed:", err=True)

@@ -10,13 +10,17 @@ from typing import Any
 import typer
 
 from alignkit import paths, yaml
-from alignkit.cli import terminal
+from alignkit.cli import completion, terminal
 from alignkit.errors import ConfigError, suggestion
 from alignkit.runs import curves, lock, manifest, recorded, resume
 
 
 def watch(
-    run: str = typer.Argument(metavar="RUN", help="A run folder, finished or not."),
+    run: str = typer.Argument(
+        metavar="RUN",
+        help="A run folder, finished or not.",
+        autocompletion=completion.run_folders,
+    ),
     every: float = typer.Option(2.0, min=0.1, metavar="SECONDS", help="Seconds between updates."),
 ) -> None:
     """Show the curves of a run in the terminal, while it trains. Ends with the run. Ctrl-C does not stop the run."""

@@ -19,6 +19,7 @@ from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
 
 OF_A_RUN = tuple(kind for kind in KINDS if kind not in ("stage", "format", "judge"))  # each has a table of its own
+TABLES = ("data", "train", "model_kwargs", *OF_A_RUN)
 OF_A_STAGE = ("loss", "reward", "rollout")  # a shared table of these kinds applies only to stages that can use it
 
 
@@ -71,7 +72,7 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
 
 def _without_empty_tables(source: Mapping[str, Any]) -> dict[str, Any]:
     """``train:`` without keys below it, which YAML reads as null, changes nothing, as ``train: {}``."""
-    return {key: value for key, value in source.items() if value is not None or key not in ("data", "train", *OF_A_RUN)}
+    return {key: value for key, value in source.items() if value is not None or key not in TABLES}
 
 
 def plugins(source: Mapping[str, Any]) -> list[str]:
@@ -114,7 +115,7 @@ def shared_tables(
             tables[kind] = _for(registry, of, layer, kind, stage, trained)
     if not may_exist or not layer.from_cli:
         return tables
-    kept = {"model", "output", "chat_template", "tuner"}
+    kept = {"model", "model_kwargs", "output", "chat_template", "tuner"}
     for kind in OF_A_STAGE:
         if layer.picks or not _for(registry, of, layer, kind, requested, trained):
             kept.add(kind)

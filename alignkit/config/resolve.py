@@ -19,7 +19,7 @@ from annotated_types import Gt
 
 from alignkit import bundled, yaml
 from alignkit.components import Stage, option
-from alignkit.config import data_sources, layers, training_args, unused_settings
+from alignkit.config import data_sources, layers, model_kwargs, training_args, unused_settings
 from alignkit.config.data_sources import DataPath
 from alignkit.config.settings import Selected as Selected
 from alignkit.config.settings import as_table, known_keys, names, plain, typed
@@ -69,6 +69,9 @@ class TopLevel:
     model: str = option(
         "bundled:smollm2-135m", "the base model of every stage: a hub id, a folder, or bundled:smollm2-135m"
     )
+    model_kwargs: dict[str, Any] = option(
+        {}, "arguments of from_pretrained for the base model, such as {revision: v2, attn_implementation: eager}"
+    )
     output: str = option("runs", "the folder for run folders: runs/sft, runs/rm, ...", resume="may_change")
     plugins: list[str] = option([], "plugins to activate and use; --plugin adds to these")
     chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's template, else a plain one")
@@ -80,6 +83,7 @@ class RunConfig:
 
     stated: dict[str, Any]  # the settings that the user gave, in the shape of `to_dict`; the others are defaults
     model: str
+    model_kwargs: dict[str, Any]
     output: str
     plugins: list[str]
     chat_template: str | None
@@ -104,6 +108,7 @@ class RunConfig:
         """The content of a config file that resolves to this config."""
         return {
             "model": self.model,
+            "model_kwargs": self.model_kwargs,
             "output": self.output,
             "plugins": self.plugins,
             "chat_template": self.chat_template,
@@ -247,6 +252,7 @@ def resolve(
     return RunConfig(
         stated=_stated(stage, stated),
         model=top.model,
+        model_kwargs=model_kwargs.check(top.model_kwargs, bool(train.get("use_cpu"))),
         output=top.output,
         plugins=[*(name for name in registry.requested if name != stage_name), stage_name],
         chat_template=top.chat_template,
@@ -261,7 +267,7 @@ def resolve(
 
 def _stated(stage: Stage, stated: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the user gave, in the shape of :meth:`RunConfig.to_dict`."""
-    shared = ("model", "chat_template", "tuner", "optimizer")
+    shared = ("model", "model_kwargs", "chat_template", "tuner", "optimizer")
     of_run: dict[str, Any] = {key: stated[key] for key in shared if key in stated}
     own = (*names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
     of_stage = {key: stated[key] for key in own if key in stated}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.components import Resume
-from alignkit.config import training_args, unused_settings
+from alignkit.config import model_kwargs, training_args, unused_settings
 from alignkit.config.resolve import RunConfig, TopLevel
 
 Path = tuple[str, ...]  # of a setting in `RunConfig.to_dict`
@@ -97,6 +97,7 @@ def _rules(config: RunConfig) -> dict[Path, Resume]:
     """The settings that a resume may change, each with its rule."""
     of_train = training_args.on_resume(config.train) | dict(config.stage.component.resume)
     rules: dict[Path, Resume] = {("stages", config.stage.component.name, "train", n): r for n, r in of_train.items()}
+    rules |= {("model_kwargs", name): "may_change" for name in model_kwargs.PLACEMENT}
     for path, field, table in _fields(config):
         resume = field.metadata.get("resume", "same")
         resume = resume(table) if callable(resume) else resume

@@ -23,6 +23,14 @@ def check_config(registry: Registry, config: RunConfig, command_line: Mapping[st
     Raises:
         ConfigError: one is not. It comes from a config file, or from the run that is resumed.
     """
+    stage = config.stage.component.name
+    tables = [command_line, command_line.get(stage) or {}, (command_line.get("stages") or {}).get(stage) or {}]
+    allowed = any((table.get("model_kwargs") or {}).get("trust_remote_code") for table in tables)
+    if config.model_kwargs.get("trust_remote_code") and not allowed:
+        raise ConfigError(
+            f"model_kwargs.trust_remote_code=true runs the code of {config.model}, and it is set in a file. If you "
+            "trust both, add --trust-remote-code"
+        )
     selected = [config.stage, config.tuner, config.optimizer, config.loss]
     selected += [config.rollout] if config.rollout else []
     selected += reward_parts.with_judges(registry, config.reward) if config.reward else []

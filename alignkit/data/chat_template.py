@@ -41,13 +41,17 @@ PLAIN = (
 
 
 def load_tokenizer(
-    base: str, template: str | None, day: str | None = None, special_tokens: str = "text"
+    base: str,
+    template: str | None,
+    day: str | None = None,
+    special_tokens: str = "text",
+    kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of ``base``, with a chat template (``template``'s file, its own, or the plain one) and a pad token.
 
     The pad token differs from the end-of-sequence token if the tokenizer has another special token. ``day``
     (``2026-11-25``, by default today) is for templates that write the date. ``special_tokens`` is
-    :attr:`alignkit.config.DataConfig.special_tokens`.
+    :attr:`alignkit.config.DataConfig.special_tokens`. ``kwargs`` are arguments of ``from_pretrained``.
 
     Raises:
         AlignkitError: there is no tokenizer, it has no end-of-sequence token, or the template's file cannot be read.
@@ -55,7 +59,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)  # None would ask
+        kwargs = {"trust_remote_code": False, **(kwargs or {})}  # None would ask
+        tokenizer = AutoTokenizer.from_pretrained(base, **kwargs)
     except Exception as error:  # missing files, hub errors and converter errors share no base class
         raise AlignkitError(f"no tokenizer could be loaded from {base}: {one_line(error)}") from error
     if tokenizer.eos_token is None:

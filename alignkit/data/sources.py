@@ -229,7 +229,8 @@ def _hub(config: DataConfig, path: str) -> Source:
     try:
         dataset = load_dataset(path, config.name, split=config.split)
     except Exception as error:  # the errors of the hub share no base class
-        message = f"{path} is not a local file or folder, and loading it from the hub failed: {one_line(error)}"
+        why = hub.reason(error, f"datasets/{path}")
+        message = f"{path} is not a local file or folder, and loading it from the hub failed: {why}"
         raise DataError(message) from error
     return Source(_numbered(path, dataset), str(dataset._fingerprint))
 

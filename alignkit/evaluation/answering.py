@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkit import bundled
 from alignkit.batches import Answers, Sampling
+from alignkit.config.model_kwargs import same_base
 from alignkit.data.chat_template import prompt_ids
 from alignkit.evaluation.checkpoints import Policy
 from alignkit.evaluation.comparison import Asked
@@ -63,6 +64,7 @@ def _sharing_a_base(policies: Sequence[Policy]) -> list[list[int]]:
         form: object = number
         if record["weights"] == "adapter":
             form = [record["base"]["located"], record["base"]["weights"], record["config"]["tuner"], record["dtype"]]
+            form.append(same_base(record["config"].get("model_kwargs", {})))
         group = next((numbers for other, numbers in groups if other == form), None)
         if group is None:
             groups.append((form, [number]))
@@ -83,7 +85,8 @@ def _open(policies: Sequence[Policy]) -> tuple[LoadedModel, list[str | None]]:
     if first.is_base:
         name = record["base"]["name"]
         located = base.locate(name, print) if name.startswith(bundled.PREFIX) else record["base"]["located"]
-        model: Any = load(located, {"dtype": device_and_dtype.run_dtype({})}).eval()
+        kwargs = {"dtype": device_and_dtype.run_dtype({}), **base.kwargs_to_open(located, record)}
+        model: Any = load(located, device_and_dtype.usable(kwargs, print)).eval()
     else:
         model = adapters.open_run(first.folder, record)
     for number, policy in enumerate(policies):

@@ -160,7 +160,7 @@ def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]], **columns: Any) -> None:
     """Write a table as JSON Lines, one row per line; ``columns`` are the same in every line."""
-    lines = (json.dumps({**row, **columns}, ensure_ascii=False) + "\n" for row in rows)
+    lines = (json.dumps(manifest.plain_json({**row, **columns}), ensure_ascii=False) + "\n" for row in rows)
     manifest.write_atomically(file, "".join(lines))
 
 

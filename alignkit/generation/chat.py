@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,8 +51,11 @@ class LoadedModel(NamedTuple):
     stop_ids: list[int]  # the tokens that end an answer
 
 
-def open_model(source: ModelSource) -> LoadedModel:
-    """Load the policy of a run, with its base as it was for training, or a model by name."""
+def open_model(source: ModelSource, model_kwargs: Mapping[str, Any] | None = None) -> LoadedModel:
+    """Load the policy of a run, with its base as it was for training, or a model by name.
+
+    ``model_kwargs`` are arguments of ``from_pretrained`` for a model by name.
+    """
     from alignkit.data.chat_template import load_tokenizer, tokenizer_of_run
     from alignkit.models import adapters, device_and_dtype, pretrained
 
@@ -60,9 +64,11 @@ def open_model(source: ModelSource) -> LoadedModel:
         tokenizer, stop_ids = tokenizer_of_run(Path(source.name), source.manifest), source.manifest["stop_ids"]
     else:
         located = base.locate(source.name, print)
-        model = pretrained.load(located, {"dtype": device_and_dtype.run_dtype({})}).eval()
-        tokenizer = load_tokenizer(located, None)
-        stop_ids = base.stop_ids(located, tokenizer)
+        kwargs = base.with_commit(model_kwargs or {}, located)
+        loading = device_and_dtype.usable({"dtype": device_and_dtype.run_dtype({}), **kwargs}, print)
+        model = pretrained.load(located, loading).eval()
+        tokenizer = load_tokenizer(located, None, kwargs=base.of_repository(kwargs))
+        stop_ids = base.stop_ids(located, tokenizer, kwargs.get("revision"))
     model.to(device_and_dtype.run_device({}))
     return LoadedModel(model, tokenizer, stop_ids)
 
@@ -70,10 +76,16 @@ def open_model(source: ModelSource) -> LoadedModel:
 class Chat:
     """A model in memory and the conversation so far."""
 
-    def __init__(self, source: ModelSource, max_new_tokens: int, temperature: float) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        max_new_tokens: int,
+        temperature: float,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         from alignkit.data.chat_tokenizer import chat_tokenizer
 
-        self.model, self.tokenizer, stop_ids = open_model(source)
+        self.model, self.tokenizer, stop_ids = open_model(source, model_kwargs)
         chat_tokenizer(self.tokenizer).special_tokens = "text"  # of what the user types, in every run
         self.sampling = Sampling(max_new_tokens, temperature, tuple(stop_ids))
         self.conversation: Conversation = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,9 +39,18 @@ class SampleFile(NamedTuple):
     done: int  # prompts that are answered
     settings: Settings
     sampled_from: dict[str, Any]  # the field of its rows with that name
+    model_kwargs: Mapping[str, Any]  # of a model by name
 
 
-def plan(run: str, prompts: str, file: Path, k: int, batch: int, settings: Settings) -> SampleFile:
+def plan(
+    run: str,
+    prompts: str,
+    file: Path,
+    k: int,
+    batch: int,
+    settings: Settings,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> SampleFile:
     """Check what is to be sampled, and how much of it an earlier command has written.
 
     Raises:
@@ -49,15 +58,15 @@ def plan(run: str, prompts: str, file: Path, k: int, batch: int, settings: Setti
         ConfigError: the file has other prompts, another K, or answers of another model or other settings.
     """
     source, rows = locate(run), prompts_of(prompts)
-    sampled_from = _sampled_from(source, settings)
+    sampled_from = _sampled_from(source, settings, (model_kwargs or {}).get("revision"))
     done = continued(file, rows, k, batch, sampled_from)
-    return SampleFile(file, source, rows, k, batch, done, settings, sampled_from)
+    return SampleFile(file, source, rows, k, batch, done, settings, sampled_from, model_kwargs or {})
 
 
-def _sampled_from(source: ModelSource, settings: Settings) -> dict[str, Any]:
+def _sampled_from(source: ModelSource, settings: Settings, revision: str | None) -> dict[str, Any]:
     """The model, a fingerprint of its weights, the round of comparisons of its answers, and the settings."""
     located = source.name if source.manifest else base.locate(source.name, print)
-    folder = base.folder_of(located)
+    folder = base.folder_of(located, revision)
     is_folder = os.path.isdir(located) and not source.name.startswith(bundled.PREFIX)
     return {
         "model": os.path.abspath(located) if is_folder else source.name,
@@ -76,8 +85,8 @@ def write(samples: SampleFile, progress: Progress) -> None:
     from alignkit.generation.chat import open_model
     from alignkit.generation.sampling import sample, text
 
-    file, source, prompts, k, batch, done, settings, sampled_from = samples
-    opened = open_model(source)
+    file, source, prompts, k, batch, done, settings, sampled_from, model_kwargs = samples
+    opened = open_model(source, model_kwargs)
     stop_ids = tuple(opened.stop_ids)
     sampling = Sampling(settings.max_new_tokens, settings.temperature, stop_ids, settings.top_p, samples=k)
     with file.open("a", encoding="utf-8") as stream, progress("sampling", len(prompts), done) as advance:

@@ -23,6 +23,12 @@ from alignkit.runs import weights as run_weights
 WITH_HEAD = ("value", "reward")
 
 
+def set_base_revision(model: Any, commit: str | None) -> None:
+    """Record in the adapters of a PEFT model which commit of a hub model they belong to. PEFT loads that one then."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.revision = commit
+
+
 def fresh_head(model: Any, pad_token_id: int | None) -> None:
     """Initialize the scalar head from N(0, 1/sqrt(d + 1)), as in "learning to summarize" (arXiv 2009.01325).
 
@@ -178,7 +184,8 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
 
     run_weights.check(folder)
     if record["weights"] == "model":
-        kwargs = {"dtype": dtype or device_and_dtype.run_dtype({}), "use_safetensors": True}
+        kwargs = {"dtype": dtype or device_and_dtype.run_dtype({}), **base.kwargs_to_open(str(folder), record)}
+        kwargs = {**device_and_dtype.usable(kwargs, print), "use_safetensors": True}
         return pretrained.load(str(folder), kwargs, record["role"] in WITH_HEAD).eval()
     return peft.PeftModel.from_pretrained(open_base(folder, record, dtype), str(folder)).eval()
 
@@ -188,8 +195,10 @@ def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = 
     kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":
         located = base.locate(record["model"]["name"], print)
+        kwargs |= base.kwargs_to_open(located, {**record, "base": record["model"]})
     else:
         located = base.of_run(record, folder, print)
+        kwargs |= base.kwargs_to_open(located, record)
         tuner, config = lineage.tuner(record)
         kwargs |= tuner.load(config, getattr(torch, record["dtype"]))
-    return pretrained.load(located, kwargs, record["role"] in WITH_HEAD).eval()
+    return pretrained.load(located, device_and_dtype.usable(kwargs, print), record["role"] in WITH_HEAD).eval()

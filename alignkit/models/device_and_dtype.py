@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from alignkit.config.model_kwargs import FLASH
 from alignkit.errors import ConfigError
 from alignkit.models import transformers_internals
 
@@ -47,6 +49,67 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
     if kind == "xpu" or (kind == "cpu" and transformers_internals.cpu_multiplies_bf16()):
         return torch.bfloat16
     return torch.float32
+
+
+def check_loading(kwargs: Mapping[str, Any], device: torch.device, dtype: torch.dtype, processes: int) -> None:
+    """Check that a model can be trained as ``kwargs``, arguments of ``from_pretrained``, load it.
+
+    ``dtype`` is the number format of training.
+
+    Raises:
+        ConfigError: its attention, its placement or the number format of its weights does not fit the run.
+    """
+    if reason := _attention_problem(kwargs, device):
+        raise ConfigError(f"model_kwargs.attn_implementation: {reason}. Remove it, or choose sdpa")
+    if "flash" in kwargs.get("attn_implementation", "") and dtype is torch.float32:
+        raise ConfigError(
+            "model_kwargs.attn_implementation: flash attention computes in 16 bits, and this run in fp32. Set "
+            "train.bf16=true, or choose sdpa"
+        )
+    weights = kwargs["dtype"] if isinstance(kwargs["dtype"], torch.dtype) else getattr(torch, kwargs["dtype"])
+    if weights is torch.float16 and dtype is torch.float32:
+        raise ConfigError(
+            "tuner.dtype=float16: this run trains in fp32, without the loss scaling that fp16 needs, so small "
+            "gradients would be lost. Choose bfloat16"
+        )
+    if "device_map" in kwargs:
+        _check_device_map(kwargs["device_map"], device, processes)
+
+
+def _check_device_map(device_map: Any, device: torch.device, processes: int) -> None:
+    if processes > 1:
+        raise ConfigError("model_kwargs.device_map: with several processes, each loads its own models. Remove it")
+    target = device_map[""] if isinstance(device_map, dict) else device_map
+    if target not in ("auto", device.type, str(device), device.index):
+        raise ConfigError(f"model_kwargs.device_map is {target}, and this run computes on {device}. Remove it")
+
+
+def usable(kwargs: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` to open a finished run on this machine, which may not be that of its training.
+
+    Where its attention does not work here, that of Transformers is used: the results are equal up to rounding. On a CPU
+    weights in fp16 are loaded in fp32. ``say`` gets a line.
+    """
+    device, kwargs = run_device({}), dict(kwargs)
+    if reason := _attention_problem(kwargs, device):
+        say(f"{reason}: using Transformers' default attention instead")
+        del kwargs["attn_implementation"]
+    if kwargs["dtype"] in (torch.float16, "float16") and device.type == "cpu":
+        kwargs["dtype"] = torch.float32
+    return kwargs
+
+
+def _attention_problem(kwargs: Mapping[str, Any], device: torch.device) -> str | None:
+    """Why the attention of ``kwargs`` does not work on a device; None if it does."""
+    name = kwargs.get("attn_implementation", "")
+    if "flash" not in name:
+        return None
+    if device.type == "cpu":
+        return f"{name} does not work on a CPU"
+    packages = FLASH[name]
+    if any(map(importlib.util.find_spec, packages)):
+        return None
+    return f"{name} needs {packages[0]}, which is not installed"
 
 
 def compute_dtype(model: Any) -> torch.dtype:

@@ -38,7 +38,8 @@ def open_on_original(folder: Path, record: dict[str, Any]) -> Any:
     import peft
 
     located = bases.of_run(record, folder, print)
-    base = pretrained.load(located, {"dtype": "auto"}, record["role"] in adapters.WITH_HEAD)
+    kwargs = device_and_dtype.usable({"dtype": "auto", **bases.kwargs_to_open(located, record)}, print)
+    base = pretrained.load(located, kwargs, record["role"] in adapters.WITH_HEAD)
     return peft.PeftModel.from_pretrained(base, str(folder)).eval().to(device_and_dtype.run_device({}))
 
 

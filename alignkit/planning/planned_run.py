@@ -51,16 +51,22 @@ class PlannedRun(Run):
             "config": config.to_dict(),
             "tuner": config.tuner.component.name,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "base": {"name": self.base, "located": self.base, "weights": self.base_weights},
-            "stop_ids": base.stop_ids(self.base, self.tokenizer),
+            "base": {
+                "name": self.base,
+                "located": self.base,
+                "revision": self.model_kwargs.get("revision"),
+                "weights": self.base_weights,
+            },
+            "stop_ids": base.stop_ids(self.base, self.tokenizer, self.model_kwargs.get("revision")),
         }
 
     @functools.cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The tokenizer of the policy's run, or of the base if that run does not exist yet."""
         folder = str(self.parents.get("policy", self.base))
-        special_tokens = self.config.data.special_tokens
-        return load_tokenizer(self.planned.get(folder, folder), self.config.chat_template, self.today, special_tokens)
+        special_tokens, kwargs = self.config.data.special_tokens, base.of_repository(self.model_kwargs)
+        located = self.planned.get(folder, folder)
+        return load_tokenizer(located, self.config.chat_template, self.today, special_tokens, kwargs)
 
     def training_arguments(self, cls: Any, **own: Any) -> Any:
         """The arguments of the stage, with so few steps."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignkit.config.model_kwargs import OPTIONS, REFUSED
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.models import adapters, copy_adapter, pretrained
+from alignkit.runs import base
 
 BLOCK = 64  # weights that share a constant in NF4
 CONSTANTS = 256  # of these that share one, with double quantization
@@ -57,9 +59,10 @@ def build(located: str, kwargs: Mapping[str, Any], head: bool = False) -> Any:
         AlignkitError: there is no config, or no model for it.
         ConfigError: it is quantized in another way than to 4 bits by bitsandbytes.
     """
-    options = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    options = {"trust_remote_code": False, **base.of_repository(kwargs)}
+    attributes = {name: value for name, value in kwargs.items() if name not in (*OPTIONS, *REFUSED)}
     try:
-        config = AutoConfig.from_pretrained(located, **({"num_labels": 1} if head else {}), **options)
+        config = AutoConfig.from_pretrained(located, **({"num_labels": 1} if head else {}), **options, **attributes)
         quantization = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = None

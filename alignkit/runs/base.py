@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import bundled, paths
+from alignkit.config import model_kwargs
 from alignkit.data import hub
-from alignkit.errors import ConfigError, DataError, suggestion
+from alignkit.errors import AlignkitError, ConfigError, DataError, suggestion
 from alignkit.protocols import Limits
 from alignkit.runs import manifest
 
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
     from alignkit.components import Tuner
 
 
-def check(name: str) -> None:
+TRUST = "ALIGNKIT_TRUST_REMOTE_CODE"  # set by --trust-remote-code
+
+
+def check(name: str, revision: str | None = None) -> None:
     """Check that ``name`` can be a base model, without the network and without loading it.
 
     Raises:
-        ConfigError: no such folder or bundled model, a folder without a decoder-only model, or an adapter.
+        ConfigError: no such folder or bundled model, a folder without a decoder-only model, an adapter, or a revision
+            of a model that is not on the hub.
     """
+    if revision is not None and (name.startswith(bundled.PREFIX) or paths.expand(name).exists()):
+        raise ConfigError(f"model_kwargs.revision has no effect: {name} is not a model of the hub")
     if name.startswith(bundled.PREFIX):
         bundled.model(name)
         return
@@ -53,7 +60,7 @@ def check(name: str) -> None:
         )
 
 
-def check_head(name: str) -> None:
+def check_head(name: str, kwargs: Mapping[str, Any]) -> None:
     """Check that Transformers supports this base with a scalar head, as reward models need. Imports torch.
 
     Raises:
@@ -62,7 +69,9 @@ def check_head(name: str) -> None:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(locate(name, lambda line: None), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            locate(name, lambda line: None), **{"trust_remote_code": False, **of_repository(kwargs)}
+        )
     except (OSError, ValueError):  # loading the model will report the error
         return
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -70,13 +79,14 @@ def check_head(name: str) -> None:
         raise ConfigError(f"{name} cannot be a reward model: Transformers has no {kind} for sequence classification")
 
 
-def check_trainable(name: str, tuner: Tuner) -> None:
+def check_trainable(name: str, revision: str | None, tuner: Tuner) -> None:
     """Check that a tuner can train this base, without the network and without loading it.
 
     Raises:
         ConfigError: the base is quantized, and the tuner trains its weights.
     """
-    folder = folder_of(locate(name, lambda line: None)) if not name.startswith(bundled.PREFIX) else None
+    is_bundled = name.startswith(bundled.PREFIX)
+    folder = None if is_bundled else folder_of(locate(name, lambda line: None), revision)
     config = folder / "config.json" if folder else None
     if tuner.adapters or config is None or not config.is_file():
         return
@@ -108,7 +118,30 @@ def locate(name: str, say: Callable[[str], None]) -> str:
     return name
 
 
-def folder_of(located: str) -> Path | None:
+def commit_of(located: str, revision: str | None) -> str | None:
+    """The commit of a model of the hub at a revision (a branch, a tag or a commit); None for a folder.
+
+    Downloads its ``config.json``, if it is not in the cache.
+
+    Raises:
+        AlignkitError: the model is not on the hub, is not accessible, or has no such revision.
+    """
+    if Path(located).is_dir():
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(located, "config.json", revision=revision)).parent.name
+    except Exception as error:  # the errors of the hub share no base class
+        raise AlignkitError(f"the model could not be loaded: {hub.reason(error, located, revision)}") from error
+
+
+def of_repository(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments for a model that its config and its tokenizer are loaded with too."""
+    return {name: kwargs[name] for name in ("revision", "code_revision", "trust_remote_code") if name in kwargs}
+
+
+def folder_of(located: str, revision: str | None = None) -> Path | None:
     """The folder with the files of a located base: the folder itself, or the snapshot in the hub's cache.
 
     Raises:
@@ -120,21 +153,21 @@ def folder_of(located: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(located, "config.json")
+        cached = try_to_load_from_cache(located, "config.json", revision=revision)
     except HFValidationError:  # a path that was removed after the run was planned
         raise ConfigError(f"no model folder {located}") from None
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def folder_on_disk(name: str) -> Path | None:
+def folder_on_disk(name: str, revision: str | None = None) -> Path | None:
     """The folder of a base model; None if it is not on this disk, such as a bundled model before its first use."""
     if not name.startswith(bundled.PREFIX):
-        return folder_of(locate(name, print))
+        return folder_of(locate(name, print), revision)
     folder = bundled.model(name)
     return folder if folder.is_dir() else None
 
 
-def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> list[int]:
     """The tokens at which generation stops.
 
     They are the tokenizer's EOS token, those of the generation config, and the token with which the chat template
@@ -145,7 +178,7 @@ def stop_ids(located: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     from alignkit.data.chat_template import turn_end
 
     try:
-        eos = GenerationConfig.from_pretrained(located).eos_token_id
+        eos = GenerationConfig.from_pretrained(located, revision=revision or "main").eos_token_id
     except OSError:  # a model without a generation config
         eos = None
     more = eos if isinstance(eos, list) else [eos]
@@ -171,9 +204,9 @@ LEARNT_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "opt", "biog
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of a config
 
 
-def limits(located: str) -> Limits:
+def limits(located: str, revision: str | None = None) -> Limits:
     """The limits of a located base. Unknown if its config is not on this disk."""
-    folder = folder_of(located)
+    folder = folder_of(located, revision)
     if folder is None or not (folder / "config.json").exists():
         return Limits(None, None, False)
     return limits_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -192,4 +225,45 @@ def of_run(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     if record["weights"] == "model":
         return os.path.abspath(folder)
     name: str = record["base"]["name"]
-    return locate(name, say) if name.startswith(bundled.PREFIX) else str(record["base"]["located"])
+    located = str(record["base"]["located"])
+    return located if os.path.isabs(located) and not name.startswith(bundled.PREFIX) else locate(name, say)
+
+
+def kwargs_of_run(own: Mapping[str, Any], located: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for ``located``, the base model of a finished run with the manifest ``record``.
+
+    The files and the attributes of the config are those with which the run was trained. How the model computes, and
+    how it gets into memory, is taken from ``own``, the ``model_kwargs`` of the run that loads it.
+    """
+    kept = (*model_kwargs.PLACEMENT, *model_kwargs.COMPUTE, "trust_remote_code")
+    kwargs = {key: value for key, value in record["config"].get("model_kwargs", {}).items() if key not in kept}
+    kwargs |= {key: value for key, value in own.items() if key in kept}
+    if manifest.is_run(Path(located)):
+        return {key: value for key, value in kwargs.items() if key not in model_kwargs.FILES}
+    if revision := record["base"].get("revision"):
+        kwargs["revision"] = revision
+    return kwargs
+
+
+def kwargs_to_open(located: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`kwargs_of_run` outside training: the run computes as in training.
+
+    Raises:
+        ConfigError: the base runs code of its repository, which the user did not allow.
+    """
+    own = dict(record["config"].get("model_kwargs", {}))
+    if own.pop("trust_remote_code", False):
+        own["trust_remote_code"] = True
+        if not os.environ.get(TRUST):
+            raise ConfigError(
+                f"{record['model']['name']} runs code of its repository, and this run was trained with "
+                "model_kwargs.trust_remote_code. If you trust that code, add --trust-remote-code"
+            )
+    kwargs = kwargs_of_run(own, located, record)
+    return {key: value for key, value in kwargs.items() if key not in model_kwargs.PLACEMENT}
+
+
+def with_commit(kwargs: Mapping[str, Any], located: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` with the commit of a model of the hub in place of a branch or a tag."""
+    commit = commit_of(located, kwargs.get("revision"))
+    return {**kwargs, "revision": commit} if commit else dict(kwargs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, paths, protocols
-from alignkit.config import resume_rules
+from alignkit.config import model_kwargs, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, suggestion
@@ -77,7 +77,8 @@ def finished(output: Path, stage: str) -> list[Parent]:
 def inherited(parent: Parent) -> dict[str, Any]:
     """The settings that a run takes from the run that it starts from, unless the user sets them."""
     config = parent.manifest["config"] if parent.manifest else parent.config.to_dict() if parent.config else {}
-    return {key: config[key] for key in ("model", "tuner", "chat_template") if config.get(key) is not None}
+    kept = {key: config[key] for key in ("model", "tuner", "chat_template") if config.get(key) is not None}
+    return {**kept, "model_kwargs": model_kwargs.inherited(config.get("model_kwargs", {}))}
 
 
 def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list[str]:
@@ -127,6 +128,7 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         assert parent.config is not None
         if config.model != parent.config.model:
             raise ConfigError(f"{message}: its base model is {parent.config.model}, not {config.model}")
+        _check_model_kwargs(config, parent.config.model_kwargs, message)
         own, other = (c.chat_template and _template(c.chat_template) for c in (config, parent.config))
         if own != other:
             raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
@@ -135,7 +137,8 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         return
     if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
         raise ConfigError(f"{message}: its base model is {record['model']['name']}, not {config.model}")
-    if changed := _model_differences(config, record):
+    _check_model_kwargs(config, record["config"].get("model_kwargs", {}), message)
+    if changed := _model_differences(config, record, record["model"].get("revision")):
         raise ConfigError(f"{message}: {config.model} has changed since it was trained ({', '.join(changed)})")
     current = fingerprints.of(parent.folder)
     if changed := fingerprints.differences(record["fingerprints"], current):
@@ -144,6 +147,17 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
     if record["weights"] == "adapter":
         _check_adapter(config, record["config"], message)
+
+
+def _check_model_kwargs(config: RunConfig, parent: Mapping[str, Any], message: str) -> None:
+    own, other = model_kwargs.same_base(config.model_kwargs), model_kwargs.same_base(parent)
+    for name in dict.fromkeys([*other, *own]):
+        if own.get(name) != other.get(name):
+            raise ConfigError(
+                f"{message}: its base was loaded with model_kwargs.{name}={other.get(name)!r}, not {own.get(name)!r}"
+            )
+    if parent.get("trust_remote_code") and not config.model_kwargs.get("trust_remote_code"):
+        raise ConfigError(f"{message}: its base runs code of its repository. If you trust it, add --trust-remote-code")
 
 
 def _check_adapter(config: RunConfig, parent: Mapping[str, Any], message: str) -> None:
@@ -168,13 +182,19 @@ def shares_base(record: Mapping[str, Any], config: protocols.RunConfig, base: st
 
     ``record`` is its manifest. ``config`` and ``base`` are the config and the base fingerprint of the other run. The
     settings of the tuner must agree, because they may change how the base is loaded, and PEFT cannot combine all of
-    them on one base.
+    them on one base. So must those of ``model_kwargs`` that change what the base computes.
     """
-    return _is_adapter_of(record, config.to_dict()["tuner"], base)
+    return _is_adapter_of(record, config.to_dict(), base)
 
 
-def _is_adapter_of(record: Mapping[str, Any], tuner: Mapping[str, Any], base: str | None) -> bool:
-    same = record["config"]["tuner"] == tuner
+def _is_adapter_of(record: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> bool:
+    first, second = (  # without settings that an earlier version did not have
+        {name: value for name, value in each["tuner"].items() if value is not None}
+        for each in (record["config"], config)
+    )
+    same = first == second
+    own, other = (model_kwargs.same_base(each.get("model_kwargs", {})) for each in (record["config"], config))
+    same = same and {**own, "revision": None} == {**other, "revision": None}  # the weights tell revisions apart
     return bool(record["weights"] == "adapter" and same and record["base"]["weights"] == base)
 
 
@@ -205,7 +225,7 @@ def trunks_of_rewards(
 def _on_one_base(record: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
     if record is None or other is None or other["weights"] != "adapter":
         return False
-    return _is_adapter_of(record, other["config"]["tuner"], other["base"]["weights"])
+    return _is_adapter_of(record, other["config"], other["base"]["weights"])
 
 
 def check_same_tokens(a: Parent, b: Parent) -> None:
@@ -265,24 +285,28 @@ def _template(path: str) -> str:
     return fingerprints.text(paths.expand(path).read_text(encoding="utf-8"))
 
 
-def _model_of(config: protocols.RunConfig) -> dict[str, Any] | None:
-    """The fingerprints of the base model of ``config``. None if its files are not on this disk."""
+def _model_of(config: protocols.RunConfig, commit: str | None = None) -> dict[str, Any] | None:
+    """The fingerprints of the base model of ``config``. None if its files are not on this disk.
+
+    ``commit`` is that of a model of the hub, if it is known; else it is where ``model_kwargs.revision`` now points to.
+    """
     if config.model.startswith(bundled.PREFIX):
         folder: Path | None = bundled.model(config.model)
     else:
-        folder = base.folder_of(base.locate(config.model, lambda line: None))
+        revision = commit or config.model_kwargs.get("revision")
+        folder = base.folder_of(base.locate(config.model, lambda line: None), revision)
     return fingerprints.of(folder) if folder is not None and folder.exists() else None
 
 
-def _model_differences(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
-    current, before = _model_of(config), _without_name(record["model"])
+def _model_differences(config: RunConfig, record: Mapping[str, Any], commit: str | None = None) -> list[str]:
+    current, before = _model_of(config, commit), _without_name(record["model"])
     if current is None or before is None or config.model != record["model"]["name"]:
         return []
     return fingerprints.differences(before, current)
 
 
 def _without_name(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {key: value for key, value in model.items() if key != "name"} or None
+    return {key: value for key, value in model.items() if key not in ("name", "revision")} or None
 
 
 def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, data, paths
-from alignkit.config import data_sources, resolve, resume_rules, reward_parts, trust
+from alignkit.config import data_sources, model_kwargs, resolve, resume_rules, reward_parts, trust
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import merge
 from alignkit.data import held_out, sources
@@ -44,7 +44,7 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """The limits of the base model; unknown if its files are not on this machine."""
-        folder = base.folder_on_disk(self.config.model)
+        folder = base.folder_on_disk(self.config.model, self.config.model_kwargs.get("revision"))
         return base.limits(str(folder)) if folder else Limits(None, None, False)
 
     def describe(self) -> list[tuple[str, str]]:
@@ -60,6 +60,7 @@ class Plan:
         return [
             ("stage", self._named("stage")),
             ("model", self._model()),
+            *([("options", model_kwargs.describe(config.model_kwargs))] if config.model_kwargs else []),
             *(("plugin", line) for line in self._plugins()),
             *((f"{role} from", parent.describe()) for role, parent in self.parents.items()),
             ("tuner", self._named("tuner")),
@@ -77,8 +78,8 @@ class Plan:
         ]
 
     def _model(self) -> str:
-        name = self.config.model
-        if name.startswith(bundled.PREFIX) or base.folder_of(base.locate(name, lambda line: None)):
+        name, revision = self.config.model, self.config.model_kwargs.get("revision")
+        if name.startswith(bundled.PREFIX) or base.folder_of(base.locate(name, lambda line: None), revision):
             return name
         return f"{name} (not on this disk: training downloads it, and then checks the rows)"
 
@@ -258,8 +259,8 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
             registry.check_requires(registry.get("tuner", tuner))
     if config.chat_template is not None and not paths.expand(config.chat_template).is_file():
         raise ConfigError(f"chat_template: no file {config.chat_template}")
-    base.check(config.model)
-    base.check_trainable(config.model, config.tuner.component)
+    base.check(config.model, revision := config.model_kwargs.get("revision"))
+    base.check_trainable(config.model, revision, config.tuner.component)
     tuner, stage = config.tuner.component, config.stage.component
     if tuner.trains not in stage.trains:
         raise ConfigError(
@@ -303,18 +304,19 @@ def _without_bad_rows(plan: Plan) -> Plan:
     from alignkit.runs import row_checks  # slow to import
 
     policy = plan.parents.get("policy")
-    folder = policy.folder if policy and policy.manifest else base.folder_on_disk(plan.config.model)
+    config, folder = plan.config, policy.folder if policy and policy.manifest else None
+    folder = folder or base.folder_on_disk(config.model, config.model_kwargs.get("revision"))
     sides = {"train_rows": plan.train_rows, "eval_rows": plan.eval_rows}
-    tokenizer = row_checks.Tokenizer.read(folder, plan.config.chat_template) if folder else None
-    rewards = reward_parts.with_parts(plan.registry, plan.config.reward) if plan.config.reward else []
+    tokenizer = row_checks.Tokenizer.read(folder, config.chat_template) if folder else None
+    rewards = reward_parts.with_parts(plan.registry, config.reward) if config.reward else []
     bad = {name: row_checks.without_fields(rewards, rows) for name, rows in sides.items()}
     if folder is not None and tokenizer is not None:
         for name, rows in sides.items():
-            bad[name] |= row_checks.bad_rows(plan.config, folder, tokenizer, rows)
+            bad[name] |= row_checks.bad_rows(config, folder, tokenizer, rows)
     reasons = [reason for by_row in bad.values() for reason in by_row.values()]
     if not reasons:
         return plan
-    if plan.config.data.on_bad_row == "error":
+    if config.data.on_bad_row == "error":
         raise DataError(reasons[0])
     train_rows, eval_rows = (
         selected(rows, (index for index, row in enumerate(rows) if row.where not in bad[name]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit import yaml
 from alignkit.components import Stage
-from alignkit.config import DataConfig, resume_rules
+from alignkit.config import DataConfig, model_kwargs, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import names
 from alignkit.errors import AlignkitError
@@ -46,8 +46,8 @@ def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str
     stated = config.stated["stages"][stage.name]
     if any(name in {**stated, **stated.get("train", {})} for name in LENGTHS):
         table["train"] = {key: value for key, value in table["train"].items() if key != "max_steps"}
-    shared = ("model", "chat_template", "tuner", "optimizer")
-    return {**{key: record[key] for key in shared}, **table}
+    shared = {key: record[key] for key in ("model", "chat_template", "tuner", "optimizer")}
+    return {**shared, "model_kwargs": model_kwargs.inherited(record.get("model_kwargs", {})), **table}
 
 
 def stage(config: Mapping[str, Any]) -> Stage | None:

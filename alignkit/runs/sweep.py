@@ -21,8 +21,8 @@ from alignkit.runs.plan import Plan, is_made_by, pipeline
 from alignkit.runs.resume import check_folder
 
 FILE = "sweep.jsonl"  # in the output folder
-OF_PARENTS = ("model", "chat_template", "tuner")  # a run and those that it starts from have these in common
-
+# a run and those that it starts from have these in common
+OF_PARENTS = ("model", "model_kwargs", "chat_template", "tuner")
 State = Literal["waiting", "training", "finished", "failed"]
 
 

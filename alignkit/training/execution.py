@@ -41,18 +41,22 @@ def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Ca
     """
     for plan in plans:
         if plan.config.stage.component.role == "reward":  # fail before earlier stages train
-            base.check_head(plan.config.model)
+            base.check_head(plan.config.model, plan.config.model_kwargs)
     results = []
     for plan in plans:
-        stage = plan.config.stage.component
-        say(f"\n{stage.name}")
-        result = execute(plan, resume=resume, overwrite=overwrite, say=say)
-        metric = next((name for name in ("loss", *stage.watch) if f"eval_{name}" in result.metrics), None)
-        before, after = result.metrics.get(f"first_eval_{metric}"), result.metrics.get(f"eval_{metric}")
-        change = f"held-out {metric} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
-        say(f"done in {result.seconds:.0f} s: {change}run folder {result.folder}")
-        results.append(result)
+        say(f"\n{plan.config.stage.component.name}")
+        results.append(execute(plan, resume=resume, overwrite=overwrite, say=say))
+        say(describe(plan, results[-1]))
     return results
+
+
+def describe(plan: Plan, result: Result) -> str:
+    """A finished run, such as ``"done in 40 s: held-out loss 2.1 -> 1.9, run folder runs/sft"``."""
+    watched = ("loss", *plan.config.stage.component.watch)
+    metric = next((name for name in watched if f"eval_{name}" in result.metrics), None)
+    before, after = result.metrics.get(f"first_eval_{metric}"), result.metrics.get(f"eval_{metric}")
+    change = f"held-out {metric} {before:.4f} -> {after:.4f}, " if before is not None and after is not None else ""
+    return f"done in {result.seconds:.0f} s: {change}run folder {result.folder}"
 
 
 def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> Result:

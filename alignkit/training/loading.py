@@ -5,13 +5,14 @@ What plugins return is checked on the way. Importing this module imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from torch import nn
 
 from alignkit.errors import ConfigError, PluginError, one_line
-from alignkit.models import adapters, pretrained
+from alignkit.models import adapters, device_and_dtype, pretrained
 from alignkit.protocols import Run
 from alignkit.registry import checks
 from alignkit.runs import base
@@ -26,8 +27,11 @@ def load(run: Run, role: str, start: str) -> nn.Module:
         PluginError: a plugin returned something that cannot serve the role.
     """
     record = run.records.get(start)
-    name_or_path = base.of_run(record, run.parents[start], run.say) if record else run.base
-    loaded = _load_base(run, role, name_or_path)
+    name_or_path, kwargs = run.base, run.model_kwargs
+    if record and start != "policy":
+        name_or_path = base.of_run(record, run.parents[start], run.say)
+        kwargs = base.with_commit(base.kwargs_of_run(run.config.model_kwargs, name_or_path, record), name_or_path)
+    loaded = _load_base(run, role, name_or_path, kwargs)
     transformers.set_seed(run.config.train.get("seed", 42))
     if role in adapters.WITH_HEAD:
         if record is None or record["role"] not in adapters.WITH_HEAD:
@@ -36,6 +40,7 @@ def load(run: Run, role: str, start: str) -> nn.Module:
         loaded.generation_config.eos_token_id = run.stop_ids
         loaded.generation_config.pad_token_id = run.tokenizer.pad_token_id
     model = _wrap(run, role, loaded)
+    adapters.set_base_revision(model, kwargs.get("revision"))
     if record and record["weights"] == "adapter":
         model = adapters.continue_adapter(model, run.parents[start])
     _check_tuned(run, role, model)
@@ -49,11 +54,12 @@ def load(run: Run, role: str, start: str) -> nn.Module:
     return model
 
 
-def _load_base(run: Run, role: str, name_or_path: str) -> Any:
+def _load_base(run: Run, role: str, name_or_path: str, model_kwargs: Mapping[str, Any]) -> Any:
     """The base model of a role: from ``alignkit_load_model`` if a plugin returns one, else from Transformers."""
     tuner, config = run.config.tuner.component, run.config.tuner.config
     arguments = checks.load_arguments(run.registry.describe(tuner, "load"), tuner.load(config, run.dtype))
-    kwargs = {"dtype": run.dtype, **arguments}
+    kwargs = {"dtype": run.dtype, **model_kwargs, **arguments}
+    device_and_dtype.check_loading(kwargs, run.device, run.dtype, run.processes)
     with_head = role in adapters.WITH_HEAD
 
     def fits(model: Any) -> bool:

@@ -50,9 +50,12 @@ class Run:
         self.folder = manifest.unfinished(plan.config.folder)
         self.parents = {role: parent.folder for role, parent in plan.parents.items()}
         self.records = {role: manifest.read(folder) for role, folder in self.parents.items()}
-        self.base = base.locate(plan.config.model, say)
-        if "policy" in self.parents:
-            self.base = base.of_run(self.records["policy"], self.parents["policy"], say)
+        if record := self.records.get("policy"):
+            self.base = base.of_run(record, self.parents["policy"], say)
+            kwargs = base.kwargs_of_run(plan.config.model_kwargs, self.base, record)
+        else:
+            self.base, kwargs = base.locate(plan.config.model, say), plan.config.model_kwargs
+        self.model_kwargs = base.with_commit(kwargs, self.base)
         self.device = device_and_dtype.run_device(plan.config.train)
         self.dtype = device_and_dtype.run_dtype(plan.config.train)
         day = start_day(plan.config) if resume else None
@@ -64,7 +67,7 @@ class Run:
 
     def surroundings(self) -> dict[str, Any]:
         """What the result depends on apart from the config."""
-        folder, plan = base.folder_of(self.base), self.plan
+        folder, plan = base.folder_of(self.base, self.model_kwargs.get("revision")), self.plan
         return {
             "the data": plan.source.fingerprint,
             "the held-out data": plan.eval_source.fingerprint if plan.eval_source else None,
@@ -85,19 +88,20 @@ class Run:
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The tokenizer of the policy that it starts from, or of the base, with a chat template and a pad token."""
         folder, special_tokens = self.parents.get("policy", self.base), self.config.data.special_tokens
-        return load_tokenizer(str(folder), self.config.chat_template, self.today, special_tokens)
+        kwargs = base.of_repository(self.model_kwargs)
+        return load_tokenizer(str(folder), self.config.chat_template, self.today, special_tokens, kwargs)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer."""
         if "policy" in self.records:
             return list(self.records["policy"]["stop_ids"])
-        return base.stop_ids(self.base, self.tokenizer)
+        return base.stop_ids(self.base, self.tokenizer, self.model_kwargs.get("revision"))
 
     @functools.cached_property
     def limits(self) -> Limits:
         """The numbers of tokens and positions of the base."""
-        return base.limits(self.base)
+        return base.limits(self.base, self.model_kwargs.get("revision"))
 
     def model(self, role: str, start: str = "policy") -> nn.Module:
         """The model of a role, made trainable by the tuner and started from the parent ``start``.
@@ -109,7 +113,7 @@ class Run:
     @functools.cached_property
     def base_weights(self) -> str | None:
         """The fingerprint of the base's weights."""
-        folder = base.folder_of(self.base)
+        folder = base.folder_of(self.base, self.model_kwargs.get("revision"))
         return fingerprints.weights(folder) if folder else None
 
     @property

@@ -70,8 +70,10 @@ def save(
 def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
     """The manifest: what was trained, from which runs and data, and with which settings and versions."""
     config = run.config
-    base_folder = base.folder_of(run.base)
-    model_folder = base.folder_of(base.locate(config.model, run.say))
+    base_revision = run.model_kwargs.get("revision")
+    model_revision = run.records["policy"]["model"].get("revision") if "policy" in run.records else base_revision
+    base_folder = base.folder_of(run.base, base_revision)
+    model_folder = base.folder_of(base.locate(config.model, run.say), model_revision)
     parents = {
         role: {"folder": os.path.abspath(folder), "weights": fingerprints.weights(folder)}
         for role, folder in run.parents.items()
@@ -91,10 +93,15 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
         "tuner": config.tuner.component.name,
         "loss": config.loss.component.name,
         "weights": "adapter" if (run.folder / "adapter_config.json").exists() else "model",
-        "model": {"name": config.model, **(fingerprints.of(model_folder) if model_folder else {})},
+        "model": {
+            "name": config.model,
+            "revision": model_revision,  # the commit of a model of the hub
+            **(fingerprints.of(model_folder) if model_folder else {}),
+        },
         "base": {  # what the adapter is for: the model, or a parent without adapters
             "name": config.model if run.base == base.locate(config.model, run.say) else run.base,
             "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
+            "revision": base_revision,
             "weights": fingerprints.weights(base_folder) if base_folder else None,
             "license": licenses.of_model(config.model, base_folder),
         },

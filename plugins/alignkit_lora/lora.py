@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Gt
 
@@ -25,11 +25,14 @@ class LoraConfig:
     target_modules: str | list[str] = option("all-linear", "the layers that get an adapter: names, or all-linear")
     use_dora: bool = option(False, "DoRA: train magnitude and direction separately (arXiv 2402.09353)")
     use_rslora: bool = option(False, "rank-stabilised LoRA: scale by lora_alpha / sqrt(r) (arXiv 2312.03732)")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "number format of the frozen base; null: that of training"
+    )
 
 
 def load(config: LoraConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: none. The frozen base is loaded in the run's dtype."""
-    return {}
+    """Arguments of ``from_pretrained``: the dtype of the frozen base, if it is not the run's."""
+    return {"dtype": config.dtype} if config.dtype else {}
 
 
 def wrap(config: LoraConfig, model: PreTrainedModel, role: str) -> PeftModel:

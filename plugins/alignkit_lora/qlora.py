@@ -20,16 +20,20 @@ class QloraConfig(lora.LoraConfig):
 
 
 def load(config: QloraConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: NF4 weights, computing in the run's dtype."""
+    """Arguments of ``from_pretrained``: NF4 weights, computing in the run's dtype.
+
+    The weights that stay unquantized (embeddings, norms, head) have ``config.dtype``.
+    """
     from transformers import BitsAndBytesConfig
 
     return {
+        **lora.load(config, dtype),
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
-        )
+        ),
     }
 
 
