@@ -49,7 +49,7 @@ def session(
     shutil.copytree(tiny_model("llama"), newer)
     save_file({n: t + 0.5 for n, t in load_file(newer / "model.safetensors").items()}, newer / "model.safetensors")
     hub_server.repositories |= {
-        "acme/tiny": {"v1": (V1, tiny_model("llama")), "main": (V2, newer)},
+        "acme/tiny": {"v1": (V1, tiny_model("llama")), V1: (V1, tiny_model("llama")), "main": (V2, newer)},
         "acme/private": {"main": (V2, newer)},
     }
     hub_server.actions["/move"] = lambda: hub_server.repositories["acme/tiny"].update(v1=(V2, newer))
@@ -121,6 +121,7 @@ def test_a_run_keeps_the_commit_that_it_was_trained_on(session: Session) -> None
     """Also after the revision of its base has moved, and in plain PEFT."""
     assert session.results["v1"]["status"] == 0, session.results["v1"]["err"]
     record = session.record("pinned/sft")
+    assert all(session.results[name]["status"] == 0 for name in ("sample v1", "sample main")), session.results
     adapter = json.loads((session.folder / "pinned/sft/adapter_config.json").read_text())
 
     assert record["base"]["located"] == "acme/tiny"

@@ -13,7 +13,7 @@ import traceback
 from typing import Any
 
 import typer
-from typer.core import CompletionItem, TyperGroup
+from typer.core import CompletionItem, TyperGroup  # type: ignore[attr-defined]  # the first is not exported
 
 from alignkit.cli import terminal
 from alignkit.errors import AlignkitError, one_line

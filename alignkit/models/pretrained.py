@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from alignkit.config.model_kwargs import OPTIONS, REFUSED
 from alignkit.data import hub
 from alignkit.errors import AlignkitError, one_line
 from alignkit.runs import base
@@ -48,6 +49,10 @@ def _reason(error: Exception, located: str, kwargs: Mapping[str, Any]) -> str:
         return "it runs code of its repository. If you trust that code, set model_kwargs.trust_remote_code=true"
     if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument '(\w+)'", text)):
         return f"unknown key model_kwargs.{unknown[1]}: neither an argument of from_pretrained nor of its config"
+    if "ignore_mismatched_sizes" in text:
+        own = ", ".join(f"{key}={value}" for key, value in kwargs.items() if key not in (*OPTIONS, *REFUSED))
+        because = f", with model_kwargs {own}" if own else ""
+        return f"weights in its files have other shapes than its config says{because}"
     return one_line(error) if Path(located).is_dir() else hub.reason(error, located, kwargs.get("revision"))
 
 

@@ -70,7 +70,7 @@ def test_wrong_values_are_errors_before_torch_is_imported(settings: list[str], m
 
 
 def test_flash_attention_on_a_cpu_is_an_error_of_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setitem(model_kwargs.FLASH, "flash_attention_2", ("json",))  # a package that is installed
     assert resolved("model_kwargs.attn_implementation=flash_attention_2")
     with pytest.raises(ConfigError, match="flash_attention_2 does not work on a CPU"):
         resolved("model_kwargs.attn_implementation=flash_attention_2", "train.use_cpu=true")
