@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WINGS = ("cli", "config", "registry", "reporting", "runs", "bundled")
 QUAINT = re.compile(
     r"\b(anew|told|ours|theirs|misfit)\b|\bgo(es|ne|ing)? on (from|with)\b|\bas it has\b|\bwhat came of\b"
