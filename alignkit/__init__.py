@@ -27,6 +27,7 @@ from alignkit.components import (
     Stage,
     Tuner,
     fields_of,
+    halvings,
     option,
 )
 from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
@@ -87,6 +88,7 @@ __all__ = [
     "did_you_mean",
     "export",
     "fields_of",
+    "halvings",
     "hookimpl",
     "load",
     "one_line",

@@ -76,6 +76,9 @@ class Component:
     # called before a model is loaded with its config, and, if it has a parameter `plan`, with the plan (None outside
     # training); raises ConfigError
     check: Callable[..., None] | None = None
+    # its config -> settings of its table that take less memory, one at a time, in the order in which
+    # `alignkit plan --fit` tries them; {"name": ...} selects another component
+    less_memory: Callable[[Any], Iterable[Mapping[str, Any]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,9 @@ class Stage(Component):
     finish: Callable[[Run, Trainer], dict[str, Any] | None] | None = None  # after training; joins the manifest
     extent: Callable[[Any], str] | None = None  # its config -> the amount of training, as text; else epochs and batches
     in_memory: Callable[[Plan], str] | None = None  # the models in memory, as text; for stages with several
+    # the plan of the run, a short run of it and its trainer -> the seconds of each part of the whole run, at least and
+    # at most; None: two microbatches of the trainer's data loader are measured
+    calibrate: Callable[[Plan, Run, Trainer], Mapping[str, tuple[float, float]]] | None = None
     note: Callable[[Plan], str] | None = None  # what to know about the data, as text for the plan; "": nothing
     trains: tuple[str, ...] = ("weights",)  # the kinds of tuners that it supports, see `Tuner.trains`
     watch: tuple[str, ...] = ()  # held-out metrics in progress lines; "x_error" is shown as the error of "x"
@@ -127,6 +133,7 @@ class Loss(Component):
     batch: type  # its input, such as one of alignkit.batches; it fits every stage with this batch type
     build: Callable[[Any], Callable[[Any], LossOutput]]  # its config -> the function
     needs_reference: bool = True  # False: stages such as `dpo` build no reference model
+    compares_rows: bool = False  # True: the loss of a row depends on the other rows of its microbatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +231,11 @@ class Rollout(Component):
 KINDS: dict[str, type[Component]] = {
     c.kind: c for c in (Stage, Tuner, Loss, Optimizer, DataFormat, Reward, Judge, Rollout)
 }
+
+
+def halvings(key: str, value: int, smallest: int, **more: Any) -> list[dict[str, Any]]:
+    """Settings for ``less_memory``: half of ``value``, a quarter, and so on, not below ``smallest``, with ``more``."""
+    return [{key: value >> n, **more} for n in range(1, value.bit_length()) if value >> n >= smallest]
 
 
 def fields_of(*names: str) -> Callable[[Mapping[str, Any]], int]:

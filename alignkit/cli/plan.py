@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from alignkit.cli import common
+from alignkit.cli import fit as fit_output
+from alignkit.errors import ConfigError
+from alignkit.planning.fit import parse_size
 from alignkit.runs.plan import pipeline
 
 if TYPE_CHECKING:
@@ -28,13 +31,36 @@ def plan(
     trust: bool = common.Trust,
     device: Literal["cuda", "cpu"] = Device,
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+    fit: str = typer.Option(
+        None, "--fit", metavar="SIZE", help="Find settings with which all runs fit into a memory, such as 12GB."
+    ),
+    time: bool = typer.Option(False, "--time", help="Measure a few steps on this machine, and estimate the time."),
 ) -> None:
     """Estimate the memory of a run before it starts. Takes the arguments of train and loads no weights."""
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
-    planned = pipeline(*arguments, overwrite=True, trusted=trust)
+    limit = parse_size(fit) if fit else None
+    if limit and (as_json or time):
+        raise ConfigError(f"--fit cannot be combined with {'--json' if as_json else '--time'}")
     common.quiet()
     from alignkit import planning
 
+    if limit:
+        options: dict[str, list[Any]] = {
+            "--plugin": plugin,
+            "--config": [config],
+            "--model": [model],
+            "--data": data,
+            "--output": [output],
+        }
+        fit_output.print_fit(
+            arguments,
+            fit,
+            lambda each: planning.memory(each, device or "cuda", limit).peak,
+            [*fit_output.words(options, overrides or []), *(["--trust"] if trust else [])],
+            trust,
+        )
+        return
+    planned = pipeline(*arguments, overwrite=True, trusted=trust)
     requested = planned.to_train[-1]
     memory, measured = planning.memory(requested, device), planning.measured_peak(requested)
     if as_json:
@@ -65,6 +91,8 @@ def plan(
     typer.echo(f"{'peak':>11}  {_gib(memory.peak)}{_overhead(memory)}")
     if measured is not None:
         typer.echo(f"{'measured':>11}  {_gib(measured.bytes)} of tensors, by {measured.run}")
+    if time:
+        fit_output.print_time(requested, memory.device)
 
 
 def table(memory: Memory) -> Iterator[str]:

@@ -55,10 +55,10 @@ def changes(record: Mapping[str, Any], config: RunConfig) -> list[Change]:
     A setting that did not exist yet when the run began counts as its default. A setting without effect in both does not
     count.
     """
-    rules, defaults = _rules(config), _defaults(config)
-    train: Path = ("stages", config.stage.component.name, "train")
-    if _rows_a_step(_at(record, train)) == _rows_a_step(config.train):  # then the split only affects memory
-        rules |= dict.fromkeys([(*train, key) for key in ROWS_A_STEP], "may_change")
+    rules, defaults, stage = _rules(config), _defaults(config), config.stage.component
+    train: Path = ("stages", stage.name, "train")
+    if _rows_a_step(_at(record, train)) == _rows_a_step(config.train) and _rows_are_independent(config):
+        rules |= {(*train, key): "may_change" for key in ROWS_A_STEP if key not in stage.resume}
     result = []
     for path, before, after in _differences(record, config.to_dict(), ()):
         before = defaults.get(path) if before is _ABSENT else before
@@ -74,6 +74,11 @@ ROWS_A_STEP = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 
 
 def _rows_a_step(train: Mapping[str, Any]) -> int:
     return math.prod(train.get(key, default) for key, default in ROWS_A_STEP.items())
+
+
+def _rows_are_independent(config: RunConfig) -> bool:
+    """Whether microbatches of another size, as many as make the same step, only affect memory."""
+    return not config.loss.component.compares_rows and not config.train.get("dataloader_drop_last")
 
 
 def _has_no_effect(path: Path, config: RunConfig, record: Mapping[str, Any]) -> bool:

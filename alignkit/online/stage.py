@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from alignkit.batches import PolicyBatch
-from alignkit.components import Stage
+from alignkit.components import Stage, halvings
 from alignkit.online.config import OnlineConfig, check, refused_train_keys
 from alignkit.protocols import Plan, Run
 from alignkit.rows import Prompt, Ranking
@@ -22,6 +22,7 @@ def online_stage(
     build: Callable[[Run], Any],
     loss: str,
     train: dict[str, Any] | None = None,
+    less_memory: Callable[[Any], Iterable[Mapping[str, Any]]] | None = None,
 ) -> Stage:
     """A stage that samples answers from its policy, scores them with a reward, and trains on them.
 
@@ -32,6 +33,7 @@ def online_stage(
         build: the run -> its trainer, usually ``build_trainer(run, MyTrainer)``. Import torch inside it.
         loss: the name of its default loss, which takes a :class:`alignkit.PolicyBatch`.
         train: its own defaults for the ``train`` table.
+        less_memory: as in :class:`alignkit.Stage`; shorter answers come after them.
     """
     defaults: dict[str, Any] = {
         "learning_rate": 1e-5,
@@ -47,7 +49,12 @@ def online_stage(
         config=config,
         check=functools.partial(check, name),
         build=build,
+        less_memory=lambda config: [
+            *(less_memory(config) if less_memory else ()),
+            *halvings("response_length", config.response_length, 32),
+        ],
         finish=lambda run, trainer: trainer.finish(),
+        calibrate=_calibrate,
         extent=_extent,
         in_memory=_in_memory,
         rows=(Prompt, Ranking),
@@ -61,6 +68,12 @@ def online_stage(
         resume={"per_device_train_batch_size": "may_change"},  # the number of minibatches decides what a step is
         refuses=refused_train_keys(name),
     )
+
+
+def _calibrate(plan: Plan, run: Run, trainer: Any) -> Mapping[str, tuple[float, float]]:
+    from alignkit.online.calibration import calibrate
+
+    return calibrate(plan, run, trainer)
 
 
 def _extent(config: OnlineConfig) -> str:

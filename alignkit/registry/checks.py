@@ -75,6 +75,15 @@ def with_roles(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, roles=None: function(*arguments)
 
 
+def tables(source: str, value: Any) -> list[dict[str, Any]]:
+    """Check the result of a ``less_memory``: tables of settings."""
+    valid = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    found = list(value) if valid else []
+    named = all(isinstance(each, Mapping) and each and all(isinstance(key, str) for key in each) for each in found)
+    expect(source, value, valid and named, "a list of tables of settings")
+    return [dict(each) for each in found]
+
+
 def text(source: str, value: Any) -> str:
     """Check the result of a stage's ``extent``, ``in_memory`` or ``note``: a string."""
     expect(source, value, isinstance(value, str), "a string")

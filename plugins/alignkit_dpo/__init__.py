@@ -22,6 +22,7 @@ def alignkit_stage() -> list[Stage]:
             summary="direct preference optimization on the pairs of rankings, in place of rm and ppo",
             config=config.DPOConfig,
             build=build,
+            less_memory=config.less_memory,
             in_memory=describe_reference,
             rows=(Ranking,),
             batch=PreferenceLogps,
@@ -68,6 +69,7 @@ LOSSES: tuple[tuple[str, str, type, Any], ...] = (
     ("apo_down", "APO for better answers that are worse than the policy's own", config.BetaConfig, losses.apo_down),
     ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig, losses.discopop),
 )
+SORTED = ("aot", "aot_unpaired")  # these sort the log-ratios of a microbatch
 WITHOUT_REFERENCE: tuple[tuple[str, str, type, Any], ...] = (
     ("sft", "log-likelihood of the better answers only", NoConfig, losses.sft),
     ("simpo", "SimPO: mean log-probability per token as the reward, no reference", config.SimpoConfig, losses.simpo),
@@ -86,6 +88,7 @@ def alignkit_loss() -> list[Loss]:
             config=config,
             build=losses.mean(formula),
             needs_reference=needs_reference,
+            compares_rows=name in SORTED,
         )
 
     return [

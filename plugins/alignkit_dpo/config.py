@@ -1,11 +1,11 @@
 """The settings of the stage and of its losses, named as in TRL where TRL has them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from alignkit import option
+from alignkit import halvings, option
 
 Beta = Annotated[float, Gt(0)]
 
@@ -26,6 +26,12 @@ class DPOConfig:
     )
     eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts to answer at each evaluation; 0: none")
     response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of these answers", only_with="eval_prompts")
+
+
+def less_memory(config: DPOConfig) -> list[dict[str, Any]]:
+    """No reference model in memory, then shorter sequences, from the mildest."""
+    precomputed = [] if config.precompute_ref_log_probs else [{"precompute_ref_log_probs": True}]
+    return [*precomputed, *halvings("max_length", config.max_length, 128, too_long="skip")]
 
 
 @dataclass(frozen=True)

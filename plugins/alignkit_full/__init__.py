@@ -13,5 +13,6 @@ def alignkit_model() -> list[Tuner]:
             config=tuner.FullConfig,
             load=tuner.load,
             wrap=tuner.wrap,
+            less_memory=lambda config: [{"dtype": "bfloat16"}, {"name": "lora"}, {"name": "qlora"}],
         )
     ]

@@ -5,7 +5,7 @@ from typing import Any
 from alignkit import Loss, Ranking, Rated, RatedLogps, Run, Stage, hookimpl
 from alignkit.models import describe_reference
 from alignkit_kto import losses, ratings
-from alignkit_kto.config import KTOConfig, KTOLossConfig
+from alignkit_kto.config import KTOConfig, KTOLossConfig, less_memory
 
 
 def build(run: Run) -> Any:
@@ -27,6 +27,7 @@ def alignkit_stage() -> list[Stage]:
             config=KTOConfig,
             check=ratings.check,
             build=build,
+            less_memory=less_memory,
             in_memory=describe_reference,
             note=ratings.note,
             rows=(Rated, Ranking),
@@ -49,6 +50,7 @@ def alignkit_stage() -> list[Stage]:
                 "save_steps": 0.5,
                 "logging_steps": 0.05,
             },
+            resume=dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "same"),
             refuses={
                 "neftune_noise_alpha": "KTO compares exact log-probabilities with those of the reference",
                 "train_sampling_strategy=random": IN_BATCHES,

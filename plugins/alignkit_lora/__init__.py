@@ -15,5 +15,6 @@ def alignkit_model() -> list[Tuner]:
             wrap=lora.wrap,
             adapters=True,
             lr_scale=10,
+            less_memory=lambda config: [{"name": "qlora"}],
         )
     ]

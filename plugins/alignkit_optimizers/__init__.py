@@ -7,7 +7,12 @@ from alignkit_optimizers.build import builder
 @hookimpl
 def alignkit_optimizer() -> list[Optimizer]:
     return [
-        Optimizer(name="adamw", summary="AdamW, fused if possible", build=builder("adamw_torch_fused")),
+        Optimizer(
+            name="adamw",
+            summary="AdamW, fused if possible",
+            build=builder("adamw_torch_fused"),
+            less_memory=lambda config: [{"name": "adamw_8bit"}],
+        ),
         Optimizer(
             name="adamw_8bit",
             summary="AdamW with 8-bit states: a quarter of the memory",

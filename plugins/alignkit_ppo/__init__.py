@@ -24,6 +24,7 @@ def alignkit_stage() -> list[Stage]:
             config=PPOConfig,
             build=build,
             loss="ppo-clip",
+            less_memory=lambda config: [{"value": "head"}] if config.value == "adapter" else [],
         )
     ]
 

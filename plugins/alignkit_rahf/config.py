@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from alignkit import ConfigError, DataError, Located, Plan, Ranking, option
+from alignkit import ConfigError, DataError, Located, Plan, Ranking, halvings, option
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class RAHFConfig:
     )
     eval_prompts: Annotated[int, Ge(0)] = option(32, "held-out prompts to answer at each evaluation; 0: none")
     response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of these answers", only_with="eval_prompts")
+
+
+def less_memory(config: RAHFConfig) -> list[dict[str, Any]]:
+    """Shorter sequences, from the mildest."""
+    return halvings("max_length", config.max_length, 128, too_long="skip")
 
 
 def chosen_layers(config: RAHFConfig, number: int) -> list[int]:

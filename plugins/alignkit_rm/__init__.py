@@ -4,7 +4,7 @@ from typing import Any
 
 from alignkit import Loss, RankedScores, Ranking, Run, Stage, hookimpl
 from alignkit_rm import losses
-from alignkit_rm.config import BradleyTerryConfig, RMConfig
+from alignkit_rm.config import BradleyTerryConfig, RMConfig, less_memory
 
 
 def build(run: Run) -> Any:
@@ -29,6 +29,7 @@ def alignkit_stage() -> list[Stage]:
             summary="a reward model from ranked answers",
             config=RMConfig,
             build=build,
+            less_memory=less_memory,
             finish=finish,
             rows=(Ranking,),
             batch=RankedScores,

@@ -1,11 +1,11 @@
 """The settings of the stage and of its losses."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from alignkit import option
+from alignkit import halvings, option
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class RMConfig:
     normalise_on: Annotated[int, Gt(1)] = option(
         256, "number of demonstrations on which the score is normalized to mean 0, standard deviation 1"
     )
+
+
+def less_memory(config: RMConfig) -> list[dict[str, Any]]:
+    """Fewer tokens per forward pass, then shorter sequences, from the mildest."""
+    passes = halvings("forward_tokens", config.forward_tokens or 32768, 256)
+    return [*passes, *halvings("max_length", config.max_length, 128, too_long="skip")]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from alignkit import Rollout, Run, hookimpl
-from alignkit_rollouts.config import BatchConfig, DecodeConfig
+from alignkit_rollouts.config import BatchConfig, DecodeConfig, less_memory
 
 
 def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:
@@ -32,9 +32,14 @@ def alignkit_rollout() -> list[Rollout]:
             summary="alignkit's own sampling loop: each prompt is computed once, and finished answers leave the batch",
             config=DecodeConfig,
             build=decode,
+            less_memory=less_memory,
         ),
         Rollout(
-            name="generate", summary="Transformers' generate, in padded batches", config=BatchConfig, build=generate
+            name="generate",
+            summary="Transformers' generate, in padded batches",
+            config=BatchConfig,
+            build=generate,
+            less_memory=less_memory,
         ),
         Rollout(name="continuous", summary="Transformers' continuous batching with a paged cache", build=continuous),
     ]

@@ -1,11 +1,11 @@
 """The settings of the engines."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Gt
 
-from alignkit import option
+from alignkit import halvings, option
 
 
 @dataclass(frozen=True)
@@ -28,3 +28,8 @@ class DecodeConfig(BatchConfig):
         False,
         "decode with copies of the weights that the LoRA adapter is added to: faster, takes memory, rounds in bf16",
     )
+
+
+def less_memory(config: BatchConfig) -> list[dict[str, Any]]:
+    """Fewer answers at a time, from the mildest."""
+    return halvings("batch", config.batch or 1024, 1)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from alignkit import Demonstration, Loss, Run, Stage, Text, TokenLogps, hookimpl
-from alignkit_sft import nll
+from alignkit_sft import config, nll
 from alignkit_sft.config import SFTConfig
 
 __all__ = ["SFTConfig", "build"]
@@ -24,6 +24,7 @@ def alignkit_stage() -> list[Stage]:
             summary="supervised fine-tuning on demonstrations",
             config=SFTConfig,
             build=build,
+            less_memory=config.less_memory,
             trains=("weights", "inputs"),
             rows=(Demonstration, Text),
             batch=TokenLogps,

@@ -1,11 +1,11 @@
 """The settings of the stage."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
-from alignkit import option
+from alignkit import halvings, option
 
 
 @dataclass(frozen=True)
@@ -19,3 +19,9 @@ class SFTConfig:
     packing: bool = option(
         False, "pack several rows into each sequence of max_length; they do not attend to each other"
     )
+
+
+def less_memory(config: SFTConfig) -> list[dict[str, Any]]:
+    """Shorter sequences, from the mildest."""
+    too_long = "skip" if config.too_long == "error" else config.too_long
+    return halvings("max_length", config.max_length, 128, too_long=too_long)
