@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from alignkit import ConfigError, PluginError
-from alignkit.cli import common
+from alignkit import ConfigError, PluginError, planning
+from alignkit.cli import common, main
 from alignkit.planning import fit
+from alignkit.runs.plan import pipeline
 
 GIB = 2**30
 REWARD = ("reward.name=function", "reward.call=json:dumps")
@@ -232,3 +235,77 @@ def test_a_plugin_names_its_own_settings(
     assert found.settings == [fit.Setting("sft.optimizer.cache=4", fit.NONE, "states to keep")]
     with pytest.raises(PluginError, match=r"less_memory of its optimizer 'odd' returned .*, expected a list"):
         fit.fit(*arguments("sft", "optimizer.name=odd", plugins=("cached",)), GIB, microbatch)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+DATA = {
+    **{"sft": "demonstrations", "rm": "rankings", "dpo": "rankings", "kto": "ratings", "rahf": "rankings"},
+    **{"ppo": "prompts", "grpo": "prompts"},
+}
+
+
+@pytest.fixture
+def words(tiny_model: Callable[..., Path], tiny_data: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """``words("ppo")``: the arguments of a command for a tiny model."""
+
+    def make(stage: str) -> list[str]:
+        given = ["--plugin", stage, "--model", str(tiny_model("llama")), "--data", str(tiny_data(DATA[stage]))]
+        given += ["--output", str(tmp_path / "out"), "data.eval_size=4", "train.per_device_train_batch_size=8"]
+        base = [] if stage == "sft" else [f"{stage}.policy=base"]
+        return [*given, *base, *(REWARD if DATA[stage] == "prompts" else ())]
+
+    return make
+
+
+def printed_command(output: str) -> list[str]:
+    program, train, *rest = shlex.split(output.splitlines()[-1])
+    assert (program, train) == ("alignkit", "train")
+    return rest
+
+
+@pytest.mark.parametrize("stage", DATA)
+def test_the_printed_command_is_valid_and_names_what_changes(
+    stage: str, words: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def memory(plan: Any, device: str, limit: int) -> SimpleNamespace:
+        rows = min(plan.config.train["per_device_train_batch_size"], 8)
+        shared = plan.config.tuner.component.name == "qlora"
+        return SimpleNamespace(peak=rows * 10**9 + (0 if shared else 10**9))
+
+    monkeypatch.setattr(planning, "memory", memory)
+    assert main(["plan", *words(stage), "--fit", "2GB"]) == 0
+    output = capsys.readouterr().out
+
+    command = printed_command(output)
+    assert ("these settings change no result:" in output) == (stage != "kto")  # its microbatches estimate the KL
+    assert any(word.endswith(("batch_size=1", "batch_size=2")) for word in command)
+    assert main(["check", *command]) == 0
+    assert main(["plan", *command, "--fit", "2GB"]) == 0
+    assert "it fits as it is" in capsys.readouterr().out
+
+
+def test_the_printed_command_fits(arguments: Callable[..., Any]) -> None:
+    """By the memory that ``alignkit plan`` computes, with the largest microbatch."""
+
+    def of_rows(rows: int) -> int:
+        accumulated = f"train.gradient_accumulation_steps={8 // rows}"  # gradients are kept from one to the next
+        given = arguments("sft", f"train.per_device_train_batch_size={rows}", accumulated)
+        return peak(pipeline(*given).to_train[0])
+
+    def peak(plan: Any) -> int:
+        return planning.memory(plan, "cuda", 4 * GIB).peak
+
+    limit = of_rows(2)
+    found = fit.fit(*arguments("sft"), limit, peak)
+
+    assert overrides(found)[0] == "sft.train.per_device_train_batch_size=2"
+    assert peak(found.pipeline.to_train[0]) == found.peaks["sft"] <= limit < of_rows(4)
+
+
+def test_options_that_contradict_each_other_and_bad_sizes_are_one_line(
+    words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, said in ((["12"], "'12' is not a size"), (["2GB", "--json"], "--fit cannot be combined with --json")):
+        assert main(["plan", *words("sft"), "--fit", *more]) == 2
+        assert said in capsys.readouterr().err

@@ -28,6 +28,7 @@ def calibrate(plan: Plan, run: Run, trainer: Any) -> dict[str, Seconds]:
     rows = MICROBATCHES * math.lcm(size, config.samples_per_prompt)
     short = dataclasses.replace(config, batch_size=rows, minibatches=rows // size, epochs=1)
     trainer.config = trainer.collector.config = short
+    trainer.args.gradient_accumulation_steps = 1  # so that every microbatch has an optimizer step
     trainer.collector.engine = lambda policy, prompts, roles: _answers(prompts, length)
     measured = measure(trainer)
     scoring = trainer.metrics["seconds_scoring"] / rows  # of an answer
