@@ -96,6 +96,7 @@ def test_a_changed_function_is_another_reward(tiny: str, capsys: pytest.CaptureF
     with pytest.raises(alignkit.ConfigError, match="is a finished run"):
         ppo(tiny, reward=changed)
     longer = {**PPO, "iterations": 2}
+    registered.clear()  # as in a new session, which defines the changed function only
     with pytest.raises(alignkit.ConfigError, match="--resume must keep the settings of the run.*plugins was"):
         ppo(tiny, reward=changed, ppo=longer, resume=True)
     assert ppo(tiny, reward=again, ppo=longer, resume=True).manifest["steps"] > run.manifest["steps"]
@@ -148,10 +149,11 @@ def test_rewards_of_every_kind_of_callable(tiny: str) -> None:
         def __call__(self, prompts: list[str], answers: list[str]) -> list[float]:
             return [0.5] * len(answers)
 
-    for reward in (lambda prompts, answers: [0.5] * len(answers), Constant()):
+    component = Reward(name="Half", summary="a test", build=lambda config, run: None)
+    for reward in (lambda prompts, answers: [0.5] * len(answers), Constant(), component):
         planned = alignkit.check("ppo", model=tiny, data=ROWS, reward=reward, ppo=PPO)
         name = planned.to_train[0].config.reward.component.name
-        assert name in ("lambda", "Constant")
+        assert name in ("lambda", "Constant", "Half")
 
 
 # --- plugins ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from alignkit import yaml
 from alignkit.api.settings import FilePath, RewardFunction, plain, reward_name
+from alignkit.components import Component
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
 from alignkit.registry.plugin import plugin_name
@@ -28,13 +29,13 @@ class Named(NamedTuple):
         return [f"{kind}.{key}={yaml.dumps_inline(value)}" for key, value in self.settings.items()]
 
 
-def named(value: FilePath | Mapping[str, Any] | RewardFunction, key: str) -> Named:
+def named(value: FilePath | Mapping[str, Any] | RewardFunction | Component, key: str) -> Named:
     """The judge or the scorer that the argument ``key`` is: a name, a table with a name, a run or a function.
 
     Raises:
         ConfigError: a table has no name.
     """
-    if callable(value):
+    if callable(value) or isinstance(value, Component):
         plugin = reward_name(value)
         return Named(plugin_name(plugin), {}, [plugin])
     if isinstance(value, Mapping):

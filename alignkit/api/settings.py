@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from alignkit import yaml
 from alignkit.api import row_files
-from alignkit.components import Stage
+from alignkit.components import Component, Stage
 from alignkit.config.resolve import requested_stage
 from alignkit.config.settings import merge
 from alignkit.generation import rewards
@@ -36,7 +36,7 @@ def arguments(
     model: FilePath | None,
     data: Data | None,
     plugins: Iterable[PluginLike],
-    reward: str | Mapping[str, Any] | RewardFunction | None,
+    reward: str | Mapping[str, Any] | RewardFunction | Component | None,
     output: FilePath | None,
     config: FilePath | None,
     tables: Mapping[str, Any],
@@ -50,7 +50,7 @@ def arguments(
     folder = Path(output or file.get("output") or "runs")
     named = plugin_names(plugins)
     given = plain(row_files.with_files(tables, folder))
-    if callable(reward):
+    if callable(reward) or isinstance(reward, Component):
         named.append(name := reward_name(reward))
         reward = plugin_name(name)
     if reward is not None:
@@ -84,9 +84,11 @@ def plugin_names(plugins: Iterable[PluginLike]) -> list[str]:
     return names
 
 
-def reward_name(function: RewardFunction) -> str:
-    """The name of the plugin in memory that has a function as its reward."""
-    return in_memory.register(rewards.of_function(function), function)
+def reward_name(reward: RewardFunction | Component) -> str:
+    """The name of the plugin in memory that has a function or a component as its reward."""
+    if isinstance(reward, Component):
+        return in_memory.register(reward)
+    return in_memory.register(rewards.of_function(reward), reward)
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from alignkit.api import libraries
 from alignkit.api.runs import FinishedRun
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, arguments
-from alignkit.components import Stage
+from alignkit.components import Reward, Stage
 from alignkit.runs import plan_text
 from alignkit.runs.plan import Pipeline, pipeline
 from alignkit.runs.resume import check_folder
@@ -32,7 +32,7 @@ def train(
     model: FilePath | None = None,
     data: Data | None = None,
     plugins: Iterable[PluginLike] = (),
-    reward: str | Mapping[str, Any] | RewardFunction | None = None,
+    reward: str | Mapping[str, Any] | RewardFunction | Reward | None = None,
     output: FilePath | None = None,
     config: FilePath | None = None,
     resume: bool = False,
@@ -52,8 +52,9 @@ def train(
             resumed and reproduced.
         plugins: plugins to activate and use: names, components such as an :class:`alignkit.Loss`, and objects or
             modules with hooks.
-        reward: the name of a reward, a ``reward`` table, or a function of lists of prompts and answers that returns
-            scores. It also gets ``fields``, the other fields of the rows, if it has that parameter.
+        reward: the name of a reward, a ``reward`` table, an :class:`alignkit.Reward`, or a function of lists of prompts
+            and answers that returns scores. The function also gets ``fields``, the other fields of the rows, if it has
+            that parameter.
         output: the folder for run folders.
         config: a YAML config file. Arguments take precedence.
         resume: continue an unfinished run, or extend a finished one.
@@ -86,7 +87,7 @@ def check(
     model: FilePath | None = None,
     data: Data | None = None,
     plugins: Iterable[PluginLike] = (),
-    reward: str | Mapping[str, Any] | RewardFunction | None = None,
+    reward: str | Mapping[str, Any] | RewardFunction | Reward | None = None,
     output: FilePath | None = None,
     config: FilePath | None = None,
     trust: bool = False,
@@ -112,7 +113,7 @@ def plan(
     model: FilePath | None = None,
     data: Data | None = None,
     plugins: Iterable[PluginLike] = (),
-    reward: str | Mapping[str, Any] | RewardFunction | None = None,
+    reward: str | Mapping[str, Any] | RewardFunction | Reward | None = None,
     output: FilePath | None = None,
     config: FilePath | None = None,
     trust: bool = False,
