@@ -115,13 +115,17 @@ def test_the_stop_tokens_and_the_template_of_the_run_come_along(run_stage: Calla
     assert "repetition_penalty" not in generation
 
 
-def test_ppo_on_dpo_on_sft_is_merged_in_that_order(run_stage: Callable[..., Path], tmp_path: Path) -> None:
+def test_ppo_on_dpo_on_sft_is_merged_in_that_order(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SFT in full, DPO as an adapter on it, PPO trains that adapter further: the export has the weights of all."""
+    (tmp_path / "letters.py").write_text("def score(prompts, answers):\n    return [a.count('e') for a in answers]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     sft = run_stage("sft", "--plugin", "full", *STRONG)
     dpo = run_stage("dpo", "--plugin", "lora", *STRONG, f"dpo.policy={sft}", "dpo.response_length=4")
     ppo = run_stage(
         "ppo", "--plugin", "lora", "train.learning_rate=0.02", "train.bf16=false", f"ppo.policy={dpo}",
-        "reward.name=function", "reward.call=alignkit.bundled.guide:score",
+        "reward.name=function", "reward.call=letters:score",
         *("ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4", "ppo.iterations=2", "train.max_steps=-1"),
     )  # fmt: skip
     exported = export(ppo, tmp_path / "exported", dtype="float32")
@@ -135,7 +139,7 @@ def test_ppo_on_dpo_on_sft_is_merged_in_that_order(run_stage: Callable[..., Path
     expected = of_sft[f"{layer}.weight"] + config["lora_alpha"] / config["r"] * up @ down
     torch.testing.assert_close(own[f"{layer}.weight"], expected)
     assert torch.equal(own["model.embed_tokens.weight"], of_sft["model.embed_tokens.weight"])
-    assert not torch.allclose(up, weights(dpo)[f"base_model.model.{layer}.lora_B.weight"])
+    assert not torch.equal(up, weights(dpo)[f"base_model.model.{layer}.lora_B.weight"])
 
 
 def test_merging_into_the_original_base_prints_its_kl_to_the_run(

@@ -55,9 +55,7 @@ def test_an_unfinished_run(run: Path, refused: Callable[..., str]) -> None:
 
 def test_a_base_that_changed_or_moved(run: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "base" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
-    save_file(tensors, file, {"format": "pt"})
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     assert f"{run} is an adapter for {tmp_path / 'base'}, whose weights have changed since" in refused(run)
 
     (tmp_path / "base").rename(tmp_path / "elsewhere")
@@ -90,7 +88,7 @@ def test_a_merge_that_is_wrong(
     run_stage: Callable[..., Path], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PEFT leaves the adapter out: the export is the base."""
-    run = run_stage("sft", "--plugin", "lora", "train.learning_rate=0.02", "train.max_steps=4")
+    run = run_stage("sft", "--plugin", "lora", "train.learning_rate=0.1", "train.max_steps=8")
     monkeypatch.setattr("peft.tuners.lora.Linear.merge", lambda layer, **_: None)
 
     for dtype in ("float32", "float16", "bfloat16"):
@@ -101,7 +99,7 @@ def test_an_adapter_that_cannot_be_merged(
     install: Callable[..., None], run_stage: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
     install(
-        "prompts",
+        "soft",
         """
         import peft
         from alignkit import Tuner, hookimpl
@@ -111,13 +109,13 @@ def test_an_adapter_that_cannot_be_merged(
 
         @hookimpl
         def alignkit_model():
-            return [Tuner(name="prompts", summary="train a prompt", load=lambda config, dtype: {}, wrap=wrap,
+            return [Tuner(name="soft", summary="train a prompt", load=lambda config, dtype: {}, wrap=wrap,
                           adapters=True, trains="inputs")]
         """,
     )
-    run = run_stage("sft", "--plugin", "prompts")
+    run = run_stage("sft", "--plugin", "soft")
 
-    assert f"{run} was trained with tuner 'prompts', whose trained inputs cannot be merged" in refused(run)
+    assert f"{run} was trained with tuner 'soft', whose trained inputs cannot be merged" in refused(run)
 
 
 @pytest.fixture

@@ -29,5 +29,8 @@ def export(
     source.read(folder)  # before torch is imported
     common.quiet()
     from alignkit.exporting import export as write
+    from alignkit.models.memory import release_freed_tensors
+
+    release_freed_tensors()
 
     write(folder, to, dtype=dtype, base=base, max_shard_size=max_shard_size, say=typer.echo)
