@@ -174,11 +174,11 @@ def _with_adapter(model: nn.Module, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, str(folder), config=config)
 
 
-def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
+def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | None = None) -> nn.Module:
     """The model of a finished run in evaluation mode, on its base in the form that it was trained on.
 
     It is a model for sequence classification with one label for a reward run, else a causal language model. It computes
-    in ``dtype``, or if that is None in the fastest number format that suits the device.
+    in ``dtype``, or if that is None in the fastest number format that suits the device. ``"auto"`` is that of its files.
     """
     import peft
 
@@ -190,7 +190,7 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = N
     return peft.PeftModel.from_pretrained(open_base(folder, record, dtype), str(folder)).eval()
 
 
-def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
+def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | None = None) -> nn.Module:
     """The base model of a finished run in evaluation mode, in the form that it was trained on, without its training."""
     kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":

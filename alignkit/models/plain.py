@@ -27,9 +27,8 @@ def open_stored(folder: Path, record: dict[str, Any]) -> Any:
 
     The base of an adapter is in the number format of the run, or quantized. A full model is as its files have it.
     """
-    if record["weights"] == "model":
-        return open_plain(folder, record)
-    model: Any = adapters.open_run(folder, record, getattr(torch, record["dtype"]))
+    dtype = "auto" if record["weights"] == "model" else getattr(torch, record["dtype"])
+    model: Any = adapters.open_run(folder, record, dtype)
     return model.to(device_and_dtype.run_device({}))
 
 
@@ -37,16 +36,18 @@ def open_on_original(folder: Path, record: dict[str, Any]) -> Any:
     """Like :func:`open_stored`, on the base as its files have it: not quantized, in their number format."""
     import peft
 
-    located = bases.of_run(record, folder, print)
-    kwargs = device_and_dtype.usable({"dtype": "auto", **bases.kwargs_to_open(located, record)}, print)
-    base = pretrained.load(located, kwargs, record["role"] in adapters.WITH_HEAD)
+    base = _load(bases.of_run(record, folder, print), record)
     return peft.PeftModel.from_pretrained(base, str(folder)).eval().to(device_and_dtype.run_device({}))
 
 
 def open_plain(folder: Path, record: dict[str, Any]) -> Any:
     """The exported model in ``folder``, in its own number format. ``record`` is the manifest of its run."""
-    model: Any = pretrained.load(str(folder), {"dtype": "auto"}, record["role"] in adapters.WITH_HEAD).eval()
-    return model.to(device_and_dtype.run_device({}))
+    return _load(str(folder), record).to(device_and_dtype.run_device({}))
+
+
+def _load(located: str, record: dict[str, Any]) -> Any:
+    kwargs = {**bases.kwargs_to_open(located, record), "dtype": "auto"}
+    return pretrained.load(located, device_and_dtype.usable(kwargs, print), record["role"] in adapters.WITH_HEAD).eval()
 
 
 def to_plain(model: Any, folder: Path, record: dict[str, Any], dtype: torch.dtype) -> Any:
