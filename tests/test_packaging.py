@@ -57,7 +57,8 @@ def test_the_wheel_trains_without_the_repository(
     subprocess.run([*pip, wheel], check=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), sysconfig.get_path("purelib")])}
     where = "import alignkit, alignkit_sft; print(alignkit.__file__, alignkit_sft.__file__)"
-    words = ["train", "--plugin", "sft", "train.max_steps=2", "--model", tiny_model(), "--data", tiny_data("demonstrations")]
+    words = ["train", "--plugin", "sft", "train.max_steps=2", "--model", tiny_model()]
+    words += ["--data", tiny_data("demonstrations")]
     for arguments in (["-c", where], ["-m", "alignkit", *words]):
         done = subprocess.run(
             [sys.executable, "-P", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
