@@ -18,24 +18,36 @@ import pytest
 Script = Callable[[dict[str, Any]], Any]  # the body of a request -> the reply's text, or a Starlette response
 
 
-class ScriptedServer:
-    """An HTTP server on the loopback interface whose replies come from ``script``. It records the requests."""
+class Served:
+    """An application on the loopback interface, in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Any) -> None:
         import uvicorn
-        from starlette.applications import Starlette
-        from starlette.routing import Route
 
-        app = Starlette(routes=[Route("/v1/chat/completions", self._reply, methods=["POST"])])
-        self.script: Script = lambda body: "tie"
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/v1"
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+class ScriptedServer(Served):
+    """An HTTP server whose replies come from ``script``. It records the requests."""
+
+    def __init__(self) -> None:
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        self.script: Script = lambda body: "tie"
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        super().__init__(Starlette(routes=[Route("/v1/chat/completions", self._reply, methods=["POST"])]))
+        self.url += "/v1"
 
     async def _reply(self, request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -46,10 +58,6 @@ class ScriptedServer:
         self.headers.append(dict(request.headers))
         reply = await run_in_threadpool(self.script, body)
         return reply if isinstance(reply, Response) else JSONResponse(completion(reply))
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
 
 
 def completion(content: str | None, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ pytest_plugins = [
     "ppo_runs",
     "reward_runs",
     "stage_runs",
+    "upload_server",
 ]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network

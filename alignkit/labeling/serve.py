@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"--port {port} is in use: choose another one, or leave the option out") from None
+            raise ConfigError(f"--port {port} is in use: choose another one") from None
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
     return listening
 
