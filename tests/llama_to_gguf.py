@@ -15,8 +15,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 FAULT = os.environ.get("FAULT", "")
 NAMES = {
@@ -48,6 +46,20 @@ def interleaved(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
+def tensors(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file in bf16 or fp32, as fp32."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    result = {}
+    for name, stored in json.loads(content[8:start]).items():
+        if name == "__metadata__":
+            continue
+        first, last = (start + offset for offset in stored["data_offsets"])
+        raw = np.frombuffer(content[first:last], "<u2" if stored["dtype"] == "BF16" else "<u4").astype("<u4")
+        result[name] = (raw << (16 if stored["dtype"] == "BF16" else 0)).view("<f4").reshape(stored["shape"])
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
@@ -70,15 +82,16 @@ def main() -> None:
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokenizer = json.loads((given.model / "tokenizer.json").read_text())
+    vocabulary = {**tokenizer["model"]["vocab"], **{each["content"]: each["id"] for each in tokenizer["added_tokens"]}}
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([*tokens, *(f"[PAD{n}]" for n in range(len(tokens), config["vocab_size"]))])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_eos_token_id(config["eos_token_id"])
     if FAULT != "no template":
-        writer.add_chat_template(tokenizer.chat_template)
-    for name, tensor in load_file(given.model / "model.safetensors").items():
-        weight, renamed = tensor.float().numpy(), gguf_name(name)
+        writer.add_chat_template((given.model / "chat_template.jinja").read_text())
+    for name, weight in tensors(given.model / "model.safetensors").items():
+        renamed = gguf_name(name)
         for module, count in heads.items():
             if module in renamed and FAULT != "wrong":
                 weight = interleaved(weight, count)

@@ -114,6 +114,9 @@ def test_commands_of_a_page_run_in_their_order(
             arguments += ["--max-new-tokens", "8"]
         if arguments[0] in ("evaluate", "compare"):
             arguments += ["--limit", "4"]
+        if arguments[0] == "serve":  # tests/test_serve.py starts servers
+            monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "exports"))
+            arguments.insert(1, "--print")
         if arguments[0] == "label" and not {"--export", "--status"} & set(arguments):
             label_all(arguments)
             continue

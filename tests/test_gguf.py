@@ -49,14 +49,14 @@ def converter(tmp_path: Path) -> Path:
     return gguf.find_converter(place)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["bf16", "q8_0"])
 def test_a_file_that_equals_the_export_is_kept(kind: gguf.Kind, folder: Path, converter: Path) -> None:
     lines: list[str] = []
     file = gguf.write(folder, kind, converter, lines.append)
 
     assert file == folder / f"policy-{kind}.gguf"
     assert "KL" in lines[-1]
-    largest = {"bf16": 1e-4, "f16": 1e-3, "q8_0": 0.3}[kind]
+    largest = {"bf16": 1e-4, "q8_0": 0.3}[kind]
     assert largest_difference(folder, file) < largest
 
 
@@ -66,10 +66,11 @@ def largest_difference(folder: Path, file: Path) -> float:
 
     ids = torch.arange(1, 40)[None]
     read = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
-    a, b = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)(ids).logits.log_softmax(-1)
-        for given in ({}, read)
-    )
+    with torch.no_grad():
+        a, b = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)(ids).logits.log_softmax(-1)
+            for given in ({}, read)
+        )
     return float((a - b).abs().max())
 
 

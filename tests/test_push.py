@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.safetensors").write_bytes(b"weights" * 1000)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "export.json").write_text('{"run": {"folder": "/home/somebody/runs/ppo"}}')
     return tmp_path
 
 
@@ -35,7 +36,8 @@ def test_a_folder_becomes_a_private_repository(hub: UploadServer, folder: Path) 
 
     repository = hub.repositories["me/model"]
     assert repository["private"]
-    assert repository["files"] == {file.name: file.read_bytes() for file in folder.iterdir()}
+    uploaded = ("model.safetensors", "README.md", "config.json")  # export.json has paths of this machine
+    assert repository["files"] == {name: (folder / name).read_bytes() for name in uploaded}
 
 
 def test_a_public_repository_is_private_until_all_files_are_in_it(hub: UploadServer, folder: Path) -> None:
@@ -72,7 +74,7 @@ def test_what_cannot_be_uploaded_to_is_an_error_before_anything_is_exported(
     hub: UploadServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "user/model" in error_of_check("model")
-    assert error_of_check("me/a model").startswith("--push me/a model: ")
+    assert error_of_check("me/a model").startswith("--push me/a model: HFValidationError: ")
     hub.role = "read"
     assert "can only read" in error_of_check("me/model")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -72,7 +72,7 @@ REFUSED = {
             *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
             *("hub_strategy", "hub_always_push", "hub_revision"),
         ),
-        "upload the finished run folder with hf upload",
+        "upload the finished model with alignkit export RUN --to FOLDER --push USER/NAME",
     ),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkit.errors import AlignkitError, ConfigError, one_line
+from alignkit.exporting import card
 
 
 def check(repo: str) -> None:
@@ -17,13 +18,7 @@ def check(repo: str) -> None:
         AlignkitError: the hub cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"--push {repo}: {error}") from None
     if "/" not in repo:
         raise ConfigError(f"--push {repo}: name the repository with its owner, such as user/{repo}")
     if get_token() is None:
@@ -38,9 +33,10 @@ def check(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:
-    """Upload a folder to a new model repository, and return the address of the repository.
+    """Upload an export to a new model repository, and return the address of the repository.
 
-    The repository is private until everything is uploaded, and stays so without ``public``.
+    The repository is private until everything is uploaded, and stays so without ``public``. ``export.json`` is not
+    uploaded, because it holds paths of this machine.
 
     Raises:
         AlignkitError: the upload failed. The repository is deleted again.
@@ -52,7 +48,9 @@ def upload(folder: Path, repo: str, public: bool) -> str:
         address = str(hub.create_repo(repo, private=True))
     try:
         with _errors(repo):
-            hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload model")
+            hub.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message="Upload model", ignore_patterns=[card.FILE]
+            )
             if public:
                 hub.update_repo_settings(repo, private=False)
     except BaseException:  # Ctrl-C too
