@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+from upload_server import UploadServer
 
 from alignkit.cli import main
 from alignkit.exporting import gguf
@@ -34,7 +34,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_an_export_is_converted_described_and_uploaded(
-    run: Path, llama_cpp: str, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, llama_cpp: str, hub: UploadServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "policy"
     assert main(["export", str(run), "--to", str(to)]) == 0
@@ -53,7 +53,7 @@ def test_an_export_is_converted_described_and_uploaded(
 
 
 def test_what_cannot_be_done_is_an_error_before_anything_is_exported(
-    run: Path, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, hub: UploadServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def error(*arguments: str) -> str:
         capsys.readouterr()
