@@ -21,6 +21,7 @@ from chat_servers import free_port
 
 from alignkit.cli import main
 from alignkit.exporting import cached, serving
+from alignkit.labeling.serve import listen
 
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ 'Be kind.' + eos_token }}{% endif %}"
@@ -114,8 +115,7 @@ def test_a_client_of_openai_gets_the_answers_of_the_run(run: Path, cache: Path) 
         assert "pinned to 'sft'" in refused.value.response.json()["detail"]
     finally:
         assert serving_run.stop(signal.SIGTERM) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+    listen("127.0.0.1", port).close()  # nobody else does
 
 
 def test_ctrl_c_while_the_model_is_loaded_ends_the_server(run: Path, cache: Path) -> None:
