@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 
 from alignkit import yaml
 from alignkit.config import DataConfig
+from alignkit.config.resolve import TopLevel
 from alignkit.config.settings import plain, type_text
 from alignkit.registry import Registry
 
@@ -41,17 +42,19 @@ def _page() -> Iterator[str]:
     registry = Registry()
     components = [each for plugin in registry.active for each in registry.components_of(plugin)]
     yield INTRODUCTION
-    yield "## Data\n"
-    yield from _table("data", DataConfig)
+    yield "## Top level\n"
+    yield from _table("", TopLevel)
+    yield "\n## Data\n"
+    yield from _table("data.", DataConfig)
     for kind, (title, table) in TABLES.items():
         yield f"\n## {title}\n"
         for component in components:
             if component.kind == kind:
                 yield f"\n### {component.name}\n\n{component.summary}\n"
-                yield from _table(table or component.name, component.config)
+                yield from _table(f"{table or component.name}.", component.config)
 
 
-def _table(name: str, config: type) -> Iterator[str]:
+def _table(prefix: str, config: type) -> Iterator[str]:
     """The fields of a config as a Markdown table, or nothing if it has none."""
     hints = typing.get_type_hints(config, include_extras=True)
     defaults = plain(config())
@@ -59,7 +62,7 @@ def _table(name: str, config: type) -> Iterator[str]:
         yield "| setting | default | values | description |\n|---|---|---|---|"
     for field in dataclasses.fields(config):
         default, values = yaml.dumps_inline(defaults[field.name]), type_text(hints[field.name])
-        cells = (f"`{name}.{field.name}`", f"`{default}`", f"`{values}`", _escaped(field.metadata.get("help", "")))
+        cells = (f"`{prefix}{field.name}`", f"`{default}`", f"`{values}`", _escaped(field.metadata.get("help", "")))
         yield f"| {' | '.join(cells)} |"
 
 
