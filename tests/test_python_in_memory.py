@@ -12,6 +12,7 @@ import pytest
 import alignkit
 from alignkit import Judge, Loss, Reward, TokenLogps
 from alignkit.cli import main
+from alignkit.evaluation import comparison
 from alignkit.registry import Registry, in_memory
 from alignkit.registry.plugin import registered
 from alignkit.testing import DEMONSTRATIONS, PROMPTS
@@ -117,8 +118,11 @@ def test_without_the_session_a_command_says_that_it_cannot_continue_the_run(
         capsys.readouterr()
         assert main(command) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
-    assert main(["runs"]) == 0
+    capsys.readouterr()
     assert main(["show", "runs/ppo"]) == 0
+    assert "stage  ppo: PPO against a reward" in capsys.readouterr().out
+    _, held_out = comparison.rows_of(alignkit.load("runs/ppo").manifest)  # as `compare` looks for prompts
+    assert len(held_out) == 4
     loaded = alignkit.load("runs/ppo")
     assert loaded.model().model is not None  # the reward is not needed to use the policy
 

@@ -16,7 +16,7 @@ from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.generation import rankings, scorers
 from alignkit.generation.scorers import Scorer
 from alignkit.judging.choosing import Chosen
-from alignkit.registry import Registry
+from alignkit.registry import Registry, in_memory
 from alignkit.rows import Conversation, Located
 from alignkit.runs import lineage, manifest
 from alignkit.runs.lineage import Parent
@@ -139,13 +139,14 @@ class Comparison(NamedTuple):
 def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
     """The rows that a run was trained on and those that it held out."""
     registry = Registry()
-    for plugin in record["config"]["plugins"]:
-        registry.activate(plugin)
+    in_memory.activate_known(registry, record["config"]["plugins"])
     config = DataConfig(**record["config"]["stages"][record["stage"]]["data"])
     accepts = registry.stage(record["stage"]).rows
     source = data.load(registry, config, config.path, accepts)
     if source.fingerprint != record["data"]["fingerprint"]:
         raise DataError(f"{source.path} has changed since")
+    if source.format != record["data"]["format"]:
+        raise DataError(f"{source.path} is now read as {source.format}, and the run read {record['data']['format']}")
     if config.eval_path is None:
         train_rows, eval_rows = held_out.split(source, config.eval_size, config.seed)
         if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version split otherwise

@@ -6,6 +6,7 @@ Every registry that is created afterwards in this process knows them. A config n
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from alignkit.components import Component
 from alignkit.errors import PluginError
 from alignkit.hookspecs import hookimpl
 from alignkit.registry import code
-from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, installed, registered
-from alignkit.registry.registry import DECLARATIONS
+from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, in_memory, installed, registered
+from alignkit.registry.registry import DECLARATIONS, Registry
 
 DIGITS = 12  # of a fingerprint
 
@@ -76,6 +77,17 @@ def register(value: Any, function: Callable[..., Any] | None = None) -> str:
     plugin = PluginInMemory(name, distribution, "", entry_point, implementation, written)
     registered[name, distribution] = plugin
     return f"{name}@{distribution}"
+
+
+def activate_known(registry: Registry, names: Iterable[str]) -> None:
+    """Activate the plugins of a run, without those in memory that this process has not registered.
+
+    Raises:
+        PluginError: another plugin is not installed.
+    """
+    for name in names:
+        with contextlib.suppress(PluginError) if in_memory([name]) else contextlib.nullcontext():
+            registry.activate(name)
 
 
 def sources(plugins: Iterable[Plugin]) -> dict[str, dict[str, str | None]]:

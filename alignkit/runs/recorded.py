@@ -13,7 +13,7 @@ from alignkit.config import DataConfig, model_kwargs, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import names
 from alignkit.errors import AlignkitError
-from alignkit.registry import Registry
+from alignkit.registry import Registry, in_memory
 from alignkit.registry.plugin import plugin_name
 from alignkit.runs import manifest
 
@@ -54,7 +54,7 @@ def stage(config: Mapping[str, Any]) -> Stage | None:
     """The stage of a recorded config. None if its plugin is not installed."""
     with contextlib.suppress(AlignkitError):
         registry = Registry()
-        registry.activate(*config["plugins"])
+        in_memory.activate_known(registry, config["plugins"])
         return registry.stage(next(reversed(config["stages"])))
     return None
 
