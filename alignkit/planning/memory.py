@@ -102,11 +102,8 @@ def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
 
     ledger.described = described
     _watch(trainer, run)
-    with ledger.phase("scoring"):  # all but sampling and steps
-        trainer.train()
-    if not stage.uses:
-        del ledger.phases["scoring"]  # it only clips gradients
-    elif sampling := ledger.phases.get("sampling"):
+    trainer.train()
+    if sampling := ledger.phases.get("sampling"):
         cache = min(run.cache, sampling[ledger.other])
         sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}
     return {name: ledger.phases[name] for name in PHASES if name in ledger.phases}
@@ -123,7 +120,7 @@ def _watch(trainer: Any, run: PlannedRun) -> None:
 
     The second microbatch has the gradients of the first, the second step the states of the optimizer.
     """
-    ledger, training_step, taken = run.ledger, trainer.training_step, 0
+    ledger, training_step, get_batches, taken = run.ledger, trainer.training_step, trainer.get_batch_samples, 0
 
     def step(*arguments: Any, **keywords: Any) -> Any:
         nonlocal taken
@@ -134,7 +131,13 @@ def _watch(trainer: Any, run: PlannedRun) -> None:
         with ledger.phase("training"):
             return training_step(*arguments, **keywords)
 
+    def batches(*arguments: Any, **keywords: Any) -> Any:
+        with ledger.phase("scoring"):  # all that is neither sampling nor training
+            return get_batches(*arguments, **keywords)
+
     trainer.training_step = step
+    if run.config.stage.component.uses:
+        trainer.get_batch_samples = batches
     trainer.add_callback(_OptimizerSteps(ledger))
 
 

@@ -136,5 +136,5 @@ class _Product(torch.autograd.Function):
 
 
 def _unpacked(like: Tensor, shape: tuple[int, int]) -> Tensor:
-    like.new_empty(-(-shape[0] * shape[1] // BLOCK), dtype=torch.float32)  # the constants, first
-    return like.new_empty(shape)
+    like.new_zeros(-(-shape[0] * shape[1] // BLOCK), dtype=torch.float32)  # the constants, first
+    return like.new_zeros(shape)
