@@ -20,7 +20,7 @@ import transformers
 from alignkit.errors import AlignkitError, DataError
 from alignkit.models import device_and_dtype, token_logps
 from alignkit.planning.ledger import Ledger, size_of
-from alignkit.planning.phantoms import Copies, Phantoms
+from alignkit.planning.phantoms import Copies, Phantoms, moves
 from alignkit.planning.planned_run import PlannedRun
 from alignkit.planning.weightless import without_weights
 from alignkit.registry import checks
@@ -75,7 +75,7 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None)
     with tempfile.TemporaryDirectory() as folder, ledger:
         run = PlannedRun(plan, Path(folder), dtype, ledger)
         run.train_rows, run.eval_rows = longest_rows(run), []
-        with without_weights(run.planned), Copies(), _logits_at_a_time(kind, gpu_memory):
+        with without_weights(run.planned), moves(), _logits_at_a_time(kind, gpu_memory):
             phases = rehearse(run)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = CONTEXT + int(FRAGMENTATION * tensors) if kind == "cuda" else 0
@@ -85,7 +85,8 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None)
 def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
     """Build the trainer of a run and take its steps. Returns the bytes of each part at the peak of each phase."""
     ledger, stage = run.ledger, run.config.stage.component
-    trainer: Any = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
+    with Copies():
+        trainer: Any = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
     trainer.remove_callback(transformers.PrinterCallback)
     gc.collect()  # what was needed to build it
     kept = ledger.now

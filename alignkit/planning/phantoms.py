@@ -31,6 +31,7 @@ SMALL = 1 << 16  # elements of a tensor of numbers with fractions that has data
 INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
 VALUES = 1 << 22  # of a large tensor whose value is followed
 aten = torch.ops.aten
+NEW = (aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full)
 
 
 class Phantoms(Ledger):  # type: ignore[no-untyped-call]
@@ -42,11 +43,13 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation: on shapes alone if one of its tensors has no data."""
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         phantoms = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if phantoms:
             return self._on_phantoms(func, args, kwargs, phantoms)
-        if not tensors:  # an operation that makes a tensor
+        if not tensors or func.overloadpacket in NEW:  # it makes a tensor, of any size
             with self.fake:
                 made = func(*args, **kwargs)
             if isinstance(made, Tensor) and _is_large(made):
@@ -116,16 +119,7 @@ def _is_large(tensor: Tensor) -> bool:
 
 
 class Copies(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` and ``Module.to`` copy tensors without data."""
-
-    def __enter__(self) -> Any:
-        self.patch = mock.patch.object(torch.utils, "swap_tensors", _assign)
-        self.patch.start()
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        self.patch.stop()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+    """Lets ``copy.deepcopy`` copy tensors without data."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and isinstance(args[0], FakeTensor):
@@ -138,8 +132,12 @@ class Copies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def moves() -> Any:
+    """Let ``Module.to`` set the parameters of a module in this context. It would swap them, which these refuse."""
+    return mock.patch.object(torch.utils, "swap_tensors", _assign)
+
+
 def _assign(parameter: Any, other: Any) -> None:
-    """What ``Module.to`` does with the parameters of a module, in place of a swap that tensors without data refuse."""
     parameter.data = other.data
 
 
