@@ -102,10 +102,13 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
         return outputs[0] if isinstance(result, Tensor) else type(result)(outputs)
 
     def _with_data(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of an operation where phantoms have data, which takes no memory."""
+        """The result of an operation where phantoms have data, which takes no memory if they are large."""
 
         def data(leaf: Any) -> Any:
-            return _filled(leaf).expand(leaf.shape) if isinstance(leaf, FakeTensor) else leaf
+            if not isinstance(leaf, FakeTensor):
+                return leaf
+            filled = _filled(leaf).expand(leaf.shape)
+            return filled.contiguous() if leaf.numel() <= VALUES else filled
 
         result = func(*tree_map(data, args), **tree_map(data, kwargs))
         return tree_map(self._without_data, result)
