@@ -180,6 +180,19 @@ def test_a_reward_model_opens_for_sequence_classification_with_the_scores_of_the
     assert exported.largest_difference < 1e-4
 
 
+def test_a_run_that_rounding_changes_as_much_as_training_did_is_warned_of(
+    run_stage: Callable[..., Path], tmp_path: Path
+) -> None:
+    weak = run_stage("sft", "--plugin", "lora", "train.learning_rate=1e-6", "train.bf16=false")
+    lines: list[str] = []
+    export(weak, tmp_path / "exported", say=lines.append)
+    assert "warning: this differs from the run by a KL of" in lines[-1]
+    assert "Use --dtype float32" in lines[-1]
+
+    export(weak, tmp_path / "exact", dtype="float32", say=lines.append)
+    assert "warning" not in lines[-1]
+
+
 def test_files_are_no_larger_than_asked_for(run_stage: Callable[..., Path], tmp_path: Path) -> None:
     folder = export(run_stage("sft", "--plugin", "lora"), tmp_path / "exported", max_shard_size="100KB").folder
 

@@ -10,17 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.errors import AlignkitError, ConfigError, did_you_mean, one_line
 from alignkit.exporting import card, comparing, source
-from alignkit.exporting.comparing import Difference
+from alignkit.exporting.comparing import Difference, Texts
 from alignkit.runs.lineage import Parent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The largest KL, and the largest difference of a score, that rounding the weights explains. A wrong merge differs by
 # much more: what training changed would be missing, or be there twice.
 KL_TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
 SCORE_TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 0.3}
+SHARE_OF_TRAINING = 0.1  # a warning is printed if the export differs by more of the KL that training made
 BASES = ("run", "original")
 
 
@@ -113,6 +117,7 @@ def _write(
     model = plain.open_stored(run, record)
     texts = comparing.texts_of(Parent(record["stage"], run, record), model, tokenizer)
     of_run = expected = comparing.outputs(model, texts)
+    trained = _trained_kl(model, texts, of_run)
     if base == "original":
         del model
         gc.collect()
@@ -130,7 +135,20 @@ def _write(
     card.write(folder, run, record, {**how, **difference._asdict()})
     say(f"exported   {record['role']} of {run} in {dtype}, {size / 1e6:,.0f} MB")
     say(f"compared   {comparing.describe(difference, texts.source)}")
+    if trained is not None and difference.kl is not None and difference.kl > SHARE_OF_TRAINING * trained:
+        say(
+            f"warning: this differs from the run by a KL of {difference.kl:.2g}, and training moved the run by "
+            f"{trained:.2g}. Use --dtype float32 to keep all of it"
+        )
     return difference
+
+
+def _trained_kl(model: Any, texts: Texts, of_run: list[Tensor]) -> float | None:
+    """The KL of a run from the base of its adapter. None for a reward model, and for a model without an adapter."""
+    if not hasattr(model, "disable_adapter"):
+        return None
+    with model.disable_adapter():
+        return comparing.difference(of_run, comparing.outputs(model, texts)).kl
 
 
 def _save(model: Any, tokenizer: Any, record: dict[str, Any], folder: Path, max_shard_size: str) -> None:
