@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 from browsers import WIDE
 
 import alignkit
+from alignkit.config import DataConfig
+from alignkit.config.resolve import TopLevel
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,3 +102,11 @@ def test_the_api_page_has_the_docstring_of_a_public_name(open_page: Callable[[st
 
     assert article.get_by_role("heading", name="encode_rankings").is_visible()
     assert str(alignkit.ConfigError.__doc__) in open_page("api/alignkit.html").locator("article").inner_text()
+
+
+def test_the_page_of_all_settings_has_each_with_its_whole_description(open_page: Callable[[str], Any]) -> None:
+    """Markdown would take a part of some: ``<|im_end|>`` as a column, and ``{revision: v2}`` as attributes."""
+    text = open_page("api/settings.html").locator("article").inner_text()
+
+    described = [(field.name, field.metadata["help"]) for each in (TopLevel, DataConfig) for field in fields(each)]
+    assert [name for name, description in described if description not in text] == []
