@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -92,7 +93,7 @@ def run(command: Command, host: str, port: int, log: Path, ready: Callable[[], N
             _end(process)
     if ended_itself:
         raise AlignkitError(
-            f"{command.engine} serve {'stopped' if is_ready else 'could not start'}: {_last_line(log)}. Its output is "
+            f"{command.engine} serve {'stopped' if is_ready else 'could not start'}: {_reason(log)}. Its output is "
             f"in {log}"
         )
 
@@ -140,6 +141,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "it printed nothing")
+def _reason(log: Path) -> str:
+    """The last line of a log that names an error, or else its last line."""
+    lines = [" ".join(line.split()) for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    written = [line for line in lines if line] or ["it printed nothing"]
+    return next((line for line in reversed(written) if re.search("error", line, re.I)), written[-1])
