@@ -89,7 +89,8 @@ def _convert(folder: Path, kind: Kind, converter: Path, file: Path) -> None:
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode or not file.is_file():
         printed = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise AlignkitError(f"{converter} failed: {printed[-1] if printed else f'exit status {done.returncode}'}")
+        reason = printed[-1] if printed else f"exit status {done.returncode}"
+        raise AlignkitError(f"{converter} failed: {reason}. The export in {folder} is complete without a GGUF file")
 
 
 def _compare(folder: Path, kind: Kind, file: Path) -> Difference:

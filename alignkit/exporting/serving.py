@@ -145,4 +145,4 @@ def _reason(log: Path) -> str:
     """The last line of a log that names an error, or else its last line."""
     lines = [" ".join(line.split()) for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     written = [line for line in lines if line] or ["it printed nothing"]
-    return next((line for line in reversed(written) if re.search("error", line, re.I)), written[-1])
+    return next((line for line in reversed(written) if re.search("error", line, re.I)), written[-1]).rstrip(".")
