@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.cli import label, main
+from alignkit.cli import label, main, serve
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import lock, manifest
 from alignkit.runs import weights as run_weights
@@ -189,10 +189,11 @@ def test_the_command_line_turns_telemetry_off_unless_the_user_has_set_it(monkeyp
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
 
 
-def test_the_labeling_page_listens_on_this_machine_only() -> None:
+@pytest.mark.parametrize("command", [label.label, serve.serve], ids=["label", "serve"])
+def test_servers_listen_on_this_machine_only(command: Callable[..., None]) -> None:
     from alignkit.labeling.serve import listen
 
-    host = inspect.signature(label.label).parameters["host"].default.default
+    host = inspect.signature(command).parameters["host"].default.default
     with listen(host, 0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
         assert listening.family == socket.AF_INET
