@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from alignkit import planning, yaml
+from alignkit.cli import common
+from alignkit.planning.fit import parse_size
+from alignkit.runs.plan import pipeline
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
 LLAMA = {
@@ -32,11 +37,6 @@ SHAPES: dict[str, dict[str, Any]] = {  # as in the models' cards
         "tie_word_embeddings": False,
     },
 }
-WEIGHTS = {  # in billions, embeddings included
-    "Qwen/Qwen2.5-1.5B-Instruct": 1.54,
-    "meta-llama/Llama-3.2-3B-Instruct": 3.21,
-    "meta-llama/Llama-3.1-8B-Instruct": 8.03,
-}
 
 
 def words(tokens: int) -> str:
@@ -50,7 +50,11 @@ def folder(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     long = {
         "demos": {"prompt": words(200), "response": words(780)},
-        "rankings": {"prompt": words(200), "responses": [words(1700)] * 4, "ranks": [0, 1, 2, 3]},
+        "rankings": {
+            "prompt": words(200),
+            "responses": [f"{n} {words(1700)}" for n in range(4)],
+            "ranks": [0, 1, 2, 3],
+        },
         "prompts": {"prompt": words(220)},
     }
     for name, row in long.items():
@@ -60,3 +64,22 @@ def folder(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPat
         shutil.copytree(tokenizer_folder, name)
         Path(name, "config.json").write_text(json.dumps({**shape, "eos_token_id": 0}))
     return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "rm", "ppo"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_every_stage_of_an_example_fits_into_the_memory_that_its_name_states(
+    config: Path, stage: str, folder: Path
+) -> None:
+    arguments = common.read_arguments([], config, None, [], None, [])
+    plans = {plan.config.stage.component.name: plan for plan in pipeline(*arguments).to_train}
+    size = parse_size(config.stem.rsplit("-", 1)[1])
+    peak = planning.memory(plans[stage], "cuda", size).peak
+
+    print(f"{config.stem} {stage}: {peak / 2**30:.1f} GiB")
+    assert peak <= size
+
+
+def test_the_models_of_the_examples_have_shapes_here() -> None:
+    assert {dict(yaml.load(config))["model"] for config in CONFIGS} == set(SHAPES)
