@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignkit import ConfigError
-from alignkit.config import model_kwargs, resolve, resume_rules
+from alignkit.config import model_kwargs, resolve, resume_rules, trust
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import merge
 from alignkit.registry import Registry
@@ -107,3 +107,12 @@ def test_only_the_user_can_allow_the_code_of_a_repository() -> None:
     """A run folder may be a stranger's."""
     table = {"trust_remote_code": True, "revision": "v1", "device_map": "auto", "attn_implementation": "eager"}
     assert model_kwargs.inherited(table) == {"revision": "v1", "attn_implementation": "eager"}
+
+
+def test_a_config_file_cannot_allow_the_code_of_a_repository() -> None:
+    setting = {"model_kwargs": {"trust_remote_code": True}}
+    config = resolve(Registry(), setting, {"plugins": ["sft"]})
+    with pytest.raises(ConfigError, match="runs the code of .*, and it is set in a file. If you trust both, add"):
+        trust.check_config(Registry(), config, {"plugins": ["sft"]})
+    for written in (setting, {"sft": setting}, {"stages": {"sft": setting}}):
+        trust.check_config(Registry(), config, {"plugins": ["sft"], **written})
