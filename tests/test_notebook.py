@@ -46,12 +46,10 @@ def test_the_notebook_runs_from_top_to_bottom(tiny_model: Callable[[str], Path],
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "runs/notebook/ppo: score" in done.stdout
+    assert "right of runs/notebook/ppo: " in done.stdout
     assert "stage  sft" in done.stdout
     manifest = json.loads((tmp_path / "runs/notebook/ppo/alignkit.json").read_text())
-    assert manifest["in_memory"]["right_and_short"]["source"].startswith(
-        "def right_and_short(prompts, answers, fields):"
-    )
+    assert manifest["in_memory"]["brevity"]["source"].startswith("def brevity(prompts, answers):")
     assert main(["show", str(tmp_path / "runs/notebook/ppo")]) == 0
 
 
