@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit import data
@@ -92,12 +94,17 @@ def _rated(record: dict[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> T
 def outputs(model: Any, texts: Sequence[Text]) -> list[Tensor]:
     """What ``model`` computes of each text: logits [T, V] for the T tokens of the answer, or a score [1].
 
-    The model computes in fp32, with its weights as they are stored.
+    The model computes in fp32, with its weights as they are stored. The outputs are mapped from files, which are
+    deleted already, so that those of a large vocabulary take no memory beside the model.
     """
+    from safetensors.torch import load_file, save_file
+
     from alignkit.models.fp32 import computing_in_fp32
 
-    with computing_in_fp32(model):
-        return [_outputs(model, text) for text in texts]
+    with computing_in_fp32(model), tempfile.TemporaryDirectory() as folder:
+        for number, text in enumerate(texts):
+            save_file({"": _outputs(model, text)}, Path(folder, str(number)))
+        return [load_file(Path(folder, str(number)))[""] for number in range(len(texts))]
 
 
 def _outputs(model: Any, text: Text) -> Tensor:
@@ -112,7 +119,7 @@ def _outputs(model: Any, text: Text) -> Tensor:
     count = len(text.answer)
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
     logits = model(ids, **({"logits_to_keep": count} if keeps else {})).logits
-    return logits[0, -count:].float().cpu()
+    return logits[0, -count:].float().cpu().contiguous()
 
 
 def difference(run: Sequence[Tensor], exported: Sequence[Tensor]) -> Difference:

@@ -120,6 +120,16 @@ def layers_by_base(model: nn.Module) -> dict[nn.Module, list[Any]]:
     return layers
 
 
+def release_lora(layer: nn.Module) -> None:
+    """Give back the memory of LoRA in a layer that is merged. Other adapters may share theirs with other layers."""
+    from peft.tuners.lora import LoraLayer
+
+    if isinstance(layer, LoraLayer):
+        for name, parameter in layer.named_parameters():
+            if not name.startswith("base_layer."):
+                parameter.data = parameter.data.new_empty(0)
+
+
 def dense_weight(module: Any) -> Tensor:
     """The weight of a linear layer [out, in], dequantized to the number format in which the layer computes with it."""
     from peft.utils.integrations import dequantize_module_weight

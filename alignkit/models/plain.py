@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, one_line
 from alignkit.models import adapters, device_and_dtype, pretrained
-from alignkit.models.peft_internals import dense_weight, is_quantized, layers_by_base
+from alignkit.models.peft_internals import dense_weight, is_quantized, layers_by_base, release_lora
 from alignkit.models.transformers_internals import is_transposed
 from alignkit.runs import base as bases
 
@@ -86,6 +86,7 @@ def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
                 if module in layers:
                     for layer in layers[module]:
                         layer.merge(safe_merge=True)
+                        release_lora(layer)
                     round_parameters([(name, module)], dtype)
             plain = model.merge_and_unload()  # puts modules that the adapter saved whole in place
     except (ValueError, NotImplementedError, RuntimeError) as error:
