@@ -9,6 +9,7 @@ operations made of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
         except (DynamicOutputShapeException, DataDependentOutputException):
             return self._with_data(func, args, kwargs)
         if written := _written(func, args, kwargs):
-            return None if not func._schema.returns else written[0] if len(written) == 1 else tuple(written)
+            return None if result is None else written[0] if len(written) == 1 else tuple(written)
         if not isinstance(result, Tensor | tuple | list):
             return result
         return self._outputs(func, args, kwargs, result, value_of(phantoms[0]))
@@ -79,7 +80,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
     def _outputs(self, func: Any, args: Any, kwargs: Any, result: Any, value: float) -> Any:
         """The outputs of an operation, of which ``result`` has the shapes: integers and small tensors with data."""
         outputs = [result] if isinstance(result, Tensor) else list(result)
-        if all(_is_alias(func, min(n, len(func._schema.returns) - 1)) for n in range(len(outputs))):
+        if all(_is_alias(func, n) for n in range(len(outputs))):
             for output in outputs:
                 _set_value(output, value)
             return result
@@ -190,17 +191,21 @@ def _with_positions(func: Any, args: Any) -> Any:
     return (args[0], indices, *args[2:])
 
 
+@functools.cache
 def _is_alias(func: Any, output: int) -> bool:
     """Whether an output of an operation is a view of an input."""
     returns = func._schema.returns
-    return bool(returns) and returns[output].alias_info is not None
+    return bool(returns) and returns[min(output, len(returns) - 1)].alias_info is not None
+
+
+@functools.cache
+def _places_written(func: Any) -> tuple[tuple[int, str], ...]:
+    """The positions and names of the arguments that an operation writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((n, each.name) for n, each in arguments if each.alias_info is not None and each.alias_info.is_write)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments that an operation writes to and returns."""
-    by_name = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
-    return [
-        by_name[argument.name]
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in by_name
-    ]
+    places = _places_written(func)
+    return [args[n] if n < len(args) else kwargs[name] for n, name in places if n < len(args) or name in kwargs]
