@@ -56,13 +56,13 @@ def test_overridden_private_methods_are_known_and_have_the_signature_that_they_h
 
 # --- nothing else ----------------------------------------------------------------------------------------------------
 
-ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "transformers", "trl")}
+ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "torch", "transformers", "trl")}
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
     *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
-    *("torch.optim.lr_scheduler", "torch.utils.checkpoint", "torch.utils.tensorboard"),
+    *("torch.optim.lr_scheduler", "torch.overrides", "torch.utils.checkpoint", "torch.utils.tensorboard"),
     *("accelerate.utils", "transformers.cache_utils", "transformers.utils", "trl.kernels"),
 }
 

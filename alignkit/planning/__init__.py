@@ -10,7 +10,7 @@ from alignkit.lazy import lazy_imports
 __all__ = ["Memory", "measured_peak", "memory"]
 
 if TYPE_CHECKING:
+    from alignkit.planning.estimate import Memory, memory
     from alignkit.planning.measured import measured_peak
-    from alignkit.planning.memory import Memory, memory
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from alignkit.models.torch_internals import TorchDispatchMode, storage_key, tree_leaves
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,8 +42,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
         if key in self._sizes:
             return
         size = self._sizes[key] = storage.nbytes()
@@ -84,5 +83,5 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:
     """The bytes of the storages of tensors, each counted once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = {storage_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

@@ -9,24 +9,28 @@ operations made of it.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
+from torch.overrides import TorchFunctionMode
+
+from alignkit.models.torch_internals import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    is_alias,
+    places_written,
+    reads_number,
+    storage_key,
+    tree_leaves,
+    tree_map,
 )
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
-
 from alignkit.planning.ledger import Ledger
+from alignkit.planning.replaced import replaced
 
 SMALL = 1 << 16  # elements of a tensor of numbers with fractions that has data
 INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
@@ -56,12 +60,12 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
             if isinstance(made, Tensor) and _is_large(made):
                 return made
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and _is_large(result) and not _is_alias(func, 0):
+        if isinstance(result, Tensor) and _is_large(result) and not is_alias(func, 0):
             return self.fake.from_tensor(result)
         return result
 
     def _on_phantoms(self, func: Any, args: Any, kwargs: Any, phantoms: Sequence[Tensor]) -> Any:
-        if func is aten._local_scalar_dense.default:
+        if reads_number(func):
             return value_of(phantoms[0])
         if func is aten.equal.default:
             return value_of(args[0]) == value_of(args[1])
@@ -80,7 +84,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
     def _outputs(self, func: Any, args: Any, kwargs: Any, result: Any, value: float) -> Any:
         """The outputs of an operation, of which ``result`` has the shapes: integers and small tensors with data."""
         outputs = [result] if isinstance(result, Tensor) else list(result)
-        if all(_is_alias(func, n) for n in range(len(outputs))):
+        if all(is_alias(func, n) for n in range(len(outputs))):
             for output in outputs:
                 _set_value(output, value)
             return result
@@ -134,13 +138,13 @@ class Copies(TorchFunctionMode):
                 memo[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
             return memo[id(tensor)]
         if func is Tensor.data_ptr and isinstance(args[0], FakeTensor):  # by which Transformers tells tensors apart
-            return args[0].untyped_storage()._cdata
+            return storage_key(args[0])
         return func(*args, **(kwargs or {}))
 
 
 def moves() -> Any:
     """Let ``Module.to`` set the parameters of a module in this context. It would swap them, which these refuse."""
-    return mock.patch.object(torch.utils, "swap_tensors", _assign)
+    return replaced(torch.utils, swap_tensors=_assign)
 
 
 def _assign(parameter: Any, other: Any) -> None:
@@ -191,21 +195,7 @@ def _with_positions(func: Any, args: Any) -> Any:
     return (args[0], indices, *args[2:])
 
 
-@functools.cache
-def _is_alias(func: Any, output: int) -> bool:
-    """Whether an output of an operation is a view of an input."""
-    returns = func._schema.returns
-    return bool(returns) and returns[min(output, len(returns) - 1)].alias_info is not None
-
-
-@functools.cache
-def _places_written(func: Any) -> tuple[tuple[int, str], ...]:
-    """The positions and names of the arguments that an operation writes to."""
-    arguments = enumerate(func._schema.arguments)
-    return tuple((n, each.name) for n, each in arguments if each.alias_info is not None and each.alias_info.is_write)
-
-
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments that an operation writes to and returns."""
-    places = _places_written(func)
+    places = places_written(func)
     return [args[n] if n < len(args) else kwargs[name] for n, name in places if n < len(args) or name in kwargs]

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import transformers
@@ -21,6 +20,7 @@ from alignkit.generation import decode
 from alignkit.generation.cache import FixedLayer
 from alignkit.generation.rewards import of_role
 from alignkit.planning.ledger import Ledger, size_of
+from alignkit.planning.replaced import replaced
 from alignkit.protocols import Engine, RewardFunction
 from alignkit.runs import base, lineage
 from alignkit.runs.plan import Plan
@@ -143,7 +143,7 @@ class PlannedRun(Run):
         if sampling.max_new_tokens == 1:
             yield
             return
-        with mock.patch.object(decode, "draw", drawn), mock.patch.object(decode, "Decoder", Decoder):
+        with replaced(decode, draw=drawn, Decoder=Decoder):
             yield
 
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from alignkit.config.model_kwargs import OPTIONS, REFUSED
 from alignkit.errors import AlignkitError, ConfigError, one_line
 from alignkit.models import adapters, copy_adapter, pretrained
+from alignkit.planning.replaced import replaced
 from alignkit.runs import base
 
 BLOCK = 64  # weights that share a constant in NF4
@@ -44,11 +44,8 @@ def without_weights(planned: Mapping[str, str]) -> Iterator[None]:
     def continue_planned(model: nn.Module, folder: Path) -> nn.Module:
         return model if str(folder) in planned else continue_adapter(model, folder)
 
-    with (
-        mock.patch.object(pretrained, "load", load),
-        mock.patch.object(adapters, "load_adapter", load_planned),
-        mock.patch.object(adapters, "continue_adapter", continue_planned),
-    ):
+    of_adapters = {"load_adapter": load_planned, "continue_adapter": continue_planned}
+    with replaced(pretrained, load=load), replaced(adapters, **of_adapters):
         yield
 
 

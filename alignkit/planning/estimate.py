@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import transformers
@@ -22,6 +21,7 @@ from alignkit.models import device_and_dtype, token_logps
 from alignkit.planning.ledger import Ledger, size_of
 from alignkit.planning.phantoms import Copies, Phantoms, moves
 from alignkit.planning.planned_run import PlannedRun
+from alignkit.planning.replaced import replaced
 from alignkit.planning.weightless import without_weights
 from alignkit.registry import checks
 from alignkit.rows import Located
@@ -216,5 +216,5 @@ def _logits_at_a_time(kind: str, gpu_memory: int | None) -> Iterator[None]:
         return
     here = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else GPU_MEMORY
     number = token_logps.logits_on(gpu_memory or here)
-    with mock.patch.object(token_logps, "logits_at_a_time", return_value=number):
+    with replaced(token_logps, logits_at_a_time=lambda device: number):
         yield

@@ -1,0 +1,54 @@
+"""What is private to PyTorch, or not in its documentation."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "is_alias",
+    "places_written",
+    "reads_number",
+    "storage_key",
+    "tree_leaves",
+    "tree_map",
+]
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """A number that tensors with the same storage share, while it exists. Storages without data have one too."""
+    return tensor.untyped_storage()._cdata
+
+
+def reads_number(func: Any) -> bool:
+    """Whether an operation is that of ``Tensor.item``."""
+    return func is torch.ops.aten._local_scalar_dense.default
+
+
+@functools.cache
+def is_alias(func: Any, output: int) -> bool:
+    """Whether an output of an operation is a view of an input."""
+    returns = func._schema.returns
+    return bool(returns) and returns[min(output, len(returns) - 1)].alias_info is not None
+
+
+@functools.cache
+def places_written(func: Any) -> tuple[tuple[int, str], ...]:
+    """The positions and names of the arguments that an operation writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((n, each.name) for n, each in arguments if each.alias_info is not None and each.alias_info.is_write)
