@@ -119,9 +119,10 @@ def test_settings_that_save_memory_do_so_in_the_plan(settings: Callable[..., dic
     assert tensors(value="head") < usual
 
 
-def test_no_weights_are_read(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_no_weights_are_read(settings: Callable[..., dict[str, Any]], tmp_path: Path, tuner: str) -> None:
     """A folder with a config and a tokenizer is enough, also for a run whose parents are not trained yet."""
-    given = settings("ppo", "lora")
+    given = settings("ppo", tuner)
     folder = tmp_path / "without"
     folder.mkdir()
     for file in Path(given["model"]).iterdir():

@@ -39,7 +39,7 @@ class PlannedRun(Run):
         self.folder, self.device, self.dtype, self.ledger = folder, CPU, dtype, ledger
         self.cache = 0  # bytes of the key-value cache, at most
         planned = {role: parent for role, parent in plan.parents.items() if parent.manifest is None}
-        self.parents |= {role: parent.folder.absolute() for role, parent in planned.items()}
+        self.parents |= {role: _stand_in(parent.folder, folder) for role, parent in planned.items()}
         self.planned = {str(self.parents[role]): self.base for role in planned}  # folder -> its base
         self.records |= {role: self._record(parent.config) for role, parent in planned.items()}
 
@@ -145,6 +145,13 @@ class PlannedRun(Run):
             return
         with replaced(decode, draw=drawn, Decoder=Decoder):
             yield
+
+
+def _stand_in(run: Path, folder: Path) -> Path:
+    """An empty folder in ``folder`` for a run that does not exist yet."""
+    place = folder / "parents" / run.absolute().relative_to(run.absolute().anchor)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _no_stop(sampling: Sampling) -> int:

@@ -30,7 +30,7 @@ def without_weights(planned: Mapping[str, str]) -> Iterator[None]:
     ``planned`` maps the folder of a run that does not exist yet to the base that it will have. Its adapter has the
     shape of the adapter beside which it is loaded.
     """
-    load_adapter, continue_adapter = adapters.load_adapter, adapters.continue_adapter
+    load_adapter, continue_adapter, open_run = adapters.load_adapter, adapters.continue_adapter, adapters.open_run
 
     def load(located: str, kwargs: dict[str, Any], head: bool = False) -> Any:
         return build(planned.get(located, located), kwargs, head)
@@ -44,7 +44,13 @@ def without_weights(planned: Mapping[str, str]) -> Iterator[None]:
     def continue_planned(model: nn.Module, folder: Path) -> nn.Module:
         return model if str(folder) in planned else continue_adapter(model, folder)
 
-    of_adapters = {"load_adapter": load_planned, "continue_adapter": continue_planned}
+    def open_planned(folder: Path, record: dict[str, Any], dtype: Any = None) -> nn.Module:
+        if str(folder) not in planned:
+            return open_run(folder, record, dtype)
+        model: nn.Module = build(planned[str(folder)], {"dtype": dtype}, record["role"] in adapters.WITH_HEAD)
+        return model.eval()
+
+    of_adapters = {"load_adapter": load_planned, "continue_adapter": continue_planned, "open_run": open_planned}
     with replaced(pretrained, load=load), replaced(adapters, **of_adapters):
         yield
 
