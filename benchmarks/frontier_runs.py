@@ -243,7 +243,7 @@ def train_trl(method: Method, options: argparse.Namespace, folder: Path, seed: i
             use_cpu=not torch.accelerator.is_available(),
             save_strategy="no",
             seed=seed,
-            **TRAIN,
+            **{**TRAIN, **method.train},
         ),
         processing_class=tokenizer,
         model=transformers.AutoModelForCausalLM.from_pretrained(start, dtype=dtype),
