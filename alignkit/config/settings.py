@@ -29,7 +29,8 @@ class Selected(NamedTuple):
 def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[str, Any]], where: str = "") -> Selected:
     """The component that the last table names, with the settings of all tables.
 
-    If a later table names another component, settings that it does not have are dropped. ``where`` is the key of the
+    If a later table names another component, settings that it does not have are dropped, and all settings between a
+    tuner that trains adapters and one that does not. ``where`` is the key of the
     table in error messages, if it is not ``kind``.
     """
     component, own = registry.get(kind, name), dict[str, Any]()
@@ -39,6 +40,8 @@ def select(registry: Registry, kind: str, name: str, tables: Iterable[Mapping[st
                 raise ConfigError(f"{kind}.name must be a string, not {table['name']!r}")
             former, component = component, registry.get(kind, table["name"])
             dropped = set(names(former.config)) - set(names(component.config))
+            if getattr(former, "adapters", None) != getattr(component, "adapters", None):
+                dropped = set(own)  # `dtype` is that of trained weights in one tuner, and of the frozen base in another
             own = {key: value for key, value in own.items() if key not in dropped}
         own = merge(own, {key: value for key, value in table.items() if key != "name"})
     return Selected(component, typed(component.config, own, f"{where or kind}."))

@@ -161,6 +161,8 @@ def _check_model_kwargs(config: RunConfig, parent: Mapping[str, Any], message: s
 
 
 def _check_adapter(config: RunConfig, parent: Mapping[str, Any], message: str) -> None:
+    if not config.tuner.component.adapters:  # the adapter is merged
+        return
     tuner, before = config.to_dict()["tuner"], parent["tuner"]
     differing = [name for name in tuner if name != "name" and name in before and tuner[name] != before[name]]
     if differing:

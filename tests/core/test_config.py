@@ -89,6 +89,12 @@ def test_a_table_written_for_another_tuner_keeps_what_fits() -> None:
     assert config("{plugins: [qlora], tuner: {r: 4}}", plugins=("sft", "full")).tuner.component.name == "full"
 
 
+def test_the_dtype_of_trained_weights_is_not_that_of_a_frozen_base() -> None:
+    assert config("tuner: {name: full, dtype: bfloat16}", plugins=("sft", "lora")).tuner.config.dtype is None
+    assert config("tuner: {name: lora, dtype: bfloat16}", "tuner.name=full").tuner.config.dtype == "float32"
+    assert config("tuner: {name: lora, dtype: bfloat16}", "tuner.name=qlora").tuner.config.dtype == "bfloat16"
+
+
 def test_the_default_learning_rate_follows_the_tuner_and_gives_way_to_the_user() -> None:
     assert config("model: some/model", plugins=("sft", "full")).train["learning_rate"] == 2e-5
     assert config("model: some/model", plugins=("sft", "lora")).train["learning_rate"] == 2e-4
