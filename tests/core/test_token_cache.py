@@ -294,6 +294,7 @@ def test_an_interrupt_stops_all_processes(
 
     def train() -> None:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         threading.Thread(target=interrupt).start()
         try:
             all_of(demonstrations(), Sleeping(tokenizer(), [0], max_length=64, cut=True), processes=2)
