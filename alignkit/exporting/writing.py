@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The largest KL, and the largest difference of a score, that rounding the weights explains. A wrong merge differs by
 # much more: what training changed would be missing, or be there twice.
-KL_TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
+KL_TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-2}
 SCORE_TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 0.3}
 SHARE_OF_TRAINING = 0.1  # a warning is printed if the export differs by more of the KL that training made
 BASES = ("run", "original")
@@ -117,7 +117,7 @@ def _write(
     model = plain.open_stored(run, record)
     texts = comparing.texts_of(Parent(record["stage"], run, record), model, tokenizer)
     of_run = expected = comparing.outputs(model, texts)
-    trained = _trained_kl(model, texts, of_run)
+    of_base = _outputs_of_base(model, texts)
     if base == "original":
         del model
         gc.collect()
@@ -129,8 +129,10 @@ def _write(
     del model
     gc.collect()
     reopened = comparing.outputs(plain.open_plain(folder, record), texts)
-    _check(comparing.difference(expected, reopened), dtype)
     difference = comparing.difference(of_run, reopened)
+    _check(comparing.difference(expected, reopened), dtype)
+    trained = comparing.difference(of_run, of_base).kl if of_base else None
+    _check_trained(difference, comparing.difference(of_base, reopened) if of_base else None)
     how = {"dtype": dtype, "base": base, "adapter": record["weights"] == "adapter", "texts": texts.source}
     card.write(folder, run, record, {**how, **difference._asdict()})
     say(f"exported   {record['role']} of {run} in {dtype}, {size / 1e6:,.0f} MB")
@@ -143,12 +145,12 @@ def _write(
     return difference
 
 
-def _trained_kl(model: Any, texts: Texts, of_run: list[Tensor]) -> float | None:
-    """The KL of a run from the base of its adapter. None for a reward model, and for a model without an adapter."""
+def _outputs_of_base(model: Any, texts: Texts) -> list[Tensor] | None:
+    """What a model computes without its adapter. None for a model that has none."""
     if not hasattr(model, "disable_adapter"):
         return None
     with model.disable_adapter():
-        return comparing.difference(of_run, comparing.outputs(model, texts)).kl
+        return comparing.outputs(model, texts)
 
 
 def _save(model: Any, tokenizer: Any, record: dict[str, Any], folder: Path, max_shard_size: str) -> None:
@@ -180,4 +182,17 @@ def _check(difference: Difference, dtype: str) -> None:
         raise AlignkitError(
             f"export: the exported model differs from the run: {name} by {value:.2g}, where {dtype} explains "
             f"{tolerance:.0e}. Nothing was written"
+        )
+
+
+def _check_trained(of_run: Difference, of_base: Difference | None) -> None:
+    """Check that an export is not much closer to the base of the run's adapter than to the run.
+
+    Raises:
+        AlignkitError: it is, so what training changed is missing. Rounding alone makes the two about equal at most.
+    """
+    if of_base is not None and of_run.kl is not None and of_base.kl is not None and of_run.kl > 2 * of_base.kl:
+        raise AlignkitError(
+            f"export: what training changed is missing: the exported model differs from the run by a KL of "
+            f"{of_run.kl:.2g}, and from the base by {of_base.kl:.2g}. Nothing was written"
         )
