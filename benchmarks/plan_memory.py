@@ -62,7 +62,7 @@ def settings_of(stage: str, tuner: str, options: Any) -> dict[str, Any]:
     for n, line in enumerate(lines):
         line["prompt"] = f"{n % 10} {line['prompt']}"
     Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    Path("length.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
+    Path("reward_by_length.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
     table: dict[str, Any] = {"data": {"path": "rows.jsonl", "eval_size": 0}}
     train = {
         **{"max_steps": 2, "save_strategy": "no", "per_device_train_batch_size": options.microbatch},
@@ -70,7 +70,7 @@ def settings_of(stage: str, tuner: str, options: Any) -> dict[str, Any]:
     }
     if kind == "ppo":
         batch = {"batch_size": 4 * options.microbatch, "minibatches": 2, "response_length": options.response}
-        table |= {**batch, "reward": {"name": "function", "call": "length:score"}, "iterations": 1}
+        table |= {**batch, "reward": {"name": "function", "call": "reward_by_length:score"}, "iterations": 1}
         table |= {"samples_per_prompt": 2} if stage == "grpo" else {}
     else:
         train["gradient_accumulation_steps"] = 2

@@ -90,7 +90,11 @@ def train_trl(plan: Plan) -> None:
             model_init_kwargs={"dtype": "bfloat16" if lora else config.dtype},
         ),
         train_dataset=Dataset.from_list([{"prompt": c[:-1], "completion": c[-1:]} for c in conversations]),
-        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **dataclasses.asdict(config)) if lora else None,
+        peft_config=peft.LoraConfig(
+            task_type="CAUSAL_LM", **{k: v for k, v in dataclasses.asdict(config).items() if k != "dtype"}
+        )
+        if lora
+        else None,
         callbacks=[meter],
     ).train()
 
