@@ -67,7 +67,7 @@ def commands(page: Path) -> list[str]:
 
 def train_here(job: Job, say: Callable[[str], None]) -> str | None:
     """A run of a sweep in this process."""
-    return "failed" if main(["train", "-c", str(job.config_file), "--resume"]) else None
+    return "failed" if main(sweep_training.arguments_of(job)) else None
 
 
 def test_every_command_is_one_that_these_tests_or_ci_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 from collections.abc import Callable
@@ -117,6 +118,13 @@ def test_settings_that_save_memory_do_so_in_the_plan(settings: Callable[..., dic
     usual = tensors()
     assert tensors(train={"gradient_checkpointing": True}) < usual
     assert tensors(value="head") < usual
+
+
+def test_a_plan_keeps_nothing(settings: Callable[..., dict[str, Any]]) -> None:
+    planning.memory(plan_of(settings("sft", "lora")))
+    gc.collect()
+
+    assert not [each for each in gc.get_objects() if type(each).__name__ in ("SFTTrainer", "PlannedRun")]
 
 
 @pytest.mark.parametrize("tuner", ["lora", "full"])

@@ -50,7 +50,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         trained.append(job.folder)
         with job.log.open("a") as log:
             log.write("in the process of the test\n")
-        status = main(["--debug", "train", "-c", str(job.config_file), "--resume"])
+        status = main(["--debug", *sweep_training.arguments_of(job)])
         return "it failed" if status else None
 
     monkeypatch.setattr(sweep_training, "_run", run)

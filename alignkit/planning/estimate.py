@@ -103,7 +103,10 @@ def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
 
     ledger.described = described
     _watch(trainer, run)
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        ledger.described = dict  # tensors that libraries keep refer to the ledger, which would keep the trainer
     if sampling := ledger.phases.get("sampling"):
         cache = min(run.cache, sampling[ledger.other])
         sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}

@@ -129,9 +129,12 @@ def commit_of(located: str, revision: str | None) -> str | None:
     if Path(located).is_dir():
         return None
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(hf_hub_download(located, "config.json", revision=revision)).parent.name
+    except HFValidationError:  # a path that was removed after the run was planned
+        raise ConfigError(f"no model folder {located}") from None
     except Exception as error:  # the errors of the hub share no base class
         raise AlignkitError(f"the model could not be loaded: {hub.reason(error, located, revision)}") from error
 

@@ -95,14 +95,18 @@ def _is_locked(job: Job) -> bool:
         return True
 
 
+def arguments_of(job: Job) -> list[str]:
+    """The arguments of the command that trains a run. The sweep has checked whether its config may run code."""
+    return ["train", "-c", str(job.config_file), "--resume", "--trust"]
+
+
 def _run(job: Job, say: Callable[[str], None]) -> str | None:
     """Train a run in a process, and return why it failed, or None.
 
     Raises:
         StoppedError: the user pressed Ctrl-C.
     """
-    # the config is what the sweep has checked
-    command = [sys.executable, "-P", "-m", "alignkit", "train", "-c", str(job.config_file), "--resume", "--trust"]
+    command = [sys.executable, "-P", "-m", "alignkit", *arguments_of(job)]
     with job.log.open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
