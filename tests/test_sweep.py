@@ -300,13 +300,13 @@ def test_ctrl_c_stops_a_sweep_even_if_its_run_ends_well(
         """A process that Ctrl-C does not stop any more, because it is about to end."""
 
         def __init__(self, command: list[str], **_: Any) -> None:
-            self.config_file = command[command.index("-c") + 1]
+            self.arguments = command[command.index("train") :]
             self.signals: list[int] = []
 
         def wait(self) -> int:
             if not self.signals:
                 raise KeyboardInterrupt
-            return main(["--debug", "train", "-c", self.config_file, "--resume"])
+            return main(["--debug", *self.arguments])
 
         def send_signal(self, number: int) -> None:
             self.signals.append(number)
