@@ -25,7 +25,9 @@ def test_as_many_scores_as_hidden_states(tiny_model: Callable[..., Path], tmp_pa
     torch.manual_seed(0)
     model.score.weight.data.normal_()
     model.save_pretrained(tmp_path)
-    opened: Any = adapters.open_run(tmp_path, {"role": "reward", "weights": "model", "config": {}, "base": {}}, torch.bfloat16)
+    opened: Any = adapters.open_run(
+        tmp_path, {"role": "reward", "weights": "model", "config": {}, "base": {}}, torch.bfloat16
+    )
 
     assert opened.model.embed_tokens.weight.dtype is torch.bfloat16
     assert torch.equal(opened.score.weight, model.score.weight)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from alignkit.api import libraries
 from alignkit.cli import label, main, serve
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import lock, manifest
@@ -179,13 +180,20 @@ def test_links_in_a_run_folder_are_not_followed_by_writes(tmp_path: Path) -> Non
     assert target.read_text() == "mine"
 
 
-def test_the_command_line_turns_telemetry_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "")
-    del os.environ["HF_HUB_DISABLE_TELEMETRY"]
-    assert main(["--version"]) == 0
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "DISABLE_SAFETENSORS_CONVERSION": "1"}
+
+
+@pytest.mark.parametrize("use", [lambda: main(["--version"]), libraries.set_environment], ids=["command", "python"])
+def test_requests_of_libraries_are_off_unless_the_user_sets_them(
+    monkeypatch: pytest.MonkeyPatch, use: Callable[[], Any]
+) -> None:
+    for name in OFF:
+        monkeypatch.setenv(name, "")
+        del os.environ[name]
+    use()
+    assert {name: os.environ[name] for name in OFF} == OFF
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
-    assert main(["--version"]) == 0
+    use()
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
 
 

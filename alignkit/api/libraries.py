@@ -10,14 +10,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Any
+
+# variable of the environment -> its value, and the module that reads it when it is imported, with the value there
+REQUESTS = {
+    "HF_HUB_DISABLE_TELEMETRY": ("1", "huggingface_hub.constants", True),  # TRL's trainers send a usage ping otherwise
+    "HF_UPDATE_DOWNLOAD_COUNTS": ("0", "datasets.config", False),  # datasets asks a server for every file that it reads
+}
 
 
 def set_environment() -> None:
-    """Turn off the usage statistics of the hub's libraries, and threads of tokenizers, unless the user set them."""
-    if os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1") == "1" and "huggingface_hub.constants" in sys.modules:
-        constants: Any = sys.modules["huggingface_hub.constants"]
-        constants.HF_HUB_DISABLE_TELEMETRY = True  # it was read from the environment when it was imported
+    """Turn off requests of libraries that nobody asked for, and threads of tokenizers, unless the user set them."""
+    for variable, (value, module, constant) in REQUESTS.items():
+        if os.environ.setdefault(variable, value) == value and module in sys.modules:
+            setattr(sys.modules[module], variable, constant)
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # Transformers asks a server to convert other weights
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

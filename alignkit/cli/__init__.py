@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from typer.core import CompletionItem, TyperGroup  # type: ignore[attr-defined]  # the first is not exported
 
+from alignkit.api import libraries
 from alignkit.cli import terminal
 from alignkit.errors import AlignkitError, one_line
 
@@ -115,10 +116,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # typer vendors click
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers send a usage ping otherwise
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets asks a server for every file that it reads
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # Transformers asks a server to convert other weights
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    libraries.set_environment()
     for flag, variable in FLAGS.items():
         if flag in arguments:
             os.environ[variable] = "1"
