@@ -7,13 +7,15 @@ from pathlib import Path
 import typer
 
 from alignkit import paths
-from alignkit.cli import common
+from alignkit.cli import common, completion
 from alignkit.exporting import gguf, source
 from alignkit.exporting.further import Further, is_export
 
 
 def export(
-    run: str = typer.Argument(metavar="RUN", help="The run folder of a policy or a reward model."),
+    run: str = typer.Argument(
+        metavar="RUN", autocompletion=completion.run_folders, help="The run folder of a policy or a reward model."
+    ),
     to: Path = typer.Option(
         ...,
         "--to",

@@ -84,7 +84,7 @@ def label(
     if not is_file:
         file = _sample(samples, prompts, output, k, batch, max_new_tokens, temperature, top_p, seed)
     store = Store(*binding.bind(file, given, typer.echo))
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if host not in serve.LOOPBACK:
         typer.echo("warning: other machines can open the page, and what is sent is not encrypted", err=True)
     open_browser = not no_browser and sys.stdout.isatty() and _has_display()
     try:

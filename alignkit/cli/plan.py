@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +29,7 @@ def plan(
     output: str = common.Output,
     trust: bool = common.Trust,
     device: Literal["cuda", "cpu"] = Device,
-    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+    as_json: bool = common.Json,
     fit: str = typer.Option(
         None, "--fit", metavar="SIZE", help="Find settings with which all runs fit into a memory, such as 12GB."
     ),
@@ -41,10 +40,10 @@ def plan(
     limit = parse_size(fit) if fit else None
     if limit and (as_json or time):
         raise ConfigError(f"--fit cannot be combined with {'--json' if as_json else '--time'}")
-    common.quiet()
     from alignkit import planning
 
     if limit:
+        common.quiet()
         options: dict[str, list[Any]] = {
             "--plugin": plugin,
             "--config": [config],
@@ -62,21 +61,19 @@ def plan(
         return
     planned = pipeline(*arguments, overwrite=True, trusted=trust)
     requested = planned.to_train[-1]
+    common.quiet()
     memory, measured = planning.memory(requested, device), planning.measured_peak(requested)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "stage": requested.config.stage.component.name,
-                    "device": memory.device,
-                    "dtype": memory.dtype,
-                    "phases": memory.phases,
-                    "overhead": memory.overhead,
-                    "peak": memory.peak,
-                    "measured": None if measured is None else {"run": str(measured.run), "tensors": measured.bytes},
-                },
-                indent=2,
-            )
+        common.print_json(
+            {
+                "stage": requested.config.stage.component.name,
+                "device": memory.device,
+                "dtype": memory.dtype,
+                "phases": memory.phases,
+                "overhead": memory.overhead,
+                "peak": memory.peak,
+                "measured": None if measured is None else {"run": str(measured.run), "tensors": measured.bytes},
+            }
         )
         return
     first = [run.config.stage.component.name for run in planned.to_train[:-1]]

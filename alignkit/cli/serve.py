@@ -5,16 +5,16 @@ from __future__ import annotations
 import typer
 
 from alignkit import paths
-from alignkit.cli import common
+from alignkit.cli import common, completion
 from alignkit.errors import ConfigError
 from alignkit.exporting import cached, serving, source
-from alignkit.labeling.serve import listen
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from alignkit.labeling.serve import LOOPBACK, listen
 
 
 def serve(
-    run: str = typer.Argument(metavar="RUN", help="The folder of a finished run that trained a policy."),
+    run: str = typer.Argument(
+        metavar="RUN", autocompletion=completion.run_folders, help="The folder of a finished run that trained a policy."
+    ),
     options: list[str] = typer.Argument(
         None, metavar="[-- OPTION...]", help="Further options of the server, after `--`."
     ),
@@ -26,7 +26,7 @@ def serve(
 ) -> None:
     """Serve a run with an OpenAI-compatible API. Ctrl-C stops the server."""
     folder = paths.expand(run)
-    if source.read(folder)["role"] != "policy":  # before torch is imported
+    if source.read(folder, "serve")["role"] != "policy":  # before torch is imported
         raise ConfigError(
             f"serve: {run} is a reward model, which cannot answer. Score answers: alignkit score {run} FILE"
         )

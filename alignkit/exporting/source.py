@@ -11,8 +11,8 @@ from alignkit.runs import base, fingerprints, lineage, manifest
 ROLES = ("policy", "reward")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a run that can be exported.
+def read(folder: Path, command: str = "export") -> dict[str, Any]:
+    """The manifest of a run that can be exported. ``command`` is named in errors.
 
     Raises:
         AlignkitError: it is not finished, has neither a policy nor a reward model, has changed, or cannot be merged; or
@@ -20,34 +20,36 @@ def read(folder: Path) -> dict[str, Any]:
     """
     continued = not manifest.is_run(folder) and manifest.unfinished(folder).is_dir()
     if continued or folder.name.endswith(".unfinished"):
-        raise ConfigError(f"export: {folder} is not finished. `alignkit runs` shows the command that continues it")
+        raise ConfigError(f"{command}: {folder} is not finished. `alignkit runs` shows the command that continues it")
     role = manifest.read(folder)["role"] if manifest.is_run(folder) else ROLES[0]
     if role not in ROLES:
         stage = manifest.read(folder)["stage"]
-        raise ConfigError(f"export: {folder} is a {role} (stage {stage}). Policies and reward models can be exported")
-    record = lineage.named("export", str(folder), role).manifest
+        raise ConfigError(
+            f"{command}: {folder} is a {role} (stage {stage}). Policies and reward models can be exported"
+        )
+    record = lineage.named(command, str(folder), role).manifest
     assert record is not None
     if fingerprints.weights(folder) != record["fingerprints"]["weights"]:
-        raise AlignkitError(f"export: the weights in {folder} have changed since it was trained, or are gone")
+        raise AlignkitError(f"{command}: the weights in {folder} have changed since it was trained, or are gone")
     if record["weights"] == "adapter":
-        _check_tuner(folder, record)
-        _check_base(folder, record)
+        _check_tuner(command, folder, record)
+        _check_base(command, folder, record)
     return record
 
 
-def _check_tuner(folder: Path, record: dict[str, Any]) -> None:
+def _check_tuner(command: str, folder: Path, record: dict[str, Any]) -> None:
     tuner = lineage.tuner(record).component
     if tuner.trains == "inputs":
         raise ConfigError(
-            f"export: {folder} was trained with tuner '{tuner.name}', whose trained inputs cannot be merged into "
+            f"{command}: {folder} was trained with tuner '{tuner.name}', whose trained inputs cannot be merged into "
             "weights. Load it with PEFT: its model card shows how"
         )
 
 
-def _check_base(folder: Path, record: dict[str, Any]) -> None:
+def _check_base(command: str, folder: Path, record: dict[str, Any]) -> None:
     located = base.of_run(record, folder, print)
     if Path(located).is_absolute() and not Path(located).is_dir():
-        raise ConfigError(f"export: {folder} is an adapter for the model in {located}, which is gone. Put it back")
+        raise ConfigError(f"{command}: {folder} is an adapter for the model in {located}, which is gone. Put it back")
     on_disk = base.folder_of(located, record["base"].get("revision"))
     if on_disk and record["base"]["weights"] not in (None, fingerprints.weights(on_disk)):
-        raise ConfigError(f"export: {folder} is an adapter for {located}, whose weights have changed since")
+        raise ConfigError(f"{command}: {folder} is an adapter for {located}, whose weights have changed since")

@@ -13,6 +13,8 @@ from pathlib import Path
 from alignkit.errors import ConfigError
 from alignkit.labeling.store import Store
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
+
 
 def serve(
     samples: Path,
