@@ -77,8 +77,8 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
 def build(engine: str, tokenizer: Any, sampling: Sampling) -> Callable[..., list[list[int]]]:
     rollout = Registry().get("rollout", engine.partition(" ")[0])
     run = {"run": SimpleNamespace(say=print, device=run_device({}))} if rollout.name == "decode" else {}
-    settings = {GRAPHS: {"cuda_graphs": True}, MERGED: {"merge_lora": True}}.get(engine, {})
-    config = rollout.config(**settings)
+    of_decode = {"cuda_graphs": engine == GRAPHS, "merge_lora": engine == MERGED}
+    config = rollout.config(**(of_decode if rollout.name == "decode" else {}))
     built: Callable[..., list[list[int]]] = rollout.build(config, tokenizer, sampling, **run)
     return built
 

@@ -43,21 +43,28 @@ class Counter:
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, _with_heads_of(query, key), _with_heads_of(query, value)))
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))
+    return int(sdpa_backward_flop_count(grad, query, _with_heads_of(query, key), _with_heads_of(query, value)))
+
+
+def _with_heads_of(query: Any, shape: Any) -> Any:
+    """The shape of keys or values that query heads do not share. Torch before 2.13 refuses those that are shared."""
+    rows, _, length, size = shape
+    return rows, query[1], length, size
 
 
 def _in_place(*shapes: Any, **kwargs: Any) -> int:
     return int(addmm_flop(*shapes))
 
 
-FORMULAS = {  # of operations that torch's counter does not know; the functions get shapes
+KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+FORMULAS = {  # of operations that torch's counter does not know in all versions; the functions get shapes
     torch.ops.aten.addmm_: _in_place,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    **{getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}"): _attention for kernel in KERNELS},
+    **{getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward"): _attention_backward for kernel in KERNELS},
 }
 
 

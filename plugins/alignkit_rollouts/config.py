@@ -21,8 +21,9 @@ class BatchConfig:
 class DecodeConfig(BatchConfig):
     """The ``rollout`` table of ``decode``."""
 
-    cuda_graphs: bool = option(
-        False, "launch each step as a CUDA graph: faster for small models, and attention is over the longest answer"
+    cuda_graphs: bool | None = option(
+        None,
+        "launch each step as a CUDA graph: faster, and attention is over the longest answer; null: on a CUDA device",
     )
     merge_lora: bool = option(
         False,

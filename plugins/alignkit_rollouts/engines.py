@@ -24,8 +24,9 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     """
     from alignkit.generation import sample
 
-    graphs = config.cuda_graphs
-    if graphs and run.device.type != "cuda":
+    has_cuda = run.device.type == "cuda"
+    graphs = has_cuda if config.cuda_graphs is None else config.cuda_graphs
+    if graphs and not has_cuda:
         raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
     return _in_batches(
         config,
