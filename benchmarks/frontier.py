@@ -220,7 +220,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="bundled:smollm2-135m", help="a folder, a hub id or a bundled name")
-    parser.add_argument("--iterations", type=int, default=12, help="of online methods")
+    parser.add_argument("--iterations", type=int, default=20, help="of online methods")
     parser.add_argument("--batch-size", type=int, default=64, help="answers per iteration")
     parser.add_argument("--response-length", type=int, default=16, help="maximum tokens of an answer")
     parser.add_argument("--kl-coef", type=float, default=0.02, help="KL coefficient of online methods")

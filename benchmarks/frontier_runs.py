@@ -32,7 +32,7 @@ SENTIMENT = Path(__file__).parents[1] / "examples" / "sentiment"
 HELD_OUT = 5  # every fifth opening is held out
 BATCH = 64  # answers that are sampled and scored at a time
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-TRAIN = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "adam_epsilon": 1e-5, "report_to": "none"}
+TRAIN = {"learning_rate": 5e-4, "lr_scheduler_type": "constant", "adam_epsilon": 1e-5, "report_to": "none"}
 ONLINE = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": BATCH}
 OFFLINE = {"save_steps": 0.25, "eval_strategy": "no", "eval_on_start": False}
 
@@ -185,7 +185,8 @@ class RewardText(torch.nn.Module):
 
     def trunk(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> SimpleNamespace:
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        scores = torch.tensor(score([], [text(self.tokenizer, self.answer(row)) for row in rows]))
+        answers = [text(self.tokenizer, self.answer(row)) for row in rows]
+        scores = torch.tensor(score([], answers), device=input_ids.device)
         return SimpleNamespace(hidden_states=[scores[:, None, None].expand(*input_ids.shape, 1)])
 
     def answer(self, ids: list[int]) -> list[int]:
