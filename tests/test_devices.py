@@ -43,7 +43,7 @@ def test_several_gpus_without_a_launcher_train_on_one_and_that_is_said(
     train("--plugin", "look", "train.max_steps=1", "train.per_device_train_batch_size=2")
 
     said = capsys.readouterr().out
-    assert "training on one of 4 GPUs. To use all of them: torchrun --nproc_per_node 4 -m alignkit train" in said
+    assert "training on one of 4 GPUs. To use all of them: alignkit launch --processes 4 -- train ..." in said
     assert "batch 2 on 1" in said
 
 

@@ -16,7 +16,7 @@ from conftest import DEMONSTRATIONS
 from label_pages import label_all
 
 from alignkit import bundled
-from alignkit.cli import main
+from alignkit.cli import launch, main
 from alignkit.runs import sweep_training
 from alignkit.runs.sweep import Job
 
@@ -102,6 +102,7 @@ def test_commands_of_a_page_run_in_their_order(
     monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled.cache()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
     monkeypatch.setattr(sweep_training, "_run", train_here)
+    monkeypatch.setattr(launch, "start", lambda command, *_: main(command))  # tests/test_launch.py starts processes
     write_data()
     write_files(page)
     for command in commands(page):
@@ -111,7 +112,7 @@ def test_commands_of_a_page_run_in_their_order(
         arguments = shlex.split(command)[1:]
         arguments = [re.sub(r"Qwen/[\w.-]+", str(tiny_model("qwen2")), argument) for argument in arguments]
         arguments = [argument.replace("http://localhost:8000/v1", chat_server.url) for argument in arguments]
-        if arguments[0] in ("train", "sweep"):
+        if arguments[0] in ("train", "sweep", "launch"):
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
             arguments += [f"{name}.response_length=8" for name in ("dpo", "kto", "rahf") if name in arguments]

@@ -21,6 +21,7 @@ from alignkit.errors import AlignkitError, one_line
 
 COMMANDS = {  # each with the first sentence of its function's docstring
     "train": "Train a stage, after the stages that it needs.",
+    "launch": "Train in several processes, on one node or on several.",
     "sweep": "Train a run for every combination of settings.",
     "watch": "Show the curves of a run in the terminal, while it trains.",
     "check": "Check a training command and print its plan.",
@@ -147,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
             message = f"{what}. This is unexpected. Run again with --debug for the traceback"
-    print("alignkit: error:", " ".join(message.split()), file=sys.stderr)
+    from alignkit.cli import processes
+
+    processes.report(message)
     return 2
 
 

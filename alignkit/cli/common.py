@@ -200,6 +200,7 @@ def quiet() -> None:
     if os.environ.get("ALIGNKIT_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process of DDP would warn
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from alignkit.cli import common
+from alignkit.cli import common, processes
 from alignkit.runs import manifest
 from alignkit.runs.plan import Pipeline, pipeline
 from alignkit.runs.resume import check_folder
@@ -35,6 +35,7 @@ def train(
 
     Example: alignkit train --plugin rm --data rankings.jsonl
     """
+    processes.check_launcher()
     first = os.environ.get("RANK", "0") == "0"  # the process that prints, under accelerate and torchrun
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
     with common.only_result(quiet and not plan_only, as_json):

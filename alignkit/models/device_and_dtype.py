@@ -20,10 +20,20 @@ if TYPE_CHECKING:
 
 
 def run_device(train: Mapping[str, Any]) -> torch.device:
-    """The accelerator of this process (CUDA, XPU, MPS, ...); the CPU if there is none or ``train.use_cpu`` is set."""
+    """The accelerator of this process (CUDA, XPU, MPS, ...); the CPU if there is none or ``train.use_cpu`` is set.
+
+    Raises:
+        ConfigError: this machine has fewer accelerators than processes.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if train.get("use_cpu") or accelerator is None:
         return torch.device("cpu")
+    processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if processes > devices:
+        raise ConfigError(
+            f"{processes} processes need {processes} GPUs, and this machine has {devices}. Start one process for each "
+            "GPU, or set train.use_cpu=true"
+        )
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -149,7 +159,7 @@ def one_gpu(args: transformers.TrainingArguments, say: Callable[[str], None]) ->
     """
     if args.n_gpu > 1:
         say(
-            f"training on one of {args.n_gpu} GPUs. To use all of them: torchrun --nproc_per_node {args.n_gpu} "
-            "-m alignkit train ..."
+            f"training on one of {args.n_gpu} GPUs. To use all of them: alignkit launch --processes {args.n_gpu} "
+            "-- train ..."
         )
         transformers_internals.train_on_one_gpu(args)
