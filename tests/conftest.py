@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkit.testing import DEMONSTRATIONS
 
+ROOT = Path(__file__).parents[1]
+
 __all__ = ["DEMONSTRATIONS"]
 
 pytest_plugins = [
@@ -117,10 +119,13 @@ def train(run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_p
 
 
 def on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """``alignkit`` in two processes of this machine, which find plugins of ``install`` under ``site``."""
+    """``alignkit`` in two processes on the CPU of this machine, which find plugins of ``install`` under ``site``.
+
+    They see no GPU: a machine may have one only.
+    """
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "alignkit"]
     path = os.pathsep.join(["site", *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": ""}
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True)
 
 
@@ -138,6 +143,7 @@ class Waits(TorchDispatchMode):
         copied = name in ("_to_copy", "copy_") and len(devices) > 1 and not (kwargs or {}).get("non_blocking")
         if copied or name == "_local_scalar_dense":
             stack = [frame for frame in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in frame.filename]
-            if "site-packages" not in stack[-2].filename:  # the last is this method's
-                self.places.append(f"{Path(stack[-2].filename).name}:{stack[-2].lineno}")
+            place = Path(stack[-2].filename)  # the last is this method's
+            if place.is_relative_to(ROOT) and "site-packages" not in place.parts:
+                self.places.append(f"{place.name}:{stack[-2].lineno}")
         return result

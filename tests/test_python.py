@@ -99,10 +99,10 @@ def test_a_run_is_that_of_the_command_and_each_finds_the_other_s(tiny: str, caps
     assert "nothing to train" in capsys.readouterr().out
 
     model, tokenizer = run.model()
-    ids = tokenizer("What is one and one?", return_tensors="pt")["input_ids"]
+    ids = tokenizer("What is one and one?", return_tensors="pt")["input_ids"].to(model.device)
     from peft import AutoPeftModelForCausalLM
 
-    plain = AutoPeftModelForCausalLM.from_pretrained(run.folder, dtype=model.dtype).eval()
+    plain = AutoPeftModelForCausalLM.from_pretrained(run.folder, dtype=model.dtype).eval().to(model.device)
     assert torch.equal(model(ids).logits, plain(ids).logits)
 
 

@@ -63,7 +63,7 @@ def test_a_reward_model_in_memory_gives_the_scores(reward_runs: Path) -> None:
     ids = tokenizer.apply_chat_template(messages, return_dict=False)
     end = max(place for place, token in enumerate(ids) if token in run.manifest["stop_ids"])
     with torch.no_grad():
-        score = float(model(torch.tensor([ids[: end + 1]])).logits)
+        score = float(model(torch.tensor([ids[: end + 1]], device=model.device)).logits)
 
     assert score == pytest.approx(alignkit.score(run, ROWS)[0]["score"], abs=1e-4)
 

@@ -113,7 +113,7 @@ def logps_of(model: Any, prompts: Any = ANSWERS[0], answers: Any = ANSWERS[1]) -
     """Log-probabilities of the answers' tokens, one row at a time; 0 where there is none."""
     rows = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([prompt + answer], device=model.device)).logits[0, len(prompt) - 1 : -1].cpu()
         rows.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0])
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -122,7 +122,8 @@ def logps_of(model: Any, prompts: Any = ANSWERS[0], answers: Any = ANSWERS[1]) -
 def scores_of(model: Any, ends: int = 0) -> torch.Tensor:
     """Scores of the prompts with their answers; with ``ends`` before the answer's last tokens."""
     rows = [prompt + answer for prompt, answer in zip(*ANSWERS, strict=True)]
-    return torch.cat([model(torch.tensor([row[: len(row) - ends]])).logits[:, 0] for row in rows])
+    ids = [torch.tensor([row[: len(row) - ends]], device=model.device) for row in rows]
+    return torch.cat([model(each).logits[:, 0] for each in ids]).cpu()
 
 
 @torch.no_grad()

@@ -81,6 +81,7 @@ class _AddLora(torch.autograd.Function):
         return gradient, of_x, None, None, of_a, of_b, None
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # Dynamo may lose the attributes that are set here
 @contextlib.contextmanager
 def lora_forward(model: Any, prepared: dict[Any, Any] | None = None) -> Iterator[None]:
     """Run the LoRA layers of ``model`` in few operations, with the adapter that is active now.

@@ -41,7 +41,7 @@ def decide_shared_prompt(
         return False
     longest = max(len(group.prompt) + max(map(len, group.answers)) for group in groups)
     exact = supported and prompt_trees.supports_tree(model.config, longest)
-    exact = exact and _agrees(model, min(groups, key=prompt_trees.tree_size), forward, device, run.dtype)
+    exact = exact and agrees(model, min(groups, key=prompt_trees.tree_size), forward, device, run.dtype)
     if wanted and not exact:
         raise ConfigError(
             f"{setting}=true: with {run.config.model}, the results would differ from those of separate forward passes. "
@@ -56,7 +56,7 @@ def decide_shared_prompt(
     return True
 
 
-def _agrees(
+def agrees(
     model: Any,
     group: Branches,
     forward: Callable[[Branches, bool], Tensor],

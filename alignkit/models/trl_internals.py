@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import trl.trainer.dpo_trainer
 import trl.trainer.kto_trainer
 import trl.trainer.sft_trainer
-from torch import nn
+from torch import Tensor, nn
+from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing
 
-__all__ = ["adapter_on_head", "disable_gradient_checkpointing", "kept_dtypes"]
+__all__ = ["adapter_on_head", "disable_gradient_checkpointing", "head_in_place", "kept_dtypes"]
 
 
 @contextlib.contextmanager
@@ -53,3 +55,29 @@ def kept_dtypes(model: nn.Module) -> Iterator[Callable[[], None]]:
     yield restore
     restore()
     trained.clear()
+
+
+@contextlib.contextmanager
+def head_in_place() -> Iterator[None]:
+    """Have the fused head take the memory on a CPU that it takes on a GPU. Its results are not computed.
+
+    On a GPU it changes a tile of logits in place with Triton kernels, and adds products in fp32 to gradients. On a CPU
+    each of these steps makes a tensor.
+    """
+
+    def fold(tile: Tensor, stride: int, targets: Tensor, highest: Tensor, total: Tensor, *_: Any, **__: Any) -> None:
+        highest.zero_()
+        total.fill_(1)
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    names = "_forward_tile", "_backward_tile", "_addmm_fp32"
+    former = [getattr(chunked_logprob, name) for name in names]
+    for name, function in zip(names, (fold, nothing, nothing), strict=True):
+        setattr(chunked_logprob, name, function)
+    try:
+        yield
+    finally:
+        for name, function in zip(names, former, strict=True):
+            setattr(chunked_logprob, name, function)

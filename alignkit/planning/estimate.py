@@ -17,7 +17,8 @@ import torch
 import transformers
 
 from alignkit.errors import AlignkitError, DataError
-from alignkit.models import device_and_dtype, token_logps
+from alignkit.models import device_and_dtype, shared_prompt
+from alignkit.planning import cuda
 from alignkit.planning.ledger import Ledger, size_of
 from alignkit.planning.phantoms import Copies, Phantoms, moves
 from alignkit.planning.planned_run import PlannedRun
@@ -29,10 +30,6 @@ from alignkit.runs import row_checks
 from alignkit.runs.plan import Plan
 
 PHASES = ("sampling", "scoring", "training", "optimizer step")
-GIB = 2**30
-GPU_MEMORY = 24 * GIB  # of a GPU that is not at hand
-CONTEXT = int(0.6 * GIB)  # estimate: CUDA's context, and the workspace of cuBLAS
-FRAGMENTATION = 0.03  # estimate: what PyTorch's allocator reserves beside tensors, as a share of them
 MEASURED = 64  # rows with the most characters, whose tokens are counted
 
 
@@ -75,20 +72,27 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None)
     with tempfile.TemporaryDirectory() as folder, ledger:
         run = PlannedRun(plan, Path(folder), dtype, ledger)
         run.train_rows, run.eval_rows = longest_rows(run), []
-        with without_weights(run.planned), moves(), _logits_at_a_time(kind, gpu_memory):
-            phases = rehearse(run)
+        of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
+        agreeing = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
+        with without_weights(run.planned), moves(), agreeing, of_device:
+            phases = rehearse(run, kind)
     tensors = max(sum(parts.values()) for parts in phases.values())
-    overhead = CONTEXT + int(FRAGMENTATION * tensors) if kind == "cuda" else 0
+    overhead = cuda.overhead(tensors) if kind == "cuda" else 0
     return Memory(phases, overhead, kind, str(dtype).removeprefix("torch."))
 
 
-def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
-    """Build the trainer of a run and take its steps. Returns the bytes of each part at the peak of each phase."""
+def rehearse(run: PlannedRun, kind: str) -> dict[str, dict[str, int]]:
+    """Build the trainer of a run and take its steps, as on a device of this kind.
+
+    Returns the bytes of each part at the peak of each phase.
+    """
     ledger, stage = run.ledger, run.config.stage.component
     with Copies():
         trainer: Any = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
     trainer.remove_callback(transformers.PrinterCallback)
     gc.collect()  # what was needed to build it
+    if kind == "cuda" and run.dtype is not torch.float32:
+        cuda.share_inputs(trainer.model)
     kept = ledger.now
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
 
@@ -110,7 +114,8 @@ def rehearse(run: PlannedRun) -> dict[str, dict[str, int]]:
     if sampling := ledger.phases.get("sampling"):
         cache = min(run.cache, sampling[ledger.other])
         sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}
-    return {name: ledger.phases[name] for name in PHASES if name in ledger.phases}
+    workspaces = {"cuBLAS workspaces": cuda.cublas_workspaces()} if kind == "cuda" else {}
+    return {name: {**ledger.phases[name], **workspaces} for name in PHASES if name in ledger.phases}
 
 
 def states_of(optimizer: Any) -> Iterator[torch.Tensor]:
@@ -209,15 +214,3 @@ def _dtype(train: Mapping[str, Any], kind: str) -> torch.dtype:
         return torch.bfloat16 if train.get("bf16", True) or train.get("fp16") else torch.float32
     dtype = device_and_dtype.run_dtype({**train, **({"use_cpu": True} if kind == "cpu" else {})})
     return torch.bfloat16 if dtype is torch.float16 else dtype  # as many bytes
-
-
-@contextlib.contextmanager
-def _logits_at_a_time(kind: str, gpu_memory: int | None) -> Iterator[None]:
-    """Hold as many logits in memory as on the GPU of the run."""
-    if kind == "cpu":
-        yield
-        return
-    here = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else GPU_MEMORY
-    number = token_logps.logits_on(gpu_memory or here)
-    with replaced(token_logps, logits_at_a_time=lambda device: number):
-        yield

@@ -11,6 +11,8 @@ import torch
 
 from alignkit.models.torch_internals import TorchDispatchMode, storage_key, tree_leaves
 
+GIB = 2**30
+
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of all tensors that operations return in this context, until they are freed.

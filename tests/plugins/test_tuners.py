@@ -50,8 +50,8 @@ def test_adapters_alone_are_trained_in_fp32_and_start_as_the_base(
     assert all("lora_" in n for n in trained)
     assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
     with torch.no_grad(), model.disable_adapter():
-        base = model(IDS).logits
-    torch.testing.assert_close(model(IDS).logits, base)
+        base = model(IDS.to(model.device)).logits
+    torch.testing.assert_close(model(IDS.to(model.device)).logits, base)
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora"])
@@ -59,8 +59,9 @@ def test_training_an_adapter_leaves_the_base_alone(tiny_model: Callable[..., Pat
     model = tuned(tiny_model(), name)
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    ids = IDS.to(model.device)
     for _ in range(2):
-        model(IDS, labels=IDS).loss.backward()
+        model(ids, labels=ids).loss.backward()
         optimizer.step()
 
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if not p.requires_grad)
@@ -119,13 +120,14 @@ def test_gradients_through_four_bits_are_right_after_sampling(
         for n, p in model.named_parameters():
             if "lora_B" in n:
                 torch.nn.init.normal_(p, std=0.1)
+        ids = IDS.to(model.device)
         if sample_first:
             model.eval()
             with torch.no_grad():
-                model(IDS)
+                model(ids)
             model.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            model(IDS, labels=IDS).loss.backward()
+        with torch.autocast(model.device.type, torch.bfloat16):
+            model(ids, labels=ids).loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     assert torch.equal(gradient(sample_first=True), gradient(sample_first=False))
