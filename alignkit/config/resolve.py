@@ -242,7 +242,7 @@ def resolve(
         )
     for_no_stage = [key for key in train if all(key in each.refuses for each in trained)]
     train, unused_train = unused_settings.without_unused(
-        train, [*of_stage_alone, *for_no_stage], stage.refuses, f"stage '{stage_name}'"
+        train, [*of_stage_alone, *for_no_stage, "deepspeed"], stage.refuses, f"stage '{stage_name}'"
     )
     train, more = unused_settings.without_unused(train, [], optimizer.refuses, f"optimizer '{optimizer.name}'")
     if "train" in stated:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from alignkit.components import Resume
-from alignkit.config import unused_settings
+from alignkit.config import deepspeed, unused_settings
 from alignkit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -57,10 +57,9 @@ REFUSED = {
     "auto_find_batch_size": "it would change the batch of a step: lower train.per_device_train_batch_size and raise "
     "train.gradient_accumulation_steps",
     "accelerator_config": "it would change how rows become batches",
-    "parallelism_config": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
-    "fsdp": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
-    "fsdp_config": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
-    "deepspeed": "models are not sharded; to train on N GPUs, use torchrun --nproc_per_node=N",
+    "parallelism_config": "set train.shard=fsdp2",
+    "fsdp": "set train.shard=fsdp2",
+    "fsdp_config": "set train.shard=fsdp2",
     # --resume would not be exact
     "save_only_model": "such checkpoints cannot be resumed; to write none, set train.save_strategy=no",
     "ignore_data_skip": "a resumed run would train on the same rows again",
@@ -254,6 +253,8 @@ def _checked(name: str, value: Any) -> Any:
         checked = TypeAdapter(type_).validate_python(value)
     except ValidationError as error:
         raise ConfigError(f"train.{name}: {error.errors()[0]['msg']} (got {value!r})") from None
+    if name == "deepspeed" and checked is not None:
+        return deepspeed.read(checked)
     if isinstance(checked, float) and not math.isfinite(checked):
         raise ConfigError(f"train.{name} must be a finite number (got {value!r})")
     if name == "max_steps" and checked < 1 and checked != -1:
@@ -276,6 +277,7 @@ def check_together(train: Mapping[str, Any]) -> None:
     """
     if train.get("bf16") and train.get("fp16"):
         raise ConfigError("train.bf16 and train.fp16 are both true. Set only one of them")
+    deepspeed.check(train)
     unused_settings.check_only_with(train, {name: ONLY_WITH[name] for name in ONLY_WITH if train.get(name)}, "train.")
     for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
         for name in train[key] if isinstance(train.get(key), Mapping) else ():

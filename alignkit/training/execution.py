@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 import transformers
 
 from alignkit.config import training_args
+from alignkit.config.deepspeed import check_launch
 from alignkit.errors import AlignkitError
 from alignkit.protocols import Result
 from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import learning, measures, trackers
+from alignkit.training import deepspeed, learning, measures, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -39,6 +40,7 @@ def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Ca
     Raises:
         Interrupted, AlignkitError: as :func:`execute`.
     """
+    check_launch([plan.config.train for plan in plans])
     for plan in plans:
         if plan.config.stage.component.role == "reward":  # fail before earlier stages train
             base.check_head(plan.config.model, plan.config.model_kwargs)
@@ -111,6 +113,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     trainer = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
     checks.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)
     training_args.check_batches(trainer.args, trainer.train_dataset)
+    deepspeed.prepare(trainer, run)
     learning.watch_loss(trainer, run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress prints the metrics
     evaluate_undisturbed(trainer)

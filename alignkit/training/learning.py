@@ -6,7 +6,6 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +117,7 @@ class LearningCheck(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.learns = bool(os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+        self.learns = bool(run.config.train.get("deepspeed"))  # which keeps the gradients to itself
         self.zero_steps = 0  # optimizer steps so far with zero gradients
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -29,7 +29,7 @@ from alignkit.rows import Located
 from alignkit.runs import base, curves, fingerprints, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import DAY, METRICS, start_day
-from alignkit.training import arguments, loading, trackers
+from alignkit.training import arguments, deepspeed, loading, trackers
 from alignkit.training.callbacks import BestMetric, Curves, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
 from alignkit.training.loss_state import LossState, has_state, unchanged_by_evaluation
@@ -150,7 +150,10 @@ class Run:
         if not self.eval_rows:
             own = {"eval_strategy": "no", "eval_on_start": False} | own
         folder = self.folder / "checkpoints"
+        own |= deepspeed.arguments(self)
         args = arguments.build(cls, self.config.train, folder, self.device, self.dtype, **own)
+        if args.deepspeed:
+            deepspeed.check_arguments(args, self)
         device_and_dtype.one_gpu(args, self.say)
         trackers.set_defaults(args.report_to, self.config.output)
         return args
@@ -181,7 +184,10 @@ class Run:
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:
         """The class (or factory) of the optimizer and its arguments, for ``Trainer(optimizer_cls_and_kwargs=...)``."""
         component, config = self.config.optimizer
-        return checks.optimizer(self.registry.describe(component, "build"), component.build(config, args))
+        optimizer = checks.optimizer(self.registry.describe(component, "build"), component.build(config, args))
+        if args.deepspeed:
+            deepspeed.check_optimizer(*optimizer, self.registry.describe(component))
+        return optimizer
 
     def callbacks(self) -> list[transformers.TrainerCallback]:
         """The callbacks of every run, and those of plugins."""

@@ -39,7 +39,7 @@ ACTS_BUT_IN_PPO = {
     *("metric_for_best_model", "greater_is_better", "eval_accumulation_steps", "data_seed"),
     *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "train_sampling_strategy"),
     *("dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "deepspeed"),
 }
 ACTS_IN_SFT = {"neftune_noise_alpha"}
 HARMLESS = {
@@ -58,6 +58,7 @@ VALUES: dict[str, Any] = {  # one that does not ask for nothing, where the type 
     **{"logging_strategy": "epoch", "eval_strategy": "epoch", "metric_for_best_model": "loss"},
     **{"activation_checkpointing_kwargs": {"every_n_layers": 2}, "gradient_checkpointing_kwargs": {"offload": True}},
     **{"dataloader_prefetch_factor": 2, "hub_strategy": "end", "eval_do_concat_batches": False},
+    "deepspeed": {"zero_optimization": {"stage": 2}},
     **{"average_tokens_across_devices": False, "dataloader_in_order": False, "length_column_name": "n"},
 }
 
