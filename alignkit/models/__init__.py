@@ -39,6 +39,7 @@ __all__ = [
     "tree_size",
     "use_adapter",
     "uses_fused_head",
+    "whole_weights_of",
     "with_answer_scores",
     "without_dropout",
 ]
@@ -65,5 +66,6 @@ if TYPE_CHECKING:
     from alignkit.models.sequences import Logps, Sequences
     from alignkit.models.shared_prompt import decide_shared_prompt
     from alignkit.models.trl_internals import adapter_on_head, disable_gradient_checkpointing, kept_dtypes
+    from alignkit.models.zero3 import whole_weights_of
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

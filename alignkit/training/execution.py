@@ -17,6 +17,7 @@ import transformers
 from alignkit.config import training_args
 from alignkit.config.deepspeed import check_launch
 from alignkit.errors import AlignkitError
+from alignkit.models.zero3 import held
 from alignkit.protocols import Result
 from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
@@ -149,7 +150,8 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
         more = stage.finish(run, trainer) if stage.finish else {}
         more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)
         metrics = final_metrics(trainer)
-    learning.check_weights(trainer.model.named_parameters(), "the run was not finished: the trained model")
+    weights = ((name, held(parameter)) for name, parameter in trainer.model.named_parameters())
+    learning.check_weights(weights, "the run was not finished: the trained model")
     save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)

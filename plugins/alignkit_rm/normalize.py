@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkit import AlignkitError
+from alignkit.models import whole_weights_of
 
 if TYPE_CHECKING:
     from alignkit.data import Branches
@@ -56,7 +57,8 @@ def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     """
     head = trainable_head(trainer.model)
     hidden, other_hidden = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
-    weight = head.weight.data[0].double()
+    with whole_weights_of(head):
+        weight = head.weight.data[0].double()
     mean = (hidden @ weight).mean()
     direction = constant_direction(torch.cat([hidden, other_hidden]))
     direction = direction / (hidden.mean(0) @ direction)  # the mean of the demonstrations becomes exactly 0
@@ -67,7 +69,8 @@ def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: li
             f"the score cannot be normalized: it is the same for all {len(demonstrations)} demonstrations. "
             "Normalization needs several with different scores"
         )
-    head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
+    with whole_weights_of(head):
+        head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
     trainer.scale *= float(deviation)
     return {
         "mean": float(mean),

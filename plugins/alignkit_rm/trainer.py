@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit import DataError, Demonstration, RankedScores, Run
+from alignkit import ConfigError, DataError, Demonstration, RankedScores, Run
 from alignkit.data import Branches, Mapped, Ranked, encode_answer
 from alignkit.models import (
     answer_scores,
@@ -77,6 +77,10 @@ class RewardTrainer(transformers.Trainer):
 
     def __init__(self, *, loss: Any, pad: int, forward_tokens: int | None, folder: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs, compute_metrics=self._metrics)
+        if self.is_deepspeed_enabled and forward_tokens is not None:  # its engine steps at every backward
+            raise ConfigError(
+                "rm.forward_tokens does not work with train.deepspeed: lower train.per_device_train_batch_size instead"
+            )
         self.loss = loss
         self.pad = pad
         self.forward_tokens = forward_tokens
