@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stage_runs import RANKINGS
 
 from alignkit.runs import manifest
-from stage_runs import RANKINGS
 
 pytest.importorskip("deepspeed")
 

@@ -43,8 +43,9 @@ def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
         if name in SET_ELSEWHERE:
             raise ConfigError(f"train.deepspeed.{name} is not supported: {SET_ELSEWHERE[name]}")
         if name not in SECTIONS:
+            known = ", ".join(SECTIONS)
             raise ConfigError(
-                f"train.deepspeed.{name} is not supported.{did_you_mean(name, SECTIONS)} Sections: {', '.join(SECTIONS)}"
+                f"train.deepspeed.{name} is not supported.{did_you_mean(name, SECTIONS)} Sections: {known}"
             )
     zero = table.get("zero_optimization")
     if not isinstance(zero, Mapping) or zero.get("stage") not in (2, 3):

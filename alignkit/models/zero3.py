@@ -18,7 +18,7 @@ def whole_weights_of(module: nn.Module) -> Iterator[None]:
     if not partitioned:
         yield
         return
-    import deepspeed
+    import deepspeed  # type: ignore[import-not-found]
 
     with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
         yield

@@ -6,8 +6,6 @@ loads the whole model into main memory; DeepSpeed partitions it when training st
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch

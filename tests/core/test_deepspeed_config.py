@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from alignkit import ConfigError
-from alignkit.cli import main
 from alignkit.config import resolve
 from alignkit.config.deepspeed import check_launch, read
 from alignkit.registry import Registry
