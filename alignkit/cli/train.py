@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from alignkit.cli import common, processes
-from alignkit.runs import manifest
+from alignkit.cli.stopping import on_sigterm
+from alignkit.runs import manifest, stopping
 from alignkit.runs.plan import Pipeline, pipeline
 from alignkit.runs.resume import check_folder
 
@@ -38,7 +39,8 @@ def train(
     processes.check_launcher()
     first = os.environ.get("RANK", "0") == "0"  # the process that prints, under accelerate and torchrun
     arguments = common.read_arguments(plugin, config, model, data, output, overrides)
-    with common.only_result(quiet and not plan_only, as_json):
+    stoppable = on_sigterm("To continue, add --resume to the same command")
+    with stoppable, common.only_result(quiet and not plan_only, as_json):
         planned = pipeline(*arguments, overwrite=overwrite, resume=resume, trusted=trust)
         if first:
             for plan in planned.to_train:
@@ -47,6 +49,8 @@ def train(
         results = [] if plan_only or not planned.to_train else _train(planned, resume, overwrite, first)
     if not first:
         return
+    if not planned.to_train:
+        manifest.remove_former(planned.finished[-1].folder)
     if as_json:
         common.print_json(common.pipeline_json(planned) if plan_only else _json(planned, results))
     elif not planned.to_train:
@@ -70,8 +74,9 @@ def _train(planned: Pipeline, resume: bool, overwrite: bool, first: bool) -> lis
     try:
         results = execute_all(planned.to_train, resume=resume, overwrite=overwrite, say=say)
     except Interrupted as stop:
-        typer.echo(f"\n{stop}", err=True)
-        raise typer.Exit(130) from None
+        if first:
+            typer.echo(f"\n{stop}", err=True)
+        raise typer.Exit(stopping.status(stop.signal)) from None
     stage = planned.to_train[-1].config.stage.component
     if stage.role == "policy":
         say(f"chat with it: alignkit chat {results[-1].folder}")

@@ -64,7 +64,7 @@ REFUSED = {
     "save_only_model": "such checkpoints cannot be resumed; to write none, set train.save_strategy=no",
     "ignore_data_skip": "a resumed run would train on the same rows again",
     "dataloader_in_order": "batches in arbitrary order cannot be resumed",
-    "enable_jit_checkpoint": "Ctrl-C (SIGINT) already writes a checkpoint and stops",
+    "enable_jit_checkpoint": "Ctrl-C and SIGTERM already write a checkpoint and stop the run",
     # runs upload nothing
     **dict.fromkeys(
         (

@@ -86,12 +86,20 @@ def plain_json(content: Any) -> Any:
 
 def finish(folder: Path) -> None:
     """Rename the folder of an unfinished run, and replace a previous run (with ``--overwrite``)."""
-    former = folder.with_name(folder.name + ".former.unfinished")
     if folder.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        os.rename(folder, former)
+        remove_former(folder)
+        os.rename(folder, _former(folder))
     os.rename(unfinished(folder), folder)
-    shutil.rmtree(former, ignore_errors=True)
+    remove_former(folder)
+
+
+def remove_former(folder: Path) -> None:
+    """Remove the run that a finished one has replaced, if a process was killed while it did so."""
+    shutil.rmtree(_former(folder), ignore_errors=True)
+
+
+def _former(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".former.unfinished")
 
 
 def versions(distributions: list[str]) -> dict[str, str]:

@@ -83,11 +83,9 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
             _copy(previous, folder)
         (folder / manifest.FILE).unlink(missing_ok=True)  # left if the run was killed before the rename
         last = last_checkpoint(folder)
-        for checkpoint in folder.glob("checkpoints/checkpoint-*"):
-            if not is_complete(checkpoint):
-                shutil.rmtree(checkpoint)
+        _remove_incomplete(folder)
         answers.keep_until(folder, step_of(last) if last else -1)
-        _drop_metrics_after(folder / METRICS, step_of(last) if last else -1)
+        _drop_metrics_after(folder / METRICS, last)
         if extensions and last:
             manifest.write_json(
                 folder / LONGER, [*past_extensions(folder), {"step": step_of(last), "settings": extensions}]
@@ -96,6 +94,16 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
     manifest.write_json(folder / SURROUNDINGS, surroundings)
     manifest.write_atomically(folder / CONFIG, config.to_yaml())
     return extensions
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Remove what a killed process left: incomplete checkpoints, and hidden files and folders, which are temporary."""
+    incomplete = [each for each in folder.glob("checkpoints/checkpoint-*") if not is_complete(each)]
+    for each in [*incomplete, *folder.glob(".*"), *folder.glob("checkpoints/.*")]:
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def _extensions(previous: Path, config: RunConfig) -> list[str]:
@@ -175,14 +183,22 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def _drop_metrics_after(file: Path, step: int) -> None:
-    if file.exists():
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _logged_by(line, step)]
-        manifest.write_atomically(file, "".join(line + "\n" for line in lines))
+def _drop_metrics_after(file: Path, checkpoint: Path | None) -> None:
+    """Drop the lines of ``metrics.jsonl`` that were logged after a checkpoint was written; all, if there is none."""
+    if not file.exists():
+        return
+    step, history = -1, list[Any]()
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        step, history = step_of(checkpoint), [manifest.plain_json(log) for log in state["log_history"]]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _logged_by(line, step, history)]
+    manifest.write_atomically(file, "".join(line + "\n" for line in lines))
 
 
-def _logged_by(line: str, step: int) -> bool:
+def _logged_by(line: str, step: int, history: list[Any]) -> bool:
+    """Whether a line was logged before the checkpoint of ``step``, whose ``history`` has every log."""
     try:
-        return bool(json.loads(line)["step"] <= step)
-    except ValueError:  # a line that a kill cut off
+        log = json.loads(line)
+        return bool(log["step"] < step) or log in history
+    except (ValueError, TypeError, KeyError):  # a line that a kill cut off
         return False

@@ -1,15 +1,16 @@
-"""Callbacks of every run: progress, the metrics file, resuming, Ctrl-C and the best checkpoint."""
+"""Callbacks of every run: progress, the metrics file, resuming, Ctrl-C and SIGTERM, and the best checkpoint."""
 
 from __future__ import annotations
 
 import json
 import math
 import signal
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,7 +20,7 @@ from alignkit import progress
 from alignkit.errors import ConfigError, one_line
 from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
-from alignkit.runs import curves, manifest
+from alignkit.runs import curves, manifest, stopping
 from alignkit.training.meters import last_logged
 
 
@@ -173,31 +174,42 @@ class Resumed(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C finishes the step, writes a checkpoint and stops. A second Ctrl-C stops immediately."""
+    """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop. A second signal stops immediately."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.requested = False
+        self.received: signal.Signals | None = None
+        self.close: Callable[[], None] = lambda: None  # restores the handlers, whether or not training succeeded
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous_handler = signal.signal(signal.SIGINT, self._request)
+        self.close = stopping.handle(self._request, *stopping.SIGNALS)
 
-    def _request(self, *_: Any) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self.previous_handler)
-        self.run.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop immediately")
+    def _request(self, number: signal.Signals) -> None:
+        self.received = number
+        self.close()
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
+        self.run.say(f"stopping after this step, with a checkpoint; {again} to stop immediately")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.requested and state.global_step % self.run.steps_between_checkpoints == 0:
+        if state.global_step % self.run.steps_between_checkpoints == 0 and self._is_requested(args.device):
             control.should_save = control.should_training_stop = True
 
-    def close(self) -> None:
-        """Restore the previous handler of Ctrl-C. Called whether or not training succeeded."""
-        if hasattr(self, "previous_handler") and not self.requested:
-            signal.signal(signal.SIGINT, self.previous_handler)
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._is_requested(args.device)  # a signal during the last evaluation
+
+    def _is_requested(self, device: torch.device) -> bool:
+        """Whether a process has received a signal. All processes stop at the same step."""
+        if torch.distributed.is_initialized():
+            number = torch.tensor(self.received or 0, device=device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            if number:
+                self.received = signal.Signals(int(number))
+            return bool(number)
+        return self.received is not None
 
 
 class BestMetric(TrainerCallback):

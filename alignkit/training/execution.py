@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,7 +24,7 @@ from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import deepspeed, learning, measures, trackers
+from alignkit.training import deepspeed, learning, measures, old_checkpoints, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -32,7 +33,11 @@ from alignkit.training.saving import final_metrics, save
 
 
 class Interrupted(AlignkitError):  # noqa: N818
-    """The user stopped the run with Ctrl-C. It has a checkpoint."""
+    """Ctrl-C or SIGTERM stopped the run. It has a checkpoint."""
+
+    def __init__(self, message: str, signal: signal.Signals) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> list[Result]:
@@ -118,6 +123,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     learning.watch_loss(trainer, run)
     trainer.remove_callback(transformers.PrinterCallback)  # Progress prints the metrics
     evaluate_undisturbed(trainer)
+    old_checkpoints.delete_by_step(trainer)
     rehearse(run, trainer)
     trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
@@ -143,9 +149,12 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, Progress | Interrupt):
                     callback.close()
-        if any(isinstance(c, Interrupt) and c.requested for c in trainer.callback_handler.callbacks):
+        received = (c.received for c in trainer.callback_handler.callbacks if isinstance(c, Interrupt))
+        if stopped_by := next(received, None):
+            by = " by SIGTERM" if stopped_by == signal.SIGTERM else ""
             raise Interrupted(
-                f"stopped at step {trainer.state.global_step}. To continue, add --resume to the same command"
+                f"stopped{by} at step {trainer.state.global_step}. To continue, add --resume to the same command",
+                stopped_by,
             )
         more = stage.finish(run, trainer) if stage.finish else {}
         more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)

@@ -30,7 +30,7 @@ def rehearse(run: Run, trainer: transformers.Trainer) -> None:
             repair_generation_config(model, run.say)
     if not trainer.is_world_process_zero():
         return
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".rehearsal-") as folder:
         try:
             json.dumps(run.config.to_dict())
             run.tokenizer.save_pretrained(folder)

@@ -1,0 +1,194 @@
+"""What interruptions leave behind: signals of schedulers, kills at bad moments, and clocks that are set back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_folders import record, weights
+
+from alignkit.cli import main
+from alignkit.runs import resume
+
+Train = Callable[..., Path]
+
+STEPS = ("train.max_steps=6", "train.save_steps=2", "train.eval_steps=4", "train.logging_steps=1")
+
+SENDS = """
+    import os, signal
+    from alignkit import hookimpl
+
+    @hookimpl
+    def alignkit_run_start(run):
+        if os.environ.get("AT") == "start":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @hookimpl
+    def alignkit_callbacks(run):
+        from transformers import TrainerCallback
+
+        class Send(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if os.environ.get("AT") == str(state.global_step):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            def on_substep_end(self, args, state, control, **kwargs):
+                if os.environ.get("AT") == "pool":
+                    import multiprocessing
+                    pool = multiprocessing.get_context("fork").Pool(1)
+                    pool.terminate()
+                    pool.join()
+
+        return [Send()]
+"""
+
+
+@pytest.fixture
+def sigterm_at(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``sigterm_at("3")``: a run with ``--plugin sends`` gets SIGTERM in its fourth step."""
+    install("sends", SENDS)
+    return lambda moment: monkeypatch.setenv("AT", moment)
+
+
+@pytest.fixture
+def command(tiny_model: Callable[..., Path], tiny_data: Callable[[str], Path], tmp_path: Path) -> list[str]:
+    given = ["train", "--plugin", "sft", "--plugin", "sends", "--model", str(tiny_model()), "train.use_cpu=true"]
+    given += ["--output", str(tmp_path / "out"), "--data", str(tiny_data("demonstrations")), "data.eval_size=4"]
+    return [*given, "train.per_device_train_batch_size=2", *STEPS]
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_with_status_143(
+    sigterm_at: Callable[[str], None],
+    command: list[str],
+    train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    sigterm_at("2")
+    assert main(command) == 143
+    printed = capsys.readouterr()
+    assert "stopping after this step, with a checkpoint" in printed.out
+    assert printed.err.strip().endswith("stopped by SIGTERM at step 3. To continue, add --resume to the same command")
+    assert signal.getsignal(signal.SIGTERM) is before
+    last = resume.last_checkpoint(tmp_path / "out" / "sft.unfinished")
+    assert last is not None
+    assert last.name == "checkpoint-3"
+
+    sigterm_at("never")
+    assert main([*command, "--resume"]) == 0
+    whole = train("--plugin", "sends", *STEPS, output="whole")
+    assert {n: t.tolist() for n, t in weights(tmp_path / "out" / "sft").items()} == {
+        n: t.tolist() for n, t in weights(whole).items()
+    }
+
+
+def test_sigterm_before_the_first_step_leaves_nothing_behind(
+    sigterm_at: Callable[[str], None], command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sigterm_at("start")
+    assert main(command) == 143
+    assert "stopped by SIGTERM. To continue, add --resume to the same command" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_pools_of_a_reward_can_be_terminated_while_a_run_trains(
+    sigterm_at: Callable[[str], None], command: list[str]
+) -> None:
+    """A process that is forked during training does not wait for a step's end when it gets SIGTERM."""
+    sigterm_at("pool")
+    assert main([*command, "train.max_steps=1", "train.gradient_accumulation_steps=2"]) == 0
+
+
+# --- kills at bad moments --------------------------------------------------------------------------------------------
+
+
+def killed_after_its_last_checkpoint(folder: Path) -> Path:
+    """Turn a finished run into one that was killed just before it was saved."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    folder.rename(unfinished)
+    (unfinished / "alignkit.json").unlink()
+    return unfinished
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_logged_once(train: Train) -> None:
+    """The final evaluation and the Trainer's summary have the step of the last checkpoint, and come after it."""
+
+    def lines(folder: Path) -> list[tuple[int, list[str]]]:
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [(row["step"], sorted(row)) for row in rows]
+
+    folder = train(*STEPS)
+    before = lines(folder)
+    assert before[-1][0] == 6
+    killed_after_its_last_checkpoint(folder)
+    train(*STEPS, "--resume")
+
+    assert lines(folder) == before
+    assert record(folder)["steps"] == 6
+
+
+def test_a_resume_removes_what_a_killed_process_was_writing(train: Train) -> None:
+    unfinished = killed_after_its_last_checkpoint(train(*STEPS))
+    (unfinished / ".config.yaml.4711").write_text("plugins: [sf")
+    (unfinished / ".rehearsal-x").mkdir()
+    (unfinished / "checkpoints" / ".checkpoint-2").mkdir()
+
+    folder = train(*STEPS, "--resume")
+    assert [str(path) for path in folder.rglob(".*")] == []
+
+
+def test_a_checkpoint_that_was_half_deleted_does_not_push_out_a_whole_one(train: Train) -> None:
+    """The Trainer would keep it, as the newest by its time of change, and delete a complete one."""
+    folder = train(*STEPS, "train.save_total_limit=2")
+    assert [each.name for each in resume.checkpoints(folder)] == ["checkpoint-4", "checkpoint-6"]
+    unfinished = killed_after_its_last_checkpoint(folder)
+    shutil.copytree(unfinished / "checkpoints" / "checkpoint-4", unfinished / "checkpoints" / "checkpoint-2")
+    now = time.time()
+    for step, age in ((2, 0), (4, 60), (6, 30)):
+        os.utime(unfinished / "checkpoints" / f"checkpoint-{step}", (now - age, now - age))
+
+    train(*STEPS, "train.save_total_limit=2", "--resume")
+    assert [each.name for each in resume.checkpoints(folder)] == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_clock_that_is_set_back_does_not_delete_the_newest_checkpoint(
+    train: Train, install: Callable[..., None]
+) -> None:
+    install(
+        "clock",
+        """
+        import os
+        from alignkit import hookimpl
+
+        @hookimpl
+        def alignkit_callbacks(run):
+            from transformers import TrainerCallback
+
+            class SetBack(TrainerCallback):
+                def on_save(self, args, state, control, **kwargs):
+                    for checkpoint in run.folder.glob("checkpoints/checkpoint-*"):
+                        at = 1e9 - 100 * int(checkpoint.name.split("-")[1])
+                        os.utime(checkpoint, (at, at))
+
+            return [SetBack()]
+        """,
+    )
+    folder = train("--plugin", "clock", *STEPS, "train.save_steps=1", "train.save_total_limit=2")
+
+    assert [each.name for each in resume.checkpoints(folder)] == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_run_that_was_killed_while_it_replaced_another_leaves_nothing_of_that(train: Train, tmp_path: Path) -> None:
+    folder = train(*STEPS)
+    former = folder.with_name("sft.former.unfinished")
+    shutil.copytree(folder, former)
+
+    train(*STEPS, "--resume")
+    assert not former.exists()
