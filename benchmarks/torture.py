@@ -26,9 +26,9 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from torture_runs import STAGES, TUNERS, Ended, Moment, command, differences, prepare, words  # noqa: E402
+from torturing import STAGES, TUNERS, Ended, Moment, command, differences, prepare, words  # noqa: E402
 
 AGAIN = 0.25  # of the resumes are killed too
 REPLACES = 0.15  # of the runs replace a finished one, with --overwrite
