@@ -1,5 +1,5 @@
 # make demo   set up a virtual environment, run SFT, reward model and PPO on the bundled model, and report on them
-# make test   the same, then the whole test suite
+# make test   the whole test suite
 # make check  lint and types
 # make docs   the documentation as a site, into site/
 
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo/ppo
+SETTINGS ?=
 JOBS ?= 2
 
 .PHONY: demo test check docs clean
@@ -16,7 +17,7 @@ demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit report $(dir $(RUN))
 
 # One thread a process: threads of several processes on the same cores wait for each other.
-test: demo
+test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/installed
@@ -29,7 +30,7 @@ docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict
 
 $(RUN): | $(VENV)/installed
-	$(BIN)/alignkit train --plugin ppo --output runs/demo --resume
+	$(BIN)/alignkit train --plugin ppo --output $(@D) --resume $(SETTINGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

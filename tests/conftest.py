@@ -31,12 +31,18 @@ pytest_plugins = [
     "label_pages",
     "ppo_runs",
     "reward_runs",
+    "small_models",
     "stage_runs",
     "upload_server",
 ]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests, so that in the end no process waits for one of them."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,9 @@ from alignkit.runs.sweep import Job
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("first-plugin.md", "second-round.md")  # pages with tests of their own
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ELSEWHERE)]
+README = ROOT / "README.md"
+REAL = (README, ROOT / "docs" / "reward-model.md")  # they rank sampled answers, and random ones are all equal
+PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ELSEWHERE)]
 SHORT = ["train.max_steps=1", "data.eval_size=2", "train.per_device_train_batch_size=1"]
 
 ONLINE = ("ppo", "grpo", "rloo")
@@ -87,19 +89,26 @@ def test_every_command_is_one_that_these_tests_or_ci_run() -> None:
     assert all(command.startswith(("alignkit ", *elsewhere)) for command in shown), shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.name, marks=pytest.mark.slow if page in REAL else []) for page in PAGES],
+)
 def test_commands_of_a_page_run_in_their_order(
     page: Path,
     tiny_model: Callable[..., Path],
+    small_bundled: Path,
     chat_server: ScriptedServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As written, but training is cut to one step, in this process; models, servers and labelers are those of tests."""
+    """As written, but training is cut to one step, in this process; models, servers and labelers are those of tests.
+
+    Only pages in ``REAL`` train the bundled model itself. For the others it is one of the same kind with few weights.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled.cache()))
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(bundled.cache() if page in REAL else small_bundled))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for verdicts
     monkeypatch.setattr(sweep_training, "_run", train_here)
     monkeypatch.setattr(launch, "start", lambda command, *_: main(command))  # tests/test_launch.py starts processes
@@ -115,6 +124,8 @@ def test_commands_of_a_page_run_in_their_order(
         if arguments[0] in ("train", "sweep", "launch"):
             stage = next((name for name in ONLINE if name in arguments), "")
             arguments += [*SHORT, *(f"{stage}.{setting}" for setting in SHORT_ONLINE if stage)]
+            own_reward = any(argument.startswith(("reward.name", "reward.path")) for argument in arguments)
+            arguments += ["rm.normalise_on=8"] if "rm" in arguments or (stage and not own_reward) else []
             arguments += [f"{name}.response_length=8" for name in ("dpo", "kto", "rahf") if name in arguments]
             arguments += ["train.max_steps=2"] if "rahf" in arguments else []
             arguments += ["train.per_device_train_batch_size=2"] if "kto" in arguments else []
