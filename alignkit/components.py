@@ -104,6 +104,7 @@ class Stage(Component):
     calibrate: Callable[[Plan, Run, Trainer], Mapping[str, tuple[float, float]]] | None = None
     note: Callable[[Plan], str] | None = None  # what to know about the data, as text for the plan; "": nothing
     trains: tuple[str, ...] = ("weights",)  # the kinds of tuners that it supports, see `Tuner.trains`
+    shards: bool = False  # its trainer works on models that are spread over processes, see `train.shard`
     watch: tuple[str, ...] = ()  # held-out metrics in progress lines; "x_error" is shown as the error of "x"
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults for TrainingArguments
     resume: Mapping[str, Resume] = dataclasses.field(default_factory=dict)  # keys of `train`, as in `option`

@@ -141,10 +141,20 @@ class Field:
     help: str
 
 
+OWN = {  # alignkit's own keys of the table
+    "shard": Field(
+        "shard",
+        Literal["fsdp2"] | None,
+        None,
+        "fsdp2: each process holds a part of every weight, gradient and optimizer state; null: all of them",
+    )
+}
+
+
 @functools.cache
 def fields() -> dict[str, Field]:
-    """The fields of the installed ``TrainingArguments`` that users may set, by name, in their order."""
-    return {name: field for name, field in every_field().items() if name not in REFUSED}
+    """The fields that users may set: those of the installed ``TrainingArguments``, in their order, then ``OWN``."""
+    return {name: field for name, field in every_field().items() if name not in REFUSED} | OWN
 
 
 @functools.cache
@@ -284,6 +294,8 @@ def check_together(train: Mapping[str, Any]) -> None:
             if name not in CHECKPOINTING:
                 raise ConfigError(f"unknown key train.{key}.{name}. Valid keys: {', '.join(CHECKPOINTING)}")
     _check_trackers(train.get("report_to") or [])
+    if train.get("shard") and train.get("torch_compile"):
+        raise ConfigError("train.shard: fsdp2 does not support train.torch_compile. Remove one of them")
     if train.get("save_strategy") == "best" and not train.get("metric_for_best_model"):
         raise ConfigError("train.save_strategy=best needs train.metric_for_best_model, such as loss")
     if train.get("load_best_model_at_end") and train.get("eval_strategy", "no") not in _saved_with(train):

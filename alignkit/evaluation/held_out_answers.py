@@ -65,12 +65,14 @@ class HeldOutAnswers:
         import torch
 
         from alignkit.generation import sample
+        from alignkit.models import gathered
 
         policy = trainer.accelerator.unwrap_model(trainer.model).eval()
         size, tokenizer = trainer.args.per_device_eval_batch_size, self.run.tokenizer
         answers: list[list[int]] = []
         log_ratios: list[float] = []
-        with torch.no_grad(), trainer.accelerator.autocast(), _seeded(trainer.args.seed, trainer.args.device):
+        autocast, seeded = trainer.accelerator.autocast(), _seeded(trainer.args.seed, trainer.args.device)
+        with torch.no_grad(), autocast, seeded, gathered(policy, policy):
             for start in range(0, len(self.prompts), size):
                 prompts = [ids for _, ids in self.prompts[start : start + size]]
                 sampled = sample(policy, tokenizer, prompts, self.sampling, self.run.say)

@@ -25,7 +25,9 @@ __all__ = [
     "decoder_layers",
     "describe_reference",
     "disable_gradient_checkpointing",
+    "full_tensor",
     "fused_logps",
+    "gathered",
     "head_in_fp32",
     "install_fused_head",
     "kept_dtypes",
@@ -36,6 +38,7 @@ __all__ = [
     "reference_of",
     "run_device",
     "run_dtype",
+    "shard_like",
     "tree_size",
     "use_adapter",
     "uses_fused_head",
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from alignkit.models.reference import Reference, describe_reference, reference_of
     from alignkit.models.roles import Member, Roles
     from alignkit.models.sequences import Logps, Sequences
+    from alignkit.models.sharded import full_tensor, gathered, shard_like
     from alignkit.models.shared_prompt import decide_shared_prompt
     from alignkit.models.trl_internals import adapter_on_head, disable_gradient_checkpointing, kept_dtypes
     from alignkit.models.zero3 import whole_weights_of

@@ -23,25 +23,30 @@ from alignkit.models.peft_internals import plain_lora_layers
 
 
 class _Forward:
-    """The forward of a LoRA layer with one plain adapter. The adapter is cast once."""
+    """The forward of a LoRA layer with one plain adapter. The adapter is cast once.
 
-    def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
+    ``down`` and ``up`` are its linear layers. Their weights are read in the forward pass, before which a sharded layer
+    gathers them.
+    """
+
+    def __init__(self, base: nn.Module, down: Any, up: Any, scaling: float) -> None:
         self.base, self.down, self.up, self.scaling = base, down, up, scaling
         self.cast: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = self.base(x)
+        down, up = self.down.weight, self.up.weight
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else result.dtype
         if self.cast is None:
             with torch.no_grad():
-                self.cast = self.down.to(dtype), (self.up * self.scaling).to(dtype)
+                self.cast = down.to(dtype), (up * self.scaling).to(dtype)
         # what bitsandbytes returns may be a view from inside of its autograd function, which must not change in place
         copy = torch.is_grad_enabled() and type(self.base) is not nn.Linear
         arguments = result.to(dtype, copy=copy).contiguous(), x.to(dtype), *self.cast
         if not torch.is_grad_enabled():
             return _add(*arguments)[0]
-        added: Tensor = _AddLora.apply(*arguments, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
+        added: Tensor = _AddLora.apply(*arguments, down, up, self.scaling)  # type: ignore[no-untyped-call]
         return added
 
 
@@ -94,7 +99,7 @@ def lora_forward(model: Any, prepared: dict[Any, Any] | None = None) -> Iterator
     layers = plain_lora_layers(model)
     for layer, name in layers.items():
         if (layer, name) not in prepared:
-            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            down, up = layer.lora_A[name], layer.lora_B[name]
             prepared[layer, name] = _Forward(layer.base_layer, down, up, layer.scaling[name])
         layer.forward = prepared[layer, name]
     try:

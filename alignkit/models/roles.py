@@ -20,6 +20,7 @@ from alignkit.models import adapters, logit_form, peft_internals
 from alignkit.models.logit_form import LogitForm, base_of
 from alignkit.models.lora_forward import lora_forward
 from alignkit.models.sequences import Logps, Sequences
+from alignkit.models.sharded import is_sharded, shard_like
 from alignkit.models.token_logps import from_logits, token_logps
 from alignkit.runs import lineage
 
@@ -104,8 +105,11 @@ class Roles(nn.Module):
 
     @contextlib.contextmanager
     def constant_weights(self) -> Iterator[None]:
-        """Cast each adapter only once for all forwards meanwhile. No weight may change."""
-        self.prepared = {}
+        """Cast each adapter only once for all forwards meanwhile. No weight may change.
+
+        Sharded adapters are cast in each forward, which gathers them.
+        """
+        self.prepared = None if is_sharded(self) else {}
         try:
             yield
         finally:
@@ -173,7 +177,7 @@ class Roles(nn.Module):
         """Set parameters by name."""
         parameters = dict(self.named_parameters())
         for name, tensor in weights.items():
-            parameters[name].copy_(tensor)
+            parameters[name].copy_(shard_like(parameters[name], tensor))
 
     def trained(self, role: str) -> Iterator[tuple[str, Tensor]]:
         """The names and values of a role's trained parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,12 +77,12 @@ class Sequences:
 
     def scatter(self, per_token: Tensor) -> Tensor:
         """What was computed for each answer token [N], as [B, A] with 0 where there is no token."""
-        flat = per_token.new_zeros(self.mask.numel()).index_copy(0, self.slots, per_token)
-        return flat.view(self.mask.shape)
+        answers, places = self.slots // self.mask.shape[1], self.slots % self.mask.shape[1]
+        # not a view: FSDP2 cannot guard one against changes in place
+        return per_token.new_zeros(self.mask.shape).index_put((answers, places), per_token)
 
 
-@dataclass(frozen=True)
-class Logps:
+class Logps(NamedTuple):
     """The answers' tokens under a language model."""
 
     logps: Tensor  # [B, A], 0 where there is no token

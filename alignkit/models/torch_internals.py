@@ -24,6 +24,7 @@ __all__ = [
     "is_alias",
     "places_written",
     "reads_number",
+    "start_fsdp",
     "storage_key",
     "tree_leaves",
     "tree_map",
@@ -38,6 +39,14 @@ def storage_key(tensor: torch.Tensor) -> int:
 def reads_number(func: Any) -> bool:
     """Whether an operation is that of ``Tensor.item``."""
     return func is torch.ops.aten._local_scalar_dense.default
+
+
+def start_fsdp(root: Any) -> None:
+    """Make an FSDP module the root of those in it, as its first forward pass would.
+
+    Otherwise a layer that is called before becomes a root of its own, and the root can no longer be called.
+    """
+    root._get_fsdp_state()._lazy_init()
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
 from alignkit.errors import DataError
 from alignkit.generation.sampling import text
-from alignkit.models import Logps, Sequences, decide_shared_prompt
+from alignkit.models import Logps, Sequences, decide_shared_prompt, gathered
 from alignkit.models.prompt_trees import supports_tree
 from alignkit.online import diagnosis, seeds
 from alignkit.online.config import OnlineConfig
@@ -201,7 +201,8 @@ class Collector:
         """Sample an answer to each prompt from the policy, as token ids."""
         transformers.set_seed(seed)
         roles = self.trainer.roles.eval()
-        with roles.using("policy") as policy, torch.no_grad(), self.trainer.accelerator.autocast():
+        autocast = self.trainer.accelerator.autocast()
+        with roles.using("policy") as policy, torch.no_grad(), autocast, gathered(roles, policy):
             return self.engine(policy, prompts, roles)
 
     def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]]) -> Tensor:

@@ -17,7 +17,7 @@ import safetensors.torch
 import transformers
 from torch import Tensor
 
-from alignkit.models import Roles, trained_weights
+from alignkit.models import Roles, full_tensor, trained_weights
 from alignkit.protocols import Run
 from alignkit.runs.resume import TRAINED_WEIGHTS
 
@@ -52,6 +52,10 @@ class RolesTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint (``_internal_call``, as the Trainer calls it) or the finished policy."""
+        groups = {
+            group: {name: full_tensor(tensor) for name, tensor in named.items()}
+            for group, named in (self.checkpoint_tensors().items() if _internal_call else ())
+        }
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -61,7 +65,7 @@ class RolesTrainer(transformers.Trainer):
             self.run.tokenizer.save_pretrained(folder)
             return
         tensors: dict[str, Tensor] = {n: p for n, p in self.roles.named_parameters() if p.requires_grad}
-        for group, named in self.checkpoint_tensors().items():
+        for group, named in groups.items():
             tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
         saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(saved, folder / TRAINED_WEIGHTS)

@@ -49,6 +49,7 @@ def online_stage(
         config=config,
         check=functools.partial(check, name),
         build=build,
+        shards=True,
         less_memory=lambda config: [
             *(less_memory(config) if less_memory else ()),
             *halvings("response_length", config.response_length, 32),

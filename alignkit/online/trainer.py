@@ -14,7 +14,7 @@ from torch import Tensor
 from alignkit.batches import LossOutput, PolicyBatch
 from alignkit.evaluation import error_bar
 from alignkit.generation.sampling import text
-from alignkit.models import Sequences
+from alignkit.models import Sequences, shard_like
 from alignkit.online import diagnosis, ema, microbatches, seeds
 from alignkit.online.collect import Collector
 from alignkit.online.kl import next_kl_coef
@@ -339,6 +339,11 @@ class UpdateAverage(transformers.TrainerCallback):
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        weights = dict(self.trainer.policy_weights())  # which may be sharded since the average was made
+        average = self.trainer.average
+        self.trainer.average = {name: shard_like(weights[name], tensor) for name, tensor in average.items()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if decay := self.trainer.config.ema:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from alignkit.config.training_args import OWN
 from alignkit.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def build(
     try:
         report_to = train.get("report_to") or "none"
         of_run = {"output_dir": str(folder), "disable_tqdm": True, "report_to": report_to}
-        args = cls(**{**values, **train, **of_run, **own})
+        theirs = {name: value for name, value in train.items() if name not in OWN}
+        args = cls(**{**values, **theirs, **of_run, **own})
         if "kubeflow" not in report_to:  # a variable of the environment adds it
             args.report_to = [name for name in args.report_to if name != "kubeflow"]
         _check(args)

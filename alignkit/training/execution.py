@@ -24,7 +24,7 @@ from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import deepspeed, learning, measures, old_checkpoints, trackers
+from alignkit.training import deepspeed, learning, measures, old_checkpoints, shard, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -76,6 +76,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
     """
     started = time.monotonic()
     run, final, extensions = Run(plan, say, resume), plan.config.folder, list[str]()
+    shard.check(run)
     with contextlib.ExitStack() as stack:
         if _is_first_process():  # it checks and writes the folder for all processes
             check_folder(plan.config, resume, overwrite)
@@ -125,6 +126,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     evaluate_undisturbed(trainer)
     old_checkpoints.delete_by_step(trainer)
     rehearse(run, trainer)
+    shard.shard(run, trainer)
     trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:

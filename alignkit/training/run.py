@@ -29,7 +29,7 @@ from alignkit.rows import Located
 from alignkit.runs import base, curves, fingerprints, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import DAY, METRICS, start_day
-from alignkit.training import arguments, deepspeed, loading, trackers
+from alignkit.training import arguments, deepspeed, loading, shard, trackers
 from alignkit.training.callbacks import BestMetric, Curves, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
 from alignkit.training.loss_state import LossState, has_state, unchanged_by_evaluation
@@ -187,6 +187,7 @@ class Run:
         optimizer = checks.optimizer(self.registry.describe(component, "build"), component.build(config, args))
         if args.deepspeed:
             deepspeed.check_optimizer(*optimizer, self.registry.describe(component))
+        shard.check_optimizer(self, optimizer[0])
         return optimizer
 
     def callbacks(self) -> list[transformers.TrainerCallback]:

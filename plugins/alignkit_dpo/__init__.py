@@ -22,6 +22,7 @@ def alignkit_stage() -> list[Stage]:
             summary="direct preference optimization on the pairs of rankings, in place of rm and ppo",
             config=config.DPOConfig,
             build=build,
+            shards=True,
             less_memory=config.less_memory,
             in_memory=describe_reference,
             rows=(Ranking,),

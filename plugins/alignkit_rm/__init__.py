@@ -29,6 +29,7 @@ def alignkit_stage() -> list[Stage]:
             summary="a reward model from ranked answers",
             config=RMConfig,
             build=build,
+            shards=True,
             less_memory=less_memory,
             finish=finish,
             rows=(Ranking,),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkit import AlignkitError
-from alignkit.models import whole_weights_of
+from alignkit.models import full_tensor, shard_like, whole_weights_of
 
 if TYPE_CHECKING:
     from alignkit.data import Branches
@@ -58,7 +58,7 @@ def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     head = trainable_head(trainer.model)
     hidden, other_hidden = last_hidden(trainer, demonstrations).double(), last_hidden(trainer, others).double()
     with whole_weights_of(head):
-        weight = head.weight.data[0].double()
+        weight = full_tensor(head.weight.data)[0].double()
     mean = (hidden @ weight).mean()
     direction = constant_direction(torch.cat([hidden, other_hidden]))
     direction = direction / (hidden.mean(0) @ direction)  # the mean of the demonstrations becomes exactly 0
@@ -70,7 +70,8 @@ def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: li
             "Normalization needs several with different scores"
         )
     with whole_weights_of(head):
-        head.weight.data[0] = (shifted / deviation).to(head.weight.dtype)
+        normalized = (shifted / deviation)[None].to(head.weight.dtype)
+        head.weight.data.copy_(shard_like(head.weight, normalized))
     trainer.scale *= float(deviation)
     return {
         "mean": float(mean),

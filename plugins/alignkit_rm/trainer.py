@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 def build(run: Run) -> RewardTrainer:
     """Tokenize the rankings, load the model with its scalar head, and build the trainer."""
     config: RMConfig = run.config.stage.config
+    if run.config.train.get("shard") and config.forward_tokens is not None:
+        raise ConfigError(
+            "rm.forward_tokens: with train.shard, all processes must run the same number of forward passes. Lower "
+            "train.per_device_train_batch_size instead"
+        )
     groups = encode_groups(run, run.train_rows, config.max_length, config.too_long)
     held_out = encode_groups(run, run.eval_rows, config.max_length, config.too_long) if run.eval_rows else None
     args = run.training_arguments(transformers.TrainingArguments, remove_unused_columns=False, label_names=["labels"])

@@ -25,9 +25,12 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     from alignkit.generation import sample
 
     has_cuda = run.device.type == "cuda"
-    graphs = has_cuda if config.cuda_graphs is None else config.cuda_graphs
+    sharded = run.config.train.get("shard") is not None
+    graphs = has_cuda and not sharded if config.cuda_graphs is None else config.cuda_graphs
     if graphs and not has_cuda:
         raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
+    if graphs and sharded:
+        raise ConfigError("rollout.cuda_graphs: train.shard gathers weights anew for each batch. Set it to null")
     return _in_batches(
         config,
         sampling,

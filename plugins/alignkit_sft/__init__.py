@@ -26,6 +26,7 @@ def alignkit_stage() -> list[Stage]:
             build=build,
             less_memory=config.less_memory,
             trains=("weights", "inputs"),
+            shards=True,
             rows=(Demonstration, Text),
             batch=TokenLogps,
             loss="nll",

@@ -1,0 +1,45 @@
+"""Runs several ``alignkit`` commands in the process group of one launch, which takes seconds to start.
+
+``python -m torch.distributed.run --nproc_per_node=2 shard_runs.py COMMANDS REPORT``: a file with the words of a command
+per line, and a folder that gets, from each process, a line for each model that was sharded.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alignkit.cli import main
+from alignkit.models import sharded
+
+COMMANDS, REPORT, RANK = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
+shard = sharded.shard
+
+
+def reported(module: Any, *arguments: Any) -> None:
+    """Shard, and report how much is left in this process, and whether whole weights are."""
+    whole = [weakref.ref(parameter) for parameter in module.parameters()]
+    shard(module, *arguments)
+    gc.collect()
+    frozen = nn.ParameterList(parameter for parameter in module.parameters() if not parameter.requires_grad)
+    line = {
+        "processes": int(os.environ["WORLD_SIZE"]),
+        "all": sharded.held_bytes(module),
+        "frozen": sharded.held_bytes(frozen),
+        "whole_weights": sum(each() is not None for each in whole),
+    }
+    with (REPORT / f"{RANK}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+sharded.shard = reported
+for words in COMMANDS.read_text().splitlines():
+    if status := main(json.loads(words)):
+        sys.exit(f"status {status} of {words}")
