@@ -26,12 +26,14 @@ BEST = ["train.load_best_model_at_end=true", "train.metric_for_best_model=loss",
 ONLINE = ["ppo.batch_size=8", "ppo.minibatches=2", "ppo.iterations=2", "ppo.response_length=8", "ppo.save_every=1"]
 ONLINE += ["reward.name=function", "reward.call=gold:letters", "ppo.eval_every=1"]
 
+CHECKPOINTING = "train.gradient_checkpointing=true"
+
 RUNS = {  # name -> stage, tuner, data, settings; each is trained with whole weights and sharded
-    "sft-lora": ("sft", "lora", "demonstrations", OFFLINE),
-    "sft-full": ("sft", "full", "demonstrations", [*OFFLINE, *BEST]),  # the best are the first weights
+    "sft-lora": ("sft", "lora", "demonstrations", [*OFFLINE, CHECKPOINTING]),
+    "sft-full": ("sft", "full", "demonstrations", [*OFFLINE, *BEST]),  # the best are those of step 2
     "dpo-full": ("dpo", "full", "rankings", [*OFFLINE, "dpo.policy=base", "dpo.response_length=4"]),
     "rm-lora": ("rm", "lora", "rankings", [*OFFLINE, "rm.policy=base"]),
-    "ppo-lora": ("ppo", "lora", "prompts", [*ONLINE, "ppo.policy=base", "ppo.ema=0.5", "ppo.keep=last"]),
+    "ppo-lora": ("ppo", "lora", "prompts", [*ONLINE, CHECKPOINTING, "ppo.policy=base", "ppo.ema=0.5", "ppo.keep=last"]),
 }
 RESUMED = ("sft-lora", "ppo-lora")  # sharded in two parts
 

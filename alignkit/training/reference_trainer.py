@@ -29,6 +29,7 @@ from alignkit.models import (
     kept_dtypes,
     reference_of,
     use_adapter,
+    uses_fused_head,
     without_dropout,
 )
 from alignkit.protocols import Run
@@ -109,6 +110,8 @@ class ReferenceTrainer(transformers.Trainer):
         if reference.kind == "adapter":
             copy_adapter(model, "default", "ref", trained=False)
             without_dropout(model)
+        if reference.kind == "model":
+            uses_fused_head(self.ref_model)  # measures it, which a sharded model does not allow
 
     # --- what a stage writes -----------------------------------------------------------------------------------------
 

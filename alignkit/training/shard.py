@@ -34,9 +34,11 @@ def check(run: Run) -> None:
         raise ConfigError(f"train.shard: fsdp2 does not support the stage {stage.name} yet. Remove train.shard")
     if run.processes == 1:
         raise ConfigError(
-            "train.shard: there is only one process to hold the weights. Start several with alignkit launch "
+            "train.shard: there is only one process. Start several with alignkit launch "
             "--processes N -- train ..., or remove train.shard"
         )
+    if run.dtype is torch.float16:
+        raise ConfigError("train.shard: fsdp2 does not support fp16. Set train.bf16=true, or train.fp16=false")
     if tuner.trains != "weights":
         raise ConfigError(f"train.shard: fsdp2 does not support the tuner {tuner.name}. Use lora or full")
 
@@ -55,9 +57,15 @@ def check_optimizer(run: Run, optimizer: Any) -> None:
 
 
 def shard(run: Run, trainer: Any) -> None:
-    """Make a trainer spread its models over all processes when it starts to train, if ``train.shard`` says so."""
+    """Make a trainer spread its models over all processes when it starts to train, if ``train.shard`` says so.
+
+    Raises:
+        ConfigError: a model is quantized.
+    """
     if run.config.train.get("shard") is None:
         return
+    if not all(parameter.is_floating_point() for parameter in trainer.model.parameters()):
+        raise ConfigError("train.shard: fsdp2 does not support quantized models yet. Use lora, or remove train.shard")
     create_optimizer, save_model = trainer.create_optimizer, trainer.save_model
     save_optimizer, accelerator = trainer._save_optimizer_and_scheduler, trainer.accelerator
 
