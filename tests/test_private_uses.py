@@ -62,6 +62,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
     *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
+    *("torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("torch.optim.lr_scheduler", "torch.overrides", "torch.utils.checkpoint", "torch.utils.tensorboard"),
     *("accelerate.utils", "transformers.cache_utils", "transformers.utils", "trl.kernels"),
 }

@@ -23,6 +23,7 @@ __all__ = [
     "has_static_shapes",
     "is_transposed",
     "load_balancing_loss",
+    "read_optimizer_on_every_process",
     "set_learning_rates",
     "train_on_one_gpu",
 ]
@@ -94,3 +95,15 @@ def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions for bf16 that torch uses (torch 2.13)."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def read_optimizer_on_every_process(trainer: Any) -> None:
+    """Make a Trainer read the optimizer's state on all processes when the first one saves it (Transformers 5.23)."""
+    save = trainer._save_optimizer_and_scheduler
+
+    def read_and_save(folder: str) -> None:
+        if not trainer.args.should_save:
+            trainer.optimizer.state_dict()
+        save(folder)
+
+    trainer._save_optimizer_and_scheduler = read_and_save

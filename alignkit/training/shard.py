@@ -16,6 +16,7 @@ from torch import nn
 from alignkit.errors import ConfigError
 from alignkit.models import Roles, sharded
 from alignkit.models.torch_internals import tree_map
+from alignkit.models.transformers_internals import read_optimizer_on_every_process
 from alignkit.protocols import Run
 
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -67,7 +68,7 @@ def shard(run: Run, trainer: Any) -> None:
     if not all(parameter.is_floating_point() for parameter in trainer.model.parameters()):
         raise ConfigError("train.shard: fsdp2 does not support quantized models yet. Use lora, or remove train.shard")
     create_optimizer, save_model = trainer.create_optimizer, trainer.save_model
-    save_optimizer, accelerator = trainer._save_optimizer_and_scheduler, trainer.accelerator
+    accelerator = trainer.accelerator
 
     @functools.wraps(create_optimizer)
     def shard_then_create(*args: Any, **kwargs: Any) -> Any:
@@ -86,14 +87,8 @@ def shard(run: Run, trainer: Any) -> None:
         with sharded.whole_weights(trainer.model, _models_in(trainer.model), trainer.args.should_save):
             save_model(*args, **kwargs)
 
-    @functools.wraps(save_optimizer)
-    def save_whole_optimizer(folder: str) -> None:
-        if not trainer.args.should_save:
-            trainer.optimizer.state_dict()  # every process takes part in gathering it
-        save_optimizer(folder)
-
     trainer.create_optimizer, trainer.save_model = shard_then_create, save_whole
-    trainer._save_optimizer_and_scheduler = save_whole_optimizer
+    read_optimizer_on_every_process(trainer)  # which takes part in gathering it
     accelerator.prepare_model = functools.partial(accelerator.prepare_model, evaluation_mode=True)  # without DDP
 
 
