@@ -294,8 +294,9 @@ def check_together(train: Mapping[str, Any]) -> None:
             if name not in CHECKPOINTING:
                 raise ConfigError(f"unknown key train.{key}.{name}. Valid keys: {', '.join(CHECKPOINTING)}")
     _check_trackers(train.get("report_to") or [])
-    if train.get("shard") and train.get("torch_compile"):
-        raise ConfigError("train.shard: fsdp2 does not support train.torch_compile. Remove one of them")
+    for other in ("deepspeed", "torch_compile"):
+        if train.get("shard") and train.get(other):
+            raise ConfigError(f"train.shard: fsdp2 does not support train.{other}. Remove one of them")
     if train.get("save_strategy") == "best" and not train.get("metric_for_best_model"):
         raise ConfigError("train.save_strategy=best needs train.metric_for_best_model, such as loss")
     if train.get("load_best_model_at_end") and train.get("eval_strategy", "no") not in _saved_with(train):
