@@ -141,14 +141,8 @@ class Field:
     help: str
 
 
-OWN = {  # alignkit's own keys of the table
-    "shard": Field(
-        "shard",
-        Literal["fsdp2"] | None,
-        None,
-        "fsdp2: each process holds a part of every weight, gradient and optimizer state; null: all of them",
-    )
-}
+SHARD = "fsdp2: each process holds a part of every weight, gradient and optimizer state; null: all of them"
+OWN = {"shard": Field("shard", Literal["fsdp2"] | None, None, SHARD)}  # alignkit's own keys of the table
 
 
 @functools.cache
