@@ -1,5 +1,6 @@
 # make demo   set up a virtual environment, run SFT, reward model and PPO on the bundled model, and report on them
 # make test   the whole test suite
+# make test-deepspeed  train with DeepSpeed on the CPU, in an environment of its own
 # make check  lint and types
 # make docs   the documentation as a site, into site/
 
@@ -10,7 +11,7 @@ RUN := runs/demo/ppo
 SETTINGS ?=
 JOBS ?= 2
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-deepspeed check docs clean
 
 demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit chat $(RUN) --prompt "How do I get red wine out of a carpet?"
@@ -19,6 +20,9 @@ demo: $(VENV)/installed $(RUN)
 # One thread a process: threads of several processes on the same cores wait for each other.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+test-deepspeed: $(VENV)/installed
+	$(BIN)/python scripts/test_deepspeed.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

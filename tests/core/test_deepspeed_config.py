@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,3 +123,43 @@ def test_a_command_does_not_train_part_of_its_stages_with_deepspeed() -> None:
     with pytest.raises(ConfigError, match="a command trains all its stages with train.deepspeed or none"):
         check_launch([{"deepspeed": ZERO3}, {}])
     check_launch([{"deepspeed": ZERO3}, {"deepspeed": ZERO3}])
+
+
+def run_of(**train: Any) -> Any:
+    return SimpleNamespace(
+        config=SimpleNamespace(train=train, stage=SimpleNamespace(component=SimpleNamespace(name="sft"))), processes=1
+    )
+
+
+def test_one_process_is_refused() -> None:
+    from alignkit.training.deepspeed import arguments
+
+    with pytest.raises(ConfigError, match="train.deepspeed needs several processes: alignkit launch --processes"):
+        arguments(run_of(deepspeed=ZERO3))
+
+
+def test_optimizers_that_use_the_shape_of_a_weight_are_refused() -> None:
+    """ZeRO gives them flat parts of all weights: they would train differently, and nothing would report it."""
+    import torch
+    from transformers.optimization import Adafactor
+
+    from alignkit.training.deepspeed import check_optimizer
+
+    check_optimizer(torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}, "optimizer 'adamw'")
+    with pytest.raises(ConfigError, match="optimizer 'adafactor' does not work with train.deepspeed"):
+        check_optimizer(
+            Adafactor, {"lr": 1e-2, "scale_parameter": False, "relative_step": False}, "optimizer 'adafactor'"
+        )
+
+
+def test_quantized_weights_are_refused_with_zero_3_only() -> None:
+    import torch
+
+    from alignkit.training.deepspeed import prepare
+
+    trainer: Any = SimpleNamespace(model=SimpleNamespace(is_quantized=True))
+    with pytest.raises(ConfigError, match="ZeRO-3 does not work with a quantized base"):
+        prepare(trainer, run_of(deepspeed=ZERO3))
+    run = run_of(deepspeed={"zero_optimization": {"stage": 2}})
+    run.dtype = torch.float32
+    prepare(trainer, run)
