@@ -70,7 +70,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The hardware, and the sizes of a run. Bandwidths are bytes/s in one direction, as reached and not as specified."""
+    """The hardware, and the sizes of a run. Bandwidths are bytes/s in one direction, as reached."""
 
     memory: float = 80e9  # bytes of a card
     flops: float = 400e12  # per second, as reached in training
@@ -88,7 +88,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Weights:
-    """The bytes of the weights of a run: trained ones in fp32, frozen ones in bf16 or 4 bits, frozen adapters in fp32."""
+    """Bytes of the weights of a run: those of the base if frozen in bf16 or 4 bits, all others in fp32."""
 
     trained: int
     frozen: float
@@ -175,7 +175,7 @@ def communication(shape: Shape, tuner: str, stage: str, layout: str, cards: int,
 def computation(shape: Shape, tuner: str, stage: str, setting: Setting) -> float:
     """The FLOPs of a card for an optimizer step, without sampling: 2 per weight and token and pass.
 
-    Passes: forward, the same again for checkpointing, gradients of activations, and those of weights if all are trained.
+    Passes: forward, the same again for checkpointing, gradients of activations, and of weights if all train.
     PPO trains two models and has scored with four.
     """
     passes = 4 if tuner == "full" else 3
@@ -230,10 +230,9 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"instead of the default {name}")
     parsed = vars(parser.parse_args())
     setting = {**(SMALL_CARD if parsed.pop("card") == 24 else {}), **{k: v for k, v in parsed.items() if v}}
+    card = Setting(**setting)
     for stage in LAYOUTS:
-        print(
-            f"\n{stage.upper()}, cards of {Setting(**setting).memory / 1e9:.0f} GB\n\n{table(stage, Setting(**setting))}"
-        )
+        print(f"\n{stage.upper()}, cards of {card.memory / 1e9:.0f} GB\n\n{table(stage, card)}")
 
 
 if __name__ == "__main__":

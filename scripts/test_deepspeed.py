@@ -1,7 +1,7 @@
 """Trains with DeepSpeed on the CPU: ``test_deepspeed.py [ARGUMENTS OF PYTEST ...]``.
 
-DeepSpeed is installed in a temporary environment, which sees the packages of the one that runs this script. It needs the
-network, a C++ compiler, and about ten minutes on two cores.
+DeepSpeed is installed in a temporary environment, which sees the packages of the one that runs this script. It needs
+the network, a C++ compiler, and about ten minutes on two cores.
 """
 
 from __future__ import annotations
