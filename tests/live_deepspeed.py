@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from stage_runs import RANKINGS
 
+from alignkit.cli import main
 from alignkit.runs import manifest
 
 pytest.importorskip("deepspeed")
@@ -95,3 +96,43 @@ def test_the_weights_are_those_of_ddp(engine: str, stage: str, tuner: str, train
     assert {key: tensor.shape for key, tensor in saved.items()} == {key: tensor.shape for key, tensor in right.items()}
     for key, tensor in right.items():
         torch.testing.assert_close(saved[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_in_bf16_keeps_its_weights_in_fp32(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    """DeepSpeed's own bf16 would round the adapters. The difference to DDP is that of sums in bf16."""
+    for engine, more in {"ddp": [], "zero3": [ZERO[3]]}.items():
+        done = launch(words("sft", folder, tiny_model(), f"{engine}-bf16", "train.bf16=true", *more))
+        assert done.returncode == 0, done.stderr[-8000:]
+    right, saved = (weights(folder / f"{engine}-bf16" / "sft") for engine in ("ddp", "zero3"))
+
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    for key, tensor in right.items():
+        torch.testing.assert_close(saved[key], tensor, rtol=0, atol=2e-3)
+
+
+def test_a_resumed_run_is_the_same(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    settings = ["train.lr_scheduler_type=constant", "train.save_steps=2", ZERO[3]]
+    whole, resumed = (words("sft", folder, tiny_model(), name, *settings) for name in ("whole", "resumed"))
+    done = launch([*whole, "train.max_steps=4"], [*resumed, "train.max_steps=2"])
+    assert done.returncode == 0, done.stderr[-8000:]
+    done = launch([*resumed, "train.max_steps=4", "--resume"])
+    assert done.returncode == 0, done.stderr[-8000:]
+    assert "resuming from step 2" in done.stdout
+
+    right = weights(folder / "whole" / "sft")
+    for key, tensor in weights(folder / "resumed" / "sft").items():
+        torch.testing.assert_close(tensor, right[key], rtol=1e-5, atol=1e-6)
+
+
+def test_runs_of_zero_3_open_as_any_other(trained: Any, folder: Path) -> None:
+    runs = trained["zero3"]
+    assert main(["chat", str(runs["sft", "lora"]), "--prompt", "What is 1 and one?", "--max-new-tokens", "4"]) == 0
+    assert main(["score", str(runs["rm", "full"]), str(folder / "rm.jsonl"), "--output", str(folder / "scores")]) == 0
+    assert main(["export", str(runs["dpo", "lora"]), "--to", str(folder / "export")]) == 0
+    assert (folder / "export" / "model.safetensors").exists()
+
+
+def test_what_zero_cannot_train_ends_in_one_line(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    done = launch(words("rm", folder, tiny_model(), "refused", ZERO[3], "rm.forward_tokens=64"))
+    assert done.returncode != 0
+    assert "rm.forward_tokens does not work with train.deepspeed" in done.stderr

@@ -87,6 +87,12 @@ def uses_fused_head(model: Any, say: Callable[[str], None] = lambda line: None) 
     return inner._alignkit_form is not None
 
 
+def copy_form(model: Any, reference: Any) -> None:
+    """Let ``reference``, a copy of ``model`` whose weights cannot be read, compute as ``model`` was measured to do."""
+    if hasattr(base_of(model), "_alignkit_form"):
+        base_of(reference)._alignkit_form = base_of(model)._alignkit_form
+
+
 def _is_linear(head: Any) -> bool:
     """Whether a head computes ``weight @ hidden + bias`` and nothing else: no adapter, no hook, no other layer."""
     if type(head) is not torch.nn.Linear:

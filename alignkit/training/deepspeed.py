@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from alignkit.errors import ConfigError
 from alignkit.models import Roles
+from alignkit.models.fused_head import copy_form
 from alignkit.protocols import Run
 
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
@@ -97,6 +98,8 @@ def prepare(trainer: transformers.Trainer, run: Run) -> None:
             "train.deepspeed: ZeRO-3 does not work with a quantized base. Set zero_optimization.stage to 2, or choose "
             "another tuner"
         )
+    if (reference := getattr(trainer, "ref_model", None)) is not None:
+        copy_form(model, reference)
     if run.dtype is torch.float32:
         return
     kind, dtype = run.device.type, run.dtype
@@ -105,7 +108,7 @@ def prepare(trainer: transformers.Trainer, run: Run) -> None:
         return torch.autocast(kind, dtype, cache_enabled=False)  # a cache would keep gathered weights
 
     trainer.accelerator.autocast = autocast
-    for each in (model, getattr(trainer, "ref_model", None)):
+    for each in (model, reference):
         if each is not None:
             inner = getattr(each, "module", each)
             inner.forward = autocast()(inner.forward)
