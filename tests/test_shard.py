@@ -118,7 +118,7 @@ def test_gradients_are_clipped_by_the_norm_of_all_their_parts(name: str, trained
 
 @pytest.mark.parametrize("name", RUNS)
 def test_checkpoints_have_the_optimizer_and_averages_of_runs_with_whole_weights(name: str, trained: Path) -> None:
-    plain, sharded = (sorted(run.glob("checkpoints/*"))[-1] for run in both(trained, name))
+    plain, sharded = (sorted(run.glob("checkpoints/checkpoint-*"))[-1] for run in both(trained, name))
     states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (plain, sharded)]
 
     assert {file.name for file in plain.iterdir()} == {file.name for file in sharded.iterdir()}
