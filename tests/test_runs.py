@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import DEMONSTRATIONS
@@ -205,7 +204,7 @@ def test_a_third_partys_loss_is_picked_by_name(train: Train, install: Callable[.
 
 @pytest.fixture
 def command(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
-    """A real command line of a run with dropout, a checkpoint every third step and twenty steps."""
+    """A command of a run with dropout, a checkpoint every third step and twenty steps."""
     data = tmp_path / "demos.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
 
@@ -215,15 +214,15 @@ def command(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., li
         settings = ["max_steps=20", "save_steps=3", "eval_steps=4", "per_device_train_batch_size=2", "logging_steps=1"]
         settings += ["gradient_accumulation_steps=2", "use_cpu=true"]
         table = [f"train.{setting}" for setting in settings]
-        return [sys.executable, "-m", "alignkit", "train", *given, "--output", output, *dropout, *table, *more]
+        return ["train", *given, "--output", output, *dropout, *table, *more]
 
     return build
 
 
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def _wait_for(condition: Callable[[], bool], process: processes.Process) -> None:
     until = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.wait()
         assert time.monotonic() < until, "nothing happened for two minutes"
         time.sleep(0.002)
 
@@ -236,16 +235,16 @@ def _checkpoints(output: Path) -> list[Path]:
 def test_killed_and_resumed_ends_in_the_same_weights(
     command: Callable[..., list[str]], tuner: str, tmp_path: Path
 ) -> None:
-    subprocess.run(command(tuner, str(tmp_path / "whole")), check=True, capture_output=True)
+    assert processes.run(*command(tuner, str(tmp_path / "whole"))).returncode == 0
 
-    process = subprocess.Popen(command(tuner, str(tmp_path / "cut")), stdout=subprocess.PIPE, text=True)
+    process = processes.Process(*command(tuner, str(tmp_path / "cut")))
     _wait_for(lambda: len(_checkpoints(tmp_path / "cut")) >= 2, process)  # often in the middle of writing the second
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert not (tmp_path / "cut" / "sft").exists()
-    unfinished = subprocess.run(command(tuner, str(tmp_path / "cut")), capture_output=True, text=True)
+    unfinished = processes.run(*command(tuner, str(tmp_path / "cut")))
     assert "has an unfinished run. Add --resume to continue" in unfinished.stderr
-    resumed = subprocess.run(command(tuner, str(tmp_path / "cut"), "--resume"), capture_output=True, text=True)
+    resumed = processes.run(*command(tuner, str(tmp_path / "cut"), "--resume"))
 
     assert "resuming from step " in resumed.stdout
     whole, cut = weights(tmp_path / "whole" / "sft"), weights(tmp_path / "cut" / "sft")
@@ -261,38 +260,33 @@ def test_killed_and_resumed_ends_in_the_same_weights(
 def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on_from_there(
     command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    subprocess.run(command("lora", str(tmp_path / "whole")), check=True, capture_output=True)
+    assert processes.run(*command("lora", str(tmp_path / "whole"))).returncode == 0
 
-    process = subprocess.Popen(
-        command("lora", str(tmp_path / "cut")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = processes.Process(*command("lora", str(tmp_path / "cut")))
     _wait_for(lambda: bool(_checkpoints(tmp_path / "cut")), process)
     process.send_signal(signal.SIGINT)
-    lines, errors = process.communicate()
-    assert process.returncode == 130
-    assert "stopping after this step" in lines
-    assert "To continue, add --resume to the same command" in errors
-    subprocess.run(command("lora", str(tmp_path / "cut"), "--resume"), check=True, capture_output=True)
+    stopped = process.wait()
+    assert stopped.returncode == 130
+    assert "stopping after this step" in stopped.stdout
+    assert "To continue, add --resume to the same command" in stopped.stderr
+    assert processes.run(*command("lora", str(tmp_path / "cut"), "--resume")).returncode == 0
 
     whole, cut = weights(tmp_path / "whole" / "sft"), weights(tmp_path / "cut" / "sft")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_resume_refuses_other_settings_and_other_data(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    process = subprocess.Popen(command("lora", str(tmp_path / "cut")), stdout=subprocess.PIPE, text=True)
+    process = processes.Process(*command("lora", str(tmp_path / "cut")))
     _wait_for(lambda: bool(_checkpoints(tmp_path / "cut")), process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
     other = command("lora", str(tmp_path / "cut"), "--resume", "train.seed=1")
-    assert "these differ: sft.train.seed was None, is 1" in subprocess.run(other, capture_output=True, text=True).stderr
+    assert "these differ: sft.train.seed was None, is 1" in processes.run(*other).stderr
     with (tmp_path / "demos.jsonl").open("a") as file:
         file.write(json.dumps(DEMONSTRATIONS[0]) + "\n")
     same = command("lora", str(tmp_path / "cut"), "--resume")
-    assert (
-        "changed since the run began: the data. Start again"
-        in subprocess.run(same, capture_output=True, text=True).stderr
-    )
+    assert "changed since the run began: the data. Start again" in processes.run(*same).stderr
 
 
 def test_resume_drops_a_checkpoint_that_was_not_completely_written(train: Train, tmp_path: Path) -> None:
