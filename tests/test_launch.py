@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from chat_servers import free_port
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from alignkit import yaml
 from alignkit.cli import launch, main
@@ -99,6 +101,26 @@ def test_a_launcher_that_connects_no_processes_is_refused(
 
     assert main(["train", "--plan"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_error_is_that_of_the_process_that_failed_first(tmp_path: Path) -> None:
+    """torchrun ends the other processes with SIGTERM, and some lose the connection before that."""
+
+    def failures(*processes: tuple[int, str]) -> str:
+        failed = {}
+        for rank, (status, message) in enumerate(processes):
+            file = tmp_path / f"{rank}.json"
+            error = {"message": message, "extraInfo": {"timestamp": "1"}}
+            file.write_text(json.dumps({"message": error if message else "<NONE>"}))
+            failed[rank] = ProcessFailure(rank, 100 + rank, status, str(file) if message else "")
+        return launch.first_error(ChildFailedError("alignkit", failed))
+
+    lost = "process 0 lost the connection to another one"
+    assert failures((-15, ""), (-9, "")).startswith("process 1 was killed by SIGKILL, perhaps because memory ran out")
+    assert failures((2, lost), (-11, "")).startswith("process 1 was killed by SIGSEGV. ")
+    assert failures((-15, ""), (2, "the loss is nan")) == "the loss is nan"
+    assert failures((2, lost), (2, "the loss is nan")) == "the loss is nan"
+    assert failures((2, "no file"), (2, "no file")) == "no file"
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "skypilot.yaml"])

@@ -152,18 +152,23 @@ def start(
 
 
 def first_error(error: ChildFailedError) -> str:
-    """The error of the process that made the others fail: one that was killed, else the first that left a message."""
-    killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
-    for rank, failure in sorted(killed.items()):
-        name = signal.Signals(-failure.exitcode).name
-        why = ", perhaps because memory ran out" if name == "SIGKILL" else ""
-        return (
-            f"process {rank} was killed by {name}{why}. The other processes were stopped. To continue from the last "
-            "checkpoint, add --resume to the same command"
-        )
-    for _, failure in sorted(error.failures.items()):
-        if isinstance(message := failure.error_file_data.get("message"), dict):
-            return str(message["message"])
+    """The error of the process that made the others fail: one that was killed, else the first that left a message.
+
+    torchrun ends the others with SIGTERM.
+    """
+    failures = sorted(error.failures.items())
+    for rank, failure in failures:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            why = ", perhaps because memory ran out" if name == "SIGKILL" else ""
+            return (
+                f"process {rank} was killed by {name}{why}. The others were stopped. To continue from the last "
+                "checkpoint, add --resume to the same command"
+            )
+    left = [failure.error_file_data.get("message") for _, failure in failures]
+    messages = [str(message["message"]) for message in left if isinstance(message, dict)]
+    if messages:
+        return min(messages, key=lambda message: "lost the connection" in message)
     rank, failure = error.get_first_failure()
     return f"process {rank} ended with exit status {failure.exitcode}"
 
