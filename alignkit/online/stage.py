@@ -23,6 +23,7 @@ def online_stage(
     loss: str,
     train: dict[str, Any] | None = None,
     less_memory: Callable[[Any], Iterable[Mapping[str, Any]]] | None = None,
+    shards: bool = False,
 ) -> Stage:
     """A stage that samples answers from its policy, scores them with a reward, and trains on them.
 
@@ -34,6 +35,7 @@ def online_stage(
         loss: the name of its default loss, which takes a :class:`alignkit.PolicyBatch`.
         train: its own defaults for the ``train`` table.
         less_memory: as in :class:`alignkit.Stage`; shorter answers come after them.
+        shards: as in :class:`alignkit.Stage`.
     """
     defaults: dict[str, Any] = {
         "learning_rate": 1e-5,
@@ -49,7 +51,7 @@ def online_stage(
         config=config,
         check=functools.partial(check, name),
         build=build,
-        shards=True,
+        shards=shards,
         less_memory=lambda config: [
             *(less_memory(config) if less_memory else ()),
             *halvings("response_length", config.response_length, 32),

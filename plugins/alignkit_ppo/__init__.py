@@ -23,6 +23,7 @@ def alignkit_stage() -> list[Stage]:
             summary="PPO against a reward, with a KL penalty to the SFT model",
             config=PPOConfig,
             build=build,
+            shards=True,
             loss="ppo-clip",
             less_memory=lambda config: [{"value": "head"}] if config.value == "adapter" else [],
         )
