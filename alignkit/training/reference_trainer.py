@@ -110,7 +110,7 @@ class ReferenceTrainer(transformers.Trainer):
         if reference.kind == "adapter":
             copy_adapter(model, "default", "ref", trained=False)
             without_dropout(model)
-        if reference.kind == "model":
+        if reference.kind == "model" and not self.is_deepspeed_enabled:
             uses_fused_head(self.ref_model)  # measures it, which a sharded model does not allow
 
     # --- what a stage writes -----------------------------------------------------------------------------------------

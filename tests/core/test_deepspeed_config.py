@@ -78,8 +78,8 @@ def test_settings_that_do_not_go_together(train: dict[str, Any], message: str) -
         train_table("sft", deepspeed=ZERO3, **train)
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo", "rahf"])
-def test_stages_with_several_roles_refuse_deepspeed_even_in_a_shared_table(stage: str) -> None:
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rahf", "kto"])
+def test_other_stages_refuse_deepspeed_even_in_a_shared_table(stage: str) -> None:
     """Left out, as other keys that a stage does not have, it would train with whole models in each process."""
     with pytest.raises(ConfigError, match=f"train.deepspeed has no effect in stage '{stage}': set train.shard=fsdp2"):
         train_table(stage, deepspeed=ZERO3)
