@@ -68,7 +68,7 @@ class Torture:
         if draw.random() < REPLACES:
             shutil.copytree(self.folder(stage, tuner) / "runs", folder / "runs")
             flags = ["--overwrite"]
-        kills, started = 0, time.monotonic()
+        given_flags, kills, started = list(flags), 0, time.monotonic()
         while True:
             is_killed = not kills or draw.random() < AGAIN
             moment = self.moment(draw, whole) if is_killed else None
@@ -76,11 +76,11 @@ class Torture:
             if ended.was_killed:
                 kills += 1
                 moments.append(f"{moment}{f': {ended.last}' if moment and moment.event else ''}")
-                flags = ["--resume"]
+                flags = [*given_flags, "--resume"]
                 continue
             if moment is not None and not ended.status:  # it had already ended
                 moments.append(f"{moment}: after the end")
-                flags = ["--resume"]
+                flags = [*given_flags, "--resume"]
                 kills += 1
                 continue
             break

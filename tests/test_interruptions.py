@@ -192,3 +192,13 @@ def test_a_run_that_was_killed_while_it_replaced_another_leaves_nothing_of_that(
 
     train(*STEPS, "--resume")
     assert not former.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"x"', "3", '{"manifest_version": 3}', "[" * 3000, "9" * 5000, ""])
+def test_a_file_that_is_no_manifest_is_a_one_line_error(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alignkit.json").write_text(content)
+
+    assert main(["chat", str(tmp_path), "Hello"]) == 2
+    assert "unexpected" not in capsys.readouterr().err

@@ -261,7 +261,7 @@ def _content(file: Path) -> Any:
 
         return _plain(torch.load(file, weights_only=False))
     if file.suffix == ".jsonl":
-        return [_untimed(json.loads(line)) for line in file.read_text().splitlines()]
+        return [_untimed(_without_summary(json.loads(line))) for line in file.read_text().splitlines()]
     if file.suffix == ".yaml":
         from alignkit import yaml
 
@@ -272,6 +272,11 @@ def _content(file: Path) -> Any:
     if file.name == "README.md" or file.suffix in (".svg", ".png"):  # with the time and the date
         return None
     return file.read_bytes()
+
+
+def _without_summary(line: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's summary at the end has the mean loss since the run was started or resumed."""
+    return {key: value for key, value in line.items() if key != "train_loss" or "train_runtime" not in line}
 
 
 def _untimed(value: Any) -> Any:

@@ -38,7 +38,7 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AlignkitError(f"cannot read {folder / FILE}: {error}") from None
-    if manifest.get("manifest_version") != VERSION:
+    if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
     return dict(manifest)
 
