@@ -103,7 +103,8 @@ def whole_weights(module: nn.Module, models: Sequence[Any], keep: bool) -> Itera
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     for each in module.modules():
         for name, parameter in each.named_parameters(recurse=False):
-            if id(parameter) in saved and id(parameter) not in of_parameter:
+            if id(parameter) in saved:
+                saved.remove(id(parameter))  # every process gathers it once
                 tensor = full_tensor(parameter.detach())
                 if keep:
                     of_parameter[id(parameter)] = nn.Parameter(tensor.cpu(), parameter.requires_grad)
