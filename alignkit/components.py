@@ -106,6 +106,7 @@ class Stage(Component):
     trains: tuple[str, ...] = ("weights",)  # the kinds of tuners that it supports, see `Tuner.trains`
     shards: bool = False  # its trainer works on models that are spread over processes, see `train.shard`
     watch: tuple[str, ...] = ()  # held-out metrics in progress lines; "x_error" is shown as the error of "x"
+    streams: bool = False  # whether it can read its rows while it trains (`data.streaming`)
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults for TrainingArguments
     resume: Mapping[str, Resume] = dataclasses.field(default_factory=dict)  # keys of `train`, as in `option`
     # keys of `train`, or "key=value", that have no effect in it -> what to set instead

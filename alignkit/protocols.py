@@ -176,6 +176,7 @@ class Run(Protocol):
 
     skipped: int  # bad rows that were left out
     policy_learns_from: int  # the step from which the policy has gradients; a stage with a warm-up sets it
+    streamed_rows: int | None  # rows of the stream that were trained on; None before the end, and without a stream
     steps_between_checkpoints: int  # checkpoints are possible every so many steps; a stage may set it
 
     @property
@@ -185,6 +186,10 @@ class Run(Protocol):
     @property
     def train_rows(self) -> Sequence[Located]:
         """The rows to train on, of a type in ``Stage.rows``."""
+
+    @property
+    def stream(self) -> Any:
+        """The rows to train on if they are read while training, else None. ``train_rows`` are the first of them."""
 
     @property
     def eval_rows(self) -> Sequence[Located]:

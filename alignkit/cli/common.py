@@ -139,7 +139,7 @@ def pipeline_json(pipeline: Pipeline) -> dict[str, Any]:
         {
             "stage": plan.config.stage.component.name,
             "folder": str(plan.config.folder),
-            "train_rows": len(plan.train_rows),
+            "train_rows": None if plan.stream else len(plan.train_rows),
             "eval_rows": len(plan.eval_rows),
             "config": plan.config.to_dict(),
         }

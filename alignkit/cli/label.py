@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from alignkit.cli import common
-from alignkit.data.readers import READERS
+from alignkit.data.readers import kind_of
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding, export, items, labels, report
 
@@ -61,7 +61,7 @@ def label(
     Example: alignkit label samples.jsonl --guide GUIDE.md
     """
     file = Path(samples)
-    is_file = file.suffix in READERS or file.is_file()
+    is_file = kind_of(file) is not None or file.is_file()
     if status or export_file:
         used = {"samples", "status", "as_json"} if status else {"samples", "export_file", "merge"}
         _refuse(context, dict.fromkeys(set(context.params) - used, f"with {'--status' if status else '--export'}"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from alignkit import bundled, yaml
 from alignkit.components import Stage, option
@@ -46,7 +46,7 @@ class DataConfig:
         None, "the data format: a name, or a table of name and settings; null: detected from the fields of the rows"
     )
     on_bad_row: Literal["error", "skip"] = option(
-        "error", "error: stop at a bad row; skip: skip bad rows and report them"
+        "error", "error: stop at a bad row; skip: skip bad rows and report them", resume="may_change"
     )
     special_tokens: Literal["text", "tokens"] = option(
         "text", "special tokens written out in a row, such as <|im_end|>: plain text, or the tokens themselves"
@@ -59,6 +59,10 @@ class DataConfig:
     seed: int = option(0, "random seed of the choice of held-out rows")
     num_proc: Annotated[int, Gt(0)] | None = option(
         None, "processes that tokenize the rows; null: one for each core", resume="may_change"
+    )
+    streaming: bool = option(False, "read the rows while training, for data larger than memory; needs train.max_steps")
+    shuffle_buffer: Annotated[int, Ge(0)] = option(
+        10_000, "rows that are read and shuffled together; 0: the order of the files", only_with="streaming"
     )
 
 

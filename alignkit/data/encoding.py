@@ -42,7 +42,7 @@ def encode_each(
             if not skips:
                 break
     _leave_out(run, rows, bad, skip)
-    _report(run, notes, len(rows))
+    report(run, notes, len(rows))
     return encoded
 
 
@@ -56,7 +56,7 @@ def encode_rows(run: Run, rows: Sequence[Located], encoder: Encoder, skip: bool 
     encoded = encode_all(rows[:], encoder, skip=skips, processes=run.config.data.num_proc, say=run.say)
     bad = {number: f"{encoded.rows[number].where}: {error}" for number, error in encoded.errors().items()}
     _leave_out(run, rows, bad, skip)
-    _report(run, encoded.notes(), len(rows))
+    report(run, encoded.notes(), len(rows))
     return encoded
 
 
@@ -74,7 +74,7 @@ def _leave_out(run: Run, rows: Sequence[Located], bad: dict[int, str], skip: boo
     run.say(f"skipped {len(bad)} bad rows of {total}. The first: {first}")
 
 
-def _report(run: Run, notes: Counter[str], rows: int) -> None:
+def report(run: Run, notes: Counter[str], rows: int) -> None:
     """Print each note with its count."""
     answers = notes.pop(ANSWERS, 0)
     for what, count in notes.items():

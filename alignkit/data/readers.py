@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import itertools
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from alignkit.data.json_stream import JsonStream, NotAList
 from alignkit.errors import DataError, one_line
@@ -19,7 +21,7 @@ RawRows: TypeAlias = Iterator[tuple[str, RawRow | DataError]]  # the location, a
 
 
 def _jsonl(file: Path) -> RawRows:
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -40,7 +42,7 @@ def _jsonl(file: Path) -> RawRows:
 
 
 def _json(file: Path) -> RawRows:
-    with file.open(encoding="utf-8-sig") as text:
+    with io.TextIOWrapper(opened(file), encoding="utf-8-sig") as text:
         stream = JsonStream(text)
         try:
             for number, (row, written) in enumerate(stream.elements("data"), 1):
@@ -59,7 +61,7 @@ def _json(file: Path) -> RawRows:
 
 def _csv(file: Path) -> RawRows:
     csv.field_size_limit(sys.maxsize)  # the default limit is 128 KiB
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with io.TextIOWrapper(opened(file), encoding="utf-8-sig", newline="") as lines:
         yield from _csv_rows(file, csv.DictReader(lines, strict=True))
 
 
@@ -97,11 +99,34 @@ def _parquet(file: Path) -> RawRows:
 
 
 READERS: dict[str, Callable[[Path], RawRows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+COMPRESSED = (".gz", ".zst")  # after each of these suffixes but that of Parquet, which compresses its columns itself
+
+
+def kind_of(file: Path) -> str | None:
+    """The key of a file in :data:`READERS`: ``".jsonl"`` for ``rows.jsonl.gz``. None if it is not a data file."""
+    inner = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+    return inner if inner in READERS and not (inner == ".parquet" and file.suffix in COMPRESSED) else None
+
+
+def rows_of(file: Path) -> RawRows:
+    """The raw rows of a data file."""
+    return READERS[cast(str, kind_of(file))](file)
+
+
+def opened(file: Path) -> IO[bytes]:
+    """The content of a file, decompressed if its name says that it is compressed."""
+    if file.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(file))
+    if file.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+    return file.open("rb")
 
 
 def _not_utf8(file: Path) -> DataError:
     """The error for a file that is not UTF-8, with the first line that is not."""
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, 1):
             try:
                 line.decode()

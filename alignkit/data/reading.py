@@ -35,8 +35,8 @@ class ReadSource:
 
     path: str
     format: str
-    rows: int
-    fingerprint: str  # a hash of its bytes
+    rows: int | None  # None for a stream, whose rows are not counted
+    fingerprint: str  # a hash of its bytes; for a stream, of their number and of the first and last ones
     weight: float = 1.0
     skipped: int = 0  # bad rows; only with on_bad_row: skip
     empty: int = 0  # raw rows that the format converts to no row
@@ -51,7 +51,8 @@ class ReadSource:
         skipped = f", {self.skipped} bad rows skipped" if self.skipped else ""
         empty = f", {self.empty} rows of the source give none" if self.empty else ""
         left_out = f"; not read: {_shortened(self.left_out)}" if self.left_out else ""
-        return f"{self.rows} rows from {self.path} (format {self.format}{settings}{weight}{skipped}{empty}){left_out}"
+        rows = "a stream" if self.rows is None else f"{self.rows} rows"
+        return f"{rows} from {self.path} (format {self.format}{settings}{weight}{skipped}{empty}){left_out}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Rows:
         """Each source, and the indices of its rows."""
         start = 0
         for source in self.sources:
+            assert source.rows is not None
             yield source, range(start, start + source.rows)
             start += source.rows
 
@@ -103,14 +105,14 @@ def load(registry: Registry, config: DataConfig, path: DataPath, accepts: tuple[
             another type.
     """
     sources = data_sources.parse(path)
-    readers = [_Reader(registry, config, source, accepts, several=len(sources) > 1) for source in sources]
+    readers = [SourceReader(registry, config, source, accepts, several=len(sources) > 1) for source in sources]
     parts = [reader.convert() for reader in readers]
     skipped = [line for part in parts for line in part.skipped]
     read_sources = [reader.describe(part) for reader, part in zip(readers, parts, strict=True)]
     return Rows(joined([part.rows for part in parts]), read_sources, skipped)
 
 
-class _Reader:
+class SourceReader:
     """Reads and converts one source. ``several`` is set if the run has others."""
 
     def __init__(
@@ -118,9 +120,10 @@ class _Reader:
     ) -> None:
         self.registry, self.source, self.accepts, self.several = registry, source, accepts, several
         self.config = replace(config, name=source.name or config.name, split=source.split or config.split)
-        self._open()
+        self.open()
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Begin at the first row, and recognize the format."""
         self.opened = open_source(self.config, self.source.path)
         raw = self.opened.rows
         raw = with_folder(self.source.path, raw, self.source.split or "") if self.several else raw
@@ -131,7 +134,7 @@ class _Reader:
         try:
             result = converted(self._records(), self._file())
         except NotJson:
-            self._open()
+            self.open()
             result = converted(self._records(), None)
         if not result.rows:
             why = f"format '{self.chosen.component.name}' makes none of them"
@@ -140,11 +143,19 @@ class _Reader:
             raise DataError(f"{self.source.path} has no rows to train on: {why}")
         return result
 
-    def _records(self) -> Iterator[Record]:
+    def accepted(self, where: str, content: RawRow | DataError) -> list[Located]:
+        """The rows that the format makes of a raw row.
+
+        Raises:
+            DataError: the row is bad; :class:`WrongKindError` if the stage does not train on such rows.
+        """
         component_name = self.registry.describe(self.chosen.component)
+        return _accepted(self.chosen, component_name, where, content, self.source.path, self.accepts)
+
+    def _records(self) -> Iterator[Record]:
         for where, content in self.raw:
             try:
-                rows = _accepted(self.chosen, component_name, where, content, self.source.path, self.accepts)
+                rows = self.accepted(where, content)
             except DataError as error:
                 if self.config.on_bad_row == "error" or isinstance(error, WrongKindError):
                     raise
@@ -175,12 +186,13 @@ class _Reader:
             on_bad_row=self.config.on_bad_row,
         )
 
-    def describe(self, part: Converted) -> ReadSource:
-        """What was read."""
+    def describe(self, part: Converted | None = None) -> ReadSource:
+        """What was read, or what is read as a stream."""
+        rows, part = (None, Converted([], [], 0, [])) if part is None else (len(part.rows), part)
         return ReadSource(
             path=self.source.path,
             format=self.chosen.component.name,
-            rows=len(part.rows),
+            rows=rows,
             fingerprint=self.opened.fingerprint,
             weight=self.source.weight,
             skipped=len(part.skipped),

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from alignkit import bundled, paths
 from alignkit.config import DataConfig, data_sources
 from alignkit.data import hub
-from alignkit.data.readers import READERS, RawRows, without_null_fields
+from alignkit.data.readers import COMPRESSED, READERS, RawRows, kind_of, rows_of, without_null_fields
 from alignkit.errors import DataError, one_line, suggestion
 
 SPLITS = {  # the words in file names that name a split, as in the `datasets` library
@@ -25,6 +26,7 @@ SPLITS = {  # the words in file names that name a split, as in the `datasets` li
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+PART = 1 << 20  # bytes of a file that are read together
 NOT_DATA = ("readme", "license", "licence", "notice", "citation")  # files beside data, which need no mention
 
 
@@ -36,6 +38,7 @@ class Source:
     fingerprint: str  # a hash of its bytes
     left_out: list[str] = field(default_factory=list)  # names of files in the folder that are not read
     files: list[Path] = field(default_factory=list)  # that are read; none for data on the hub
+    streaming: bool = False  # the fingerprint is of parts of the files
 
     def check_unchanged(self) -> None:
         """Check that the files are those that the fingerprint is of.
@@ -43,7 +46,7 @@ class Source:
         Raises:
             DataError: a file has changed since the source was opened.
         """
-        if self.files and _hash(self.files) != self.fingerprint:
+        if self.files and _fingerprint(self.files, self.streaming) != self.fingerprint:
             names = ", ".join(sorted({file.name for file in self.files}))
             raise DataError(f"{names} changed while it was read. Start again when it is complete")
 
@@ -54,21 +57,23 @@ def open_source(config: DataConfig, path: str) -> Source:
     Raises:
         DataError: there is nothing, or nothing with rows. Also while rows are read, if a file is damaged.
     """
-    local = _local(path)
+    local, streaming = _local(path), config.streaming
     if local.is_dir():
         files, left_out = _files(local, config.split)
         if _is_saved(local):
-            return Source(_guarded(local, _saved(local, config.split)), _hash(files), files=files)
-        rows = itertools.chain.from_iterable(_guarded(file, READERS[file.suffix](file)) for file in files)
-        return Source(rows, _hash(files), left_out, files)
+            rows = _guarded(local, _saved(local, config.split))
+        else:
+            rows = itertools.chain.from_iterable(_guarded(file, rows_of(file)) for file in files)
+        return Source(rows, _fingerprint(files, streaming), left_out, files, streaming)
     if local.exists():
-        if local.suffix not in READERS:
+        if kind_of(local) is None:
             raise DataError(f"{path}: data files must end in {', '.join(READERS)}, not '{local.suffix}'")
         _check_regular(local)
-        return Source(_guarded(local, READERS[local.suffix](local)), _hash([local]), files=[local])
+        fingerprint = _fingerprint([local], streaming)
+        return Source(_guarded(local, rows_of(local)), fingerprint, files=[local], streaming=streaming)
     if local.is_symlink():
         raise DataError(f"{path} is a link to {os.readlink(local)}, which does not exist")
-    if local.suffix in READERS or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+    if kind_of(local) or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         beside = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
         raise DataError(suggestion(f"no file or folder {path}", local.name, beside))
     return _hub(config, path)
@@ -80,7 +85,7 @@ def fingerprints(config: DataConfig) -> dict[str, str]:
     for source in data_sources.parse(config.path):
         if (local := _local(source.path)).exists():
             files = _files(local, source.split or config.split)[0] if local.is_dir() else [local]
-            result[source.path] = _hash(files)
+            result[source.path] = _fingerprint(files, config.streaming)
     return result
 
 
@@ -120,10 +125,10 @@ def _local(path: str) -> Path:
 
 
 def _guarded(file: Path, rows: RawRows) -> RawRows:
-    """``rows``, with an OSError turned into a DataError."""
+    """``rows``, with an error of the file system or of a damaged archive turned into a DataError."""
     try:
         yield from rows
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file.name} cannot be read: {_reason(error)}") from None
 
 
@@ -137,13 +142,18 @@ def _check_regular(file: Path) -> None:
         raise DataError(f"{file} is {what}")
 
 
-def _hash(files: Iterable[Path]) -> str:
+def _fingerprint(files: Iterable[Path], streaming: bool) -> str:
+    """A hash of the bytes of files; if they are streamed, of their sizes, first and last bytes."""
     digest = hashlib.sha256()
     for file in files:
         try:
             with file.open("rb") as content:
-                while chunk := content.read(1 << 20):
-                    digest.update(chunk)
+                size = content.seek(0, os.SEEK_END)
+                if streaming:
+                    digest.update(f"{size}\n".encode())
+                for start in (0, max(PART, size - PART)) if streaming else range(0, size, PART):
+                    content.seek(start)
+                    digest.update(content.read(PART))
         except OSError as error:
             raise DataError(f"{file} cannot be read: {_reason(error)}") from None
     return digest.hexdigest()
@@ -164,7 +174,7 @@ def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
         raise DataError(f"{folder} cannot be read: {_reason(error)}") from None
     if _is_saved(folder):
         return sorted(file for file in folder.rglob("*") if file.is_file()), []
-    data = [file for file in inside if file.suffix in READERS and not file.is_dir() and not file.name.startswith(".")]
+    data = [file for file in inside if kind_of(file) and not file.is_dir() and not file.name.startswith(".")]
     for file in data:
         _check_regular(file)
     if not data:
@@ -175,9 +185,9 @@ def _files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     """The files with the split in their names. If none has ``train``, those without a split are ``train``."""
-    splits = {file: _split_in(file.stem) for file in files}
+    splits = {file: _split_in(_stem(file)) for file in files}
     wanted = SPLITS.get(split)
-    chosen = [file for file in files if (splits[file] == wanted if wanted else _without_shard(file.stem) == split)]
+    chosen = [file for file in files if (splits[file] == wanted if wanted else _without_shard(_stem(file)) == split)]
     if not chosen and wanted == "train":
         chosen = [file for file in files if splits[file] is None]
     if not chosen:
@@ -189,6 +199,11 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
 def _split_in(stem: str) -> str | None:
     words = re.split(r"[-._ 0-9]+", stem.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def _stem(file: Path) -> str:
+    """``"train_sft"`` of ``train_sft.jsonl.gz``."""
+    return Path(file.stem).stem if file.suffix in COMPRESSED else file.stem
 
 
 def _without_shard(stem: str) -> str:
@@ -224,15 +239,29 @@ def _saved(folder: Path, split: str) -> RawRows:
 
 def _hub(config: DataConfig, path: str) -> Source:
     hub.offline_if_unreachable()
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     try:
-        dataset = load_dataset(path, config.name, split=config.split)
+        if config.streaming:
+            builder = load_dataset_builder(path, config.name)
+            dataset, fingerprint = builder.as_streaming_dataset(config.split), builder.hash  # has the commit
+        else:
+            dataset = load_dataset(path, config.name, split=config.split)
+            fingerprint = dataset._fingerprint
     except Exception as error:  # the errors of the hub share no base class
         why = hub.reason(error, f"datasets/{path}")
         message = f"{path} is not a local file or folder, and loading it from the hub failed: {why}"
         raise DataError(message) from error
-    return Source(_numbered(path, dataset), str(dataset._fingerprint))
+    rows = _numbered(path, dataset)
+    return Source(_from_hub(path, rows) if config.streaming else rows, str(fingerprint))
+
+
+def _from_hub(path: str, rows: RawRows) -> RawRows:
+    """``rows``, which are downloaded as they are read."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise DataError(f"{path} cannot be read from the hub: {hub.reason(error, f'datasets/{path}')}") from error
 
 
 def _numbered(name: str, dataset: Iterable[Any]) -> RawRows:

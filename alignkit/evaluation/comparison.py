@@ -12,6 +12,7 @@ from alignkit import data
 from alignkit.config import DataConfig
 from alignkit.data import held_out
 from alignkit.data.prompts import has_prompt, has_tools, prompt_of
+from alignkit.data.streaming import RowStream
 from alignkit.errors import AlignkitError, ConfigError, DataError
 from alignkit.generation import rankings, scorers
 from alignkit.generation.scorers import Scorer
@@ -88,10 +89,13 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
     trained, held_out, unknown = set[str](), dict[str, tuple[Conversation, Mapping[str, Any]]](), []
     for run in runs:
         try:
-            train_rows, eval_rows = rows_of(_record(run))
+            record = _record(run)
+            train_rows, eval_rows = rows_of(record)
         except AlignkitError as error:
             unknown.append(f"{run.folder}: {error}")
             continue
+        if record["config"]["stages"][record["stage"]]["data"].get("streaming"):
+            unknown.append(f"{run.folder}: it read a stream, of which only the first {len(train_rows)} rows are known")
         trained |= {json.dumps(prompt) for prompt in _prompts(train_rows)}
         for located in eval_rows:
             if not has_prompt(located.row) or has_tools(located.row):  # not sampled
@@ -137,16 +141,19 @@ class Comparison(NamedTuple):
 
 
 def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located]]:
-    """The rows that a run was trained on and those that it held out."""
+    """The rows that a run was trained on, of a stream the first ones, and those that it held out."""
     registry = Registry()
     in_memory.activate_known(registry, record["config"]["plugins"])
     config = DataConfig(**record["config"]["stages"][record["stage"]]["data"])
     accepts = registry.stage(record["stage"]).rows
-    source = data.load(registry, config, config.path, accepts)
+    stream = RowStream(registry, config, accepts) if config.streaming else None
+    source = stream.source if stream else data.load(registry, config, config.path, accepts)
     if source.fingerprint != record["data"]["fingerprint"]:
         raise DataError(f"{source.path} has changed since")
     if source.format != record["data"]["format"]:
         raise DataError(f"{source.path} is now read as {source.format}, and the run read {record['data']['format']}")
+    if stream and config.eval_path is None:
+        return stream.split
     if config.eval_path is None:
         train_rows, eval_rows = held_out.split(source, config.eval_size, config.seed)
         if len(eval_rows) != record["data"]["eval_rows"]:  # an earlier version split otherwise
@@ -154,8 +161,8 @@ def rows_of(record: dict[str, Any]) -> tuple[Sequence[Located], Sequence[Located
                 f"its split now holds out {len(eval_rows)} rows, and the run held out {record['data']['eval_rows']}"
             )
         return train_rows, eval_rows
-    split = DataConfig(**{**vars(config), "split": config.eval_split or config.split})
-    train_rows = held_out.split(source, 0, config.seed).train
+    split = DataConfig(**{**vars(config), "split": config.eval_split or config.split, "streaming": False})
+    train_rows = stream.train_rows if stream else held_out.split(source, 0, config.seed).train
     return train_rows, data.load(registry, split, config.eval_path, accepts).rows
 
 

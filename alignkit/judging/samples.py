@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from alignkit.components import DataFormat
 from alignkit.data.prompts import has_tools
-from alignkit.data.readers import READERS
+from alignkit.data.readers import READERS, kind_of, rows_of
 from alignkit.errors import DataError, suggestion
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Prompt
@@ -43,11 +43,11 @@ def read_samples(file: Path) -> list[Sample]:
     """
     if not file.is_file():
         raise DataError(suggestion(f"no file {file}", file.name, [each.name for each in file.parent.glob("*")]))
-    if file.suffix not in READERS:
+    if kind_of(file) is None:
         raise DataError(f"{file}: data files must end in {', '.join(READERS)}")
     prompts = cast(DataFormat, Registry().get("format", "prompts"))
     samples = []
-    for where, row in READERS[file.suffix](file):
+    for where, row in rows_of(file):
         if isinstance(row, DataError):
             raise row
         prompt, answers, ranks = row.get("prompt"), row.get("responses"), row.get("ranks")

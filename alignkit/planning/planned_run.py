@@ -36,6 +36,7 @@ class PlannedRun(Run):
     def __init__(self, plan: Plan, folder: Path, dtype: torch.dtype, ledger: Ledger) -> None:
         finished = {role: parent for role, parent in plan.parents.items() if parent.manifest is not None}
         super().__init__(dataclasses.replace(plan, parents=finished), say=lambda line: None)
+        self.stream = None  # the rows of the plan stand for it
         self.folder, self.device, self.dtype, self.ledger = folder, CPU, dtype, ledger
         self.cache = 0  # bytes of the key-value cache, at most
         planned = {role: parent for role, parent in plan.parents.items() if parent.manifest is None}

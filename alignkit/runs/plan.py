@@ -19,11 +19,12 @@ from alignkit.config.settings import merge
 from alignkit.data import held_out, sources
 from alignkit.data.reading import Rows
 from alignkit.data.spool import selected
+from alignkit.data.streaming import RowStream
 from alignkit.errors import ConfigError, DataError
 from alignkit.protocols import Limits
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located
-from alignkit.runs import base, lineage, manifest, recorded, used_plugins
+from alignkit.runs import base, lineage, manifest, recorded, streamed, used_plugins
 from alignkit.runs.lineage import Parent
 
 BASE = "base"  # in place of a run folder: start from the bare model
@@ -40,6 +41,7 @@ class Plan:
     eval_rows: Sequence[Located]
     eval_source: Rows | None  # None if held-out rows are split off the training data
     parents: dict[str, Parent] = field(default_factory=dict)  # by role, without those that start from the base model
+    stream: RowStream | None = None  # with `data.streaming`; train_rows are the first of its rows
 
     @property
     def limits(self) -> Limits:
@@ -56,7 +58,8 @@ class Plan:
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
         extent = self._stage_text("extent", config.stage.config) or f"{length}, batches of {batch}"
         in_memory = self._stage_text("in_memory", self)
-        split = f"{len(self.eval_rows)} rows of the training data"
+        split = f"{'the first ' if self.stream else ''}{len(self.eval_rows)} rows of the training data"
+        rows = "a stream" if self.stream else f"{len(self.train_rows)} rows"
         return [
             ("stage", self._named("stage")),
             ("model", self._model()),
@@ -70,7 +73,7 @@ class Plan:
             ("optimizer", f"{self._named('optimizer')}, learning rate {learning_rate:g}"),
             *(("data", line) for line in self.source.describe()),
             *(("held out", line) for line in (self.eval_source.describe() if self.eval_source else [split])),
-            ("training", f"{len(self.train_rows)} rows, {extent}"),
+            ("training", f"{rows}, {extent}"),
             *([("note", note)] if (note := self._stage_text("note", self)) else []),
             *(("ignored", f"train.{key}: {instead}") for key, instead in config.unused.items()),
             *([("kept", f"{', '.join(config.kept)}: settings of the run that is resumed")] if config.kept else []),
@@ -276,16 +279,19 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
             raise ConfigError(
                 f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
             )
-    source = data.load(registry, config.data, config.data.path, stage.rows)
+    stream = streamed.stream(registry, config) if config.data.streaming else None
+    source = stream.source if stream else data.load(registry, config.data, config.data.path, stage.rows)
     if (eval_path, eval_split) in splits:
         raise ConfigError(f"data.eval_path is the training data ({eval_path}). Set data.eval_split too")
     if eval_path is None:
-        train_rows, eval_rows = held_out.split(source, config.data.eval_size, config.data.seed)
-        plan = Plan(registry, config, source, train_rows, eval_rows, None, parents)
+        size, seed = config.data.eval_size, config.data.seed
+        train_rows, eval_rows = stream.split if stream else held_out.split(source, size, seed)
+        plan = Plan(registry, config, source, train_rows, eval_rows, None, parents, stream)
     else:
-        eval_source = data.load(registry, dataclasses.replace(config.data, split=eval_split), eval_path, stage.rows)
-        train_rows = held_out.split(source, 0, config.data.seed).train
-        plan = Plan(registry, config, source, train_rows, eval_source.rows, eval_source, parents)
+        eval_config = dataclasses.replace(config.data, split=eval_split, streaming=False)
+        eval_source = data.load(registry, eval_config, eval_path, stage.rows)
+        train_rows = stream.train_rows if stream else held_out.split(source, 0, config.data.seed).train
+        plan = Plan(registry, config, source, train_rows, eval_source.rows, eval_source, parents, stream)
     plan = _without_bad_rows(plan)
     for component, settings in chosen:
         if checks.wants_plan(component):
@@ -326,7 +332,8 @@ def _without_bad_rows(plan: Plan) -> Plan:
         if sides[name] and not kept:
             first = next(iter(bad[name].values()))
             raise DataError(f"all {len(sides[name])} {adjective} rows are bad. The first: {first}")
-    skipped = [*plan.source.skipped, *reasons]
+    counted = bad["eval_rows"].values() if plan.stream else reasons  # training counts the others when it reads them
+    skipped = [*plan.source.skipped, *counted]
     source = dataclasses.replace(plan.source, skipped=skipped)
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
 

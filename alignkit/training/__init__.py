@@ -12,6 +12,8 @@ __all__ = [
     "ReferenceTrainer",
     "RowMetrics",
     "Run",
+    "StreamState",
+    "StreamedExamples",
     "execute",
     "last_logged",
     "load_with_reference",
@@ -29,5 +31,6 @@ if TYPE_CHECKING:
         reference_arguments,
     )
     from alignkit.training.run import Run
+    from alignkit.training.streaming import StreamedExamples, StreamState
 else:
     __getattr__, __dir__ = lazy_imports(__name__, __file__)

@@ -20,6 +20,7 @@ from alignkit.config import DataConfig
 from alignkit.data import held_out
 from alignkit.data.chat_template import load_tokenizer
 from alignkit.data.chat_tokenizer import today
+from alignkit.data.streaming import RowStream
 from alignkit.errors import AlignkitError
 from alignkit.generation import rewards
 from alignkit.models import device_and_dtype
@@ -46,6 +47,8 @@ class Run:
         self.registry = plan.registry
         self.train_rows = plan.train_rows
         self.eval_rows = plan.eval_rows
+        self.stream = plan.stream
+        self.streamed_rows: int | None = None  # different rows of it that were trained on, when training has ended
         self.say = say
         self.folder = manifest.unfinished(plan.config.folder)
         self.parents = {role: parent.folder for role, parent in plan.parents.items()}
@@ -123,7 +126,10 @@ class Run:
         return None if pad in self.stop_ids else int(pad)
 
     def parent_rows(self, role: str) -> Sequence[Located]:
-        """The rows that a parent was trained on; empty if there is no parent or its data are gone."""
+        """The rows that a parent was trained on; empty if there is no parent or its data are gone.
+
+        Of a stream, they are the first ones.
+        """
         if role not in self.records:
             return []
         record = self.records[role]
@@ -131,6 +137,8 @@ class Run:
         stage = self.registry.stage(record["stage"])
         try:
             config = DataConfig(**table)
+            if config.streaming:
+                return RowStream(self.registry, config, stage.rows).train_rows
             return held_out.split(data.load(self.registry, config, config.path, stage.rows), 0, config.seed).train
         except AlignkitError as error:
             self.say(f"the rows that {self.parents[role]} was trained on cannot be read: {error}")

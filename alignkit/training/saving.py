@@ -127,7 +127,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
                 }
                 for each in source.sources
             ],
-            "train_rows": len(run.train_rows),
+            "train_rows": len(run.train_rows) if run.streamed_rows is None else run.streamed_rows,
             "eval_rows": len(run.eval_rows),
             "skipped_rows": run.skipped,
             "lengths": measures.row_lengths(run),

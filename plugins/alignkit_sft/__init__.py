@@ -32,6 +32,7 @@ def alignkit_stage() -> list[Stage]:
             loss="nll",
             data="bundled:demonstrations",
             watch=("perplexity",),
+            streams=True,
             train={
                 "learning_rate": 2e-5,
                 "lr_scheduler_type": "cosine_with_min_lr",

@@ -13,8 +13,8 @@ import trl
 from alignkit import DataError, Located, Run, TokenLogps
 from alignkit.data import IGNORE, SequenceEncoder, check_column_fits, encode_rows
 from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
-from alignkit.training import Means, last_logged
-from alignkit_sft import packing, perplexity
+from alignkit.training import Means, StreamedExamples, StreamState, last_logged
+from alignkit_sft import packing, perplexity, streaming
 
 if TYPE_CHECKING:
     from alignkit_sft.config import SFTConfig
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 def build(run: Run) -> SFTTrainer:
     """Tokenize the rows, load the policy, and build the trainer."""
     config: SFTConfig = run.config.stage.config
-    train_dataset = tokenize(run, run.train_rows, config)
+    stream = streaming.examples(run, config) if run.stream else None
+    train_dataset = _placeholder() if stream else tokenize(run, run.train_rows, config)
     eval_dataset = tokenize(run, run.eval_rows, config) if run.eval_rows else None
     args = run.training_arguments(
         trl.SFTConfig,
         max_length=config.max_length if config.packing else None,  # `tokenize` handles long rows
         packing=config.packing,
         eval_packing=False,
+        ignore_data_skip=stream is not None,  # it resumes by itself
     )
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
     trainer = SFTTrainer(
@@ -42,6 +44,9 @@ def build(run: Run) -> SFTTrainer:
         callbacks=run.callbacks(),
         optimizer_cls_and_kwargs=optimizer,
     )
+    if stream:
+        trainer.train_dataset = stream
+        trainer.add_callback(StreamState(stream))
     uses_fused_head(trainer.model, run.say)
     if config.packing:
         packing.check(trainer)
@@ -74,6 +79,11 @@ def tokenize(run: Run, rows: Sequence[Located], config: SFTConfig) -> datasets.D
     return encoded.dataset.select_columns(["input_ids", "labels"]).select(kept)
 
 
+def _placeholder() -> datasets.Dataset:
+    """TRL's trainer can only be built with a dataset of the ``datasets`` library."""
+    return datasets.Dataset.from_list([{"input_ids": [0], "labels": [0]}])
+
+
 class SFTTrainer(trl.SFTTrainer):
     """``trl.SFTTrainer`` with a loss that is a function of :class:`alignkit.TokenLogps`."""
 
@@ -86,6 +96,12 @@ class SFTTrainer(trl.SFTTrainer):
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # makes the Trainer count target tokens, whatever the model's signature
         self.means = {mode: Means(self.accelerator) for mode in ("train", "eval")}  # over tokens
+
+    def get_train_dataloader(self) -> Any:
+        """The batches of a step; those of a stream, without ``accelerate``."""
+        if isinstance(stream := self.train_dataset, StreamedExamples):
+            return stream.loader(self._train_batch_size, self.data_collator, self.args.dataloader_pin_memory)
+        return super().get_train_dataloader()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
