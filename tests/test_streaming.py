@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,12 +54,10 @@ def stream(path: str | list[str], **config: object) -> RowStream:
     return RowStream(Registry(), DataConfig(path=path, streaming=True, **options), (Demonstration,))  # type: ignore[arg-type]
 
 
-def prompts(
-    rows: RowStream, blocks: int, start: Position = Position(), process: int = 0, processes: int = 1
-) -> list[str]:
-    """The prompts of the first blocks from a position on."""
+def prompts(rows: RowStream, blocks: int, process: int = 0, processes: int = 1) -> list[str]:
+    """The prompts of the first blocks."""
     result = []
-    for (_, block), _ in zip(rows.blocks(start, 0, process, processes), range(blocks), strict=False):
+    for _, block in itertools.islice(rows.blocks(Position(), 0, process, processes), blocks):
         result += [located.row.key for raw in block for located in rows.rows(raw)]
     return result
 

@@ -64,6 +64,7 @@ class RowStream:
         self.config = config
         several = len(sources) > 1
         self.readers = [SourceReader(registry, config, source, accepts, several) for source in sources]
+        self.fingerprints = [reader.opened.fingerprint for reader in self.readers]
         self.skipped: list[str] = []  # why rows before the training rows are bad
         self.eval_rows: list[Located] = []
         self.first = 0  # the first training row, as the number of raw rows before it
@@ -104,9 +105,14 @@ class RowStream:
         """The raw rows from the row number ``start`` on."""
         for reader in self.readers:
             reader.open()
+        self._check_unchanged()
         yield from itertools.islice(self._in_turn(), start, None)
-        for reader in self.readers:
-            reader.opened.check_unchanged()
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Check that the files are those of the beginning."""
+        for reader, fingerprint in zip(self.readers, self.fingerprints, strict=True):
+            replace(reader.opened, fingerprint=fingerprint).check_unchanged()
 
     def _in_turn(self) -> Iterator[RawLocated]:
         open_readers = list(self.readers)
