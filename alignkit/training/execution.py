@@ -24,7 +24,7 @@ from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import deepspeed, learning, measures, old_checkpoints, shard, trackers
+from alignkit.training import deepspeed, learning, measures, old_checkpoints, processes, shard, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -87,6 +87,8 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
                     return Result(final, manifest.read(final)["metrics"], time.monotonic() - started)
             extensions = prepare_folder(plan, run.surroundings(), resume, overwrite)
         stack.enter_context(_reported_failure(run))
+        stack.enter_context(processes.connected())
+        processes.check_alike(run)
         metrics = _train(run, resume, extensions, started)
     gc.collect()  # a trainer has reference cycles, and the next stage needs the memory of its models
     result = Result(final, metrics, time.monotonic() - started)

@@ -47,7 +47,7 @@ class Session:
 
     def flat_settings(self) -> dict[str, Any]:
         """The settings by their names on the command line, such as ``ppo.kl_coef``."""
-        return dict(_flat(self.settings))
+        return dict(flat(self.settings))
 
 
 class Tracker(TrainerCallback):
@@ -271,9 +271,9 @@ def _cell(value: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", html.escape(text, quote=False)).replace("\n", "<br>")
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
