@@ -6,6 +6,7 @@ from alignkit.batches import (
     Answers,
     HiddenStates,
     LossOutput,
+    OffPolicy,
     PolicyBatch,
     PreferenceLogps,
     Question,
@@ -30,7 +31,15 @@ from alignkit.components import (
     halvings,
     option,
 )
-from alignkit.errors import AlignkitError, ConfigError, DataError, PluginError, did_you_mean, one_line
+from alignkit.errors import (
+    AlignkitError,
+    ConfigError,
+    DataError,
+    PluginError,
+    UnavailableError,
+    did_you_mean,
+    one_line,
+)
 from alignkit.hookspecs import hookimpl
 from alignkit.lazy import lazy_imports
 from alignkit.protocols import Engine, Plan, Result, RewardFunction, Run, RunConfig
@@ -58,6 +67,7 @@ __all__ = [
     "LossOutput",
     "Message",
     "NoConfig",
+    "OffPolicy",
     "Optimizer",
     "Plan",
     "PluginError",
@@ -82,6 +92,7 @@ __all__ = [
     "Text",
     "TokenLogps",
     "Tuner",
+    "UnavailableError",
     "__version__",
     "check",
     "compare",

@@ -93,15 +93,32 @@ class Sampling:
     samples: int = 1  # answers to each prompt
 
 
+@dataclass(frozen=True)
+class OffPolicy:
+    """How answers are used that a copy of the policy in another program sampled.
+
+    Its log-probabilities never replace those of the policy. They are compared with them in each iteration.
+    """
+
+    max_difference: float  # the mean absolute difference per token, in nats, above which the run stops
+    cap: float | None = None  # advantages are multiplied by importance weights, at most this; None: they are not
+
+
 class SampledAnswers(list[list[int]]):
     """Answers as token ids, in the order of their prompts, and optionally the log-probability of each of their tokens.
 
     Log-probabilities are at the sampling temperature (at 1 for greedy decoding), over the whole vocabulary.
     """
 
-    def __init__(self, answers: Iterable[list[int]], logps: list[list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        answers: Iterable[list[int]],
+        logps: list[list[float]] | None = None,
+        off_policy: OffPolicy | None = None,
+    ) -> None:
         super().__init__(answers)
         self.logps = logps  # one for each token, or None if the engine does not compute them
+        self.off_policy = off_policy  # set by an engine that samples from a copy of the policy, with its logps
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,7 @@ class Rollout(Component):
     # its config, the tokenizer, the Sampling, and `run` if it has that parameter -> the engine: a function of the
     # policy, the prompts, and `roles` if it has that parameter, that returns the answers; both are token ids
     build: Callable[..., Callable[..., list[list[int]]]]
+    in_other_process: bool = False  # it samples in another process, such as a server, and takes no memory of this one
 
 
 KINDS: dict[str, type[Component]] = {

@@ -22,6 +22,10 @@ class PluginError(AlignkitError):
     """A plugin that is missing, broken, or in conflict with another plugin."""
 
 
+class UnavailableError(AlignkitError):
+    """A server that a run needs does not answer as it should. The run stops with a checkpoint, and can be resumed."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'ppo'?"`` with the known word closest to ``word``; an empty string if none is close."""
     close = difflib.get_close_matches(str(word), [each for each in known if each != word], n=1)

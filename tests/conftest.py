@@ -34,6 +34,7 @@ pytest_plugins = [
     "small_models",
     "stage_runs",
     "upload_server",
+    "vllm_servers",
 ]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network

@@ -36,6 +36,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "compare": "Compare runs on the same held-out prompts.",
     "export": "Write a run as a model that plain Transformers opens, and check that it equals the run.",
     "serve": "Serve a run with an OpenAI-compatible API.",
+    "serve-rollouts": "Print the command that starts a vLLM server for rollout.name=vllm.",
     "report": "Write an HTML report on runs: what was trained from what, whether it worked, and what it cost.",
     "runs": "List runs with stage, base, result, age and size, and the commands that continue unfinished ones.",
     "show": "Show a run: its parents and data, its held-out results, and the command that reproduces it.",
@@ -59,9 +60,9 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"alignkit.cli.{MODULES.get(cmd_name, cmd_name)}")
+        module = importlib.import_module(f"alignkit.cli.{MODULES.get(cmd_name, cmd_name.replace('-', '_'))}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(getattr(module, cmd_name.replace("-", "_")))
         return typer.main.get_command(single)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:

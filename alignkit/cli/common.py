@@ -54,7 +54,8 @@ Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder fo
 Trust = typer.Option(
     False,
     "--trust",
-    help="Let the config file, or a run folder, run code and use servers: reward.call, judge.call, judge.base_url.",
+    help="Let the config file, or a run folder, run code and use servers: reward.call, judge.call, judge.base_url, "
+    "rollout.urls.",
 )
 ModelKwargs = typer.Argument(
     None, metavar="model_kwargs.KEY=VALUE", help="Arguments of from_pretrained for a model that is not a run."

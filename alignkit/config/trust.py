@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from alignkit.config import reward_parts
@@ -37,7 +38,7 @@ def check_config(registry: Registry, config: RunConfig, command_line: Mapping[st
     check(selected, texts(command_line))
 
 
-def check(selected: Iterable[Selected], written: Iterable[str] = ()) -> None:
+def check(selected: Iterable[Selected], written: AbstractSet[str] = frozenset()) -> None:
     """Check that each setting that needs trust is one of the texts that the user has ``written``.
 
     Raises:
@@ -45,7 +46,7 @@ def check(selected: Iterable[Selected], written: Iterable[str] = ()) -> None:
     """
     for component, config in selected:
         for name, value, effect in _needing_trust(config):
-            if value not in written:
+            if not texts(value) <= written:
                 raise ConfigError(
                     f"{component.kind} '{component.name}': {name}={value} {effect}, and it is set in a file. If you "
                     "trust the file, add --trust, or write the setting on the command line"
@@ -56,5 +57,6 @@ def _needing_trust(config: Any) -> Iterator[tuple[str, Any, str]]:
     """The settings of a component that need trust: name, value, effect."""
     for field in dataclasses.fields(config):
         value, effect = getattr(config, field.name), field.metadata.get("needs_trust")
-        if effect and value != field.default:
+        listed = field.default_factory is not dataclasses.MISSING
+        if effect and value != (field.default_factory() if listed else field.default):
             yield field.name, value, effect

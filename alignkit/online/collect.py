@@ -13,13 +13,14 @@ from torch import Tensor
 
 from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data import Branches
-from alignkit.errors import DataError
+from alignkit.errors import DataError, UnavailableError
 from alignkit.generation.sampling import text
 from alignkit.models import Logps, Sequences, decide_shared_prompt, gathered
 from alignkit.models.prompt_trees import supports_tree
 from alignkit.online import diagnosis, seeds
 from alignkit.online.config import OnlineConfig
 from alignkit.online.microbatches import by_length
+from alignkit.online.off_policy import importance_weights
 from alignkit.online.prompts import EncodedPrompt
 from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.rollouts import Rollouts
@@ -55,6 +56,7 @@ class Collector:
         trainer.roles.shared_mask = self._decide_sharing(run)
         self.group = self.config.samples_per_prompt if trainer.roles.shared_mask else 1  # answers that stay together
         self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
+        self.compared = False  # whether the difference to a copy of the policy has been printed
         self.reuse_logps = False  # whether the engine's log-probabilities replace the policy's forward pass
         self.say = run.say
         self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
@@ -92,6 +94,8 @@ class Collector:
         ref_logps, values = outputs["reference"][0], outputs["value"][0] if value else None
         if iteration == 0:
             diagnosis.check_reference(logps - ref_logps, mask, self.exact)
+        weights, of_copy = self._compare_copy(answers, logps, mask)
+        if iteration == 0:
             self.reuse_logps = self._engine_agrees(answers, logps, mask)
 
         mean, total = self.statistics.mean, self.statistics.total
@@ -108,7 +112,8 @@ class Collector:
             metrics["redrawn"] = redraws
         if self.skips_errors:
             metrics["reward_errors"] = total((~kept).sum())
-        return Rollouts(prompt_ids, answers, scores, kept, mask, logps, ref_logps, values, metrics)
+        metrics |= of_copy
+        return Rollouts(prompt_ids, answers, scores, kept, mask, logps, ref_logps, values, metrics, weights)
 
     def _decide_sharing(self, run: Run) -> torch.dtype | None:
         """The dtype of the mask if each prompt is computed once for all its answers, else None."""
@@ -187,7 +192,7 @@ class Collector:
 
         They then replace that pass. A value function that is a head on the policy needs the pass in any case.
         """
-        if answers.logps is None or self.config.value_function == "head":
+        if answers.logps is None or answers.off_policy or self.config.value_function == "head":
             return False
         difference = self.statistics.mean((padded(answers.logps, self.device) - logps).abs(), mask)
         agrees = difference <= diagnosis.tolerance(self.exact)
@@ -197,13 +202,39 @@ class Collector:
         )
         return agrees
 
+    def _compare_copy(
+        self, answers: SampledAnswers, logps: Tensor, mask: Tensor
+    ) -> tuple[Tensor | None, dict[str, float]]:
+        """Importance weights of answers that a copy of the policy sampled, [B, A] or None, and metrics."""
+        if answers.off_policy is None:
+            return None, {}
+        sampled = padded(answers.logps or [], self.device)
+        weights, metrics = importance_weights(answers.off_policy, logps, sampled, mask, self.statistics)
+        if not self.compared:
+            self.say(
+                f"the rollout engine's log-probabilities differ by {metrics['rollout_logps_difference']:.1g} nats per "
+                f"token from the policy's; the run stops if it is more than {answers.off_policy.max_difference:g}"
+            )
+        self.compared = True
+        return weights, metrics
+
     def sample(self, prompts: list[list[int]], seed: int) -> SampledAnswers:
-        """Sample an answer to each prompt from the policy, as token ids."""
+        """Sample an answer to each prompt from the policy, as token ids.
+
+        Raises:
+            UnavailableError: the engine's server does not answer, to this process or to another one.
+        """
         transformers.set_seed(seed)
-        roles = self.trainer.roles.eval()
+        roles, failure, answers = self.trainer.roles.eval(), None, SampledAnswers([])
         autocast = self.trainer.accelerator.autocast()
         with roles.using("policy") as policy, torch.no_grad(), autocast, gathered(roles, policy):
-            return self.engine(policy, prompts, roles)
+            try:
+                answers = self.engine(policy, prompts, roles)
+            except UnavailableError as error:
+                failure = error
+        if self.statistics.total(torch.tensor(failure is not None, device=self.device)):  # all processes stop
+            raise failure or UnavailableError("the rollout engine of another process is unavailable")
+        return answers
 
     def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]]) -> Tensor:
         """The reward of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is ``skip``."""

@@ -7,10 +7,14 @@ the average.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from alignkit.online.trainer import OnlineTrainer
 
 
 def start(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -22,3 +26,21 @@ def update(average: dict[str, Tensor], weights: Iterable[tuple[str, Tensor]], de
     """``average = decay * average + (1 - decay) * weights``, in place."""
     for name, weight in weights:
         average[name].lerp_(weight.detach().float(), 1 - decay)
+
+
+class UpdateAverage(transformers.TrainerCallback):
+    """Averages the policy's weights after each optimizer step."""
+
+    def __init__(self, trainer: OnlineTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from alignkit.models import shard_like
+
+        weights = dict(self.trainer.policy_weights())  # which may be sharded since the average was made
+        average = self.trainer.average
+        self.trainer.average = {name: shard_like(weights[name], tensor) for name, tensor in average.items()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if decay := self.trainer.config.ema:
+            update(self.trainer.average, self.trainer.policy_weights(), decay)

@@ -17,6 +17,7 @@ import safetensors.torch
 import transformers
 from torch import Tensor
 
+from alignkit.errors import UnavailableError
 from alignkit.models import Roles, full_tensor, trained_weights
 from alignkit.protocols import Run
 from alignkit.runs.resume import TRAINED_WEIGHTS
@@ -32,6 +33,8 @@ class RolesTrainer(transformers.Trainer):
     def __init__(self, *, run: Run, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
+        self.unavailable: UnavailableError | None = None  # what stopped the run
+        self.evaluation_failed = False  # whether it was in an evaluation
 
     @property
     def roles(self) -> Roles:
@@ -49,6 +52,30 @@ class RolesTrainer(transformers.Trainer):
 
     def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Take back what :meth:`checkpoint_tensors` and :meth:`checkpoint_state` gave; tensors are on the CPU."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the Trainer does.
+
+        Raises:
+            UnavailableError: :meth:`stop_with_checkpoint` was called; the run can be resumed.
+        """
+        result = super().train(*args, **kwargs)
+        if self.unavailable:
+            raise UnavailableError(
+                f"{self.unavailable}. The run has a checkpoint of step {self.state.global_step}: to continue, add "
+                "--resume to the same command"
+            )
+        return result
+
+    def stop_with_checkpoint(self, error: UnavailableError, evaluating: bool = False) -> None:
+        """Save a checkpoint of the last complete step and stop; raise the error if there is no such step.
+
+        With ``evaluating``, a resumed run begins with the evaluation that failed.
+        """
+        if not (self.is_in_train and self.state.global_step):
+            raise error
+        self.unavailable, self.evaluation_failed = error, evaluating
+        self.control.should_save = self.control.should_training_stop = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint (``_internal_call``, as the Trainer calls it) or the finished policy."""
@@ -69,13 +96,16 @@ class RolesTrainer(transformers.Trainer):
             tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
         saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(saved, folder / TRAINED_WEIGHTS)
-        (folder / self._state_file).write_text(json.dumps(self.checkpoint_state()), encoding="utf-8")
+        state = {**self.checkpoint_state(), "evaluation_failed": self.evaluation_failed}
+        (folder / self._state_file).write_text(json.dumps(state), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         groups = trained_weights.read(folder)
         self.roles.load_weights(groups.pop(""))
-        self.load_checkpoint(groups, json.loads((folder / self._state_file).read_text(encoding="utf-8")))
+        state = json.loads((folder / self._state_file).read_text(encoding="utf-8"))
+        self.args.eval_on_start = state.get("evaluation_failed", False)
+        self.load_checkpoint(groups, state)
 
     @property
     def _state_file(self) -> str:

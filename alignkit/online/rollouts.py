@@ -24,6 +24,7 @@ class Rollouts:
     ref_logps: Tensor  # [B, A] of the reference
     values: Tensor | None  # [B, A], before each token; None without a value function
     metrics: dict[str, float]  # for the log
+    weights: Tensor | None = None  # [B, A] truncated importance weights, which multiply advantages; None: all are 1
 
     @property
     def lengths(self) -> list[int]:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from alignkit.batches import LossOutput, PolicyBatch
+from alignkit.errors import UnavailableError
 from alignkit.evaluation import error_bar
 from alignkit.generation.sampling import text
-from alignkit.models import Sequences, shard_like
+from alignkit.models import Sequences
 from alignkit.online import diagnosis, ema, microbatches, seeds
 from alignkit.online.collect import Collector
 from alignkit.online.kl import next_kl_coef
@@ -63,7 +63,7 @@ class OnlineTrainer(RolesTrainer):
         self.signs = diagnosis.FailureSigns(
             run.config.stage.component.name, run.say, expect_eos=self.config.missing_eos_penalty > 0
         )
-        self.add_callback(UpdateAverage(self))
+        self.add_callback(ema.UpdateAverage(self))
 
     # --- what a stage decides ----------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class OnlineTrainer(RolesTrainer):
             "mask": rollouts.mask,
             "old_logps": rollouts.logps,
             "ref_logps": rollouts.ref_logps,
-            "advantages": estimates.advantages,
+            "advantages": estimates.advantages * (1 if rollouts.weights is None else rollouts.weights),
             "old_values": rollouts.values,
             "returns": estimates.returns,
         }
@@ -154,11 +154,16 @@ class OnlineTrainer(RolesTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """The microbatches of a step, and the number of their response tokens on all processes.
 
-        There are none if a resumed run has no steps left: the Trainer cannot know that an endless loader is done.
+        There are none if a resumed run has no steps left: the Trainer cannot know that an endless loader is done. There
+        are none either if a server does not answer.
         """
         if self.state.global_step >= self.args.max_steps:
             return [], None
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        try:
+            batches = [next(epoch_iterator) for _ in range(num_batches)]
+        except UnavailableError as error:
+            self.stop_with_checkpoint(error)
+            return [], None
         tokens = sum((batch["mask"].sum() for batch in batches), torch.tensor(0, device=device))
         return batches, self.accelerator.reduce(tokens).clamp(min=1)  # the reward may have refused every answer
 
@@ -236,7 +241,11 @@ class OnlineTrainer(RolesTrainer):
         answers: list[list[int]] = []
         for start in range(0, len(self.held_out), self.config.batch_size):
             prompts = self.held_out[start : start + self.config.batch_size]
-            answers += self.collector.sample([prompt.ids for prompt in prompts], self.args.seed)
+            try:
+                answers += self.collector.sample([prompt.ids for prompt in prompts], self.args.seed)
+            except UnavailableError as error:
+                self.stop_with_checkpoint(error, evaluating=True)
+                return {}
         scores = self.collector.score(self.held_out, answers)
         prompt_ids = [prompt.ids for prompt in self.held_out]
         outputs = self.collector.forward_roles(prompt_ids, answers, ("policy", "reference"))
@@ -332,19 +341,3 @@ def freeze_policy(batch: PolicyBatch) -> PolicyBatch:
     """The batch with nothing to learn for the policy: its old log-probabilities, and advantages of 0."""
     logps = batch.old_logps + 0 * batch.logps
     return dataclasses.replace(batch, logps=logps, advantages=0 * batch.advantages, entropy=batch.entropy.detach())
-
-
-class UpdateAverage(transformers.TrainerCallback):
-    """Averages the policy's weights after each optimizer step (step 11)."""
-
-    def __init__(self, trainer: OnlineTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        weights = dict(self.trainer.policy_weights())  # which may be sharded since the average was made
-        average = self.trainer.average
-        self.trainer.average = {name: shard_like(weights[name], tensor) for name, tensor in average.items()}
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if decay := self.trainer.config.ema:
-            ema.update(self.trainer.average, self.trainer.policy_weights(), decay)

@@ -104,8 +104,13 @@ class PlannedRun(Run):
 
     def rollout(self, sampling: Sampling) -> Engine:
         """The engine, of whose answers two tokens are sampled. The answers that it returns have their full length."""
-        engine = super().rollout(sampling)
         token = _no_stop(sampling)
+        assert self.config.rollout is not None
+        if self.config.rollout.component.in_other_process:
+            return lambda policy, prompts, roles=None: SampledAnswers(
+                [token] * sampling.max_new_tokens for _ in range(len(prompts) * sampling.samples)
+            )
+        engine = super().rollout(sampling)
 
         def sample(policy: Any, prompts: list[list[int]], roles: Any = None) -> SampledAnswers:
             with self.ledger.phase("sampling"), self._two_tokens(sampling):

@@ -230,7 +230,10 @@ def engine(source: str, function: Callable[..., Any], sampling: Sampling) -> Eng
         logps = getattr(answers, "logps", None)
         if logps is not None and not _fit(logps, answers):
             raise PluginError(f"{source} returned log-probabilities that are not a number <= 0 for each token")
-        return SampledAnswers(answers, logps)
+        off_policy = getattr(answers, "off_policy", None)
+        if off_policy is not None and logps is None:
+            raise PluginError(f"{source} returned answers of a copy of the policy without their log-probabilities")
+        return SampledAnswers(answers, logps, off_policy)
 
     return checked
 

@@ -1,9 +1,10 @@
-"""Engines that sample answers: alignkit's own loop, Transformers' ``generate``, and its continuous batching."""
+"""Engines that sample answers: alignkit's loop, Transformers' ``generate`` and continuous batching, and vLLM."""
 
+from pathlib import Path
 from typing import Any
 
-from alignkit import Rollout, Run, hookimpl
-from alignkit_rollouts.config import BatchConfig, DecodeConfig, less_memory
+from alignkit import Plan, Result, Rollout, Run, hookimpl
+from alignkit_rollouts.config import BatchConfig, DecodeConfig, VllmConfig, less_memory
 
 
 def generate(config: BatchConfig, tokenizer: Any, sampling: Any) -> Any:
@@ -24,6 +25,37 @@ def continuous(config: Any, tokenizer: Any, sampling: Any) -> Any:
     return continuous(tokenizer, sampling)
 
 
+def vllm(config: VllmConfig, tokenizer: Any, sampling: Any, run: Run) -> Any:
+    from alignkit_rollouts.vllm_engine import VllmEngine
+
+    return VllmEngine(config, sampling, run)
+
+
+def check_vllm(config: VllmConfig, plan: Plan | None) -> None:
+    from alignkit_rollouts import vllm_check
+
+    vllm_check.check(config, plan)
+
+
+@hookimpl
+def alignkit_run_end(run: Run, result: Result) -> None:
+    _remove_adapters(run, result.folder)
+
+
+@hookimpl
+def alignkit_run_failed(run: Run, error: Exception) -> None:
+    _remove_adapters(run, run.folder)
+
+
+def _remove_adapters(run: Run, folder: Path) -> None:
+    """Remove the adapters of a run that has ended from its vLLM servers, and from its folder."""
+    if run.config.rollout is None or run.config.rollout.component.build is not vllm:
+        return
+    from alignkit_rollouts.vllm_engine import remove_adapters
+
+    remove_adapters(run, folder)
+
+
 @hookimpl
 def alignkit_rollout() -> list[Rollout]:
     return [
@@ -42,4 +74,13 @@ def alignkit_rollout() -> list[Rollout]:
             less_memory=less_memory,
         ),
         Rollout(name="continuous", summary="Transformers' continuous batching with a paged cache", build=continuous),
+        Rollout(
+            name="vllm",
+            summary="vLLM servers, which get the policy's adapter in each iteration",
+            config=VllmConfig,
+            build=vllm,
+            check=check_vllm,
+            requires=("httpx",),
+            in_other_process=True,
+        ),
     ]

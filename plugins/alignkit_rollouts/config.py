@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from alignkit import halvings, option
 
@@ -28,6 +28,33 @@ class DecodeConfig(BatchConfig):
     merge_lora: bool = option(
         False,
         "decode with copies of the weights that the LoRA adapter is added to: faster, takes memory, rounds in bf16",
+    )
+
+
+@dataclass(frozen=True)
+class VllmConfig:
+    """The ``rollout`` table of ``vllm``."""
+
+    urls: list[str] = option(
+        ["http://127.0.0.1:8000"],
+        "the addresses of vLLM servers, which share the prompts",
+        resume="may_change",
+        needs_trust="sends prompts to this server",
+    )
+    max_logps_difference: Annotated[float, Gt(0)] | None = option(
+        None,
+        "stop if log-probabilities of the servers and the policy differ by more nats per token on average; null: 0.1, "
+        "or 0.5 with a quantized base",
+    )
+    importance_cap: Annotated[float, Gt(1)] | None = option(
+        None, "maximum of truncated importance weights; null: 2 with a quantized base, else there are no weights"
+    )
+    concurrency: Annotated[int, Gt(0)] = option(64, "requests at a time to each server", resume="may_change")
+    timeout: Annotated[float, Gt(0)] = option(600.0, "seconds to wait for a reply", resume="may_change")
+    retry_for: Annotated[float, Ge(0)] = option(
+        120.0,
+        "seconds in which a request is repeated after a time-out, a lost connection, or status 429 or 5xx",
+        resume="may_change",
     )
 
 

@@ -23,7 +23,7 @@ SHOWN = [
     *(rows.Demonstration, rows.Ranking, rows.Rated, rows.Prompt, rows.Text),
     *(batches.TokenLogps, batches.RankedScores, batches.PreferenceLogps, batches.RatedLogps),
     *(batches.PolicyBatch, batches.HiddenStates),
-    *(batches.LossOutput, batches.Answers, batches.Question, batches.Sampling),
+    *(batches.LossOutput, batches.Answers, batches.Question, batches.Sampling, batches.OffPolicy),
 ]
 
 
