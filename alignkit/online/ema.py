@@ -14,8 +14,6 @@ import transformers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.online.trainer import OnlineTrainer
-
 
 def start(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The average before the first step: the weights themselves, in fp32."""
@@ -29,9 +27,9 @@ def update(average: dict[str, Tensor], weights: Iterable[tuple[str, Tensor]], de
 
 
 class UpdateAverage(transformers.TrainerCallback):
-    """Averages the policy's weights after each optimizer step."""
+    """Averages the policy's weights of an ``OnlineTrainer`` after each optimizer step."""
 
-    def __init__(self, trainer: OnlineTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
