@@ -57,6 +57,7 @@ def _needing_trust(config: Any) -> Iterator[tuple[str, Any, str]]:
     """The settings of a component that need trust: name, value, effect."""
     for field in dataclasses.fields(config):
         value, effect = getattr(config, field.name), field.metadata.get("needs_trust")
-        listed = field.default_factory is not dataclasses.MISSING
-        if effect and value != (field.default_factory() if listed else field.default):
+        factory = field.default_factory  # of a list
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if effect and value != default:
             yield field.name, value, effect

@@ -105,8 +105,8 @@ class VllmEngine:
 
     def _publish(self, policy: Any, roles: Any) -> None:
         """Load the policy's adapter into every server, if it is not the one that they have."""
-        from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
+        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 
         result: list[Any] = [None]
         if PartialState().is_main_process:
