@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from alignkit.config import reward_parts
@@ -38,7 +37,7 @@ def check_config(registry: Registry, config: RunConfig, command_line: Mapping[st
     check(selected, texts(command_line))
 
 
-def check(selected: Iterable[Selected], written: AbstractSet[str] = frozenset()) -> None:
+def check(selected: Iterable[Selected], written: Iterable[str] = ()) -> None:
     """Check that each setting that needs trust is one of the texts that the user has ``written``.
 
     Raises:
@@ -46,7 +45,7 @@ def check(selected: Iterable[Selected], written: AbstractSet[str] = frozenset())
     """
     for component, config in selected:
         for name, value, effect in _needing_trust(config):
-            if not texts(value) <= written:
+            if not texts(value) <= set(written):
                 raise ConfigError(
                     f"{component.kind} '{component.name}': {name}={value} {effect}, and it is set in a file. If you "
                     "trust the file, add --trust, or write the setting on the command line"
