@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import transformers
 
@@ -15,6 +15,13 @@ from alignkit.online.trainer import OnlineTrainer
 from alignkit.protocols import Run
 
 T = TypeVar("T", bound=OnlineTrainer)
+
+
+class Epoch(transformers.TrainerCallback):
+    """An epoch is the whole run. The Trainer would count it from the checkpoint that a run is resumed from."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
 
 
 def build_trainer(run: Run, trainer: type[T]) -> T:
@@ -61,6 +68,6 @@ def build_trainer(run: Run, trainer: type[T]) -> T:
         ptx_texts=texts,
         model=roles,
         args=args,
-        callbacks=run.callbacks(),
+        callbacks=[*run.callbacks(), Epoch()],
         optimizer_cls_and_kwargs=optimizer,
     )
