@@ -76,7 +76,8 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
 
 def build(engine: str, tokenizer: Any, sampling: Sampling) -> Callable[..., list[list[int]]]:
     rollout = Registry().get("rollout", engine.partition(" ")[0])
-    run = {"run": SimpleNamespace(say=print, device=run_device({}))} if rollout.name == "decode" else {}
+    surroundings = SimpleNamespace(say=print, device=run_device({}), config=SimpleNamespace(train={}))
+    run = {"run": surroundings} if rollout.name == "decode" else {}
     of_decode = {"cuda_graphs": engine == GRAPHS, "merge_lora": engine == MERGED}
     config = rollout.config(**(of_decode if rollout.name == "decode" else {}))
     built: Callable[..., list[list[int]]] = rollout.build(config, tokenizer, sampling, **run)

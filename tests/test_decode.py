@@ -268,7 +268,8 @@ def test_engines_give_answers_in_the_order_of_their_prompts(batch: int | None) -
     expected = [answer for prompt in PROMPTS for answer in decode(model, [prompt], greedy)]
     for name in ("decode", "generate"):
         rollout = Registry().get("rollout", name)
-        run = {"run": SimpleNamespace(say=pytest.fail)} if name == "decode" else {}
+        surroundings = {"device": torch.device("cpu"), "config": SimpleNamespace(train={}), "say": pytest.fail}
+        run = {"run": SimpleNamespace(**surroundings)} if name == "decode" else {}
         answers = rollout.build(rollout.config(batch), TOKENIZER, greedy, **run)(model, PROMPTS)
 
         assert answers == expected

@@ -93,6 +93,6 @@ def test_graphs_are_refused_without_cuda_before_anything_is_sampled() -> None:
     from alignkit_rollouts.config import DecodeConfig
     from alignkit_rollouts.engines import decode as engine
 
-    run: Any = SimpleNamespace(device=torch.device("cpu"), say=print)
+    run: Any = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(train={}), say=print)
     with pytest.raises(ConfigError, match=r"rollout.cuda_graphs needs a CUDA device"):
         engine(DecodeConfig(cuda_graphs=True), TOKENIZER, Sampling(1, temperature=1.0, stop_ids=()), run)

@@ -36,7 +36,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "compare": "Compare runs on the same held-out prompts.",
     "export": "Write a run as a model that plain Transformers opens, and check that it equals the run.",
     "serve": "Serve a run with an OpenAI-compatible API.",
-    "serve-rollouts": "Print the command that starts a vLLM server for rollout.name=vllm.",
+    "serve-rollouts": "Print the command that starts a vLLM server for sampling.",
     "report": "Write an HTML report on runs: what was trained from what, whether it worked, and what it cost.",
     "runs": "List runs with stage, base, result, age and size, and the commands that continue unfinished ones.",
     "show": "Show a run: its parents and data, its held-out results, and the command that reproduces it.",

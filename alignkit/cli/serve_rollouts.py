@@ -29,7 +29,7 @@ def serve_rollouts(
     start: bool = typer.Option(False, "--exec", help="Start the server in place of this command."),
     program: str = typer.Option("vllm", metavar="PATH", help="The program of vLLM, in an environment of its own."),
 ) -> None:
-    """Print the command that starts a vLLM server for rollout.name=vllm."""
+    """Print the command that starts a vLLM server for sampling."""
     words = vllm_rollouts.command(model, rank, host, port, [*(options or [])], program)
     if not start:
         variables = [f"{name}={value}" for name, value in vllm_rollouts.ENVIRONMENT.items()]

@@ -24,13 +24,7 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     """
     from alignkit.generation import sample
 
-    has_cuda = run.device.type == "cuda"
-    sharded = run.config.train.get("shard") is not None
-    graphs = has_cuda and not sharded if config.cuda_graphs is None else config.cuda_graphs
-    if graphs and not has_cuda:
-        raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
-    if graphs and sharded:
-        raise ConfigError("rollout.cuda_graphs: train.shard gathers weights anew for each batch. Set it to null")
+    graphs = _uses_graphs(config, run)
     return _in_batches(
         config,
         sampling,
@@ -38,6 +32,19 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
             policy, tokenizer, part, sampling, run.say, cuda_graphs=graphs, merged=config.merge_lora
         ),
     )
+
+
+def _uses_graphs(config: DecodeConfig, run: Run) -> bool:
+    if config.cuda_graphs is False:
+        return False
+    has_cuda, sharded = run.device.type == "cuda", run.config.train.get("shard") is not None
+    if config.cuda_graphs is None:
+        return has_cuda and not sharded
+    if not has_cuda:
+        raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
+    if sharded:
+        raise ConfigError("rollout.cuda_graphs: train.shard gathers weights anew for each batch. Set it to null")
+    return True
 
 
 def generate(config: BatchConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Engine:
