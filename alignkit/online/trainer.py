@@ -154,11 +154,8 @@ class OnlineTrainer(RolesTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """The microbatches of a step, and the number of their response tokens on all processes.
 
-        There are none if a resumed run has no steps left: the Trainer cannot know that an endless loader is done. There
-        are none either if a server does not answer.
+        There are none if a server does not answer.
         """
-        if self.state.global_step >= self.args.max_steps:
-            return [], None
         try:
             batches = [next(epoch_iterator) for _ in range(num_batches)]
         except UnavailableError as error:

@@ -173,6 +173,19 @@ class Resumed(TrainerCallback):
             set_learning_rates(schedule, kwargs["optimizer"], rates)
 
 
+def end_at_last_step(trainer: Any) -> None:
+    """Train no step more if a run is resumed after its last one, which the Trainer would do in the middle of an epoch."""
+    get_batch_samples = trainer.get_batch_samples
+
+    def batches(*arguments: Any, **keywords: Any) -> Any:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return [], None
+        return get_batch_samples(*arguments, **keywords)
+
+    trainer.get_batch_samples = batches
+
+
 class Interrupt(TrainerCallback):
     """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop. A second signal stops immediately."""
 
