@@ -174,7 +174,7 @@ class Resumed(TrainerCallback):
 
 
 def end_at_last_step(trainer: Any) -> None:
-    """Train no step more if a run is resumed after its last one, which the Trainer would do in the middle of an epoch."""
+    """Train no further step if a run is resumed after its last one. The Trainer would, in the middle of an epoch."""
     get_batch_samples = trainer.get_batch_samples
 
     def batches(*arguments: Any, **keywords: Any) -> Any:
