@@ -183,6 +183,7 @@ def test_lora_on_4_bit_weights_keeps_its_input_and_no_copy_on_a_gpu(shared: bool
     inputs = {tensor.data_ptr() for tensor in saved if tensor.shape == x.shape}
     assert len(inputs) == 1
     assert (x.data_ptr() in inputs) == shared
+    assert model(x).dtype is torch.bfloat16  # as without autocast, when answers are sampled
 
 
 def test_a_plan_keeps_nothing(settings: Callable[..., dict[str, Any]]) -> None:

@@ -33,10 +33,14 @@ def as_on_cuda(gpu_memory: int | None) -> Iterator[None]:
 
 
 def share_inputs(model: Any) -> None:
-    """Let LoRA layers on 4-bit weights use their input as it is, as under autocast on a GPU. PEFT casts it on a CPU."""
+    """Let LoRA layers on 4-bit weights use their input as it is under autocast, as on a GPU. PEFT casts it on a CPU."""
     for module in model.modules():
         if isinstance(getattr(module, "base_layer", None), Linear4bit):
-            module.cast_input_dtype_enabled = False
+            module.register_forward_pre_hook(_share_input)
+
+
+def _share_input(module: Any, inputs: Any) -> None:
+    module.cast_input_dtype_enabled = not torch.is_autocast_enabled("cpu")
 
 
 def overhead(tensors: int) -> int:
