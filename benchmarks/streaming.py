@@ -35,9 +35,9 @@ def write_model(folder: Path) -> None:
     """Save a model of two small layers with the tokenizer of the bundled model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    from alignkit.runs import base
+    from alignkit.runs import locate_model
 
-    tokenizer = AutoTokenizer.from_pretrained(base.locate("bundled:smollm2-135m", print))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model("bundled:smollm2-135m", print))
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

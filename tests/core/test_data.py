@@ -65,7 +65,7 @@ def test_folder_gives_the_rows_of_its_files_by_name(read: Callable[..., Rows], t
             None,
         ),
         ("latest.jsonl contest.jsonl", "train", "", []),  # no word of theirs is a split's
-        ("a.jsonl notes.txt a.jsonl.gz README.md LICENSE .hidden", "train", "a.jsonl", ["a.jsonl.gz", "notes.txt"]),
+        ("a.jsonl notes.txt a.jsonl.bz2 README.md LICENSE .hidden", "train", "a.jsonl", ["a.jsonl.bz2", "notes.txt"]),
     ],
 )
 def test_the_files_of_a_folder_are_those_of_the_split(
