@@ -50,6 +50,7 @@ def train(folder: Path, model: Path, data: Path, *settings: str) -> dict[str, fl
     command = [sys.executable, "-m", "alignkit", "train", "--plugin", "sft", "--model", model, "--data", data]
     command += ["--output", folder / "runs", "data.eval_size=100", "data.num_proc=1", "train.max_steps=5"]
     command += ["train.eval_strategy=no", "train.logging_steps=1", "train.use_cpu=true", *settings]
+    command += ["train.per_device_train_batch_size=1"]  # logits take little memory beside the rows
     started, first_step = time.monotonic(), 0.0
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True) as process:

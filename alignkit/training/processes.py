@@ -35,7 +35,7 @@ def check_alike(run: Run) -> None:
     Raises:
         ConfigError: a process differs from the first one. All processes raise it.
     """
-    if run.processes == 1:
+    if run.processes == 1 or "RANK" not in os.environ:  # the launcher has not connected them
         return
     providers = [plugin.distribution for plugin in run.registry.active]
     versions = manifest.versions([*LIBRARIES, *providers])

@@ -20,9 +20,12 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     """alignkit's own loop, with log-probabilities; ``generate`` for models that the loop does not support.
 
     Raises:
-        ConfigError: CUDA graphs are asked for without a CUDA device.
+        ConfigError: CUDA graphs are asked for without a CUDA device, or a setting does not work with ``train.shard``.
     """
     from alignkit.generation import sample
+
+    if config.merge_lora and run.config.train.get("shard") is not None:
+        raise ConfigError("rollout.merge_lora does not support train.shard yet. Remove one of them")
 
     graphs = _uses_graphs(config, run)
     return _in_batches(

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import AlignkitError, OffPolicy, Run, SampledAnswers, Sampling, UnavailableError
+from alignkit import AlignkitError, ConfigError, OffPolicy, Run, SampledAnswers, Sampling, UnavailableError
 from alignkit_rollouts.vllm_check import check_policy
 from alignkit_rollouts.vllm_server import Adapter, Server
 
@@ -30,10 +30,13 @@ class VllmEngine:
     """Sends the policy's adapter to the servers if it has changed, and the prompts, a share to each server.
 
     Raises:
+        ConfigError: the policy is sharded.
         AlignkitError: a server does not answer, or has another base model.
     """
 
     def __init__(self, config: VllmConfig, sampling: Sampling, run: Run) -> None:
+        if run.config.train.get("shard") is not None:
+            raise ConfigError("rollout.name=vllm does not support train.shard yet. Remove one of them")
         self.config, self.sampling = config, sampling
         self.folder, self.run_name = run.folder / FOLDER, run.config.folder.name
         self.servers = [Server(url, config) for url in config.urls]

@@ -44,7 +44,7 @@ def engine(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Vll
         config = VllmConfig(urls=[server.url for server in servers], **{"retry_for": 5.0, **settings})
         table = SimpleNamespace(config=config)
         of_stage = SimpleNamespace(config=SimpleNamespace(max_prompt_length=length))
-        of_run = SimpleNamespace(folder=tmp_path / "ppo", rollout=table, stage=of_stage)
+        of_run = SimpleNamespace(folder=tmp_path / "ppo", rollout=table, stage=of_stage, train={})
         run: Any = SimpleNamespace(
             folder=tmp_path / "ppo.unfinished", config=of_run, base=str(tiny_model()), base_weights=None
         )
