@@ -44,6 +44,9 @@ def test_adamw_takes_its_betas_from_the_train_table(tmp_path: Path) -> None:
 
 
 def test_eight_bit_states_are_eight_bits(tmp_path: Path) -> None:
+    from bitsandbytes.optim import GlobalOptimManager
+
+    GlobalOptimManager.get_instance().initialize()  # it knows weights that other tests want in 32 bits by their id
     weight = torch.nn.Parameter(torch.ones(64, 128))
     optimizer_cls, kwargs = build("adamw_8bit", arguments(tmp_path))
     optimizer = optimizer_cls([weight], **kwargs)
