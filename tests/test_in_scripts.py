@@ -116,7 +116,7 @@ def test_commands_plugins_and_runs_are_completed(tmp_path: Path) -> None:
     for name in ("sft", "rm", "other/ppo"):
         (tmp_path / "runs" / name / "alignkit.json").write_text("{}")
 
-    assert complete("alignkit s", tmp_path) == ["sweep", "sample", "score", "serve", "show"]
+    assert complete("alignkit s", tmp_path) == ["sweep", "sample", "score", "serve", "serve-rollouts", "show"]
     assert complete("alignkit train --plugin qlo", tmp_path) == ["qlora"]
     assert "--trust-remote-code" in complete("alignkit --t", tmp_path)
     assert "--quiet" in complete("alignkit train --q", tmp_path)

@@ -145,6 +145,7 @@ def test_rewards_compute_on_the_device_of_the_run(reward_runs: Path, monkeypatch
 def test_a_run_computes_on_whatever_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from alignkit.models.device_and_dtype import run_device
 
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
     assert run_device({}).type == "mps"
     assert run_device({"use_cpu": True}).type == "cpu"
