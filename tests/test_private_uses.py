@@ -62,7 +62,10 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
     *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
-    *("torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.multiprocessing.errors"),
+    *("torch.distributed.launcher.api", "torch.distributed.rendezvous", "torch.utils.data"),
+    "transformers.integrations.deepspeed",
     *("torch.optim.lr_scheduler", "torch.overrides", "torch.utils.checkpoint", "torch.utils.tensorboard"),
     *("accelerate.utils", "transformers.cache_utils", "transformers.utils", "trl.kernels"),
 }
@@ -73,6 +76,7 @@ ELSEWHERE = {
     ("alignkit/data/token_cache.py", "datasets.arrow_writer"),  # tested above
     ("alignkit/data/sources.py", "_fingerprint"),  # tested above
     ("alignkit/data/pieces.py", "_encode_plus"),  # where it is missing, texts are tokenized whole
+    ("plugins/alignkit_sft/trainer.py", "_train_batch_size"),  # which the Trainer's own loader uses
 }
 
 PYTHONS = {"_getframe", "_replace", "_asdict", "_fields"}  # documented, in spite of their names

@@ -46,7 +46,7 @@ class Source:
         Raises:
             DataError: a file has changed since the source was opened.
         """
-        if self.files and _fingerprint(self.files, self.streaming) != self.fingerprint:
+        if self.files and _hash_of(self.files, self.streaming) != self.fingerprint:
             names = ", ".join(sorted({file.name for file in self.files}))
             raise DataError(f"{names} changed while it was read. Start again when it is complete")
 
@@ -64,12 +64,12 @@ def open_source(config: DataConfig, path: str) -> Source:
             rows = _guarded(local, _saved(local, config.split))
         else:
             rows = itertools.chain.from_iterable(_guarded(file, rows_of(file)) for file in files)
-        return Source(rows, _fingerprint(files, streaming), left_out, files, streaming)
+        return Source(rows, _hash_of(files, streaming), left_out, files, streaming)
     if local.exists():
         if kind_of(local) is None:
             raise DataError(f"{path}: data files must end in {', '.join(READERS)}, not '{local.suffix}'")
         _check_regular(local)
-        fingerprint = _fingerprint([local], streaming)
+        fingerprint = _hash_of([local], streaming)
         return Source(_guarded(local, rows_of(local)), fingerprint, files=[local], streaming=streaming)
     if local.is_symlink():
         raise DataError(f"{path} is a link to {os.readlink(local)}, which does not exist")
@@ -85,7 +85,7 @@ def fingerprints(config: DataConfig) -> dict[str, str]:
     for source in data_sources.parse(config.path):
         if (local := _local(source.path)).exists():
             files = _files(local, source.split or config.split)[0] if local.is_dir() else [local]
-            result[source.path] = _fingerprint(files, config.streaming)
+            result[source.path] = _hash_of(files, config.streaming)
     return result
 
 
@@ -142,7 +142,7 @@ def _check_regular(file: Path) -> None:
         raise DataError(f"{file} is {what}")
 
 
-def _fingerprint(files: Iterable[Path], streaming: bool) -> str:
+def _hash_of(files: Iterable[Path], streaming: bool) -> str:
     """A hash of the bytes of files; if they are streamed, of their sizes, first and last bytes."""
     digest = hashlib.sha256()
     for file in files:
