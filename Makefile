@@ -1,5 +1,5 @@
 # make demo   set up a virtual environment, run SFT, reward model and PPO on the bundled model, and report on them
-# make test   the whole test suite
+# make test   the same, then the whole test suite
 # make test-deepspeed  train with DeepSpeed on the CPU, in an environment of its own
 # make check  lint and types
 # make docs   the documentation as a site, into site/
@@ -18,7 +18,7 @@ demo: $(VENV)/installed $(RUN)
 	$(BIN)/alignkit report $(dir $(RUN))
 
 # One thread a process: threads of several processes on the same cores wait for each other.
-test: $(VENV)/installed
+test: demo
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 test-deepspeed: $(VENV)/installed
