@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from run_folders import record, weights
+from safetensors.torch import load_file
 
 from alignkit.cli import main
 from alignkit.runs import resume
@@ -202,3 +204,16 @@ def test_a_file_that_is_no_manifest_is_a_one_line_error(
 
     assert main(["chat", str(tmp_path), "Hello"]) == 2
     assert "unexpected" not in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_step_more(train: Train) -> None:
+    """In the middle of an epoch, where the Trainer alone would train one."""
+    whole = train("train.max_steps=2", "train.save_steps=2")
+    cut = whole.parent.with_name("cut") / "sft.unfinished"
+    shutil.copytree(whole, cut)
+    (cut / "alignkit.json").unlink()
+    resumed = train("train.max_steps=2", "train.save_steps=2", "--resume", output="cut")
+
+    assert json.loads((resumed / "alignkit.json").read_text())["steps"] == 2
+    left, right = (load_file(run / "adapter_model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(left[name], right[name]) for name in left)

@@ -49,19 +49,6 @@ def test_evaluation_does_not_change_what_is_trained(train: Train) -> None:
     assert_same_weights(often, never)
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_step_more(train: Train) -> None:
-    """In the middle of an epoch, where the Trainer alone would train one."""
-    whole = train("train.max_steps=2", *STEPS)
-    cut = whole.parent.with_name("cut") / "sft.unfinished"
-    shutil.copytree(whole, cut)
-    (cut / "alignkit.json").unlink()
-    resumed = train("train.max_steps=2", *STEPS, "--resume", output="cut")
-
-    assert manifest(whole)["steps"] == manifest(resumed)["steps"] == 2
-    assert logged(resumed, "loss") == logged(whole, "loss") == [1, 2]
-    assert_same_weights(whole, resumed)
-
-
 # --- settings that a resume may change -------------------------------------------------------------------------------
 
 CRASH = """
