@@ -173,5 +173,5 @@ def refused_train_keys(table: str) -> dict[str, str]:
         "dataloader_persistent_workers": batches,
         "dataloader_prefetch_factor": batches,
         "dataloader_multiprocessing_context": batches,
-        "deepspeed": "set train.shard=fsdp2 here; for another stage alone, set it as in sft.train.deepspeed",
+        "deepspeed": "remove it here; for another stage alone, set it as in sft.train.deepspeed",
     }

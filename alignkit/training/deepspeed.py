@@ -92,7 +92,7 @@ def prepare(trainer: transformers.Trainer, run: Run) -> None:
     model: Any = trainer.model
     stage = run.config.stage.component.name
     if isinstance(model, Roles):
-        raise ConfigError(f"train.deepspeed does not work in stage '{stage}': set train.shard=fsdp2")
+        raise ConfigError(f"train.deepspeed does not work in stage '{stage}': remove it")
     if table["zero_optimization"]["stage"] == 3 and getattr(model, "is_quantized", False):
         raise ConfigError(
             "train.deepspeed: ZeRO-3 does not work with a quantized base. Set zero_optimization.stage to 2, or choose "

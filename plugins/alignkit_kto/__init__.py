@@ -52,7 +52,7 @@ def alignkit_stage() -> list[Stage]:
             },
             resume=dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "same"),
             refuses={
-                "deepspeed": "set train.shard=fsdp2 here; for another stage alone, set it as in sft.train.deepspeed",
+                "deepspeed": "remove it here; for another stage alone, set it as in sft.train.deepspeed",
                 "neftune_noise_alpha": "KTO compares exact log-probabilities with those of the reference",
                 "train_sampling_strategy=random": IN_BATCHES,
                 "train_sampling_strategy=group_by_length": IN_BATCHES,

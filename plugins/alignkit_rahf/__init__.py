@@ -75,7 +75,7 @@ def alignkit_stage() -> list[Stage]:
                 "gradient_checkpointing_kwargs": "each layer is recomputed with the adapter that computed it",
                 "activation_checkpointing_kwargs": "each layer is recomputed with the adapter that computed it",
                 "eval_accumulation_steps": "set train.per_device_eval_batch_size",
-                "deepspeed": "set train.shard=fsdp2 here; for another stage alone, set it as in sft.train.deepspeed",
+                "deepspeed": "remove it here; for another stage alone, set it as in sft.train.deepspeed",
             },
         )
     ]
