@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -44,6 +45,18 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow tests, so that in the end no process waits for one of them."""
     items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+_modules = 0  # that the last test had imported
+
+
+def pytest_runtest_setup() -> None:
+    """Keep collections of garbage from walking through the libraries: each run collects, and these never go."""
+    global _modules
+    if len(sys.modules) > _modules + 20:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
