@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignkit.components import Component, Stage
 from alignkit.config import training_args, unused_settings
 from alignkit.errors import ConfigError, did_you_mean, one_line
 from alignkit.registry import Registry
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class Selected(NamedTuple):
@@ -54,12 +58,12 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
         ConfigError: an unknown key, also in a nested dataclass; a value of the wrong type, or one that has no effect;
             ``cls`` cannot be a config.
     """
-    from pydantic import TypeAdapter, ValidationError  # slow to import
+    from pydantic import ValidationError  # slow to import
     from pydantic.errors import PydanticUserError
 
     known_keys(values, names(cls), where)
     try:
-        config: Any = TypeAdapter(cls).validate_python(dict(values))
+        config: Any = _adapter(cls).validate_python(dict(values))
     except PydanticUserError as error:
         raise ConfigError(f"{cls.__module__}.{cls.__name__} cannot be a config: {one_line(error)}") from None
     except ValidationError as error:
@@ -73,9 +77,15 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON or YAML: nested dataclasses are tables, paths are strings, tuples are lists."""
+    return dict(_adapter(type(config)).dump_python(config, mode="json"))
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """A config dataclass for pydantic, which takes milliseconds to make."""
     from pydantic import TypeAdapter
 
-    return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
+    return TypeAdapter(cls)
 
 
 def nested(cls: type, field: str) -> type | None:

@@ -39,6 +39,8 @@ class RolesTrainer(transformers.Trainer):
     @property
     def roles(self) -> Roles:
         """The module that is trained, unwrapped from DDP and the like."""
+        if isinstance(self.model, Roles):  # unwrapping goes through all modules
+            return self.model
         unwrapped: Roles = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
