@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -143,10 +144,9 @@ def on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
 
     They see no GPU: a machine may have one only.
     """
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "alignkit"]
     path = os.pathsep.join(["site", *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*launch, *arguments], env=env, capture_output=True, text=True)
+    return processes.run_on_two(*arguments, env=env)
 
 
 class Waits(TorchDispatchMode):

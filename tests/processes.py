@@ -5,12 +5,17 @@ The process to fork from is Python's "forkserver". It has imported libraries, bu
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other check starts CUDA, which no fork may then use
@@ -19,12 +24,13 @@ _FORK.set_forkserver_preload(["torch", "torch.distributed", "transformers.traine
 
 
 class Process:
-    """``alignkit`` with these arguments, started in the current folder."""
+    """``alignkit`` with these arguments, or a script of Python, started in the current folder."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None, script: Path | None = None) -> None:
         self.arguments = arguments
         self._folder = Path(tempfile.mkdtemp(prefix="process-"))
-        self._process = _FORK.Process(target=_run, args=(arguments, dict(os.environ), Path.cwd(), self._folder))
+        environment = dict(os.environ if env is None else env)
+        self._process = _FORK.Process(target=_run, args=(arguments, environment, Path.cwd(), self._folder, script))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -44,12 +50,31 @@ class Process:
         return subprocess.CompletedProcess(self.arguments, self._process.exitcode, *printed)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``alignkit`` with these arguments to its end."""
-    return Process(*arguments).wait()
+def run(
+    *arguments: str, env: Mapping[str, str] | None = None, script: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``alignkit`` with these arguments, or a script of Python, to its end."""
+    return Process(*arguments, env=env, script=script).wait()
 
 
-def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Path) -> None:
+def run_on_two(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run ``alignkit`` in two processes with the variables that ``torchrun`` sets: the first, or the one that failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both = [Process(*arguments, env={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    while None in (states := [process.poll() for process in both]):
+        if any(states):  # the other would wait for it
+            both[states.index(None)].send_signal(9)
+            break
+        time.sleep(0.05)
+    ended = [process.wait() for process in both]
+    return next((done for done in ended if done.returncode > 0), ended[0])
+
+
+def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Path, script: Path | None) -> None:
+    gc.freeze()  # libraries are no garbage
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
@@ -58,7 +83,11 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Pa
     os.environ.update(env)
     os.chdir(here)
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.argv = ["alignkit", *arguments]
-    from alignkit import cli
+    sys.argv = [str(script or "alignkit"), *arguments]
+    if script:
+        sys.path.insert(0, str(script.parent))
+        runpy.run_path(str(script), run_name="__main__")
+    else:
+        from alignkit import cli
 
-    cli.run()
+        cli.run()
