@@ -105,8 +105,8 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         self.client.close()
-        self.process.terminate()
-        self.process.wait()
+        with self.process:
+            self.process.terminate()
 
 
 def label(server: Server, count: int, k: int) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ The process to fork from is Python's "forkserver". It has imported libraries, bu
 from __future__ import annotations
 
 import gc
+import io
 import multiprocessing
 import os
 import runpy
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other check starts CUDA, which no fork may then use
+_run_new = subprocess.run
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer", "peft", "trl", "datasets"])
 
@@ -44,10 +47,12 @@ class Process:
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end, and get what it printed."""
         self._process.join()
-        assert self._process.exitcode is not None
+        status = self._process.exitcode
+        assert status is not None
+        self._process.close()
         printed = [(self._folder / name).read_text("utf-8") for name in ("out", "err")]
         shutil.rmtree(self._folder)
-        return subprocess.CompletedProcess(self.arguments, self._process.exitcode, *printed)
+        return subprocess.CompletedProcess(self.arguments, status, *printed)
 
 
 def run(
@@ -55,6 +60,22 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``alignkit`` with these arguments, or a script of Python, to its end."""
     return Process(*arguments, env=env, script=script).wait()
+
+
+def forked(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Stand in for ``subprocess.run``: alignkit and scripts of Python are forked."""
+    match [str(word) for word in command]:
+        case [sys.executable, "-m", "alignkit", *arguments]:
+            done = run(*arguments, env=options.get("env"))
+        case [sys.executable, script, *arguments] if script.endswith(".py"):
+            done = run(*arguments, env=options.get("env"), script=Path(script))
+        case _:
+            return _run_new(command, **options)
+    if isinstance(output := options.get("stdout"), io.TextIOBase):
+        output.write(done.stdout + done.stderr)
+    if options.get("check"):
+        done.check_returncode()
+    return done
 
 
 def run_on_two(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
