@@ -172,7 +172,8 @@ def main() -> None:
     for name, values in ratios.items():
         print(pairs.spread(name, values))
     slower, larger = statistics.median(ratios["tokens/s"]) < 1.0, statistics.median(ratios["peak MiB"]) > 1.02
-    sys.exit(1 if options.check and (slower or larger) else 0)
+    if options.check and (slower or larger):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

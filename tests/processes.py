@@ -79,7 +79,7 @@ def forked(command: Sequence[str | Path], **options: Any) -> subprocess.Complete
 
 
 def run_on_two(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run ``alignkit`` in two processes with the variables that ``torchrun`` sets: the first, or the one that failed."""
+    """Run ``alignkit`` in two processes as ``torchrun`` does; what the first printed, or the one that failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
