@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from alignkit.registry import Registry
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 class Selected(NamedTuple):
@@ -80,12 +81,13 @@ def plain(config: Any) -> dict[str, Any]:
     return dict(_adapter(type(config)).dump_python(config, mode="json"))
 
 
-@functools.cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    """A config dataclass for pydantic, which takes milliseconds to make."""
+    """A config dataclass for pydantic, made once: it takes milliseconds."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls)
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def nested(cls: type, field: str) -> type | None:
