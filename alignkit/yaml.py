@@ -117,4 +117,5 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quote what the loader would convert
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(value))

@@ -1,15 +1,26 @@
-"""Thousands of commands with mistakes in rows, files and settings: which end in a traceback, or in "unexpected"?
+"""Thousands of inputs with mistakes: which end a command in a traceback, in "unexpected", a hang or half a run?
 
     python benchmarks/fuzz.py --examples 5000 --seed 1
 
-The strategies are those of ``tests/test_fuzz.py``. Prints every distinct fault with a command that shows it; exit
-status 1 where there is any.
+=============  ========================================================================================================
+``files``      ``check`` on files of rows
+``settings``   ``check`` on overrides and config files
+``runs``       ``train`` on odd rows and numbers
+``folders``    commands that read run folders, after one or two changes of a run
+``models``     ``chat`` and ``compare`` after such changes
+``resumes``    ``train --resume`` after such changes
+``requests``   requests to the page of ``label``
+=============  ========================================================================================================
+
+The strategies are those of the tests. Prints every distinct fault with a command that shows it; exit status 1 if there
+is any.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import os
 import re
@@ -22,10 +33,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import fuzzing
+import label_clients
+import label_requests
+import label_samples
+import tampering
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from alignkit.runs import curves
 from alignkit.testing import SMALL, tiny_model, tokenizer_folder
+
+KINDS = ("files", "settings", "runs", "folders", "models", "resumes", "requests")
+SLOW = {"runs": 20, "models": 10, "resumes": 20}  # so many times fewer examples
+FOLDERS = {"folders": tampering.READ, "models": tampering.LOAD, "resumes": tampering.TRAIN}
 
 
 class Folders:
@@ -40,12 +60,11 @@ class Folders:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=2000, help="of each kind; of runs a twentieth")
+    parser.add_argument("--examples", type=int, default=2000, help="of each kind; fewer of those that train or load")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--kinds", nargs="+", choices=("files", "settings", "runs"), default=("files", "settings", "runs")
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
+    curves.can_draw = lambda: False  # a picture takes longer than such a run
     root = Path(tempfile.mkdtemp(prefix="alignkit-fuzz-"))
     os.chdir(root)
     folders = Folders(root)
@@ -63,11 +82,13 @@ def main() -> None:
     )
 
     def run(kind: str, arguments: list[str]) -> None:
+        count(kind, fuzzing.fault(arguments), str(arguments))
+
+    def count(kind: str, wrong: str | None, case: str) -> None:
         tried[kind] += 1
-        wrong = fuzzing.fault(arguments)
-        if wrong and (kind_of_fault := re.sub(r"'[^']*'|\d+", "_", wrong)) not in faults:
+        if wrong and (kind_of_fault := re.sub(r"'[^']*'|\d+|/\S+", "_", wrong)) not in faults:
             faults.add(kind_of_fault)
-            print(f"\n{wrong.strip()[:500]}\n    {str(arguments)[:1000]}", flush=True)
+            print(f"\n{wrong.strip()[:500]}\n    {case[:1000]}", flush=True)
 
     @seed(options.seed)
     @thorough
@@ -87,7 +108,7 @@ def main() -> None:
     numeric = {stage: fuzzing.numeric_keys(stage) for stage in ("sft", "rm", "dpo")}
 
     @seed(options.seed)
-    @settings(thorough, max_examples=max(options.examples // 20, 1))
+    @settings(thorough, max_examples=max(options.examples // SLOW["runs"], 1))
     @given(st.sampled_from(sorted(numeric)), st.data())
     def of_runs(stage: str, drawn: st.DataObject) -> None:
         made = drawn.draw(fuzzing.rows_of_stage(stage))
@@ -96,12 +117,38 @@ def main() -> None:
         data = ["--data", "rows.jsonl", f"{stage}.data.on_bad_row=skip", *drawn.draw(fuzzing.numbers(numeric[stage]))]
         run("runs", ["train", "--overwrite", "--plugin", stage, *common, *SMALL, *data, *base])
 
+    def of_folders(kind: str) -> None:
+        if not (root / "whole").exists():
+            tampering.make_runs(model)
+
+        @seed(options.seed)
+        @settings(thorough, max_examples=max(options.examples // SLOW.get(kind, 1), 1))
+        @given(tampering.tampered(root / "whole" / "runs", sorted(FOLDERS[kind])))
+        def tried_on(case: tampering.Case) -> None:
+            count(kind, case.fault(root / "whole" / "runs", FOLDERS[kind]), str(case))
+
+        tried_on()
+
+    def of_requests() -> None:
+        rows = label_samples.numbered(options.examples + 1, k=2)
+        site = label_clients.Site(label_clients.write_rows(root / "samples.jsonl", rows), scale=5, flags=["rude"])
+
+        @seed(options.seed)
+        @thorough
+        @given(label_requests.requests())
+        def tried_on(sent: label_requests.Sent) -> None:
+            count("requests", label_requests.fault(site.labeler(), sent), str(sent))
+
+        tried_on()
+        site.store.close()
+
     started = time.perf_counter()
-    for kind, commands in (("files", of_files), ("settings", of_settings), ("runs", of_runs)):
-        if kind in options.kinds:
-            commands()
+    by_kind = {"files": of_files, "settings": of_settings, "runs": of_runs, "requests": of_requests}
+    by_kind |= {kind: functools.partial(of_folders, kind) for kind in FOLDERS}
+    for kind in options.kinds:
+        by_kind[kind]()
     seconds = time.perf_counter() - started
-    print(f"\n{dict(tried)} commands in {seconds:.0f} s, seed {options.seed}: {len(faults)} distinct faults")
+    print(f"\n{dict(tried)} inputs in {seconds:.0f} s, seed {options.seed}: {len(faults)} distinct faults")
     sys.exit(1 if faults else 0)
 
 

@@ -1,15 +1,19 @@
-"""No mistake in rows, files or settings ends in a traceback or in "This is unexpected"."""
+"""No mistake in rows, files, settings or requests ends in a traceback or in "This is unexpected"."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fuzzing
+import label_clients
+import label_requests
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from label_samples import numbered
 
 from alignkit.testing import SMALL
 
@@ -60,3 +64,14 @@ def test_runs_of_two_steps(common: list[str], tmp_path: Path, drawn: st.DataObje
     data = ["--data", "rows.jsonl", f"{stage}.data.on_bad_row=skip"]
     base = [] if stage == "sft" else [f"{stage}.policy=base"]
     assert fuzzing.fault(["train", "--overwrite", "--plugin", stage, *common, *data, *base, *SMALL, *overrides]) is None
+
+
+@pytest.fixture
+def label_site(sites: Any) -> label_clients.Site:
+    return sites(numbered(100, k=2), scale=5, flags=["rude"])
+
+
+@settings(SEEDED, max_examples=80)
+@given(sent=label_requests.requests())
+def test_requests_to_the_page_of_label(label_site: label_clients.Site, sent: label_requests.Sent) -> None:
+    assert label_requests.fault(label_site.labeler(), sent) is None

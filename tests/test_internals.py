@@ -232,6 +232,13 @@ def test_a_config_names_the_attention_of_its_model(tiny_model: Callable[..., Pat
     assert transformers_internals.attention_of(config) == attention
 
 
+@used_by("CHECKPOINT_READERS in alignkit/models/transformers_internals.py")
+def test_the_trainer_reads_a_checkpoint_with_these_methods() -> None:
+    trainer = transformers.Trainer
+
+    assert all(callable(getattr(trainer, name)) for name in transformers_internals.CHECKPOINT_READERS)
+
+
 @used_by("forward_without_autocast in alignkit/models/transformers_internals.py")
 def test_accelerate_keeps_the_forward_that_it_wraps(tiny_model: Callable[..., Path]) -> None:
     model = load(tiny_model)

@@ -108,6 +108,7 @@ RANKS = {"0": 0, "1": 1, "2": 2}
         ({"ranks": RANKS, "flags": {"0": [["x"]]}}, "'flags' has an invalid value for answer '0'"),
         ({"ranks": RANKS, "seconds": -1}, "'seconds' must be a number of seconds"),
         ({"ranks": RANKS, "seconds": float("nan")}, "'seconds' must be a number of seconds"),
+        ({"ranks": RANKS, "seconds": 10**400}, "'seconds' must be a number of seconds"),
         ({"ranks": RANKS, "comment": ""}, "unknown field 'comment'"),
     ],
     ids=lambda value: str(value)[:40],

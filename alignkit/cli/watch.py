@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignkit import paths, yaml
+from alignkit import paths
 from alignkit.cli import completion, terminal
 from alignkit.errors import ConfigError, suggestion
 from alignkit.runs import curves, lock, manifest, recorded, resume
@@ -28,7 +28,7 @@ def watch(
     from rich.live import Live
 
     folder = paths.expand(run)
-    stage = recorded.stage(yaml.load(_current(folder) / recorded.CONFIG))
+    stage = recorded.stage(recorded.read(_current(folder)))
     first = stage.watch if stage else ()
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 __all__ = [
+    "CHECKPOINT_READERS",
     "ExportableState",
     "attention_of",
     "check_report_to",
@@ -27,6 +28,9 @@ __all__ = [
     "set_learning_rates",
     "train_on_one_gpu",
 ]
+
+# The methods of the Trainer that read a checkpoint (Transformers 5.23)
+CHECKPOINT_READERS = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state")
 
 
 def attention_of(config: Any) -> str | None:

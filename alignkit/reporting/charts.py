@@ -13,7 +13,7 @@ from alignkit.reporting import numbers, pictures
 from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.numbers import Measured
 from alignkit.reporting.pictures import Dot, Series
-from alignkit.runs import curves, frontier
+from alignkit.runs import curves, frontier, record
 from alignkit.runs.curves import Curve
 from alignkit.runs.frontier import Point
 
@@ -110,7 +110,7 @@ def calibration(run: ReportedRun) -> Calibration:
     file = run.folder / "pairs.json"
     if not file.exists():
         return _without_pairs(run)
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = record.loads(file.read_text(encoding="utf-8"))
     by_distance = [
         Distance(str(each["distance"]), int(each["pairs"]), _measured(each["accuracy"], each["error"]))
         for each in content["by_distance"]

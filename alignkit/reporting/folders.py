@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alignkit import yaml
 from alignkit.components import Stage
 from alignkit.errors import AlignkitError, ConfigError, one_line, suggestion
 from alignkit.registry.plugin import in_memory as in_memory_names
@@ -164,8 +163,9 @@ def _read(folder: Path, name: str) -> ReportedRun:
     """
     if folder.name.endswith(UNFINISHED):
         state: State = "training" if lock.is_held(folder) else "stopped"
-        config = dict(yaml.load(folder / recorded.CONFIG))
+        config = recorded.read(folder)
         stage = next(reversed(config["stages"]))
+        _check_config(config, stage)
         record = {"stage": stage, "tuner": config["tuner"]["name"], "model": {"name": config["model"]}}
         record |= {"config": config, "parents": {}}
     else:
@@ -187,11 +187,16 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, ...: it has not.
     """
-    settings, data = record["config"]["stages"][record["stage"]], record["data"]
-    _ = settings["data"]["path"], record["config"]["plugins"], data["source"], data["format"], record["model"]["name"]
+    _check_config(record["config"], record["stage"])
+    data = record["data"]
+    _ = data["source"], data["format"], record["model"]["name"]
     _ = record["tuner"], record["role"], record["fingerprints"]["weights"], int(record["steps"])
     _ = [(parent["folder"], parent["weights"]) for parent in record["parents"].values()]
     return record
+
+
+def _check_config(config: dict[str, Any], stage: str) -> None:
+    _ = config["stages"][stage]["data"]["path"], config["plugins"]
 
 
 def _unread(file: Path) -> int:

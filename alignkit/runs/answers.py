@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit.rows import Conversation
-from alignkit.runs import manifest
+from alignkit.runs import manifest, record
 
 FILE = "answers.jsonl"
 
@@ -57,8 +57,13 @@ def read(folder: Path) -> list[Answers]:
 
 def _evaluation(step: int, rows: Sequence[Mapping[str, Any]]) -> Answers:
     names = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in ("step", "prompt", "answer")]
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns = {name: [_number(row.get(name)) for row in rows] for name in names}
     return Answers(step, [row["prompt"] for row in rows], [row["answer"] for row in rows], columns)
+
+
+def _number(value: Any) -> float | None:
+    """None if ``value`` is no number, or not finite."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -83,7 +88,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     content = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     for line in content.split("\n"):  # `splitlines` would split answers at other characters, such as U+2028
         try:
-            row = json.loads(line)
+            row = record.loads(line)
         except ValueError:  # cut off
             continue
         if isinstance(row, dict):

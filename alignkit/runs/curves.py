@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignkit.runs import pictures
+from alignkit.runs import pictures, record
 from alignkit.runs.pictures import can_draw as can_draw
 from alignkit.runs.resume import METRICS
 
@@ -59,7 +58,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file such as ``metrics.jsonl`` that are JSON objects with a ``step``; others are left out."""
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = record.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.runs import manifest
+from alignkit.runs import manifest, record
 
 FILE = "evaluation.json"
 KEYS = {  # a later row replaces an earlier one with the same values of these
@@ -20,7 +19,7 @@ KEYS = {  # a later row replaces an earlier one with the same values of these
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of each table, ``perplexity`` and ``tasks``. Both are empty if nothing was evaluated."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = record.loads((folder / FILE).read_text(encoding="utf-8"))
         return {table: [dict(row) for row in content.get(table, [])] for table in KEYS}
     except (OSError, ValueError, TypeError, AttributeError):  # none, or not a file of ours
         return {table: [] for table in KEYS}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
+
+from alignkit.errors import AlignkitError
+from alignkit.runs import record
 
 _SAMPLES = 64  # positions that are read per weight file
 _SAMPLE_BYTES = 4096
@@ -15,17 +17,24 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def of(folder: Path) -> dict[str, Any]:
-    """Fingerprints of the weights, tokenizer, chat template and special tokens of a model folder."""
+    """Fingerprints of the weights, tokenizer, chat template and special tokens of a model folder.
+
+    Raises:
+        AlignkitError: its chat template is not a text.
+    """
     config = _json(folder / "tokenizer_config.json")
     vocabularies = [(folder / name).read_bytes() for name in _VOCABULARIES if (folder / name).exists()]
     template_file = folder / "chat_template.jinja"
-    template = template_file.read_text(encoding="utf-8") if template_file.exists() else config.get("chat_template")
+    try:
+        template = template_file.read_text(encoding="utf-8") if template_file.exists() else config.get("chat_template")
+    except UnicodeDecodeError as error:
+        raise AlignkitError(f"cannot read {template_file}: {error}") from None
     special = {name: config.get(name) for name in _SPECIAL}
     return {
         "weights": weights(folder),
         "tokenizer": hashlib.sha256(b"".join(vocabularies)).hexdigest() if vocabularies else None,
         "chat_template": text(template if isinstance(template, str) else json.dumps(template)) if template else None,
-        "special_tokens": {k: v["content"] if isinstance(v, dict) else v for k, v in special.items()},
+        "special_tokens": {k: v.get("content") if isinstance(v, dict) else v for k, v in special.items()},
     }
 
 
@@ -56,8 +65,8 @@ def weights(folder: Path) -> str | None:
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
-                (header,) = struct.unpack("<Q", file.read(8))
-                digest.update(file.read(header))
+                header = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(min(header, size)))
             for sample in range(_SAMPLES):
                 file.seek(sample * size // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
@@ -71,6 +80,6 @@ def text(content: str) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return dict(record.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not the file of a tokenizer
         return {}

@@ -46,7 +46,8 @@ def is_held(folder: Path) -> bool:
     import psutil
 
     try:
-        pid = int(folder.with_name(f".{folder.name}.lock").read_text(encoding="utf-8"))
+        file = folder.with_name(f".{folder.name}.lock")
+        pid = int(file.read_text(encoding="utf-8")) if file.is_file() else -1
         return bool(psutil.pid_exists(pid))  # os.kill(pid, 0) would send Ctrl-C on Windows
     except PermissionError:  # Windows does not read a locked file
         return True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import AlignkitError
+from alignkit.runs import record
 
 FILE = "alignkit.json"
 VERSION = 2
@@ -33,19 +34,25 @@ def is_run(folder: Path) -> bool:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder."""
+    """The manifest of a run folder.
+
+    Raises:
+        AlignkitError: it cannot be read, another version wrote it, a value has another type than alignkit writes, or
+            the folder contains a pipe or a device. A missing key is an error when it is read.
+    """
+    record.check_files(folder)
     try:
-        manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = record.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise AlignkitError(f"cannot read {folder / FILE}: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
-    return dict(manifest)
+    return record.checked(manifest, record.MANIFEST, folder / FILE)
 
 
-def data_fingerprints(record: Mapping[str, Any]) -> dict[str, str]:
-    """The fingerprints of the data that a run was trained on, by path. ``record`` is its manifest."""
-    data = record["data"]
+def data_fingerprints(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprints of the data that a run was trained on, by path."""
+    data = manifest["data"]
     before = [{"path": data["source"], "fingerprint": data["fingerprint"]}]  # runs of one source, without `sources`
     return {source["path"]: source["fingerprint"] for source in data.get("sources", before)}
 

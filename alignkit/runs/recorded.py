@@ -15,10 +15,24 @@ from alignkit.config.settings import names
 from alignkit.errors import AlignkitError
 from alignkit.registry import Registry, in_memory
 from alignkit.registry.plugin import plugin_name
-from alignkit.runs import manifest
+from alignkit.runs import manifest, record
 
 CONFIG = "config.yaml"
 LENGTHS = ("num_train_epochs", "iterations")  # settings that have no effect beside train.max_steps
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The config of a run, finished or not, as ``config.yaml`` in its folder records it.
+
+    Raises:
+        AlignkitError: it cannot be read, or a value has another type than alignkit writes. A missing key is an error
+            when it is read.
+    """
+    record.check_files(folder)
+    config = record.checked(yaml.load(folder / CONFIG), record.CONFIG, folder / CONFIG)
+    if not config["stages"]:
+        raise AlignkitError(f"{folder / CONFIG} has no stage: {record.EDITED}")
+    return config
 
 
 def previous(config: RunConfig) -> Path | None:
@@ -35,19 +49,19 @@ def settings(registry: Registry, config: RunConfig, overwrite: bool) -> dict[str
     folder = previous(config)
     if folder is None or (overwrite and folder == config.folder):
         return {}
-    record, stage = yaml.load(folder / CONFIG), config.stage.component
+    before, stage = read(folder), config.stage.component
     given = set(map(plugin_name, registry.requested))
-    registry.activate(*(name for name in record["plugins"] if plugin_name(name) not in given))
+    registry.activate(*(name for name in before["plugins"] if plugin_name(name) not in given))
     known = (*names(stage.config), *stage.needs, *stage.uses, "loss", "data", "train")
-    table = {key: value for key, value in record["stages"][stage.name].items() if key in known}
+    table = {key: value for key, value in before["stages"][stage.name].items() if key in known}
     table["data"] = {key: value for key, value in table["data"].items() if key in names(DataConfig)}
     if isinstance(written := table["data"].get("format"), str | None):
         table["data"]["format"] = {"name": written}
     stated = config.stated["stages"][stage.name]
     if any(name in {**stated, **stated.get("train", {})} for name in LENGTHS):
         table["train"] = {key: value for key, value in table["train"].items() if key != "max_steps"}
-    shared = {key: record[key] for key in ("model", "chat_template", "tuner", "optimizer")}
-    return {**shared, "model_kwargs": model_kwargs.inherited(record.get("model_kwargs", {})), **table}
+    shared = {key: before[key] for key in ("model", "chat_template", "tuner", "optimizer")}
+    return {**shared, "model_kwargs": model_kwargs.inherited(before.get("model_kwargs", {})), **table}
 
 
 def stage(config: Mapping[str, Any]) -> Stage | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from alignkit import yaml
 from alignkit.config import resume_rules
 from alignkit.config.resolve import RunConfig
-from alignkit.errors import ConfigError
-from alignkit.runs import answers, manifest, recorded
+from alignkit.errors import AlignkitError, ConfigError
+from alignkit.runs import answers, manifest, record, recorded
 from alignkit.runs.plan import Plan
 from alignkit.runs.recorded import CONFIG
 
@@ -75,10 +73,9 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
         shutil.rmtree(folder, ignore_errors=True)
     if resume and (previous := recorded.previous(config)) and not (overwrite and previous == config.folder):
         extensions = _extensions(previous, config)
-        if (previous / SURROUNDINGS).exists():
-            before = json.loads((previous / SURROUNDINGS).read_text(encoding="utf-8"))
-            if changed := [name for name, value in surroundings.items() if before.get(name, value) != value]:
-                raise ConfigError(f"changed since the run began: {', '.join(changed)}. Start again with --overwrite")
+        before = _surroundings(previous)
+        if changed := [name for name, value in surroundings.items() if before.get(name, value) != value]:
+            raise ConfigError(f"changed since the run began: {', '.join(changed)}. Start again with --overwrite")
         if previous == config.folder:
             _copy(previous, folder)
         (folder / manifest.FILE).unlink(missing_ok=True)  # left if the run was killed before the rename
@@ -112,7 +109,7 @@ def _extensions(previous: Path, config: RunConfig) -> list[str]:
     Raises:
         ConfigError: the run cannot continue with these settings.
     """
-    changes = resume_rules.changes(yaml.load(previous / CONFIG), config)
+    changes = resume_rules.changes(recorded.read(previous), config)
     if refused := [str(change) for change in changes if not change.allowed]:
         raise ConfigError(
             f"--resume must keep the settings of the run, but these differ: {', '.join(refused)}. "
@@ -147,16 +144,18 @@ def _link(source: str, target: str) -> None:
 def past_extensions(folder: Path) -> list[dict[str, Any]]:
     """The steps at which a run was extended, and the settings that extended it."""
     file = folder / LONGER
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+    return list(record.read(file, record.LONGER)) if file.exists() else []
+
+
+def _surroundings(folder: Path) -> dict[str, str | None]:
+    file = folder / SURROUNDINGS
+    return dict(record.read(file, record.SURROUNDINGS)) if file.exists() else {}
 
 
 def start_day(config: RunConfig) -> str | None:
     """The day on which the run to resume began (``2026-11-25``). None if there is none."""
     previous = recorded.previous(config)
-    if previous is None or not (previous / SURROUNDINGS).exists():
-        return None
-    day: str | None = json.loads((previous / SURROUNDINGS).read_text(encoding="utf-8")).get(DAY)
-    return day
+    return _surroundings(previous).get(DAY) if previous else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -172,10 +171,14 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint is complete: the Trainer writes ``trainer_state.json`` last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(_state(checkpoint)["global_step"] == step_of(checkpoint))
+    except (AlignkitError, ValueError):
         return False
-    return True
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = record.read(checkpoint / "trainer_state.json", record.TRAINER_STATE)
+    return state
 
 
 def step_of(checkpoint: Path) -> int:
@@ -189,16 +192,17 @@ def _drop_metrics_after(file: Path, checkpoint: Path | None) -> None:
         return
     step, history = -1, list[Any]()
     if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        step, history = step_of(checkpoint), [manifest.plain_json(log) for log in state["log_history"]]
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if _logged_by(line, step, history)]
+        step = step_of(checkpoint)
+        history = [manifest.plain_json(log) for log in _state(checkpoint)["log_history"]]
+    content = file.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in content.splitlines() if _logged_by(line, step, history)]
     manifest.write_atomically(file, "".join(line + "\n" for line in lines))
 
 
 def _logged_by(line: str, step: int, history: list[Any]) -> bool:
     """Whether a line was logged before the checkpoint of ``step``, whose ``history`` has every log."""
     try:
-        log = json.loads(line)
+        log = record.loads(line)
         return bool(log["step"] < step) or log in history
     except (ValueError, TypeError, KeyError):  # a line that a kill cut off
         return False

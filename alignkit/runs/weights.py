@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import AlignkitError
+from alignkit.runs import record
 
 CODE = ("auto_map", "megatron_config", "trust_remote_code")  # keys of an adapter's config with which libraries run code
 
@@ -27,8 +27,8 @@ def check(folder: Path) -> None:
         raise AlignkitError(f"{folder} has no weights in safetensors. alignkit opens no pickles, which can run code")
     if config.exists():
         try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            settings = record.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise AlignkitError(f"cannot read {config}: {error}") from None
         if named := next((key for key, value in _settings(settings) if key in CODE and value), None):
             raise AlignkitError(f"{config} sets {named}, with which libraries run code. alignkit writes no such file")

@@ -24,7 +24,7 @@ from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan, is_made_by
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
-from alignkit.training import deepspeed, learning, measures, old_checkpoints, processes, shard, trackers
+from alignkit.training import checkpoints, deepspeed, learning, measures, old_checkpoints, processes, shard, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed, end_at_last_step
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -141,6 +141,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
         trainer.args.eval_on_start = False  # done before the interruption
         trainer.add_callback(Resumed())
         end_at_last_step(trainer)
+        checkpoints.name_in_errors(trainer, checkpoint)
         if extensions and schedule_depends_on_length(trainer.args):
             run.say(
                 f"learning rate: from now on, it follows the {trainer.args.lr_scheduler_type.value} schedule of the "
