@@ -78,13 +78,17 @@ def forked(command: Sequence[str | Path], **options: Any) -> subprocess.Complete
     return done
 
 
-def run_on_two(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run ``alignkit`` in two processes as ``torchrun`` does; what the first printed, or the one that failed."""
+def run_on_two(*arguments: str, env: Mapping[str, str], script: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``alignkit``, or a script of Python, in two processes as ``torchrun`` does.
+
+    Returns what the first printed, or the one that failed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    both = [Process(*arguments, env={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    ranks = ({**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    both = [Process(*arguments, env=rank, script=script) for rank in ranks]
     while None in (states := [process.poll() for process in both]):
         if any(states):  # the other would wait for it
             both[states.index(None)].send_signal(9)

@@ -1,7 +1,7 @@
-"""Runs several ``alignkit`` commands in the process group of one launch, which takes seconds to start.
+"""Runs several ``alignkit`` commands in one process group: ``shard_runs.py COMMANDS REPORT``, in each process of it.
 
-``python -m torch.distributed.run --nproc_per_node=2 shard_runs.py COMMANDS REPORT``: a file with the words of a command
-per line, and a folder that gets, from each process, a line for each model that was sharded.
+COMMANDS is a file with the words of a command per line. The folder REPORT gets, from each process, a line for each
+model that was sharded.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,21 +21,28 @@ HERE = Path(__file__).parent
 COMMON = ["--debug", "train", "--model", "base", "train.use_cpu=true", "train.bf16=false", "data.eval_size=4"]
 COMMON += ["train.per_device_train_batch_size=2", "train.per_device_eval_batch_size=2", "train.learning_rate=0.003"]
 COMMON += ["train.lr_scheduler_type=constant", "train.lr_scheduler_kwargs={}"]
-OFFLINE = ["train.max_steps=4", "train.logging_steps=1", "train.save_steps=2", "train.eval_steps=2"]
-BEST = ["train.load_best_model_at_end=true", "train.metric_for_best_model=loss", "train.greater_is_better=true"]
-ONLINE = ["ppo.batch_size=8", "ppo.minibatches=2", "ppo.iterations=2", "ppo.response_length=8", "ppo.save_every=1"]
-ONLINE += ["reward.name=function", "reward.call=gold:letters", "ppo.eval_every=1"]
+OFFLINE = ["train.max_steps=2", "train.logging_steps=1", "train.save_steps=1", "train.eval_steps=2"]
+BEST = ["train.max_steps=4", "train.save_steps=2", "train.load_best_model_at_end=true"]
+BEST += ["train.metric_for_best_model=loss", "train.greater_is_better=true"]
+ONLINE = ["policy=base", "batch_size=8", "minibatches=2", "iterations=2", "response_length=8", "save_every=1"]
+PPO = [*(f"ppo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=gold:letters"]
+PPO += ["ppo.ema=0.5", "ppo.keep=last", "ppo.ptx_coef=1", "ppo.ptx_data=demonstrations.jsonl", "ppo.ptx_batch_size=4"]
+GRPO = [*(f"grpo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=gold:few"]
+GRPO += ["grpo.samples_per_prompt=2", "grpo.redraws=2", "grpo.eval_every=1", "rollout.merge_lora=true"]
 
 CHECKPOINTING = "train.gradient_checkpointing=true"
 
 RUNS = {  # name -> stage, tuner, data, settings; each is trained with whole weights and sharded
-    "sft-lora": ("sft", "lora", "demonstrations", [*OFFLINE, CHECKPOINTING]),
+    "sft-qlora": ("sft", "qlora", "demonstrations", [*OFFLINE, CHECKPOINTING]),
     "sft-full": ("sft", "full", "demonstrations", [*OFFLINE, *BEST]),  # the best are those of step 2
     "dpo-full": ("dpo", "full", "rankings", [*OFFLINE, "dpo.policy=base", "dpo.response_length=4"]),
+    "kto-lora": ("kto", "lora", "ratings", [*OFFLINE, "kto.policy=base", "kto.response_length=4"]),
+    "rahf-lora": ("rahf", "lora", "rankings", [*OFFLINE, "rahf.policy=base", "rahf.response_length=4"]),
     "rm-lora": ("rm", "lora", "rankings", [*OFFLINE, "rm.policy=base"]),
-    "ppo-lora": ("ppo", "lora", "prompts", [*ONLINE, CHECKPOINTING, "ppo.policy=base", "ppo.ema=0.5", "ppo.keep=last"]),
+    "ppo-qlora": ("ppo", "qlora", "prompts", [*PPO, CHECKPOINTING]),
+    "grpo-lora": ("grpo", "lora", "prompts", GRPO),
 }
-RESUMED = ("sft-lora", "ppo-lora")  # sharded in two parts
+RESUMED = ("sft-qlora", "ppo-qlora", "grpo-lora")  # sharded in two parts
 
 
 def words(name: str, shard: str, *more: str) -> list[str]:
@@ -53,26 +60,22 @@ def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "gold.py").write_text(
         "def letters(prompts, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
+        "def few(prompts, answers):\n    return [float(answer.count('e') > 1) for answer in answers]\n"
     )
     commands = list[list[str]]()
     for name in RUNS:
         commands.append(words(name, "null"))
         if name in RESUMED:
-            half = "ppo.iterations=1" if name.startswith("ppo") else "train.max_steps=2"
+            half = "train.max_steps=1" if name.startswith("sft") else f"{RUNS[name][0]}.iterations=1"
             commands += [words(name, "fsdp2", half), words(name, "fsdp2", "--resume")]
         else:
             commands.append(words(name, "fsdp2"))
     (folder / "commands.jsonl").write_text("".join(json.dumps(command) + "\n" for command in commands))
     (folder / "report").mkdir()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launch, str(HERE / "shard_runs.py"), "commands.jsonl", "report"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    with contextlib.chdir(folder):
+        done = processes.run_on_two("commands.jsonl", "report", env=env, script=HERE / "shard_runs.py")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     return folder
 
@@ -161,7 +164,11 @@ def test_what_cannot_be_sharded_is_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
-        ("rahf", ["rahf.policy=base"], "train.shard: fsdp2 does not support the stage rahf yet"),
+        (
+            "ppo",
+            ["ppo.policy=base", "ppo.ptx_coef=1", "ppo.ptx_batch_size=3"],
+            "ppo.ptx_batch_size=3: with train.shard",
+        ),
         ("rm", ["rm.policy=base", "rm.forward_tokens=64"], "rm.forward_tokens: with train.shard"),
     ],
 )
@@ -169,5 +176,6 @@ def test_stages_and_settings_that_would_hang_are_refused(
     stage: str, settings: list[str], message: str, run_stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alignkit.training.run.Run.processes", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AssertionError, match=message):
         run_stage(stage, "train.shard=fsdp2", *settings)

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alignkit.models.layers import decoder_layers
+from alignkit.models.peft_internals import belongs_to
 from alignkit.models.torch_internals import start_fsdp
 
 
@@ -26,6 +27,8 @@ def shard(module: nn.Module, models: Sequence[Any], device: torch.device, proces
     Each decoder layer of its language ``models`` is a group of weights that are gathered together. All other weights,
     such as embeddings and heads, are one more group, which the forward pass of ``module`` gathers.
     """
+    for each in module.modules():
+        _store_4bit_as_floats(each)
     mesh = init_device_mesh(device.type, (processes,))
     for model in models:
         for layer in decoder_layers(model):
@@ -34,6 +37,22 @@ def shard(module: nn.Module, models: Sequence[Any], device: torch.device, proces
     start_fsdp(module)
     for each in module.modules():
         each.register_load_state_dict_pre_hook(_distribute)  # type: ignore[no-untyped-call]
+
+
+def is_4bit(parameter: Tensor) -> bool:
+    """Whether a parameter is a weight in 4 bits by bitsandbytes."""
+    return type(parameter).__name__ == "Params4bit"
+
+
+def _store_4bit_as_floats(module: Any) -> None:
+    """Let the bytes of a 4-bit weight be stored as bf16, as ``bnb_4bit_quant_storage`` does.
+
+    Older versions of ``fully_shard`` take floating-point weights only. The bytes stay the same.
+    """
+    weight = module._parameters.get("weight")
+    if is_4bit(weight) and not weight.is_floating_point():
+        weight.data = weight.data.flatten().view(torch.bfloat16).view(-1, 1)
+        module.quant_storage = torch.bfloat16  # bitsandbytes reads it when the weight is gathered
 
 
 def _distribute(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -92,13 +111,16 @@ def gathered(module: nn.Module, model: Any) -> Iterator[None]:
 def whole_weights(module: nn.Module, models: Sequence[Any], keep: bool) -> Iterator[None]:
     """Replace the weights of ``module`` that are saved by whole ones, on the CPU of the processes that ``keep`` them.
 
-    These are all weights of those of its language ``models`` that are trained, except the frozen layers of PEFT models.
+    These are all weights of those of its language ``models`` that are trained. Of the layers of PEFT models, they are
+    those of adapters.
     """
     saved = {id(p) for p in module.parameters() if p.requires_grad}
     for model in models:
         if any(p.requires_grad for p in model.parameters()):
-            layers = decoder_layers(model).parameters() if hasattr(model, "peft_config") else ()
-            saved |= {id(p) for p in model.parameters()} - {id(p) for p in layers}
+            adapters = getattr(model, "peft_config", ())
+            of_layers = decoder_layers(model).named_parameters() if adapters else ()
+            frozen = {id(p) for n, p in of_layers if not any(belongs_to(adapter, n) for adapter in adapters)}
+            saved |= {id(p) for p in model.parameters()} - frozen
     of_parameter: dict[int, nn.Parameter] = {}  # tied weights stay tied
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     for each in module.modules():

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import transformers
 
-from alignkit.errors import ConfigError
 from alignkit.models import assemble
 from alignkit.online.config import OnlineConfig, microbatches
 from alignkit.online.prompts import encode_prompts
@@ -33,8 +32,6 @@ def build_trainer(run: Run, trainer: type[T]) -> T:
     """
     config: OnlineConfig = run.config.stage.config
     table, train = run.config.stage.component.name, run.config.train
-    if train.get("shard") and config.ptx_coef:
-        raise ConfigError(f"{table}.ptx_coef: train.shard=fsdp2 does not support it yet. Remove one of them")
     microbatch, accumulation = microbatches(table, config, train["per_device_train_batch_size"], run.processes)
     prompts, held_out = encode_prompts(run, run.train_rows), encode_prompts(run, run.eval_rows)
     texts = encode_texts(run) if config.ptx_coef else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.rollouts import Rollouts
 from alignkit.online.statistics import Statistics
 from alignkit.protocols import RewardFunction, Run
+from alignkit.runs import lineage
 
 TYPICAL = 256  # prompts from which it is decided whether sharing them saves work
 
@@ -76,8 +78,9 @@ class Collector:
         redrawn = 0
         for attempt in range(1, seeds.REDRAWS + 1):
             chosen = self.to_redraw(self._penalized(raw_scores, answers), ~raw_scores.isnan(), attempt)
-            if not (rows := chosen.nonzero().flatten().tolist()):
+            if not self.statistics.total(chosen.sum()):  # all processes go on until none has rows to replace
                 break
+            rows = chosen.nonzero().flatten().tolist()
             sampling += self._redraw(rows, iteration, attempt, prompts, answers, raw_scores)
             redrawn += len(rows)
         prompt_ids = [prompt.ids for prompt in prompts]
@@ -155,20 +158,22 @@ class Collector:
     ) -> float:
         """Replace the prompts and answers in these rows, and their scores, by others; return the seconds of sampling.
 
-        They stay if ``reward.on_error`` is ``skip`` and the reward refuses all the others.
+        They stay if ``reward.on_error`` is ``skip`` and the reward refuses all the others. All processes sample
+        together: one without rows samples an answer and drops it.
         """
         began = time.monotonic()
         of_attempt = self._prompts_of(iteration, attempt)
-        others = [of_attempt[row] for row in rows]
+        others = [of_attempt[row] for row in rows] or of_attempt[:1]
         sampled = self.sample([p.ids for p in others], seeds.seed(self.args, iteration, seeds.SAMPLE + attempt))
         seconds = time.monotonic() - began
         try:
-            raw_scores[rows] = self.score(others, sampled)
+            scores = self.score(others, sampled, alike=False)
         except DataError:
             if not self.skips_errors:
                 raise
             return seconds
         for number, row in enumerate(rows):
+            raw_scores[row] = scores[number]
             prompts[row], answers[row] = others[number], sampled[number]
             if answers.logps is not None:
                 assert sampled.logps is not None  # of the same engine
@@ -236,12 +241,21 @@ class Collector:
             raise failure or UnavailableError("the rollout engine of another process is unavailable")
         return answers
 
-    def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]]) -> Tensor:
-        """The reward of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is ``skip``."""
+    def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]], alike: bool = True) -> Tensor:
+        """The reward of each answer, [B]; NaN where it refused the answer and ``reward.on_error`` is ``skip``.
+
+        ``alike`` is whether every process scores as many answers. Otherwise, and where answers may be scored again one
+        by one, processes call reward models a different number of times, so sharded ones are gathered.
+        """
         texts = [text(self.tokenizer, answer) for answer in answers]
         fields = [prompt.fields for prompt in prompts]
         batch = Answers([p.messages for p in prompts], texts, [p.ids for p in prompts], answers, fields)
-        scores = torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
+        with contextlib.ExitStack() as stack:
+            if self.skips_errors or not alike:
+                roles = self.trainer.roles
+                for reward in lineage.rewards_in(roles.members).values():
+                    stack.enter_context(gathered(roles, reward.model))
+            scores = torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
         clip = self.config.score_clip
         return scores.clamp(-clip, clip) if clip is not None else scores
 

@@ -108,6 +108,11 @@ def check(table: str, config: OnlineConfig, plan: Plan | None) -> None:
         return
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     microbatches(table, config, plan.config.train["per_device_train_batch_size"], processes)
+    if plan.config.train.get("shard") and config.ptx_coef and config.ptx_batch_size % processes:
+        raise ConfigError(
+            f"{table}.ptx_batch_size={config.ptx_batch_size}: with train.shard, it must be a multiple of the "
+            f"{processes} processes"
+        )
     if config.keep == "best" and not plan.eval_rows:
         raise ConfigError(f"{table}.keep=best needs held-out prompts: set data.eval_size")
 

@@ -17,7 +17,8 @@ from alignkit.data.encoding import Fit, encode_rows
 from alignkit.data.row_encoders import SequenceEncoder
 from alignkit.data.spool import Mapped
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.models import Sequences
+from alignkit.models import Sequences, full_tensor
+from alignkit.models.sharded import is_sharded
 from alignkit.online.config import OnlineConfig
 from alignkit.online.roles_trainer import RolesTrainer
 from alignkit.online.seeds import shuffled_passes
@@ -112,9 +113,9 @@ class PtxGradient:
                 loss = -(logps * mask).sum() / tokens
                 accelerator.backward(self.config.ptx_coef * loss * accelerator.num_processes)
             total += loss.detach()
-        self.gradients = {
-            n: accelerator.reduce(p.grad.clone(), "mean") for n, p in model.named_parameters() if p.grad is not None
-        }
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        is_mean = is_sharded(model)  # of all processes, which backward passes of a sharded model compute
+        self.gradients = gradients if is_mean else {n: accelerator.reduce(g, "mean") for n, g in gradients.items()}
         return {"ptx_loss": float(accelerator.reduce(total)), "ptx_grad_norm": self._norm(self.gradients.values())}
 
     def other_norm(self, model: Any) -> float:
@@ -129,7 +130,7 @@ class PtxGradient:
 
     def _norm(self, gradients: Any) -> float:
         scaler = self.trainer.accelerator.scaler  # of fp16, which scales gradients up
-        norm = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients]))
+        norm = torch.linalg.vector_norm(torch.stack([full_tensor(g.float().norm()) for g in gradients]))
         return float(norm) / (scaler.get_scale() if scaler is not None else 1.0)
 
     def _microbatches(self) -> Iterator[tuple[Sequences, Tensor]]:

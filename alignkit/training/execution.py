@@ -165,7 +165,8 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
         more = stage.finish(run, trainer) if stage.finish else {}
         more = checks.manifest_keys(run.registry.describe(stage, "finish"), more)
         metrics = final_metrics(trainer)
-    weights = ((name, held(parameter)) for name, parameter in trainer.model.named_parameters())
+    # frozen weights were checked when they were loaded; those in 4 bits may be stored as floats that are no numbers
+    weights = ((name, held(p)) for name, p in trainer.model.named_parameters() if p.requires_grad)
     learning.check_weights(weights, "the run was not finished: the trained model")
     save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():

@@ -61,12 +61,14 @@ def shard(run: Run, trainer: Any) -> None:
     """Make a trainer spread its models over all processes when it starts to train, if ``train.shard`` says so.
 
     Raises:
-        ConfigError: a model is quantized.
+        ConfigError: a model is quantized in another way than to 4 bits by bitsandbytes.
     """
     if run.config.train.get("shard") is None:
         return
-    if not all(parameter.is_floating_point() for parameter in trainer.model.parameters()):
-        raise ConfigError("train.shard: fsdp2 does not support quantized models yet. Use lora, or remove train.shard")
+    if not all(p.is_floating_point() or sharded.is_4bit(p) for p in trainer.model.parameters()):
+        raise ConfigError(
+            "train.shard: of quantized models, fsdp2 supports those in 4 bits by bitsandbytes only. Use qlora or lora"
+        )
     create_optimizer, save_model = trainer.create_optimizer, trainer.save_model
     accelerator = trainer.accelerator
 

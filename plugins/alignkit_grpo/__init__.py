@@ -30,7 +30,7 @@ def build(run: Run) -> Any:
 @hookimpl
 def alignkit_stage() -> list[Stage]:
     return [
-        online_stage(name=name, summary=summary, config=config, build=build, loss=loss)
+        online_stage(name=name, summary=summary, config=config, build=build, loss=loss, shards=True)
         for name, config, loss, summary in STAGES
     ]
 

@@ -27,6 +27,7 @@ def alignkit_stage() -> list[Stage]:
             config=KTOConfig,
             check=ratings.check,
             build=build,
+            shards=True,
             less_memory=less_memory,
             in_memory=describe_reference,
             note=ratings.note,

@@ -38,6 +38,7 @@ def alignkit_stage() -> list[Stage]:
             config=config.RAHFConfig,
             check=config.check,
             build=build,
+            shards=True,
             less_memory=config.less_memory,
             finish=lambda run, trainer: {"layers": trainer.layers},  # joins the manifest
             in_memory=in_memory,

@@ -11,6 +11,7 @@ from alignkit import Sampling
 from alignkit.data import ids_key
 from alignkit.evaluation import error_bar
 from alignkit.generation import sample, text
+from alignkit.models import gathered
 from alignkit.runs import write_answers
 from alignkit.training import RowMetrics
 from alignkit_rahf.losses import contrast_loss, right_and_wrong
@@ -88,7 +89,7 @@ class HeldOut:
         torch.manual_seed(trainer.args.seed)  # random states are restored after an evaluation
         for start in range(0, len(self.prompts), size):
             prompts = [pair.branches.prompt for pair in self.prompts[start : start + size]]
-            with trainer.roles.using("policy") as policy:
+            with trainer.roles.using("policy") as policy, gathered(trainer.roles, policy):
                 sampled = sample(policy, run.tokenizer, prompts, sampling, run.say)
             texts = Texts(prompts, sampled)
             logps = trainer.roles({role: trainer.job(role, texts) for role in ("policy", "reference")})

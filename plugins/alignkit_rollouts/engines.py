@@ -24,8 +24,6 @@ def decode(config: DecodeConfig, tokenizer: PreTrainedTokenizerBase, sampling: S
     """
     from alignkit.generation import sample
 
-    if config.merge_lora and run.config.train.get("shard") is not None:
-        raise ConfigError("rollout.merge_lora does not support train.shard yet. Remove one of them")
     graphs = _uses_graphs(config, run)
     return _in_batches(
         config,
