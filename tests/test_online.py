@@ -160,8 +160,8 @@ def test_log_probabilities_of_an_engine_that_are_wrong_are_not_used(
 ) -> None:
     sample = Collector.sample
 
-    def wrong(self: Collector, prompts: Any, seed: int) -> SampledAnswers:
-        answers = sample(self, prompts, seed)
+    def wrong(self: Collector, *arguments: Any) -> SampledAnswers:
+        answers = sample(self, *arguments)
         return SampledAnswers(answers, [[logp - 0.1 for logp in logps] for logps in answers.logps or []])
 
     monkeypatch.setattr(Collector, "sample", wrong)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from alignkit.batches import Answers, SampledAnswers, Sampling
@@ -71,17 +70,19 @@ class Collector:
     def _collect(self, iteration: int) -> Rollouts:
         began = time.monotonic()
         prompts = self._prompts_of(iteration)
-        answers = self.sample([prompt.ids for prompt in prompts], seeds.seed(self.args, iteration, seeds.SAMPLE))  # 1
+        seed, rank = seeds.seed(self.args, iteration, seeds.SAMPLE), self.args.process_index
+        answers = self.sample([prompt.ids for prompt in prompts], seed, rank * len(prompts))  # 1
         sampling = time.monotonic() - began
 
         raw_scores = self.score(prompts, answers)  # 2
         redrawn = 0
         for attempt in range(1, seeds.REDRAWS + 1):
             chosen = self.to_redraw(self._penalized(raw_scores, answers), ~raw_scores.isnan(), attempt)
-            if not self.statistics.total(chosen.sum()):  # all processes go on until none has rows to replace
+            of_processes = self.statistics.by_process(int(chosen.sum()))
+            if not sum(of_processes):  # all processes go on until none has rows to replace
                 break
-            rows = chosen.nonzero().flatten().tolist()
-            sampling += self._redraw(rows, iteration, attempt, prompts, answers, raw_scores)
+            rows, before = chosen.nonzero().flatten().tolist(), sum(of_processes[:rank])
+            sampling += self._redraw(rows, before, iteration, attempt, prompts, answers, raw_scores)
             redrawn += len(rows)
         prompt_ids = [prompt.ids for prompt in prompts]
         ended, kept, scores = self.ended(answers), ~raw_scores.isnan(), self._penalized(raw_scores, answers)
@@ -150,6 +151,7 @@ class Collector:
     def _redraw(
         self,
         rows: list[int],
+        before: int,
         iteration: int,
         attempt: int,
         prompts: list[EncodedPrompt],
@@ -159,12 +161,12 @@ class Collector:
         """Replace the prompts and answers in these rows, and their scores, by others; return the seconds of sampling.
 
         They stay if ``reward.on_error`` is ``skip`` and the reward refuses all the others. All processes sample
-        together: one without rows samples an answer and drops it.
+        together: one without rows samples an answer and drops it. Processes of lower rank replace ``before`` rows.
         """
         began = time.monotonic()
         of_attempt = self._prompts_of(iteration, attempt)
         others = [of_attempt[row] for row in rows] or of_attempt[:1]
-        sampled = self.sample([p.ids for p in others], seeds.seed(self.args, iteration, seeds.SAMPLE + attempt))
+        sampled = self.sample([p.ids for p in others], seeds.seed(self.args, iteration, seeds.SAMPLE + attempt), before)
         seconds = time.monotonic() - began
         try:
             scores = self.score(others, sampled, alike=False)
@@ -189,7 +191,8 @@ class Collector:
         number = self.config.batch_size // samples
         order = self.args.seed + attempt * 1_000_003
         indices = seeds.shuffled_passes(len(self.prompts), iteration * number, number, order)
-        of_process = indices[self.args.process_index :: self.args.world_size]
+        share = number // self.args.world_size
+        of_process = indices[share * self.args.process_index :][:share]
         return [self.prompts[index] for index in of_process for _ in range(samples)]
 
     def _engine_agrees(self, answers: SampledAnswers, logps: Tensor, mask: Tensor) -> bool:
@@ -223,13 +226,15 @@ class Collector:
         self.compared = True
         return weights, metrics
 
-    def sample(self, prompts: list[list[int]], seed: int) -> SampledAnswers:
-        """Sample an answer to each prompt from the policy, as token ids.
+    def sample(self, prompts: list[list[int]], seed: int, before: int = 0) -> SampledAnswers:
+        """Sample an answer to each prompt from the policy, as token ids. Every process must call it.
+
+        Processes of lower rank sample ``before`` other answers at the same time.
 
         Raises:
             UnavailableError: the engine's server does not answer, to this process or to another one.
         """
-        transformers.set_seed(seed)
+        seeds.set_seeds(seed, before, self.sampling.max_new_tokens)
         roles, failure, answers = self.trainer.roles.eval(), None, SampledAnswers([])
         autocast = self.trainer.accelerator.autocast()
         with roles.using("policy") as policy, torch.no_grad(), autocast, gathered(roles, policy):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeVar
 
+import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
+
+T = TypeVar("T", "Rollouts", "Advantages")
 
 
 @dataclass(frozen=True)
@@ -44,3 +50,25 @@ class Advantages:
     advantages: Tensor  # [B, A]
     returns: Tensor | None = None  # [B, A], what values are trained towards; None without a value function
     metrics: Mapping[str, float] = field(default_factory=dict)  # for the log
+
+
+def of_all_processes(rollouts: Rollouts, estimates: Advantages) -> tuple[Rollouts, Advantages]:
+    """The answers of all processes, in the order of their ranks. Every process must call it."""
+    tensors = {n: each for part in (rollouts, estimates) for n, each in vars(part).items() if isinstance(each, Tensor)}
+    own = rollouts.prompts, rollouts.answers, {name: tensor.cpu() for name, tensor in tensors.items()}
+    prompts, answers, parts = zip(*gather_object([own]), strict=True)
+    joined: dict[str, Any] = {
+        name: _joined([part[name] for part in parts]).to(tensors[name].device) for name in tensors
+    }
+
+    def with_joined(part: T, **lists: Any) -> T:
+        return replace(part, **lists, **{name: joined[name] for name in joined.keys() & vars(part).keys()})
+
+    rollouts = with_joined(rollouts, prompts=list(chain(*prompts)), answers=list(chain(*answers)))
+    return rollouts, with_joined(estimates)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Tensors [B, ...] of which the second dimension differs, as one, with zeros at the ends of rows."""
+    rows = [row for tensor in tensors for row in tensor]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows[0].ndim else torch.stack(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -14,8 +15,20 @@ REDRAWS = 4  # the largest n
 
 
 def seed(args: TrainingArguments, iteration: int, purpose: int) -> int:
-    """A seed from the run's seed, the iteration, the process and the purpose."""
-    return (((args.seed * 1_000_003 + iteration) * 1_009 + args.process_index) * 7 + purpose) % 2**32
+    """A seed from the run's seed, the iteration and the purpose. It is the same in all processes."""
+    return ((args.seed * 1_000_003 + iteration) * 1_009 * 7 + purpose) % 2**32
+
+
+def set_seeds(seed: int, before: int, length: int) -> None:
+    """Seed all generators before answers of at most ``length`` tokens are sampled, after ``before`` other answers.
+
+    The engine ``decode`` draws a number for each token from torch's CPU generator. Those of the other answers are
+    skipped, so that several processes draw the numbers that one would. Other generators, such as those of GPUs, get a
+    seed of their own in each process.
+    """
+    transformers.set_seed((seed + 7 * before) % 2**32)
+    torch.default_generator.manual_seed(seed)
+    torch.rand(before, length, dtype=torch.double)
 
 
 def shuffled_passes(size: int, first: int, number: int, seed: int) -> list[int]:

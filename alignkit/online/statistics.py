@@ -19,6 +19,11 @@ class Statistics:
         """The sum of a scalar tensor."""
         return float(self.accelerator.reduce(values.to(self.dtype)))
 
+    def by_process(self, number: int) -> list[int]:
+        """The number that each process has, by rank."""
+        numbers: Tensor = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return numbers.tolist()
+
     def mean(self, values: Tensor, mask: Tensor | None = None) -> float:
         """The mean of ``values``, of those where ``mask`` (of the same shape) is True."""
         if mask is None:

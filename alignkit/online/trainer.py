@@ -21,7 +21,7 @@ from alignkit.online.kl import next_kl_coef
 from alignkit.online.prompts import EncodedPrompt
 from alignkit.online.ptx import PtxGradient, PtxText
 from alignkit.online.roles_trainer import RolesTrainer
-from alignkit.online.rollouts import Advantages, Rollouts
+from alignkit.online.rollouts import Advantages, Rollouts, of_all_processes
 from alignkit.protocols import Run
 from alignkit.runs import read_answers, write_answers
 from alignkit.training.meters import Means
@@ -112,10 +112,10 @@ class OnlineTrainer(RolesTrainer):
 
     def _microbatches(self) -> Iterator[dict[str, Any]]:
         size = self.args.per_device_train_batch_size
-        minibatch, group = size * self.args.gradient_accumulation_steps, self.collector.group
+        minibatch, group = size * self.args.gradient_accumulation_steps, self.collector.group  # of this process
+        first, of_all = minibatch * self.args.process_index, minibatch * self.args.world_size
         while True:
             rollouts = self.collector.collect(self.iteration)  # steps 1 to 3
-            lengths = rollouts.lengths
             estimates = self.estimate_advantages(rollouts)  # 4 to 6
             self.metrics = {**rollouts.metrics, "kl_coef": self.kl_coef, **estimates.metrics}
             self.began = time.monotonic()
@@ -127,10 +127,12 @@ class OnlineTrainer(RolesTrainer):
                     answers=self.config.batch_size,
                     horizon=self.config.kl_horizon,
                 )
+            rollouts, estimates = of_all_processes(rollouts, estimates)
+            lengths = rollouts.lengths
             shuffle = torch.Generator().manual_seed(seeds.seed(self.args, self.iteration, seeds.SHUFFLE))
             for _ in range(self.config.epochs):
                 order = microbatches.shuffled(len(lengths), group, shuffle)
-                for start in range(0, len(order), minibatch):
+                for start in range(first, len(order), of_all):
                     rows = order[start : start + minibatch]
                     for part in microbatches.by_length(rows, lengths, group, size):
                         yield self._microbatch(rollouts, estimates, part)

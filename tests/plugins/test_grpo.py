@@ -225,31 +225,23 @@ def test_cut_off_and_resumed_is_bit_for_bit_the_same(folder: Path) -> None:
         }
 
 
-def test_two_processes_learn_what_one_learns(folder: Path, install: Callable[..., None]) -> None:
-    """With answers that depend on the prompt and their number alone, the step is the same however they are spread."""
-    install(
-        "fixed",
-        """
-        from alignkit import Rollout, hookimpl
-
-        @hookimpl
-        def alignkit_rollout():
-            return [Rollout(name="fixed", summary="", build=lambda config, tokenizer, sampling: answers)]
-
-        def answers(policy, prompts):
-            return [[(7 * i + sum(p)) % 500 + 1 for i in range(sum(p) % 5 + n % 4 + 2)] for n, p in enumerate(prompts)]
-        """,
+def test_two_processes_sample_and_learn_what_one_does(folder: Path) -> None:
+    """In each iteration only one of the processes draws answers again: to prompt 8, then to prompt 1."""
+    Path("length.py").write_text(
+        "def length(prompts, answers):\n"
+        "    numbers = [int(prompt.split()[2]) for prompt in prompts]\n"
+        "    return [1.0 if n % 7 == 1 else len(answer) / 10 for n, answer in zip(numbers, answers)]\n"
     )
-    Path("length.py").write_text("def length(prompts, answers):\n    return [len(a) / 10 for a in answers]\n")
-    settings = ["ppo.policy=base", "reward.name=function", "reward.call=length:length", "--plugin", "fixed"]
-    settings += ["ppo.iterations=2", "ppo.minibatches=1", "data.eval_size=0", "ppo.advantage=batch", "ppo.kl=loss"]
-    settings += ["ppo.aggregate=sequence"]
+    settings = ["ppo.policy=base", "reward.name=function", "reward.call=length:length", "ppo.redraws=1"]
+    settings += ["ppo.iterations=2", "data.eval_size=0", "ppo.advantage=batch", "ppo.kl=loss"]
+    settings += ["ppo.aggregate=sequence", "ppo.epochs=2"]
     one = grpo(*settings, "--output", "one")
     done = on_two_processes(*words("grpo", *settings, "--output", "two")[1:])
     assert done.returncode == 0, done.stderr
 
     two = Path("two/grpo")
     assert json.loads((two / "alignkit.json").read_text())["processes"] == 2
+    assert [line.get("redrawn") for line in iterations(two)] == [4, 4]
     for name, tensor in trained(one).items():
         torch.testing.assert_close(trained(two)[name], tensor, rtol=1e-3, atol=1e-5)
     for a, b in zip(iterations(one), iterations(two), strict=True):
