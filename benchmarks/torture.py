@@ -1,12 +1,14 @@
-"""Kills runs of every stage and tuner at random moments, resumes them, and compares the results bit for bit.
+"""Kills and disturbs runs of every stage and tuner at random moments, and compares the results bit for bit.
 
-    python benchmarks/torture.py --kills 300 --seed 0
+    python benchmarks/torture.py --kills 300 --disturbances 80 --seed 0
     python benchmarks/torture.py --kills 20 --stages sft ppo --tuners lora --output results.jsonl
 
 A run is killed with SIGKILL after a random time, or at a random one of the file operations with which it writes,
 renames and removes, at once or up to 5 ms later. A resume is sometimes killed too. Then the run is resumed to its end,
 and its folder is compared with that of an uninterrupted run: weights, optimizer, random states, metrics, answers and
-manifest, and no file may be left over. ``--output`` is continued where it ends. Exit status 1 if a run differs.
+manifest, and no file may be left over. Other runs are disturbed by a full disk, a read-only folder, a clock that jumps,
+or a second process (``tests/disturbances.py``), and compared in the same way. ``--output`` is continued where it ends.
+Exit status 1 if a run differs.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from disturbances import DISTURBANCES  # noqa: E402
 from torturing import STAGES, TUNERS, Ended, Moment, command, differences, prepare, words  # noqa: E402
 
 AGAIN = 0.25  # of the resumes are killed too
@@ -91,11 +94,22 @@ class Torture:
         result = {"number": number, "seed": seed, "stage": stage, "tuner": tuner, "kills": kills, "moments": moments}
         return {**result, "seconds": round(time.monotonic() - started, 1), "faults": faults}
 
+    def disturb(self, number: int, seed: int, stage: str, tuner: str) -> dict[str, Any]:
+        """Disturb a run, and compare it. Each disturbance has its turn; its random moments depend on the numbers."""
+        draw, whole, folder = random.Random(f"{seed} {number}"), self.uninterrupted(stage, tuner), self.root / "cut"
+        shutil.rmtree(folder, ignore_errors=True)
+        started, name = time.monotonic(), list(DISTURBANCES)[number % len(DISTURBANCES)]
+        given = words(self.root, stage, tuner)
+        faults = DISTURBANCES[name](given, folder, self.folder(stage, tuner), whole, draw)
+        result = {"number": number, "seed": seed, "stage": stage, "tuner": tuner, "disturbance": name, "kills": 0}
+        return {**result, "seconds": round(time.monotonic() - started, 1), "faults": faults}
+
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The kills by stage and tuner, and how many runs differ."""
+    """The kills by stage and tuner, the runs by disturbance, and how many of them differ."""
     kills: collections.Counter[tuple[str, str]] = collections.Counter()
     faulty: collections.Counter[tuple[str, str]] = collections.Counter()
+    disturbed = [result for result in results if "disturbance" in result]
     for result in results:
         kills[result["stage"], result["tuner"]] += result["kills"]
         faulty[result["stage"], result["tuner"]] += bool(result["faults"])
@@ -104,12 +118,16 @@ def table(results: list[dict[str, Any]]) -> str:
     for stage in dict.fromkeys(result["stage"] for result in results):
         cells = (f"{kills[stage, t]} kills, {faulty[stage, t]} runs differ" for t in tuners)
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    for name in DISTURBANCES if disturbed else ():
+        of_kind = [bool(result["faults"]) for result in disturbed if result["disturbance"] == name]
+        lines.append(f"{name}: {len(of_kind)} runs, {sum(of_kind)} differ")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--disturbances", type=int, default=0, help="runs that are disturbed in other ways, after it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--tuners", nargs="+", choices=TUNERS, default=TUNERS)
@@ -126,11 +144,17 @@ def main() -> None:
         pairs = list(itertools.product(options.stages, options.tuners))
         random.Random(options.seed).shuffle(pairs)
         for number in itertools.count(len(results)):
-            if sum(result["kills"] for result in results) >= options.kills:
+            disturbed = sum("disturbance" in result for result in results)
+            is_kill = sum(result["kills"] for result in results) < options.kills
+            if not is_kill and disturbed >= options.disturbances:
                 break
             if time.monotonic() - started > options.minutes * 60:
                 break
-            result = torture.kill(number, options.seed, *pairs[number % len(pairs)])
+            pair = pairs[number % len(pairs)]
+            if is_kill:
+                result = torture.kill(number, options.seed, *pair)
+            else:
+                result = torture.disturb(disturbed, options.seed, *pair)
             results.append(result)
             if options.output:
                 with options.output.open("a") as file:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from alignkit import yaml
 from alignkit.cli import main
+from alignkit.errors import AlignkitError
 from alignkit.runs import manifest
 from alignkit.testing import DATA, SMALL
 
@@ -112,7 +113,7 @@ def tamper(folder: Path, change: Change, drawn: st.DataObject) -> None:
     content = file.read_bytes()
     at = int(change.place * len(content))
     if change.way == "value":
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(AlignkitError, ValueError, TypeError, RecursionError):  # changed before
             file.write_text(_with_mistake(file.suffix, content.decode(), drawn), "utf-8", "surrogatepass")
         return
     file.unlink()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from run_folders import record, weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from alignkit.cli import main
+from alignkit.errors import AlignkitError
 from alignkit.runs import resume
+from alignkit.training import checkpoints
 
 Train = Callable[..., Path]
 
@@ -106,6 +110,43 @@ def test_the_pools_of_a_reward_can_be_terminated_while_a_run_trains(
     """A process that is forked during training does not wait for a step's end when it gets SIGTERM."""
     sigterm_at("pool")
     assert main([*command, "train.max_steps=1", "train.gradient_accumulation_steps=2"]) == 0
+
+
+# --- disks that are full ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may have more than 1000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.write_text("x" * 5000),
+        lambda file: torch.save(torch.zeros(5000), file),
+        lambda file: save_file({"x": torch.zeros(5000)}, file),
+        lambda file: Tokenizer(models.WordLevel({str(n): n for n in range(500)}, "0")).save(str(file)),
+    ],
+    ids=["python", "torch", "safetensors", "tokenizers"],
+)
+def test_a_file_that_cannot_be_written_is_an_error_that_says_how_to_go_on(
+    write: Callable[[Path], object], small_files: None, tmp_path: Path
+) -> None:
+    expected = r"cannot write to .*: (File too large|PyTorch could not save a file, and .* free)\. When"
+    with pytest.raises(AlignkitError, match=expected), checkpoints.writing(tmp_path / "sft.unfinished"):
+        write(tmp_path / "file")
+
+
+def test_other_errors_of_a_run_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (RuntimeError("shapes differ"), FileNotFoundError(2, "No such file", "rows.jsonl"), ValueError("x")):
+        with pytest.raises(type(error)) as raised, checkpoints.writing(tmp_path):
+            raise error
+        assert raised.value is error
 
 
 # --- kills at bad moments --------------------------------------------------------------------------------------------

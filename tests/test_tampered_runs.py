@@ -201,6 +201,16 @@ def test_scores_of_answers_that_are_no_numbers_are_unknown(tmp_path: Path) -> No
     assert evaluation.columns == {"score": [1.5, None, None, None, None]}
 
 
+@pytest.mark.parametrize("content", ["", "[", "[]", "[" * 9000, "\x00"], ids=lambda content: repr(content[:3]))
+def test_a_model_whose_config_is_no_object_is_an_error(
+    content: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "dpo/config.json").write_text(content)
+
+    assert main(["check", "--plugin", "dpo", "--data", "rankings.jsonl", "--output", "new", "dpo.policy=runs/dpo"]) == 2
+    assert "runs/dpo/config.json" in capsys.readouterr().err
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 RESUME = ["train", "--plugin", "sft", "--output", "runs", "--resume", "train.max_steps=3"]

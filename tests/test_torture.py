@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, as ``benchmarks/torture.py`` does it."""
+"""Runs that are killed or disturbed at random moments, as ``benchmarks/torture.py`` does it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "torture.py"
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path: Path) -> None:
-    """Twenty kills of every stage; resumed, the folder of each run is that of an uninterrupted one."""
-    options = ["--kills", "20", "--seed", "3", "--tuners", "lora", "full", "--output", str(tmp_path / "results.jsonl")]
+def test_runs_that_are_killed_or_disturbed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    """Twenty kills of all stages, and two each of full disks, read-only folders, jumping clocks and second processes.
+
+    Resumed, the folder of each run is that of an uninterrupted one.
+    """
+    options = ["--kills", "20", "--disturbances", "8", "--seed", "3", "--tuners", "lora", "full"]
+    options += ["--output", str(tmp_path / "results.jsonl")]
     done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

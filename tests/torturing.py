@@ -120,14 +120,14 @@ def command(
     folder: Path,
     kill: Moment | None = None,
     before: Callable[[], None] = lambda: None,
-    send: signal.Signals = signal.SIGKILL,
+    at_moment: Callable[[int], None] = lambda pid: os.kill(pid, signal.SIGKILL),
 ) -> Ended:
     """``alignkit`` with these arguments, in a forked process that works in ``folder``.
 
-    ``before`` is called in that process first; ``send`` is the signal that it gets at the moment ``kill``.
+    ``before`` is called in that process first; ``at_moment`` is called with its id at the moment ``kill``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
+    log = folder.with_name(f"{folder.name}.log")
     ours, theirs = os.pipe()
     sys.stdout.flush()
     start = time.monotonic()
@@ -135,7 +135,7 @@ def command(
         os.close(ours)
         _child(arguments, folder, log, theirs, kill, before)
     os.close(theirs)
-    operations = _watch(pid, ours, start, kill, send)
+    operations = _watch(pid, ours, start, kill, at_moment)
     _, code = os.waitpid(pid, 0)
     os.close(ours)
     lines = operations.decode(errors="replace").splitlines()
@@ -201,8 +201,8 @@ def _operation(event: str, details: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _watch(pid: int, pipe: int, start: float, kill: Moment | None, send: signal.Signals) -> bytes:
-    """Read the pipe until the process ends, and send it the signal at the moment. Kill it if it hangs."""
+def _watch(pid: int, pipe: int, start: float, kill: Moment | None, at_moment: Callable[[int], None]) -> bytes:
+    """Read the pipe until the process ends, and call ``at_moment`` at the moment. Kill it if it hangs."""
     operations, sent = b"", kill is None
     timed = kill is not None and kill.event is None
     process = os.pidfd_open(pid)
@@ -212,13 +212,16 @@ def _watch(pid: int, pipe: int, start: float, kill: Moment | None, send: signal.
             until = kill.seconds if kill and timed and not sent else LIMIT
             ready, _, _ = select.select([pipe, process], [], [], max(until - now, 0))
             if not ready:
-                os.kill(pid, send if timed and not sent else signal.SIGABRT)
+                if timed and not sent:
+                    at_moment(pid)
+                else:
+                    os.kill(pid, signal.SIGABRT)
                 sent = True
             if pipe in ready:
                 operations += os.read(pipe, 65536)
                 if kill and not sent and kill.event is not None and operations.count(b"\n") >= kill.event:
                     time.sleep(kill.seconds)
-                    os.kill(pid, send)
+                    at_moment(pid)
                     sent = True
             if process in ready:
                 while select.select([pipe], [], [], 0)[0] and (more := os.read(pipe, 65536)):
@@ -230,6 +233,7 @@ def _watch(pid: int, pipe: int, start: float, kill: Moment | None, send: signal.
 
 # --- comparison ------------------------------------------------------------------------------------------------------
 
+NOT_COMPARED = ("finished", "peak_memory", "today", "the day it began")
 TIMING = ("_runtime", "_per_second", "seconds", "runtime")
 
 
@@ -269,7 +273,7 @@ def _content(file: Path) -> Any:
         return yaml.load(file)
     if file.suffix == ".json":
         record = json.loads(file.read_text())
-        return _untimed({key: value for key, value in record.items() if key not in ("finished", "peak_memory")})
+        return _untimed({key: value for key, value in record.items() if key not in NOT_COMPARED})
     if file.name == "README.md" or file.suffix in (".svg", ".png"):  # with the time and the date
         return None
     return file.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from alignkit.data import hub
 from alignkit.errors import AlignkitError, ConfigError, DataError, suggestion
 from alignkit.protocols import Limits
 from alignkit.runs import manifest
+from alignkit.runs.record import loads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,17 +47,24 @@ def check(name: str, revision: str | None = None) -> None:
         return  # a hub id
     if (folder / "adapter_config.json").exists():
         raise ConfigError(f"{name} is an adapter, not a full model. Use its base with --model")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{name} is not a model: it has no config.json{_run_inside(folder)}") from None
-    except ValueError as error:
-        raise ConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"{name} is not a model: it has no config.json{_run_inside(folder)}")
+    config = _read_config(folder / "config.json")
     architectures = config.get("architectures") or []
     if config.get("is_encoder_decoder") or not any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures):
         raise ConfigError(
             f"{name} is a {' '.join(architectures) or 'model without an architecture'}, not a decoder-only model"
         )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} is not the config of a model: it must be an object")
+    return config
 
 
 def check_head(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -90,7 +97,7 @@ def check_trainable(name: str, revision: str | None, tuner: Tuner) -> None:
     config = folder / "config.json" if folder else None
     if tuner.adapters or config is None or not config.is_file():
         return
-    if quantization := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
+    if quantization := _read_config(config).get("quantization_config"):
         raise quantized_error(name, quantization.get("quant_method", "bitsandbytes"), tuner)
 
 
@@ -212,7 +219,7 @@ def limits(located: str, revision: str | None = None) -> Limits:
     folder = folder_of(located, revision)
     if folder is None or not (folder / "config.json").exists():
         return Limits(None, None, False)
-    return limits_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return limits_of(_read_config(folder / "config.json"))
 
 
 def limits_of(config: dict[str, Any]) -> Limits:

@@ -89,6 +89,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         stack.enter_context(_reported_failure(run))
         stack.enter_context(processes.connected())
         processes.check_alike(run)
+        stack.enter_context(checkpoints.writing(run.folder))
         metrics = _train(run, resume, extensions, started)
     gc.collect()  # a trainer has reference cycles, and the next stage needs the memory of its models
     result = Result(final, metrics, time.monotonic() - started)
