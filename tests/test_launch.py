@@ -119,6 +119,7 @@ def test_the_error_is_that_of_the_process_that_failed_first(tmp_path: Path) -> N
     assert failures((-15, ""), (-9, "")).startswith("process 1 was killed by SIGKILL, perhaps because memory ran out")
     assert failures((2, lost), (-11, "")).startswith("process 1 was killed by SIGSEGV. ")
     assert failures((-15, ""), (2, "the loss is nan")) == "the loss is nan"
+    assert failures((-9, ""), (2, "the loss is nan")) == "the loss is nan"
     assert failures((2, lost), (2, "the loss is nan")) == "the loss is nan"
     assert failures((2, "no file"), (2, "no file")) == "no file"
 

@@ -1,4 +1,4 @@
-"""Training in several real processes, on nodes that differ.
+"""Training in several real processes: a killed one, nodes that differ, and caches that processes share.
 
 That each stage trains in two processes as in one is tested with the stages, under ``two_processes``.
 """
@@ -9,13 +9,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from chat_servers import free_port
+from conftest import on_two_processes
 
-from alignkit.testing import DEMONSTRATIONS
+from alignkit.cli import main
+from alignkit.testing import DEMONSTRATIONS, PROMPTS
 
 ON_CPU = ["train.use_cpu=true", "train.bf16=false"]
 
@@ -64,3 +68,36 @@ def test_nodes_with_other_data_or_settings_are_refused(
     for difference in ("train.max_steps (3, not 2)", "data.path (other.jsonl, not one.jsonl)", "the data"):
         assert difference in error
     assert list(Path("runs").glob("*")) == []
+
+
+def test_a_killed_process_stops_the_others_and_the_run_continues(
+    write: Callable[..., str],
+    tiny_model: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The result is that of a run that was not interrupted, bit for bit. Another number of processes is refused."""
+    Path("site").mkdir()
+    Path("site/count.py").write_text("def count(prompts, answers):\n    return [len(a) / 10 for a in answers]\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["site", os.environ.get("PYTHONPATH", "")]))
+    train = ["train", "--plugin", "ppo", "--plugin", "lora", "--model", str(tiny_model()), *ON_CPU, "--trust"]
+    train += ["--data", write("prompts.jsonl", PROMPTS), "ppo.policy=base", "data.eval_size=3", "ppo.save_every=1"]
+    train += ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=6", "ppo.iterations=16", "ppo.eval_every=8"]
+    train += ["reward.name=function", "reward.call=count:count"]
+    assert on_two_processes(*train, "--output", "whole").returncode == 0
+
+    cut = launched("--processes", "2", "--", *train, "--output", "cut")
+    while not list(Path("cut").glob("*/checkpoints/checkpoint-[2-9]/trainer_state.json")):
+        assert cut.poll() is None, cut.communicate()
+        time.sleep(0.002)
+    _, last = sorted(psutil.Process(cut.pid).children(), key=lambda process: process.pid)
+    last.kill()
+    assert "process 1 was killed by SIGKILL, perhaps because memory ran out" in failed(cut)
+    assert not Path("cut/ppo").exists()
+
+    monkeypatch.syspath_prepend("site")
+    assert main([*train, "--output", "cut", "--resume"]) == 2
+    assert "changed since the run began: the number of processes" in capsys.readouterr().err
+    assert on_two_processes(*train, "--output", "cut", "--resume").returncode == 0
+    weights = [Path(f"{name}/ppo/adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]

@@ -152,11 +152,16 @@ def start(
 
 
 def first_error(error: ChildFailedError) -> str:
-    """The error of the process that made the others fail: one that was killed, else the first that left a message.
+    """The error of the process that made the others fail.
 
-    torchrun ends the others with SIGTERM.
+    That is an error of its own, else the signal that killed a process. The others lose the connection to it, or
+    torchrun ends them: with SIGTERM, and with SIGKILL after half a minute.
     """
     failures = sorted(error.failures.items())
+    left = [failure.error_file_data.get("message") for _, failure in failures]
+    messages = [str(message["message"]) for message in left if isinstance(message, dict)]
+    if own := [message for message in messages if "lost the connection" not in message]:
+        return own[0]
     for rank, failure in failures:
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
@@ -165,10 +170,8 @@ def first_error(error: ChildFailedError) -> str:
                 f"process {rank} was killed by {name}{why}. The others were stopped. To continue from the last "
                 "checkpoint, add --resume to the same command"
             )
-    left = [failure.error_file_data.get("message") for _, failure in failures]
-    messages = [str(message["message"]) for message in left if isinstance(message, dict)]
     if messages:
-        return min(messages, key=lambda message: "lost the connection" in message)
+        return messages[0]
     rank, failure = error.get_first_failure()
     return f"process {rank} ended with exit status {failure.exitcode}"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
 import typer
 
+from alignkit.cli.processes import LAUNCHED
 from alignkit.runs import stopping
 
 
@@ -32,7 +34,8 @@ def on_sigterm(advice: str) -> Iterator[None]:
     except KeyboardInterrupt:
         if not received:
             raise
-        typer.echo(f"\nstopped by SIGTERM. {advice}", err=True)
+        if LAUNCHED not in os.environ:  # torchrun ends processes so, after an error of another one
+            typer.echo(f"\nstopped by SIGTERM. {advice}", err=True)
         raise typer.Exit(stopping.status(received[0])) from None
     except typer.Exit:
         if not received:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -51,11 +52,21 @@ def exchange(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     name, store = f"alignkit/{next(_numbers)}", _store()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store.set(f"{name}/{rank}", json.dumps(facts, default=str, sort_keys=True))
-    processes = [json.loads(store.get(f"{name}/{other}")) for other in range(size)]
+    keys = [f"{name}/{other}" for other in range(size)]
+    _wait(store, keys)
+    processes = [json.loads(store.get(key)) for key in keys]
     store.set(f"{name}/{rank}/done", "")
     if rank == 0:  # its node holds the store: it must not end before the others have read
-        store.wait([f"{name}/{other}/done" for other in range(size)])
+        _wait(store, [f"{key}/done" for key in keys])
     return processes
+
+
+def _wait(store: Any, keys: list[str]) -> None:
+    """Wait until a store has these keys. Signals are handled meanwhile, which they are not in ``store.wait``."""
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while not store.check(keys) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    store.wait(keys, timedelta(seconds=1))
 
 
 @functools.cache
