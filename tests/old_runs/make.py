@@ -1,19 +1,19 @@
 """Makes the run folders of earlier versions that ``test_old_runs.py`` opens and resumes.
 
-For each version check the commit out and run this file with its code::
+For each version check the commit out and run this file with its code, with the names of runs::
 
     git worktree add /tmp/old a30788b
-    PYTHONPATH=/tmp/old:/tmp/old/plugins python tests/old_runs/make.py tests/old_runs/a30788b.tar.xz
+    PYTHONPATH=/tmp/old:/tmp/old/plugins python tests/old_runs/make.py tests/old_runs/a30788b.tar.xz full/sft lora/sft
 
 =============  ========================================================================================================
 ``a30788b``    before resume, scalar heads and sampling were revised
 ``472d5fe``    before the core was split into packages
+``61ce16d``    with the stages that came later: GRPO, KTO and RAHF
 =============  ========================================================================================================
 
-An archive holds a tiny random model, data, and for every command in ``COMMANDS`` a finished run under ``finished/`` and
-one under ``cut/`` that was killed right after the checkpoint of half its steps. Only one finished run keeps its
-checkpoint, from which it can be trained on. Text files have the working folder
-replaced by ``FOLDER``.
+An archive holds a tiny random model, data, and for each of these names of ``COMMANDS`` a finished run under
+``finished/`` and one under ``cut/`` that was killed right after the checkpoint of half its steps. Only one finished run
+keeps its checkpoint, from which it can be trained on. Text files have the working folder replaced by ``FOLDER``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,19 @@ COMMANDS: dict[str, list[str]] = {
     "lora/dpo": [
         *("--plugin", "dpo", *ADAPTER, "--data", "rankings.jsonl", "dpo.policy=finished/lora/sft", *STEPS),
         "dpo.response_length=8",
+    ],
+    "lora/grpo": [
+        *("--plugin", "grpo", *ADAPTER, "--data", "prompts.jsonl", "grpo.policy=finished/lora/sft"),
+        *("reward.path=finished/lora/rm", "grpo.samples_per_prompt=2", "data.eval_size=2"),
+        *(setting.replace("ppo.", "grpo.") for setting in PPO),
+    ],
+    "lora/kto": [
+        *("--plugin", "kto", *ADAPTER, "--data", "rankings.jsonl", "kto.policy=finished/lora/sft", *STEPS),
+        *("kto.response_length=8", "train.per_device_train_batch_size=4"),
+    ],
+    "lora/rahf": [
+        *("--plugin", "rahf", *ADAPTER, "--data", "rankings.jsonl", "rahf.policy=finished/lora/sft", *STEPS),
+        "rahf.response_length=8",
     ],
 }
 
@@ -112,17 +125,19 @@ def make_inputs() -> None:
     LlamaForCausalLM(config).save_pretrained("model")
 
 
-def make(archive: Path) -> None:
-    """Train every run twice, once to its end, and pack the folders."""
+def make(archive: Path, names: list[str]) -> None:
+    """Train each run twice, once to its end, and pack the folders."""
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
         make_inputs()
-        for name in COMMANDS:
+        for name in names:
             subprocess.run([sys.executable, "-m", "alignkit", *command(name, "finished")], check=True)
             killed = subprocess.run([sys.executable, "-c", KILLED, *command(name, "cut")])
             assert killed.returncode == 9, name
-        for name in COMMANDS.keys() - {TRAINED_ON}:
+        for name in set(names) - {TRAINED_ON}:
             shutil.rmtree(f"finished/{name}/checkpoints")
+        for picture in Path().rglob("curves.*"):
+            picture.unlink()
         relocate(Path(), os.getcwd(), FOLDER)
         with tarfile.open(archive, "w:xz", preset=9) as tar:
             for folder in ("model", "finished", "cut", "demonstrations.jsonl", "rankings.jsonl", "prompts.jsonl"):
@@ -144,4 +159,4 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]).absolute())
+    make(Path(sys.argv[1]).absolute(), sys.argv[2:])
