@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from conftest import Venv
 
@@ -64,15 +66,21 @@ def environment(strangers: Path) -> Iterator[Venv]:
 
 @pytest.fixture
 def alignkit(
-    environment: Venv, tmp_path: Path, tiny_model: Callable[..., Path], tiny_data: Callable[[str], Path]
+    environment: Venv,
+    tmp_path: Path,
+    tiny_model: Callable[..., Path],
+    tiny_data: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``alignkit("plugins")``: the command in that environment, in a folder with a model ``base`` and data."""
+    """``alignkit("plugins")``: the command with the packages of that environment, in a folder with a model and data."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "base").symlink_to(tiny_model())
     for kind in ("demonstrations", "rankings", "prompts"):
         shutil.copy(tiny_data(kind), tmp_path)
     for name, rows in (("scores", SCORES), ("dolly", DOLLY)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return functools.partial(environment.run, "alignkit", cwd=tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(environment.site), "PYTHONWARNINGS": "", "ALIGNKIT_DEBUG": ""}
+    return functools.partial(processes.run, env=env)
 
 
 GIVES = {
