@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import transformers
 from alignkit.config import training_args
 from alignkit.config.deepspeed import check_launch
 from alignkit.errors import AlignkitError
+from alignkit.models import memory
 from alignkit.models.zero3 import held
 from alignkit.protocols import Result
 from alignkit.registry import checks
@@ -91,7 +91,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
         processes.check_alike(run)
         stack.enter_context(checkpoints.writing(run.folder))
         metrics = _train(run, resume, extensions, started)
-    gc.collect()  # a trainer has reference cycles, and the next stage needs the memory of its models
+    memory.release_freed()  # a trainer has reference cycles, and the next stage needs the memory of its models
     result = Result(final, metrics, time.monotonic() - started)
     run.registry.call("alignkit_run_end", run=run, result=result)
     return result
