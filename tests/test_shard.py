@@ -7,14 +7,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import processes
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit import testing
+from alignkit import ConfigError, testing
+from alignkit.training.shard import check
 
 PROCESSES = 2
 HERE = Path(__file__).parent
@@ -179,3 +181,10 @@ def test_stages_and_settings_that_would_hang_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AssertionError, match=message):
         run_stage(stage, "train.shard=fsdp2", *settings)
+
+
+def test_a_stage_is_refused_whose_trainer_does_not_work_on_sharded_models() -> None:
+    stage = SimpleNamespace(component=SimpleNamespace(name="own", shards=False))
+    config = SimpleNamespace(stage=stage, tuner=stage, train={"shard": "fsdp2"})
+    with pytest.raises(ConfigError, match="train.shard: fsdp2 does not support the stage own yet"):
+        check(cast(Any, SimpleNamespace(config=config)))
