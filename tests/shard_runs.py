@@ -30,6 +30,8 @@ def reported(module: Any, *arguments: Any) -> None:
     gc.collect()
     frozen = nn.ParameterList(parameter for parameter in module.parameters() if not parameter.requires_grad)
     line = {
+        "model": type(module).__name__ + ("" if any(p.requires_grad for p in module.parameters()) else ", frozen"),
+        "run": words[words.index("--output") + 1],
         "processes": int(os.environ["WORLD_SIZE"]),
         "all": sharded.held_bytes(module),
         "frozen": sharded.held_bytes(frozen),
@@ -40,6 +42,6 @@ def reported(module: Any, *arguments: Any) -> None:
 
 
 sharded.shard = reported
-for words in COMMANDS.read_text().splitlines():
-    if status := main(json.loads(words)):
+for words in map(json.loads, COMMANDS.read_text().splitlines()):
+    if status := main(words):
         sys.exit(f"status {status} of {words}")

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit import ConfigError, testing
+from alignkit.cli import main
 from alignkit.training.shard import check
 
 PROCESSES = 2
@@ -29,8 +30,10 @@ BEST += ["train.metric_for_best_model=loss", "train.greater_is_better=true"]
 ONLINE = ["policy=base", "batch_size=8", "minibatches=2", "iterations=2", "response_length=8", "save_every=1"]
 PPO = [*(f"ppo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=gold:letters"]
 PPO += ["ppo.ema=0.5", "ppo.keep=last", "ppo.ptx_coef=1", "ppo.ptx_data=demonstrations.jsonl", "ppo.ptx_batch_size=4"]
-GRPO = [*(f"grpo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=gold:few"]
-GRPO += ["grpo.samples_per_prompt=2", "grpo.redraws=2", "grpo.eval_every=1", "rollout.merge_lora=true"]
+GRPO = [*(f"grpo.{setting}" for setting in ONLINE), "grpo.samples_per_prompt=2", "grpo.redraws=2"]
+GRPO += ["grpo.eval_every=1", "rollout.merge_lora=true", "reward.name=sum", "reward.path=rm-lora-null/rm"]
+GRPO += ["reward.parts=[{name: function, call: gold:picky}, {name: reward-model, weight: 1e-9}]"]
+GRPO += ["reward.on_error=skip"]  # processes score some answers one by one, and draw others again
 
 CHECKPOINTING = "train.gradient_checkpointing=true"
 
@@ -62,7 +65,8 @@ def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "gold.py").write_text(
         "def letters(prompts, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
-        "def few(prompts, answers):\n    return [float(answer.count('e') > 1) for answer in answers]\n"
+        "def picky(prompts, answers):\n    assert not any('S' in answer for answer in answers)\n"
+        "    return [float(answer.count('e') > 1) for answer in answers]\n"
     )
     commands = list[list[str]]()
     for name in RUNS:
@@ -132,6 +136,12 @@ def test_checkpoints_have_the_optimizer_and_averages_of_runs_with_whole_weights(
         torch.testing.assert_close(load_file(sharded / file.name), load_file(file), rtol=1e-4, atol=1e-5)
 
 
+def test_processes_draw_different_numbers_of_answers_again(trained: Path) -> None:
+    for run in both(trained, "grpo-lora"):
+        assert sum(logged(run, "redrawn")) > 0
+        assert sum(logged(run, "eval_reward_errors")) > 0
+
+
 def test_each_process_holds_its_part_of_the_weights_and_no_whole_ones(trained: Path) -> None:
     files = sorted((trained / "report").iterdir())
     lines: list[dict[str, Any]] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -143,6 +153,28 @@ def test_each_process_holds_its_part_of_the_weights_and_no_whole_ones(trained: P
         assert line["whole_weights"] == 0
         for held, whole in (line["all"], line["frozen"]):
             assert held <= 0.6 * whole
+
+
+@pytest.mark.parametrize("name", ["dpo-full", "ppo-qlora"])
+def test_the_plan_counts_the_parts_of_weights_that_a_process_holds(
+    name: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.syspath_prepend(str(trained))
+    reported = map(json.loads, (trained / "report" / "0.jsonl").read_text().splitlines())
+    models = {line["model"]: line["all"] for line in reported if line["run"] == f"{name}-fsdp2"}
+
+    def planned(shard: str) -> dict[str, int]:
+        plan = ["plan" if word == "train" else word for word in words(name, shard)]
+        assert main([*plan, "--processes", str(PROCESSES), "--device", "cpu", "--json"]) == 0
+        parts: dict[str, int] = json.loads(capsys.readouterr().out)["phases"]["training"]
+        return parts
+
+    plain, sharded = planned("null"), planned("fsdp2")
+    spared = sum(plain[part] - sharded[part] for part in ("frozen weights", "trained weights"))
+    assert spared == sum(whole - held for held, whole in models.values())
+    assert sharded["optimizer states"] == pytest.approx(plain["optimizer states"] / PROCESSES, rel=0.01)
+    assert sharded["gathered weights"] <= 3 * sum(whole for _, whole in models.values())
 
 
 @pytest.mark.parametrize(

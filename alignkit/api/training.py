@@ -118,11 +118,13 @@ def plan(
     config: FilePath | None = None,
     trust: bool = False,
     device: Literal["cuda", "cpu"] | None = None,
+    processes: int = 1,
     **tables: Any,
 ) -> Memory:
     """Estimate the memory that :func:`train` would take with these arguments, as ``alignkit plan`` does.
 
-    No weights are loaded. ``device`` is the kind of device to plan for; None: where the run would train.
+    No weights are loaded. ``device`` is the kind of device to plan for; None: where the run would train. The memory is
+    that of each of so many ``processes``.
 
     Returns:
         ``peak`` and ``overhead`` in bytes, and ``phases``: phase -> part -> bytes. They are those of the stage, not of
@@ -136,4 +138,4 @@ def plan(
     with libraries.prepared():
         from alignkit import planning
 
-        return planning.memory(planned.to_train[-1], device)
+        return planning.memory(planned.to_train[-1], device, processes=processes)

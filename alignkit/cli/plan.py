@@ -33,6 +33,7 @@ def plan(
     fit: str = typer.Option(
         None, "--fit", metavar="SIZE", help="Find settings with which all runs fit into a memory, such as 12GB."
     ),
+    processes: int = typer.Option(1, min=1, metavar="N", help="Plan for each of N processes, see alignkit launch."),
     time: bool = typer.Option(False, "--time", help="Measure a few steps on this machine, and estimate the time."),
 ) -> None:
     """Estimate the memory of a run before it starts. Takes the arguments of train and loads no weights."""
@@ -40,6 +41,8 @@ def plan(
     limit = parse_size(fit) if fit else None
     if limit and (as_json or time):
         raise ConfigError(f"--fit cannot be combined with {'--json' if as_json else '--time'}")
+    if processes > 1 and (limit or time):
+        raise ConfigError(f"--processes cannot be combined with {'--fit' if limit else '--time'}")
     from alignkit import planning
 
     if limit:
@@ -62,7 +65,8 @@ def plan(
     planned = pipeline(*arguments, overwrite=True, trusted=trust)
     requested = planned.to_train[-1]
     common.quiet()
-    memory, measured = planning.memory(requested, device), planning.measured_peak(requested)
+    memory = planning.memory(requested, device, processes=processes)
+    measured = planning.measured_peak(requested) if processes == 1 else None
     if as_json:
         common.print_json(
             {
@@ -81,7 +85,8 @@ def plan(
         typer.echo(f"{'first':>11}  {' and '.join(first)}, which need a plan of their own")
     for label, text in [*requested.describe()[:2], ("tuner", requested.config.tuner.component.name)]:
         typer.echo(f"{label:>11}  {text}")
-    typer.echo(f"{'computes':>11}  on {memory.device} in {memory.dtype}\n")
+    each = f", each of {processes} processes" if processes > 1 else ""
+    typer.echo(f"{'computes':>11}  on {memory.device} in {memory.dtype}{each}\n")
     for line in table(memory):
         typer.echo(line)
     typer.echo()

@@ -18,7 +18,7 @@ import transformers
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.models import device_and_dtype, shared_prompt
-from alignkit.planning import cuda
+from alignkit.planning import cuda, per_process
 from alignkit.planning.ledger import Ledger, size_of
 from alignkit.planning.phantoms import Copies, Phantoms, moves
 from alignkit.planning.planned_run import PlannedRun
@@ -52,20 +52,23 @@ class Memory(NamedTuple):
         return self.tensors + self.overhead
 
 
-def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None) -> Memory:
-    """The memory of a run. No weights are loaded: the base model may be a folder with a config and a tokenizer only.
+def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None, processes: int = 1) -> Memory:
+    """The memory of a run, or of each of its ``processes``.
 
-    The stage's trainer is built on the longest rows of the data, and trains for two steps.
+    No weights are loaded: the base model may be a folder with a config and a tokenizer only. The stage's trainer is
+    built on the longest rows of the data, and trains for two steps.
 
     Args:
         plan: the run.
         device: ``"cuda"`` or ``"cpu"``; None: where the run would train on this machine.
         gpu_memory: bytes of the GPU, on which the number of logits in memory at a time depends; None: of the GPU of
             this machine, or 24 GiB.
+        processes: how many processes train it.
 
     Raises:
         AlignkitError: the run cannot be planned, for a reason that would stop it too.
     """
+    plan = per_process.share_of(plan, processes)
     kind = device or device_and_dtype.run_device(plan.config.train).type
     dtype = _dtype(plan.config.train, kind)
     ledger = Phantoms()
@@ -75,13 +78,13 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None)
         of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
         agreeing = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
         with without_weights(run.planned), moves(), agreeing, of_device:
-            phases = rehearse(run, kind)
+            phases = rehearse(run, kind, processes)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = cuda.overhead(tensors) if kind == "cuda" else 0
     return Memory(phases, overhead, kind, str(dtype).removeprefix("torch."))
 
 
-def rehearse(run: PlannedRun, kind: str) -> dict[str, dict[str, int]]:
+def rehearse(run: PlannedRun, kind: str, processes: int = 1) -> dict[str, dict[str, int]]:
     """Build the trainer of a run and take its steps, as on a device of this kind.
 
     Returns the bytes of each part at the peak of each phase.
@@ -114,8 +117,13 @@ def rehearse(run: PlannedRun, kind: str) -> dict[str, dict[str, int]]:
     if sampling := ledger.phases.get("sampling"):
         cache = min(run.cache, sampling[ledger.other])
         sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}
+    phases = ledger.phases
+    if run.config.train.get("shard"):
+        phases = per_process.sharded(phases, trainer, processes)
+    elif processes > 1:
+        phases = {name: {**parts, "DDP buckets": size_of(trained)} for name, parts in phases.items()}  # of gradients
     workspaces = {"cuBLAS workspaces": cuda.cublas_workspaces()} if kind == "cuda" else {}
-    return {name: {**ledger.phases[name], **workspaces} for name in PHASES if name in ledger.phases}
+    return {name: {**phases[name], **workspaces} for name in PHASES if name in phases}
 
 
 def states_of(optimizer: Any) -> Iterator[torch.Tensor]:
@@ -138,6 +146,8 @@ def _watch(trainer: Any, run: PlannedRun) -> None:
         if number >= limit:
             return torch.zeros(())
         with ledger.phase("training"):
+            if run.config.train.get("shard") and trainer.args.gradient_accumulation_steps == 1:
+                training_step(*arguments, **keywords)  # so that all gradients exist when activations are at their peak
             return training_step(*arguments, **keywords)
 
     def batches(*arguments: Any, **keywords: Any) -> Any:
