@@ -178,6 +178,24 @@ def test_the_plan_counts_the_parts_of_weights_that_a_process_holds(
 
 
 @pytest.mark.parametrize(
+    ("processes", "shard", "message"),
+    [
+        ("1", "fsdp2", "train.shard: name the number of processes of the run, as in plan --processes 2"),
+        ("3", "null", "grpo.batch_size=8 cannot be divided among 3 processes"),
+    ],
+)
+def test_a_plan_is_refused_for_processes_that_the_run_cannot_have(
+    processes: str, shard: str, message: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.syspath_prepend(str(trained))
+    plan = ["plan" if word == "train" else word for word in words("grpo-lora", shard)]
+
+    assert main([*plan[1:], "--processes", processes]) == 2
+    assert f"alignkit: error: {message}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("processes", "settings", "message"),
     [
         (1, [], "train.shard: there is only one process"),
