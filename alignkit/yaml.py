@@ -14,6 +14,8 @@ from alignkit.errors import ConfigError, one_line
 
 LARGEST = 100_000  # values in a document: a few lines with aliases can stand for billions
 
+LONGEST = 10_000_000  # characters of a file: a link to a device such as /dev/zero never ends
+
 
 class _Loader(yaml.SafeLoader):
     pass
@@ -87,11 +89,14 @@ def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
 def load(path: Path) -> dict[str, Any]:
     """Read a YAML file whose content is a mapping. An empty file is an empty mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
+    if len(text) > LONGEST:
+        raise ConfigError(f"{path} is longer than {LONGEST:,} characters, which no config file is")
     value = loads(text, str(path))
     if value is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,13 @@ from alignkit.errors import ConfigError, DataError
 def test_a_config_file_is_read_without_creating_objects_or_filling_the_memory(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         yaml.loads(text, "run.yaml")
+
+
+def test_a_config_file_that_never_ends_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").symlink_to("/dev/zero")
+
+    with pytest.raises(ConfigError, match=r"run.yaml is longer than 10,000,000 characters"):
+        yaml.load(tmp_path / "run.yaml")
 
 
 def test_anchors_still_work() -> None:

@@ -162,6 +162,8 @@ def test_a_component_with_a_field_of_the_wrong_kind_is_named(
     ("requires", "lacks"),
     [
         ("numpy>=99", r"needs numpy>=99 \(installed: [\d.]+\). Reinstall alignkit-lion"),
+        ("alignkit>=0.0,<0.1", r"requires alignkit<0.1,>=0.0, but [\d.]+ is installed. To upgrade both: pip"),
+        ("alignkit>=0.1,<0.2", None),
         ("nosuchlib>=2", r"needs nosuchlib>=2 \(not installed\). Reinstall alignkit-lion"),
         ("nosuchlib; python_version < '3'", None),
         ("nosuchlib; extra == 'test'", None),
