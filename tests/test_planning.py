@@ -6,6 +6,7 @@ import argparse
 import gc
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from alignkit import planning
 from alignkit.cli import main
 from alignkit.models.trl_internals import head_in_place
-from alignkit.planning import cuda, ledger, phantoms, weightless
+from alignkit.planning import cuda, ledger, phantoms, repeated, weightless
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -137,6 +138,32 @@ def test_a_plan_for_a_gpu_has_the_workspaces_of_cublas(
     assert "cuBLAS workspaces" not in planning.memory(plan, "cpu").phases["training"]
     for parts in planning.memory(plan, "cuda").phases.values():
         assert parts["cuBLAS workspaces"] == 2 * 16 * 8 * 1024
+
+
+@pytest.mark.parametrize(("stage", "tuner", "checkpointing"), [("sft", "full", True), ("dpo", "lora", False)])
+def test_equal_layers_take_what_they_take_when_each_is_run(
+    settings: Callable[..., dict[str, Any]],
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    tuner: str,
+    checkpointing: bool,
+) -> None:
+    """Measured on one layer, the others count the same: with checkpointing, autocast and what graphs keep."""
+    model = tmp_path / "deeper"
+    shutil.copytree(small_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 5}
+    (model / "config.json").write_text(json.dumps(config))
+    given = settings(stage, tuner, model=str(model))
+    given["train"] |= {"gradient_checkpointing": checkpointing, "bf16": True}
+    quick = planning.memory(plan_of(given), "cpu").phases
+    monkeypatch.setattr(repeated, "_key", lambda *call: None)
+    whole = planning.memory(plan_of(given), "cpu").phases
+
+    assert quick.keys() == whole.keys()
+    for phase, parts in whole.items():
+        assert quick[phase] == pytest.approx(parts, rel=0.01, abs=20_000)
 
 
 def test_a_plan_shares_prompts_where_the_run_does(settings: Callable[..., dict[str, Any]]) -> None:

@@ -58,6 +58,24 @@ def test_one_plugin_is_described_with_its_settings(install: Install, capsys: Cap
     ]
 
 
+def test_one_plugin_is_described_as_json(install: Install, capsys: Captured) -> None:
+    install("focal", LOSS)
+    assert main(["plugins", "focal", "ppo-dual-clip", "--json"]) == 0
+
+    focal, dual_clip = json.loads(capsys.readouterr().out)
+    assert focal == {
+        **{"name": "focal", "distribution": "alignkit-focal", "version": "0.1", "summary": "focal for a test"},
+        **{"builtin": False, "run_hooks": ["alignkit_run_end"]},
+        "components": [
+            {
+                **{"kind": "loss", "name": "focal", "summary": "hard tokens count more"},
+                "settings": [{"key": "gamma", "default": 2.0, "help": "how much more", "type": "float > 0"}],
+            }
+        ],
+    }
+    assert [component["name"] for component in dual_clip["components"]] == ["ppo-dual-clip"]
+
+
 def test_a_component_is_described_by_its_own_name(capsys: Captured) -> None:
     assert main(["plugins", "ppo-dual-clip"]) == 0
 

@@ -37,6 +37,26 @@ def test_samples_are_those_of_the_command(reward_runs: Path) -> None:
         alignkit.sample(run, "prompts.jsonl", k=2, max_new_tokens=6, seed=1, output="own.jsonl")
 
 
+def test_a_model_is_sampled_with_model_kwargs(reward_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``alignkit sample MODEL prompts.jsonl model_kwargs.KEY=VALUE`` does."""
+    from transformers import AutoModelForCausalLM
+
+    model, passed = alignkit.load("lora/sft").manifest["base"]["name"], list[Any]()
+    load = AutoModelForCausalLM.from_pretrained
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        passed.append(kwargs.get("attn_implementation"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", recorded)
+    alignkit.sample(model, ["e"], k=1, max_new_tokens=2, model_kwargs={"attn_implementation": "eager"})
+    assert passed == ["eager"]
+    with pytest.raises(alignkit.ConfigError, match="unknown key model_kwargs.atn_implementation. Did you mean"):
+        alignkit.sample(model, ["e"], model_kwargs={"atn_implementation": "eager"})
+    with pytest.raises(alignkit.ConfigError, match="lora/sft is a run, which is loaded with the model_kwargs"):
+        alignkit.sample("lora/sft", ["e"], model_kwargs={"attn_implementation": "eager"})
+
+
 def test_scores_are_those_of_the_command(reward_runs: Path) -> None:
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert main(["score", "lora-a/rm", "answers.jsonl", "-o", "out.jsonl"]) == 0

@@ -18,7 +18,7 @@ from alignkit.generation import sample_files, score_rows
 from alignkit.judging import OpenJudge, choosing, judge_answers, read_samples
 from alignkit.judging.ranked_rows import notes, ranked_rows
 from alignkit.progress import progress
-from alignkit.runs import lineage
+from alignkit.runs import base, lineage
 
 
 def sample(
@@ -32,6 +32,7 @@ def sample(
     batch: int = 16,
     seed: int = 0,
     output: FilePath | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Sample ``k`` answers to each prompt, as ``alignkit sample`` does.
 
@@ -44,6 +45,7 @@ def sample(
         batch: prompts per batch.
         seed: the same seed gives the same answers.
         output: also write the rows to this file. An incomplete file is continued.
+        model_kwargs: arguments of ``from_pretrained`` for a model that is not a run, such as ``revision``.
 
     Returns:
         A row per prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
@@ -55,7 +57,8 @@ def sample(
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(row_files.path_for(prompts))
         file = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "samples.jsonl")
-        samples = sample_files.plan(os.fspath(run), path, file, k, batch, settings)
+        kwargs = base.check_kwargs(os.fspath(run), model_kwargs or {})
+        samples = sample_files.plan(os.fspath(run), path, file, k, batch, settings, kwargs)
         with libraries.prepared():
             sample_files.write(samples, progress)
         return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

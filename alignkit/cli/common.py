@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from alignkit import paths, yaml
+from alignkit import yaml
 from alignkit.cli import completion
-from alignkit.config import model_kwargs as kwargs_table
 from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
 from alignkit.errors import ConfigError
@@ -119,13 +118,7 @@ def model_kwargs_of(name: str, overrides: list[str] | None) -> dict[str, Any]:
     settings = merge(*map(parse_override, overrides or []))
     if wrong := [key for key in settings if key != "model_kwargs"]:
         raise ConfigError(f"unknown key {wrong[0]}: the settings here are model_kwargs.KEY=VALUE")
-    if settings and manifest.is_run(paths.expand(name)):
-        raise ConfigError(f"{name} is a run, which is loaded with the model_kwargs that it was trained with")
-    trusted = {"trust_remote_code": True} if os.environ.get(base.TRUST) else {}
-    kwargs = kwargs_table.check({**trusted, **settings.get("model_kwargs", {})})
-    if not manifest.is_run(paths.expand(name)):
-        base.check(name, kwargs.get("revision"))
-    return kwargs
+    return base.check_kwargs(name, settings.get("model_kwargs", {}))
 
 
 def print_pipeline(pipeline: Pipeline) -> None:

@@ -96,6 +96,23 @@ def fields_with_help(component: Component) -> list[str]:
     return list(_fields(1, component.config, plain(component.config()), types=True))
 
 
+def fields_as_json(component: Component) -> list[dict[str, Any]]:
+    """The default settings of a component, each with its help and type. Those of a table have dotted keys."""
+    check_defaults(component)
+    return list(_objects("", component.config, plain(component.config())))
+
+
+def _objects(prefix: str, cls: type, table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    types = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        key, value, inner = prefix + field.name, table[field.name], nested(cls, field.name)
+        if inner is not None and isinstance(value, dict):
+            yield from _objects(f"{key}.", inner, value)
+        else:
+            help = field.metadata.get("help", "")
+            yield {"key": key, "default": value, "help": help, "type": type_text(types[field.name])}
+
+
 def _line(depth: int, key: str, value: Any, help: str) -> str:
     written = yaml.dumps_inline(value)
     return "  " * depth + f"{key}: {written}" + (f"  # {help}" if help else "")

@@ -34,6 +34,8 @@ def plugins(
     if words[:1] == ["check"]:
         selected = [plugin for name in words[1:] for plugin in named(name)] if words[1:] else installed()
         show_checked(list(check(selected)), as_json)
+    elif words and as_json:
+        common.print_json([entry for name in words for entry in described_json(name)])
     elif words:
         for name in words:
             typer.echo("\n".join(described(name)))
@@ -72,6 +74,31 @@ def described(name: str) -> Iterator[str]:
     """Describe a plugin, or a component by name: every setting with its default, help and type."""
     from alignkit.cli.config import fields_with_help
 
+    for registry, plugin, components in _selected(name):
+        yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
+        for component in components:
+            yield f"{component.kind} {component.name}: {component.summary}"
+            yield from fields_with_help(component)
+        if hooks := registry.run_hooks_of(plugin):
+            yield f"run hooks: {', '.join(hooks)}"
+
+
+def described_json(name: str) -> Iterator[dict[str, Any]]:
+    """What :func:`described` prints, as an object per plugin."""
+    from alignkit.cli.config import fields_as_json
+
+    for registry, plugin, components in _selected(name):
+        listed = [
+            {"kind": each.kind, "name": each.name, "summary": each.summary, "settings": fields_as_json(each)}
+            for each in components
+        ]
+        entry = _entry(registry, plugin)
+        del entry["gives"]
+        yield {**entry, "components": listed, "run_hooks": list(registry.run_hooks_of(plugin))}
+
+
+def _selected(name: str) -> Iterator[tuple[Registry, Plugin, list[Component]]]:
+    """The plugin ``name`` with all its components, or the plugins with components of that name, and these alone."""
     registry = Registry()
     try:
         registry.activate(name)
@@ -84,13 +111,8 @@ def described(name: str) -> Iterator[str]:
     named = [plugin for plugin in registry.active if plugin.name == name]
     components = [registry.get(kind, name) for kind in DECLARATIONS if registry.has(kind, name)]
     for plugin in named or dict.fromkeys(map(registry.provider, components)):
-        yield f"{plugin.name}  {plugin.provider}  {'' if plugin.builtin else plugin.summary}".rstrip()
         provided: list[Component] = registry.components_of(plugin)
-        for component in provided if named else [c for c in provided if c in components]:
-            yield f"{component.kind} {component.name}: {component.summary}"
-            yield from fields_with_help(component)
-        if hooks := registry.run_hooks_of(plugin):
-            yield f"run hooks: {', '.join(hooks)}"
+        yield registry, plugin, provided if named else [each for each in provided if each in components]
 
 
 def _inactive_providers_of(name: str) -> list[Plugin]:

@@ -47,7 +47,7 @@ def check_installed(engine: Engine) -> None:
         raise ConfigError("serve --engine vllm: vLLM is not installed: pip install vllm")
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None] if engine == "transformers" else []
     if missing:
-        raise ConfigError(f"serve needs {missing[0]}, which is not installed: pip install 'transformers[serving]'")
+        raise ConfigError(f"serve needs {missing[0]}, which is not installed: pip install 'alignkit[serve]'")
 
 
 def command(engine: Engine, model: Path, host: str, port: int, options: Sequence[str]) -> Command:

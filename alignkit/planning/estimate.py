@@ -22,6 +22,7 @@ from alignkit.planning import cuda, per_process
 from alignkit.planning.ledger import Ledger, size_of
 from alignkit.planning.phantoms import Copies, Phantoms, moves
 from alignkit.planning.planned_run import PlannedRun
+from alignkit.planning.repeated import RepeatedLayers
 from alignkit.planning.replaced import replaced
 from alignkit.planning.weightless import without_weights
 from alignkit.registry import checks
@@ -30,6 +31,7 @@ from alignkit.runs import row_checks
 from alignkit.runs.plan import Plan
 
 PHASES = ("sampling", "scoring", "training", "optimizer step")
+PASSES = 8  # of a microbatch that a stage splits into several forward passes
 MEASURED = 64  # rows with the most characters, whose tokens are counted
 
 
@@ -75,9 +77,10 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None,
     with tempfile.TemporaryDirectory() as folder, ledger:
         run = PlannedRun(plan, Path(folder), dtype, ledger)
         run.train_rows, run.eval_rows = longest_rows(run), []
+        run.microbatch = _rows_of_passes(run)
         of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
         agreeing = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
-        with without_weights(run.planned), moves(), agreeing, of_device:
+        with without_weights(run.planned), moves(), agreeing, of_device, RepeatedLayers(ledger).active():
             phases = rehearse(run, kind, processes)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = cuda.overhead(tensors) if kind == "cuda" else 0
@@ -202,6 +205,18 @@ def longest_rows(run: PlannedRun) -> list[Located]:
     in_sequence = -(-most // max(1, measured[0][0])) if most and getattr(config.stage.config, "packing", False) else 1
     needed = 3 * _rows_of_batch(config) * in_sequence
     return rows * max(1, -(-needed // len(rows)))
+
+
+def _rows_of_passes(run: PlannedRun) -> int | None:
+    """The rows of a microbatch that take several forward passes, if the stage splits larger microbatches.
+
+    More passes of a microbatch need no more memory.
+    """
+    if (limit := getattr(run.config.stage.config, "forward_tokens", None)) is None:
+        return None
+    rows = run.train_rows[: _rows_of_batch(run.config)]
+    tokens = itertools.accumulate(sum(row_checks.lengths_of(run.config, run.tokenizer, row)) for _, row in rows)
+    return next((number for number, total in enumerate(tokens, 1) if total >= PASSES * limit), len(rows))
 
 
 def _by_characters(rows: Sequence[Located]) -> Iterator[Located]:

@@ -31,6 +31,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._peak = 0  # of the current phase, since it began or from an earlier time
         self._at_peak = False  # whether the bytes of the peak are those of now
         self._phase = ""
+        self._counts = True  # whether a peak of now belongs to the phase
+        self.most = 0  # since the beginning of the context :meth:`apart`
+        self.marked = 0  # bytes at a time to which others are compared
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation."""
@@ -49,7 +52,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = self._sizes[key] = storage.nbytes()
         self.now += size
-        if self.now > self._peak:
+        self.most = max(self.most, self.now)
+        if self.now > self._peak and self._counts:
             self._peak, self._at_peak = self.now, True
         weakref.finalize(storage, self._remove, key)
 
@@ -64,6 +68,26 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._phase:
             known = {part: size for part, size in self.described().items() if size}
             self.phases[self._phase] = {**known, self.other: self.now - sum(known.values())}
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Count no peak of the phase in this context. :attr:`most` has the most bytes in it."""
+        if self._at_peak:
+            self._record()
+        outer, self.most, self._counts = (self.most, self._counts), self.now, False
+        try:
+            yield
+        finally:
+            self.most, self._counts = outer
+
+    def reach(self, extra: int) -> None:
+        """Count as many bytes more for a moment."""
+        self.most = max(self.most, self.now + extra)
+        if self.now + extra > self._peak and self._counts:
+            self.now += extra
+            self._peak = self.now
+            self._record()
+            self.now -= extra
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -86,7 +86,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
         outputs = [result] if isinstance(result, Tensor) else list(result)
         if all(is_alias(func, n) for n in range(len(outputs))):
             for output in outputs:
-                _set_value(output, value)
+                set_value(output, value)
             return result
         if any(isinstance(o, Tensor) and not _has_fractions(o) and o.numel() <= INTEGERS for o in outputs):
             computed = self._with_data(func, args, kwargs)
@@ -103,7 +103,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
             elif not _is_large(output):
                 outputs[n] = torch.empty_strided(output.shape, output.stride(), dtype=output.dtype).fill_(value)
             else:
-                _set_value(output, value)
+                set_value(output, value)
         return outputs[0] if isinstance(result, Tensor) else type(result)(outputs)
 
     def _with_data(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -158,7 +158,7 @@ def value_of(tensor: Tensor) -> Any:
     return tensor.flatten()[0].item() if tensor.numel() else 1
 
 
-def _set_value(tensor: Any, value: Any) -> None:
+def set_value(tensor: Any, value: Any) -> None:
     if isinstance(tensor, FakeTensor):
         tensor._alignkit_value = value  # type: ignore[attr-defined]
 

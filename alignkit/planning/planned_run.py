@@ -39,6 +39,7 @@ class PlannedRun(Run):
         self.stream = None  # the rows of the plan stand for it
         self.folder, self.device, self.dtype, self.ledger = folder, CPU, dtype, ledger
         self.cache = 0  # bytes of the key-value cache, at most
+        self.microbatch: int | None = None  # rows of a microbatch; None: as many as in the run
         planned = {role: parent for role, parent in plan.parents.items() if parent.manifest is None}
         self.parents |= {role: _stand_in(parent.folder, folder) for role, parent in planned.items()}
         self.planned = {str(self.parents[role]): self.base for role in planned}  # folder -> its base
@@ -78,6 +79,8 @@ class PlannedRun(Run):
             **{"train_sampling_strategy": "sequential", "dataloader_num_workers": 0},
             **{"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None},
         }
+        if self.microbatch is not None:
+            few_steps["per_device_train_batch_size"] = self.microbatch
         return super().training_arguments(cls, **{**own, **few_steps})
 
     def optimizer(self, args: transformers.TrainingArguments) -> tuple[Any, dict[str, Any]]:

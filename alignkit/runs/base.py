@@ -67,6 +67,22 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
+def check_kwargs(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``model_kwargs`` with which a command opens ``name``, a run or a model, with ``--trust-remote-code``.
+
+    Raises:
+        ConfigError: they are wrong, or given for a run, which is loaded as it was trained.
+    """
+    is_run = manifest.is_run(paths.expand(name))
+    if given and is_run:
+        raise ConfigError(f"{name} is a run, which is loaded with the model_kwargs that it was trained with")
+    trusted = {"trust_remote_code": True} if os.environ.get(TRUST) else {}
+    kwargs = model_kwargs.check({**trusted, **given})
+    if not is_run:
+        check(name, kwargs.get("revision"))
+    return kwargs
+
+
 def check_head(name: str, kwargs: Mapping[str, Any]) -> None:
     """Check that Transformers supports this base with a scalar head, as reward models need. Imports torch.
 
