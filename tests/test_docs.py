@@ -167,6 +167,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "--response-length 8 --samples-per-prompt 2 --model TINY",
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
         "ppo_memory.py --shapes tiny",
+        "scale.py --runs 1 --stages sft --steps 3 --batch-size 4 --shard fsdp2 --model TINY",
         "start_up.py --runs 1",
         "export.py --tuners lora --dtypes bfloat16 --steps 1 --model TINY",
         "label.py --items 6 --k 3 --words 5 --labels 2",

@@ -101,3 +101,45 @@ def test_a_killed_process_stops_the_others_and_the_run_continues(
     assert on_two_processes(*train, "--output", "cut", "--resume").returncode == 0
     weights = [Path(f"{name}/ppo/adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
+
+
+def test_one_process_writes_the_caches_and_the_other_reads_them(
+    write: Callable[..., str],
+    tiny_model: Callable[..., Path],
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of converted rows and of token ids, which files of 20,000 rows have."""
+    install(
+        "writers",
+        """
+        import os, pathlib
+        import datasets.arrow_writer
+        import pyarrow
+        from alignkit import hookimpl
+
+        def recorded(name, function):
+            def record(*args, **kwargs):
+                with pathlib.Path("written.txt").open("a") as file:
+                    file.write(f"{name} {os.environ['RANK']}\\n")
+                return function(*args, **kwargs)
+            return record
+
+        pyarrow.ipc.new_file = recorded("rows", pyarrow.ipc.new_file)
+        writer = datasets.arrow_writer.ArrowWriter
+        writer.__init__ = recorded("tokens", writer.__init__)
+
+        @hookimpl
+        def alignkit_run_start(run):
+            pass
+        """,
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(Path("cache").absolute()))
+    data = write("rows.jsonl", [{"prompt": str(n), "completion": "A"} for n in range(20_000)])
+    train = ["train", "--plugin", "sft", "--plugin", "writers", "--model", str(tiny_model()), "--data", data, *ON_CPU]
+    train += ["train.max_steps=1", "data.eval_size=2", "data.num_proc=1"]
+
+    done = on_two_processes(*train)
+    assert done.returncode == 0, done.stderr
+    written = sorted(line.split()[0] for line in Path("written.txt").read_text().splitlines())
+    assert written == ["rows", "tokens"]  # each by one process
