@@ -156,6 +156,35 @@ def test_trls_kernel_gives_log_probabilities_and_whether_the_label_is_likeliest(
     assert torch.equal(is_top1, labels == expected.argmax(-1))
 
 
+@used_by("head_in_place in alignkit/models/trl_internals.py")
+def test_a_plan_replaces_the_three_steps_in_which_trls_kernel_makes_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set[str]()
+
+    def recorded(name: str) -> Callable[..., Any]:
+        step = getattr(trl_internals.chunked_logprob, name)
+        return lambda *args, **kwargs: (called.add(name), step(*args, **kwargs))[1]
+
+    def run() -> torch.Tensor:
+        hidden = torch.randn(6, 4, requires_grad=True)
+        labels = torch.zeros(6, dtype=torch.long)
+        logps = ChunkedLogProbFunction.apply(hidden, torch.randn(10, 4), None, labels, 1.0, 5)[0]
+        logps.sum().backward()
+        return logps
+
+    steps = {"_forward_tile", "_backward_tile", "_addmm_fp32"}
+    for name in steps:
+        monkeypatch.setattr(trl_internals.chunked_logprob, name, recorded(name))
+    run()
+    assert called == steps
+
+    called.clear()
+    with trl_internals.head_in_place():
+        assert run().shape == (6,)
+    assert called == set()
+    run()
+    assert called == steps
+
+
 @used_by("adapter_on_head in alignkit/models/trl_internals.py")
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_trl_refuses_an_adapter_on_the_head_by_a_name_in_its_modules(
