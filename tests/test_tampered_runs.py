@@ -185,6 +185,18 @@ def test_weights_with_a_damaged_header_have_another_fingerprint(content: bytes, 
     assert fingerprints.weights(runs / "sft") != before
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 100, b"\x02" + b"\0" * 7 + b"{}x"], ids=["empty", "header", "longer"]
+)
+def test_weights_that_are_damaged_are_an_error_that_names_the_file(
+    content: bytes, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, name in (("sft", "adapter_model.safetensors"), ("dpo", "model.safetensors")):
+        (runs / run / name).write_bytes(content)
+        assert main(["chat", f"runs/{run}", "--prompt", "Hi", "--max-new-tokens", "1"]) == 2
+        assert f"cannot read runs/{run}/{name}: " in capsys.readouterr().err
+
+
 def test_lines_of_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     lines = ['{"step": 1, "loss": 2.0}', "[" * 9000, f'{{"step": 2, "loss": {10**400}}}', '{"step": 3, "loss": 1.0}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))

@@ -19,12 +19,20 @@ def check(folder: Path) -> None:
     adapter must name no code.
 
     Raises:
-        AlignkitError: the weights are pickles, or the config of the adapter names code.
+        AlignkitError: the weights are pickles or damaged, or the config of the adapter names code.
     """
+    from safetensors import SafetensorError, safe_open
+
     config = folder / "adapter_config.json"
     pattern = "adapter_model.safetensors" if config.exists() else "*.safetensors"
     if not any(folder.glob(pattern)):
         raise AlignkitError(f"{folder} has no weights in safetensors. alignkit opens no pickles, which can run code")
+    for file in folder.glob(pattern):
+        try:
+            with safe_open(file, "np"):  # reads the header
+                pass
+        except (OSError, SafetensorError) as error:
+            raise AlignkitError(f"cannot read {file}: {error}") from None
     if config.exists():
         try:
             settings = record.loads(config.read_text(encoding="utf-8"))
