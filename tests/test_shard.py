@@ -155,7 +155,7 @@ def test_each_process_holds_its_part_of_the_weights_and_no_whole_ones(trained: P
             assert held <= 0.6 * whole
 
 
-@pytest.mark.parametrize("name", ["dpo-full", "ppo-qlora"])
+@pytest.mark.parametrize("name", ["dpo-full", "sft-qlora"])
 def test_the_plan_counts_the_parts_of_weights_that_a_process_holds(
     name: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
