@@ -18,6 +18,14 @@ def test_gae_by_hand() -> None:
     torch.testing.assert_close(returns, torch.tensor([[0.83675, 0.965, 1.0]]))
 
 
+def test_advantages_are_discounted_and_end_with_the_answer_by_hand() -> None:
+    """A = [-.24 + .855 * .4685, -.13 + .855 * .7, .7] with gamma .9 and lambda .95; a token of padding has none."""
+    rewards, values = torch.tensor([[5.0, -0.1, 0.0, 1.0]]), torch.tensor([[2.0, 0.5, 0.4, 0.3]])
+    advantages, _ = gae.gae(rewards, values, torch.tensor([[False, True, True, True]]), gamma=0.9, lam=0.95)
+
+    torch.testing.assert_close(advantages, torch.tensor([[0.0, 0.1605675, 0.4685, 0.7]]))
+
+
 def test_gae_does_not_see_padding() -> None:
     values = torch.tensor([[0.5, 0.4, 0.3, 9.0, 9.0]])
     rewards = torch.tensor([[-0.1, 0.0, 1.0, 0.0, 0.0]])
