@@ -55,6 +55,14 @@ def test_a_loop_over_sampled_tokens_ends() -> None:
         assert int(torch.multinomial(logits[:1].softmax(-1), 1)) < LARGE
 
 
+def test_a_small_tensor_that_is_written_from_a_large_one_has_numbers() -> None:
+    with Phantoms():
+        small = torch.full((4,), float("nan"))
+        small.copy_(torch.randn(4, LARGE)[:, 0])
+
+        assert small.tolist() == [1, 1, 1, 1]
+
+
 def test_what_is_counted_is_what_tensors_with_data_take() -> None:
     def step() -> None:
         model = nn.Sequential(nn.Linear(300, 900), nn.GELU(), nn.Linear(900, 300))

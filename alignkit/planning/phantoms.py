@@ -76,6 +76,9 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
         except (DynamicOutputShapeException, DataDependentOutputException):
             return self._with_data(func, args, kwargs)
         if written := _written(func, args, kwargs):
+            for place in written:
+                if isinstance(place, Tensor) and not isinstance(place, FakeTensor) and _has_fractions(place):
+                    place.fill_(value_of(phantoms[0]))  # it may have been uninitialised
             return None if result is None else written[0] if len(written) == 1 else tuple(written)
         if not isinstance(result, Tensor | tuple | list):
             return result
