@@ -117,7 +117,7 @@ def test_there_is_no_time_for_another_device_or_after_a_run_that_is_not_trained(
     from alignkit import planning
 
     stub = SimpleNamespace(device="cuda", dtype="bfloat16", phases={"training": {"weights": 1}}, overhead=0, peak=1)
-    monkeypatch.setattr(planning, "memory", lambda plan, device: stub)
+    monkeypatch.setattr(planning, "memory", lambda *args, **kwargs: stub)
     assert main(["plan", *words("sft"), "--time"]) == 0
     assert "time  not measured: the plan is for cuda, and a run on this machine would use cpu" in (
         capsys.readouterr().out

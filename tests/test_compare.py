@@ -216,7 +216,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in ("sft", "dpo"):
         folder = Path("out") / stage
         folder.mkdir(parents=True)
-        record = {"manifest_version": 2, "stage": stage, "role": "policy", "parents": {}, "finished": ""}
+        record = {
+            "manifest_version": 2,
+            "stage": stage,
+            "role": "policy",
+            "parents": {},
+            "finished": "2026-11-25T12:00Z",
+        }
         prints = {"weights": stage, "tokenizer": "t", "chat_template": "c", "special_tokens": {}}
         (folder / "alignkit.json").write_text(json.dumps({**record, "fingerprints": prints}))
 

@@ -128,10 +128,9 @@ def test_commands_of_a_page_run_in_their_order(
             arguments += ["train.per_device_train_batch_size=2"] if "kto" in arguments else []
         if arguments[0] == "sweep":  # two values of the first setting, and one of the second
             arguments = [argument.replace(",0.1", "").replace("=1,2,3", "=1") for argument in arguments]
-        if arguments[0] == "sample":  # random answers with as few tokens as elsewhere are all ranked alike
-            arguments += ["--max-new-tokens", "32"]
-        if arguments[0] in ("chat", "compare") or (arguments[0] == "label" and "--prompts" in arguments):
-            arguments += ["--max-new-tokens", "8"]
+        samples = arguments[0] == "sample" or (arguments[0] == "label" and "--prompts" in arguments)
+        if samples or arguments[0] in ("chat", "compare"):  # shorter random answers are all ranked alike
+            arguments += ["--max-new-tokens", "32" if samples else "8"]
         if arguments[0] in ("evaluate", "compare"):
             arguments += ["--limit", "4"]
         if arguments[0] == "serve":  # tests/test_serve.py starts servers
