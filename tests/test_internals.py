@@ -20,7 +20,8 @@ from datasets.arrow_writer import ArrowWriter
 from internals import load, used_by
 from torch import nn
 
-from alignkit.models import fused_head, peft_internals, transformers_internals
+from alignkit.models import fused_head, peft_internals, torch_internals, transformers_internals
+from alignkit.models.layers import decoder_layers
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,6 +132,24 @@ def test_a_config_names_the_attention_of_its_model(tiny_model: Callable[..., Pat
     config = load(tiny_model, attn_implementation=attention).config
 
     assert transformers_internals.attention_of(config) == attention
+
+
+@used_by("GradientCheckpointingLayer in alignkit/models/transformers_internals.py")
+def test_decoder_layers_have_a_class_in_common(tiny_model: Callable[..., Path]) -> None:
+    for architecture in ("llama", "gpt2", "mixtral"):
+        layers = decoder_layers(load(tiny_model, architecture))
+        assert all(isinstance(layer, transformers_internals.GradientCheckpointingLayer) for layer in layers)
+
+
+@used_by("has_forward_hooks in alignkit/models/torch_internals.py")
+def test_a_module_tells_whether_it_has_hooks() -> None:
+    module = nn.Linear(2, 2)
+
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        assert not torch_internals.has_forward_hooks(module)
+        handle = register(lambda *_: None)
+        assert torch_internals.has_forward_hooks(module)
+        handle.remove()
 
 
 @used_by("CHECKPOINT_READERS in alignkit/models/transformers_internals.py")

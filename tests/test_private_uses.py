@@ -61,7 +61,7 @@ ROOMS = {f"alignkit/models/{name}_internals.py" for name in ("peft", "torch", "t
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 DOCUMENTED = {  # modules below the top of a library that its documentation imports from
-    *("torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
+    *("torch.autograd", "torch.nn", "torch.nn.functional", "torch.nn.attention", "torch.nn.utils.rnn", "torch.optim"),
     *("torch.distributed", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.multiprocessing.errors"),
     *("torch.distributed.launcher.api", "torch.distributed.rendezvous", "torch.utils.data"),

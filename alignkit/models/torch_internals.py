@@ -21,6 +21,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "TorchDispatchMode",
+    "has_forward_hooks",
     "is_alias",
     "places_written",
     "reads_number",
@@ -39,6 +40,11 @@ def storage_key(tensor: torch.Tensor) -> int:
 def reads_number(func: Any) -> bool:
     """Whether an operation is that of ``Tensor.item``."""
     return func is torch.ops.aten._local_scalar_dense.default
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether functions are called before or after the module's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def start_fsdp(root: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer  # Transformers 5.23: the base of decoder layers
 from transformers.trainer_callback import ExportableState  # Transformers 5.23: what the Trainer saves of a callback
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKPOINT_READERS",
     "ExportableState",
+    "GradientCheckpointingLayer",
     "attention_of",
     "check_report_to",
     "cpu_multiplies_bf16",

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import itertools
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +115,9 @@ def rehearse(run: PlannedRun, kind: str, processes: int = 1) -> dict[str, dict[s
     ledger.described = described
     _watch(trainer, run)
     try:
-        trainer.train()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # it identifies them
+            trainer.train()
     finally:
         ledger.described = dict  # tensors that libraries keep refer to the ledger, which would keep the trainer
     if sampling := ledger.phases.get("sampling"):

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alignkit.models.torch_internals import tree_leaves
+from alignkit.models.torch_internals import has_forward_hooks, tree_leaves
+from alignkit.models.transformers_internals import GradientCheckpointingLayer
 from alignkit.planning.ledger import Ledger
 from alignkit.planning.phantoms import set_value, value_of
 from alignkit.planning.replaced import replaced
@@ -59,7 +59,7 @@ class RepeatedLayers:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Let layers be called through this object in this context."""
-        call, self.clear = nn.Module.__call__, torch.clear_autocast_cache
+        call, self.clear = GradientCheckpointingLayer.__call__, torch.clear_autocast_cache
 
         def called(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self.call(lambda *inputs: call(layer, *inputs, **kwargs), layer, args, kwargs)
@@ -68,12 +68,11 @@ class RepeatedLayers:
             self.casts.clear()
             self.clear()
 
-        GradientCheckpointingLayer.__call__ = called
+        layers = replaced(GradientCheckpointingLayer, __call__=called)
         try:
-            with _quick_collections(), replaced(torch, clear_autocast_cache=cleared):
+            with _quick_collections(), layers, replaced(torch, clear_autocast_cache=cleared):
                 yield
         finally:
-            del GradientCheckpointingLayer.__call__
             self.measured.clear()
 
     def call(self, run: Callable[..., Any], layer: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -252,7 +251,7 @@ def _keep_prepared(layer: nn.Module, number: int) -> list[Tensor]:
 
 def _key(layer: nn.Module, args: Any, kwargs: Any) -> Hashable:
     """What the memory of a call depends on; None if it may depend on more, such as a key-value cache."""
-    if not args or not isinstance(args[0], Tensor) or layer._forward_hooks or layer._forward_pre_hooks:
+    if not args or not isinstance(args[0], Tensor) or has_forward_hooks(layer):
         return None
     inputs = list[Any]()
     for leaf in tree_leaves((args, kwargs)):
@@ -277,6 +276,5 @@ def _parts(module: nn.Module) -> Iterator[Hashable]:
             yield name, value
         elif name in ("forward", "_active_adapter"):
             yield name, type(value) if name == "forward" else tuple(value)
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None:
-            yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.grad is None
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.grad is None
