@@ -157,6 +157,7 @@ def test_equal_layers_take_what_they_take_when_each_is_run(
     (model / "config.json").write_text(json.dumps(config))
     given = settings(stage, tuner, model=str(model))
     given["train"] |= {"gradient_checkpointing": checkpointing, "bf16": True}
+    monkeypatch.setattr(repeated, "FEW", 5)
     quick = planning.memory(plan_of(given), "cpu").phases
     monkeypatch.setattr(repeated, "_key", lambda *call: None)
     whole = planning.memory(plan_of(given), "cpu").phases

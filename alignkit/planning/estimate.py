@@ -81,7 +81,7 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None,
         run.microbatch = _rows_of_passes(run)
         of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
         agreeing = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
-        with without_weights(run.planned), moves(), agreeing, of_device, RepeatedLayers(ledger).active():
+        with without_weights(run.planned), moves(), agreeing, of_device:
             phases = rehearse(run, kind, processes)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = cuda.overhead(tensors) if kind == "cuda" else 0
@@ -115,7 +115,7 @@ def rehearse(run: PlannedRun, kind: str, processes: int = 1) -> dict[str, dict[s
     ledger.described = described
     _watch(trainer, run)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), RepeatedLayers(ledger).active(trainer.model):
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # it identifies them
             trainer.train()
     finally:
