@@ -50,7 +50,7 @@ def _store_4bit_as_floats(module: Any) -> None:
     Older versions of ``fully_shard`` take floating-point weights only. The bytes stay the same.
     """
     weight = dict(module.named_parameters(recurse=False)).get("weight")
-    if is_4bit(weight) and not weight.is_floating_point():
+    if weight is not None and is_4bit(weight) and not weight.is_floating_point():
         weight.data = weight.data.flatten().view(torch.bfloat16).view(-1, 1)
         module.quant_storage = torch.bfloat16  # bitsandbytes reads it when the weight is gathered
 
