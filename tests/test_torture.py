@@ -17,7 +17,7 @@ def test_runs_that_are_killed_or_disturbed_end_as_if_they_had_not_been(tmp_path:
 
     Resumed, the folder of each run is that of an uninterrupted one.
     """
-    options = ["--kills", "20", "--disturbances", "8", "--seed", "3", "--tuners", "lora", "full"]
+    options = ["--kills", "20", "--disturbances", "4", "--seed", "3", "--tuners", "lora", "full"]
     options += ["--output", str(tmp_path / "results.jsonl")]
     done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True)
 
