@@ -163,14 +163,17 @@ def old_runs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return tmp_path
 
 
-def test_runs_of_earlier_versions_finished_or_not(old_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_earlier_versions_finished_or_not(
+    old_runs: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = report([Path("finished"), Path("cut")])
     page = words(made.html)
 
     assert (made.runs, made.not_shown) == (10, [])
     assert page.count("stopped at step 2") >= 5
-    assert "no error recorded" in page
-    assert ("sft", "ppo", "policy") in {tuple(n.rpartition("/")[2] for n in e) for e in edges(Path("finished/lora"))}
+    assert ("no error recorded" in page) is ("61ce16d" not in request.node.name)  # that version recorded them
+    drawn = {tuple(n.rpartition("/")[2] for n in e) for e in edges(Path("finished/lora"))}
+    assert drawn & {("sft", "ppo", "policy"), ("sft", "grpo", "policy")}
     capsys.readouterr()
     commands = re.findall(r"<code>(alignkit train --plugin sft[^<]*)</code>", made.html)
     (command,) = {each for each in commands if "cut/lora" in each}
