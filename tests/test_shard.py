@@ -28,11 +28,11 @@ OFFLINE = ["train.max_steps=2", "train.logging_steps=1", "train.save_steps=1", "
 BEST = ["train.max_steps=4", "train.save_steps=2", "train.load_best_model_at_end=true"]
 BEST += ["train.metric_for_best_model=loss", "train.greater_is_better=true"]
 ONLINE = ["policy=base", "batch_size=8", "minibatches=2", "iterations=2", "response_length=8", "save_every=1"]
-PPO = [*(f"ppo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=gold:letters"]
+PPO = [*(f"ppo.{setting}" for setting in ONLINE), "reward.name=function", "reward.call=shard_rewards:letters"]
 PPO += ["ppo.ema=0.5", "ppo.keep=last", "ppo.ptx_coef=1", "ppo.ptx_data=demonstrations.jsonl", "ppo.ptx_batch_size=4"]
 GRPO = [*(f"grpo.{setting}" for setting in ONLINE), "grpo.samples_per_prompt=2", "grpo.redraws=2"]
 GRPO += ["grpo.eval_every=1", "rollout.merge_lora=true", "reward.name=sum", "reward.path=rm-lora-null/rm"]
-GRPO += ["reward.parts=[{name: function, call: gold:picky}, {name: reward-model, weight: 1e-9}]"]
+GRPO += ["reward.parts=[{name: function, call: shard_rewards:picky}, {name: reward-model, weight: 1e-9}]"]
 GRPO += ["reward.on_error=skip"]  # processes score some answers one by one, and draw others again
 
 CHECKPOINTING = "train.gradient_checkpointing=true"
@@ -63,7 +63,7 @@ def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     (folder / "base").symlink_to(tiny_model())
     for kind, rows in testing.DATA.items():
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "gold.py").write_text(
+    (folder / "shard_rewards.py").write_text(
         "def letters(prompts, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
         "def picky(prompts, answers):\n    assert not any('S' in answer for answer in answers)\n"
         "    return [float(answer.count('e') > 1) for answer in answers]\n"
@@ -155,7 +155,7 @@ def test_each_process_holds_its_part_of_the_weights_and_no_whole_ones(trained: P
             assert held <= 0.6 * whole
 
 
-@pytest.mark.parametrize("name", ["dpo-full", "sft-qlora"])
+@pytest.mark.parametrize("name", ["dpo-full", "ppo-qlora"])
 def test_the_plan_counts_the_parts_of_weights_that_a_process_holds(
     name: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

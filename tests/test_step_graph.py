@@ -98,15 +98,12 @@ def test_graphs_are_refused_without_cuda_before_anything_is_sampled() -> None:
         engine(DecodeConfig(cuda_graphs=True), TOKENIZER, Sampling(1, temperature=1.0, stop_ids=()), run)
 
 
-def test_engines_that_do_not_work_with_shards_say_so() -> None:
-    from alignkit_rollouts.config import DecodeConfig, VllmConfig
-    from alignkit_rollouts.engines import decode as engine
+def test_an_engine_that_does_not_work_with_shards_says_so() -> None:
+    from alignkit_rollouts.config import VllmConfig
     from alignkit_rollouts.vllm_engine import VllmEngine
 
     config = SimpleNamespace(train={"shard": "fsdp2"})
     run: Any = SimpleNamespace(device=torch.device("cpu"), config=config, say=print)
     sampling = Sampling(1, temperature=1.0, stop_ids=())
-    with pytest.raises(ConfigError, match=r"rollout.merge_lora does not support train.shard yet"):
-        engine(DecodeConfig(merge_lora=True), TOKENIZER, sampling, run)
     with pytest.raises(ConfigError, match=r"rollout.name=vllm does not support train.shard yet"):
         VllmEngine(VllmConfig(), sampling, run)
