@@ -107,6 +107,10 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Pa
     os.environ.clear()
     os.environ.update(env)
     os.chdir(here)
+    if cache := env.get("HF_DATASETS_CACHE"):  # the library has read it before the fork
+        import datasets.config
+
+        datasets.config.HF_DATASETS_CACHE = Path(cache)
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.argv = [str(script or "alignkit"), *arguments]
     if script:
