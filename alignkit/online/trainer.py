@@ -127,7 +127,8 @@ class OnlineTrainer(RolesTrainer):
                     answers=self.config.batch_size,
                     horizon=self.config.kl_horizon,
                 )
-            rollouts, estimates = of_all_processes(rollouts, estimates)
+            if self.args.world_size > 1:
+                rollouts, estimates = of_all_processes(rollouts, estimates)
             lengths = rollouts.lengths
             shuffle = torch.Generator().manual_seed(seeds.seed(self.args, self.iteration, seeds.SHUFFLE))
             for _ in range(self.config.epochs):
