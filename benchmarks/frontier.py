@@ -40,6 +40,7 @@ AT = (2.0, 5.0, 10.0)  # nats
 PPO = {"minibatches": 4, "epochs": 2}
 METHODS = {
     "ppo": Method("ppo", {**PPO, "value": "head", "lam": 1.0}),
+    "ppo-8": Method("ppo", {**PPO, "value": "head", "lam": 1.0, "samples_per_prompt": 8}),
     "trl": Method(None, {**PPO, "lam": 1.0}),
     "grpo": Method("grpo", {**PPO, "samples_per_prompt": 8}),
     "rloo": Method("rloo", {**PPO, "samples_per_prompt": 8}, more={"loss": {"name": "grpo-clip"}}),
