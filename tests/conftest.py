@@ -31,6 +31,7 @@ pytest_plugins = [
     "hub_server",
     "label_clients",
     "label_pages",
+    "parsed_once",
     "ppo_runs",
     "reward_runs",
     "small_models",
