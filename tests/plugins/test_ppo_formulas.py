@@ -56,8 +56,18 @@ def test_ppo_clip_by_hand() -> None:
     assert found.metrics["ratio"] == pytest.approx(3.1 / 3)
 
 
-def test_dual_clip_bounds_bad_tokens_that_became_likely() -> None:
-    batch = policy_batch([10.0], [-1.0], [0.0], [0.0])
+def test_the_value_is_clipped_at_both_ends() -> None:
+    """A step of 0.5 towards the return counts as one of 0.2, in both directions; its error is 0.8 and not 0.5."""
+    batch = policy_batch([1.0, 1.0], [0.0, 0.0], [0.5, -0.5], [1.0, -1.0])
 
-    assert losses.ppo_clip(losses.ClipConfig())(batch).loss.item() == pytest.approx(10)
-    assert losses.ppo_dual_clip(losses.DualClipConfig())(batch).loss.item() == pytest.approx(3)
+    assert losses.ppo_clip(losses.ClipConfig())(batch).metrics["value_loss"] == pytest.approx(0.8**2 / 2)
+
+
+def test_dual_clip_bounds_bad_tokens_that_became_likely() -> None:
+    """Of a ratio of 10 at an advantage of -1. Other tokens keep their loss, also one of a ratio of 0.1."""
+    batch = policy_batch([10.0], [-1.0], [0.0], [0.0])
+    good, unlikely = (policy_batch([ratio], [1.0], [0.0], [0.0]) for ratio in (10.0, 0.1))
+
+    for each, clipped, bounded in ((batch, 10, 3), (good, -1.2, -1.2), (unlikely, -0.1, -0.1)):
+        assert losses.ppo_clip(losses.ClipConfig())(each).loss.item() == pytest.approx(clipped)
+        assert losses.ppo_dual_clip(losses.DualClipConfig())(each).loss.item() == pytest.approx(bounded)
