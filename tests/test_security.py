@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from alignkit.api import libraries
 from alignkit.cli import label, main, serve
@@ -37,13 +39,18 @@ def set_traps(run: Path) -> None:
     """Add to a run folder what could run code."""
     for name in ("training_args.bin", "adapter_model.bin", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"):
         (run / name).write_bytes(pickle.dumps(Payload()))
-    for name in ("sitecustomize", "configuration_evil", "tokenization_evil", "torch", "peft"):
-        (run / f"{name}.py").write_text(f"{LEAVES_A_TRACE}\n")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = json.loads((run / name).read_text()) if (run / name).exists() else {}
         auto_map = {"AutoConfig": "configuration_evil.Evil", "AutoTokenizer": ["tokenization_evil.Evil", None]}
         (run / name).write_text(json.dumps({**settings, "auto_map": auto_map, "trust_remote_code": True}))
-    info = run / "evil.dist-info"
+    set_modules(run)
+
+
+def set_modules(folder: Path) -> None:
+    """Add modules with the names of others, and a plugin that looks as if it was installed."""
+    for name in ("sitecustomize", "configuration_evil", "tokenization_evil", "torch", "peft"):
+        (folder / f"{name}.py").write_text(f"{LEAVES_A_TRACE}\n")
+    info = folder / "evil.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[alignkit]\nevil = configuration_evil\n")
@@ -83,8 +90,12 @@ def test_commands_on_run_folders_of_others_run_nothing_of_them_and_use_no_networ
     """In one process, which records what Python audits: imports, pickles, sockets, processes, files to write."""
     commands = [
         ["check", "--plugin", "rm", "--data", "rankings.jsonl", "rm.policy=lora/sft", "--output", "new"],
+        ["config", "--config", "lora/sft/config.yaml"],
+        ["plan", "--plugin", "rm", "--data", "rankings.jsonl", "rm.policy=lora/sft", "--output", "new"],
+        ["plugins"],
         ["runs", "."],
         ["show", "lora/sft"],
+        ["watch", "lora/sft"],
         ["report", "."],
         ["chat", "lora/sft", "--prompt", "Hello?", "--max-new-tokens", "2"],
         ["chat", "full/sft", "--prompt", "Hello?", "--max-new-tokens", "2"],
@@ -93,6 +104,7 @@ def test_commands_on_run_folders_of_others_run_nothing_of_them_and_use_no_networ
         ["compare", "lora/sft", "full/sft", "--reward", "rm/rm", "--limit", "2", "--max-new-tokens", "2"],
         ["evaluate", "lora/sft", "--limit", "2"],
     ]
+    set_modules(stranger)
     audited = stranger / "audited.json"
     done = subprocess.run(
         [sys.executable, "-P", AUDITED, str(audited), json.dumps(commands)],
@@ -154,12 +166,40 @@ def test_an_adapter_may_not_name_code(settings: dict[str, Any], stranger: Path) 
         run_weights.check(config.parent)
 
 
+def test_a_kernel_that_a_config_names_is_not_downloaded(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = stranger / "full/sft/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "evil/kernel"}))
+
+    assert main(["chat", "full/sft", "--prompt", "Hello?"]) == 2
+    assert "kernel" in capsys.readouterr().err
+    assert not Path("owned").exists()
+
+
+def test_a_base_in_the_old_format_is_read_without_running_code(
+    stranger: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = stranger / "base"
+    shutil.copytree(tiny_model(), base)
+    (base / "model.safetensors").unlink()
+    torch.save(load_file(tiny_model() / "model.safetensors"), base / "pytorch_model.bin")
+    chat = ["chat", "base", "--prompt", "Hello?", "--max-new-tokens", "2"]
+
+    assert main(chat) == 0
+    (base / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    capsys.readouterr()
+    assert main(chat) == 2
+    assert "Weights only load failed" in capsys.readouterr().err
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_with_a_pickle_that_runs_code_is_not_resumed(
-    stranger: Path, capsys: pytest.CaptureFixture[str]
+    file: str, stranger: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Optimizer states are pickles, which PyTorch reads without running code."""
     checkpoint = stranger / "lora/sft/checkpoints/checkpoint-1"
-    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
+    assert (checkpoint / file).exists()
+    (checkpoint / file).write_bytes(pickle.dumps(Payload()))
     words = ["--plugin", "sft", "--output", "lora", "--resume", "train.max_steps=2"]
 
     assert main(["train", *words]) == 2
