@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from alignkit import yaml
-from alignkit.cli import main
+from alignkit.cli import COMMANDS, app, main
+from alignkit.components import KINDS
 from alignkit.config import trust
+from alignkit.config.resolve import TopLevel
 from alignkit.errors import ConfigError
 from alignkit.generation import scorers
 from alignkit.registry import Registry
@@ -64,8 +70,9 @@ def test_a_config_file_may_not_name_code_or_a_server(
     table, reason = NEEDING_TRUST[of]
     Path("run.yaml").write_text(yaml.dumps(table))
 
-    assert main(["check", "-c", "run.yaml", *ppo]) == 2
-    error = capsys.readouterr().err
+    for command in ("train", "plan", "check"):
+        assert main([command, "-c", "run.yaml", *ppo]) == 2
+    *_, error = capsys.readouterr().err.splitlines(keepends=True)
     assert error.startswith(f"alignkit: error: {reason}")
     assert error.endswith("If you trust the file, add --trust, or write the setting on the command line\n")
     assert not Path("owned").exists()
@@ -114,11 +121,26 @@ def test_the_reward_that_a_run_was_trained_on_needs_trust_to_score_again(folder:
 
 def test_every_built_in_setting_that_imports_or_sends_needs_trust() -> None:
     registry = Registry()
-    components = [component for kind in ("reward", "judge") for component in registry.all(kind)]
-    fields = {f"{c.name}.{f.name}": f for c in components for f in c.config.__dataclass_fields__.values()}
+    components = [component for kind in KINDS for component in registry.all(kind)]
+    fields = {f"{c.kind}.{f.name}": f for c in components for f in c.config.__dataclass_fields__.values()}
     marked = {name for name, field in fields.items() if field.metadata.get("needs_trust")}
 
-    assert marked == {name for name in fields if name.rpartition(".")[2] in ("call", "base_url", "api_key_env")}
+    sends = ("call", "base_url", "api_key_env", "urls")
+    assert marked == {name for name in fields if name.rpartition(".")[2] in sends}
+    table = PAGE.read_text().partition("## Trusted files")[2].partition("\n\nOn the command line")[0]
+    assert marked == set(re.findall(r"`(\w+\.\w+)`", table))
+
+
+def test_the_commands_that_take_trust_are_those_of_the_page() -> None:
+    """``--trust`` is no setting either, so that no run records it."""
+    group: Any = typer.main.get_command(app)
+    options = {name: [o for param in group.get_command(None, name).params for o in param.opts] for name in COMMANDS}
+
+    named, takes, _ = PAGE.read_text().partition("take `--trust`")
+    assert takes
+    of_page = re.findall(r"`([a-z]+)[ `]", named.rpartition("\n\n")[2])
+    assert sorted(of_page) == sorted(name for name, given in options.items() if "--trust" in given)
+    assert "trust" not in {field.name for field in dataclasses.fields(TopLevel)}
 
 
 def test_a_setting_of_a_plugin_can_need_trust(install: Callable[..., None], ppo: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from ppo_runs import ONES, policy_batch
@@ -54,6 +56,7 @@ def test_ppo_clip_by_hand() -> None:
     assert found.loss.item() == pytest.approx(policy + 0.1 * value - 0.01 * 2, abs=1e-6)
     assert found.metrics["clip_fraction"] == pytest.approx(2 / 3)
     assert found.metrics["ratio"] == pytest.approx(3.1 / 3)
+    assert found.metrics["approx_kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in (1.5, 0.5, 1.1)) / 3)
 
 
 def test_the_value_is_clipped_at_both_ends() -> None:
