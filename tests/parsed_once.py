@@ -1,6 +1,6 @@
 """Lets libraries parse a text once: hundreds of tests train, and each run parses the same templates and metadata.
 
-``conftest.py`` registers it. What is parsed is equal for equal texts, so no test can notice, except by the time it takes.
+``conftest.py`` registers it. Equal texts give equal results, so that tests only take less time.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ class _Email:
     """Stands in for the module ``email`` in ``importlib.metadata``, which copies what it gets."""
 
     @staticmethod
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def message_from_string(text: str) -> Message:
         return email.message_from_string(text)
