@@ -142,13 +142,12 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         from alignkit.registry.blame import culprit
 
-        what = one_line(error)
-        if plugin := culprit(error):
-            message = f"{plugin}: {what}. Run again with --debug for the traceback"
+        if message_of_plugin := culprit(error):
+            message = message_of_plugin
         elif isinstance(error, OSError) and error.strerror:  # an unusable path, a full disk
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
-            message = f"{what}. This is unexpected. Run again with --debug for the traceback"
+            message = f"{one_line(error)}. This is unexpected. Run again with --debug for the traceback"
     from alignkit.cli import processes
 
     processes.report(message)

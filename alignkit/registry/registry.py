@@ -17,7 +17,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.components import KINDS, Component, Stage
 from alignkit.errors import AlignkitError, ConfigError, PluginError, did_you_mean, one_line
-from alignkit.registry.blame import describe
+from alignkit.registry.blame import describe, other_version, upgrade
 from alignkit.registry.checks import declared_components, expect
 from alignkit.registry.plugin import GROUP, IN_MEMORY, Plugin, installed, plugin_name
 
@@ -144,6 +144,7 @@ class Registry:
         try:
             module = plugin.load()
         except (Exception, SystemExit) as error:
+            remedy = other_version(plugin, error) or remedy
             raise PluginError(f"{plugin} could not be imported: {one_line(error)}. {remedy}") from error
         hooks = [name for name in vars(hookspecs) if name.startswith("alignkit_")]
         marked = [name for name in dir(module) if self._manager.parse_hookimpl_opts(module, name)]
@@ -159,6 +160,7 @@ class Registry:
         try:
             declared = list(self._declared(key))
         except (Exception, SystemExit) as error:
+            remedy = other_version(plugin, error) or remedy
             raise PluginError(f"{plugin} failed to declare its components: {one_line(error)}. {remedy}") from error
         for kind, hook, result in declared:
             for component in declared_components(plugin, hook, KINDS[kind], result):
@@ -171,8 +173,7 @@ class Registry:
 
         if not SpecifierSet(plugin.built_for).contains(__version__, prereleases=True):
             raise PluginError(
-                f"{plugin} requires alignkit{plugin.built_for}, but {__version__} is installed. To upgrade both: "
-                f"pip install -U alignkit {plugin.distribution}. Or run without --plugin {plugin.name}"
+                f"{plugin} requires alignkit{plugin.built_for}, but {__version__} is installed. {upgrade(plugin)}"
             )
 
     def _declared(self, key: str) -> Iterator[tuple[str, str, Any]]:

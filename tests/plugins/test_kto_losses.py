@@ -66,6 +66,21 @@ def test_loss_and_gradient_are_those_of_trls_trainer(kto_trainer: Callable[..., 
         torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_a_kl_below_0_counts_as_0(kto_trainer: Callable[..., Any]) -> None:
+    """The estimate from a few answers is negative if the policy finds them less likely than the reference does."""
+    trainer = kto_trainer("--plugin", "full", "train.bf16=false", "train.per_device_train_batch_size=6")
+    model = trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(6)])
+    before = answer_logps(model, batch, "other_")[0]
+    before.sum().backward()
+    for parameter in model.parameters():
+        parameter.data.sub_(0.01 * parameter.grad.sign())
+
+    trainer.compute_loss(model, batch, num_items_in_batch=6)
+    assert answer_logps(model, batch, "other_")[0].sum() < before.sum() - 1
+    assert trainer.means.take()["reference_point"] == 0
+
+
 # --- answers to other prompts ----------------------------------------------------------------------------------------
 
 

@@ -214,6 +214,12 @@ def test_equal_scores_predict_one_half_and_extreme_ones_one() -> None:
     assert [row["accuracy"] for row in pairs.by_distance(of)] == [0.75]
 
 
+def test_a_certain_pair_is_in_the_bin_of_almost_certain_ones() -> None:
+    of = pairs.pairs_of(np.array([[900.0, 0.0], [3.0, 0.0]]), np.array([[0, 1]] * 2), np.ones((2, 2)))
+
+    assert [row["predicted"] for row in pairs.calibration(of)] == [pytest.approx((1 + 1 / (1 + math.exp(-3))) / 2)]
+
+
 def judged(**changed: float) -> str:
     good = {"accuracy": 0.8, "accuracy_error": 0.02, "pairs": 400, "ece": 0.05}
     good |= {"length_correlation": 0.2, "length_accuracy": 0.55}
