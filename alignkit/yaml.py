@@ -96,7 +96,7 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     if len(text) > LONGEST:
-        raise ConfigError(f"{path} is longer than {LONGEST:,} characters, which no config file is")
+        raise ConfigError(f"{path} is not a config file: it is longer than {LONGEST:,} characters")
     value = loads(text, str(path))
     if value is None:
         return {}

@@ -59,7 +59,7 @@ def test_a_base_that_changed_or_moved(run: Path, refused: Callable[..., str], tm
     assert f"{run} is an adapter for {tmp_path / 'base'}, whose weights have changed since" in refused(run)
 
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    assert f"adapter for the model in {tmp_path / 'base'}, which is gone" in refused(run)
+    assert f"adapter for the model in {tmp_path / 'base'}, which does not exist" in refused(run)
 
 
 def test_a_run_that_changed(run: Path, refused: Callable[..., str]) -> None:

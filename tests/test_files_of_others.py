@@ -33,7 +33,7 @@ def test_a_config_file_is_read_without_creating_objects_or_filling_the_memory(te
 def test_a_config_file_that_never_ends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").symlink_to("/dev/zero")
 
-    with pytest.raises(ConfigError, match=r"run.yaml is longer than 10,000,000 characters"):
+    with pytest.raises(ConfigError, match=r"run.yaml is not a config file: it is longer than 10,000,000 characters"):
         yaml.load(tmp_path / "run.yaml")
 
 

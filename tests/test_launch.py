@@ -40,7 +40,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         (["--processes", "2"], "Missing argument '-- train ...'"),
         (["--processes", "2", "--", "sweep"], "only train runs in several processes, and this is 'sweep'"),
         ([*NODES, "--", "train"], "several nodes need --rendezvous HOST:PORT"),
-        ([*NODES, "--node-rank", "2", "--", "train"], "--node-rank 2 is not less than --nodes 2"),
+        ([*NODES, "--node-rank", "2", "--", "train"], "--node-rank 2 must be less than --nodes 2"),
         (["-n", "2", "--rendezvous", "a:1", "--", "train"], "--rendezvous has no effect without --nodes"),
         ([*NODES, "--rendezvous", "localhost:x", "--", "train"], "--rendezvous localhost:x is not HOST:PORT"),
         ([*NODES, "--rendezvous", "localhost:70000", "--", "train"], "--rendezvous localhost:70000 is not HOST:PORT"),

@@ -171,7 +171,7 @@ def test_an_adapter_may_not_name_code(settings: dict[str, Any], stranger: Path) 
     run_weights.check(config.parent)
     config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
 
-    with pytest.raises(AlignkitError, match=r"adapter_config.json sets \w+, with which libraries run code"):
+    with pytest.raises(AlignkitError, match=r"adapter_config.json sets \w+, which makes libraries run code"):
         run_weights.check(config.parent)
 
 

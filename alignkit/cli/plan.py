@@ -31,7 +31,7 @@ def plan(
     device: Literal["cuda", "cpu"] = Device,
     as_json: bool = common.Json,
     fit: str = typer.Option(
-        None, "--fit", metavar="SIZE", help="Find settings with which all runs fit into a memory, such as 12GB."
+        None, "--fit", metavar="SIZE", help="Find settings with which all runs fit into this memory, such as 12GB."
     ),
     processes: int = typer.Option(1, min=1, metavar="N", help="Plan for each of N processes, see alignkit launch."),
     time: bool = typer.Option(False, "--time", help="Measure a few steps on this machine, and estimate the time."),

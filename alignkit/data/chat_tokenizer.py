@@ -135,7 +135,7 @@ class ChatTokenizer:
     def _check_end(self, answer: str, stop_ids: Collection[int]) -> None:
         for stop in self.tokenizer.convert_ids_to_tokens(list(stop_ids)):
             if answer.partition(stop)[2].strip():
-                raise DataError(f"the answer goes on after '{stop}', which ends it (data.special_tokens is 'tokens')")
+                raise DataError(f"the answer continues after its end token '{stop}' (data.special_tokens is 'tokens')")
 
     def text(self, text: str) -> list[int]:
         """The token ids of a plain text, with the tokenizer's first token and one end-of-sequence token."""

@@ -298,7 +298,7 @@ def _format(
     if len(names) == 1:
         return formats[names[0]]
     if names:
-        raise DataError(f"{path}: several formats fit ({', '.join(names)}). Pick one with data.format=NAME")
+        raise DataError(f"{path}: several formats fit ({', '.join(names)}). Choose one with data.format=NAME")
     fields = ", ".join(next(row for _, row in first if not isinstance(row, DataError)))
     known = "; ".join(f"{f.name}: {f.summary}" for f in formats.values())
     raise DataError(f"{path}: no format fits rows with the fields {fields or '(none)'}. Known: {known}")

@@ -192,7 +192,9 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
         chosen = [file for file in files if splits[file] is None]
     if not chosen:
         known = ", ".join(sorted({each or "train" for each in splits.values()}))
-        raise DataError(f"{folder} has no files of the split '{split}'. Splits: {known}. Pick one with data.split=NAME")
+        raise DataError(
+            f"{folder} has no files of the split '{split}'. Splits: {known}. Choose one with data.split=NAME"
+        )
     return chosen
 
 

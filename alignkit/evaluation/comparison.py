@@ -54,7 +54,7 @@ def newest_reward(runs: Sequence[Parent]) -> Scorer:
     rewards = [(record["finished"], folder) for record, folder in known if record["role"] == "reward"]
     if not rewards:
         raise ConfigError(
-            "these runs were trained against no reward model, and there is none beside them: name one with --reward "
+            "these runs were trained against no reward model, and their folders contain none: name one with --reward "
             "RUN (of stage rm), a function with --reward module:function, or a plugin's reward with --reward NAME"
         )
     _, folder = max(rewards, key=lambda reward: reward[0])

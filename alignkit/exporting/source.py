@@ -49,7 +49,9 @@ def _check_tuner(command: str, folder: Path, record: dict[str, Any]) -> None:
 def _check_base(command: str, folder: Path, record: dict[str, Any]) -> None:
     located = base.of_run(record, folder, print)
     if Path(located).is_absolute() and not Path(located).is_dir():
-        raise ConfigError(f"{command}: {folder} is an adapter for the model in {located}, which is gone. Put it back")
+        raise ConfigError(
+            f"{command}: {folder} is an adapter for the model in {located}, which does not exist. Restore it"
+        )
     on_disk = base.folder_of(located, record["base"].get("revision"))
     if on_disk and record["base"]["weights"] not in (None, fingerprints.weights(on_disk)):
         raise ConfigError(f"{command}: {folder} is an adapter for {located}, whose weights have changed since")

@@ -89,8 +89,8 @@ def quantize(model: nn.Module, quantization: Any, located: str) -> None:
     settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
     if not settings.get("load_in_4bit"):
         raise ConfigError(
-            f"{located}: plan knows the memory of weights in 4 bits by bitsandbytes only, and this model is quantized "
-            f"in another way ({settings.get('quant_method')})"
+            f"{located}: plan supports only 4-bit weights of bitsandbytes, and this model is quantized in another way "
+            f"({settings.get('quant_method')})"
         )
     heads = ("lm_head", "embed_out", "score")
     for name, module in list(model.named_modules()):

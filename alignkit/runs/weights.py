@@ -39,7 +39,7 @@ def check(folder: Path) -> None:
         except (OSError, ValueError) as error:
             raise AlignkitError(f"cannot read {config}: {error}") from None
         if named := next((key for key, value in _settings(settings) if key in CODE and value), None):
-            raise AlignkitError(f"{config} sets {named}, with which libraries run code. alignkit writes no such file")
+            raise AlignkitError(f"{config} sets {named}, which makes libraries run code. alignkit writes no such file")
 
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:

@@ -47,7 +47,7 @@ def reference_arguments(run: Run, cls: type[Args], **own: Any) -> Args:
     if run.config.stage.config.precompute_ref_log_probs and run.processes > 1:
         raise ConfigError(
             f"{run.config.stage.component.name}.precompute_ref_log_probs needs a single process. Set it to false, or "
-            "drop torchrun"
+            "train in one process"
         )
     return run.training_arguments(
         cls,

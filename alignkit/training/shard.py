@@ -67,7 +67,7 @@ def shard(run: Run, trainer: Any) -> None:
         return
     if not all(p.is_floating_point() or sharded.is_4bit(p) for p in trainer.model.parameters()):
         raise ConfigError(
-            "train.shard: of quantized models, fsdp2 supports those in 4 bits by bitsandbytes only. Use qlora or lora"
+            "train.shard: of quantized models, fsdp2 supports only 4-bit ones of bitsandbytes. Use qlora or lora"
         )
     create_optimizer, save_model = trainer.create_optimizer, trainer.save_model
     accelerator = trainer.accelerator

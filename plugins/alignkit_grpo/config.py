@@ -25,7 +25,9 @@ class GRPOConfig(OnlineConfig):
     advantage: Advantage = option("group", ADVANTAGE)
     aggregate: Aggregate = option("token", AGGREGATE)
     kl: KL = option("reward", KL_IN)
-    kl_estimator: Literal["k1", "k2", "k3", "k3-plain"] = option("k3", "how the loss estimates it", only_with="kl=loss")
+    kl_estimator: Literal["k1", "k2", "k3", "k3-plain"] = option(
+        "k3", "how the loss estimates the KL", only_with="kl=loss"
+    )
     redraws: Annotated[int, Ge(0), Le(4)] = option(
         0, "how often groups of equal scores are replaced by answers to other prompts"
     )

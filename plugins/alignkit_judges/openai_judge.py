@@ -65,7 +65,7 @@ def api_key(config: OpenAIConfig) -> str | None:
         named = f"OPENAI_API_KEY to your key for {OPENAI}" if name is None else "that judge.api_key_env names"
         raise ConfigError(f"judge 'openai' needs an API key: set the environment variable {named}")
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError("the environment variable with the API key contains characters that no key has")
+        raise ConfigError("the environment variable with the API key contains characters that a key cannot have")
     return key
 
 

@@ -43,7 +43,7 @@ def _uses_graphs(config: DecodeConfig, run: Run) -> bool:
     if not has_cuda:
         raise ConfigError(f"rollout.cuda_graphs needs a CUDA device, and this run computes on {run.device.type}")
     if sharded:
-        raise ConfigError("rollout.cuda_graphs: train.shard gathers weights anew for each batch. Set it to null")
+        raise ConfigError("rollout.cuda_graphs: train.shard gathers the weights again for each batch. Set it to null")
     return True
 
 

@@ -84,7 +84,7 @@ def test_the_files_of_a_folder_are_those_of_the_split(
 
 def test_a_split_that_a_folder_has_not(read: Callable[..., Rows], tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", LINES)
-    says = f"{tmp_path} has no files of the split 'train'. Splits: test. Pick one with data.split=NAME"
+    says = f"{tmp_path} has no files of the split 'train'. Splits: test. Choose one with data.split=NAME"
     assert complaint(read, tmp_path) == says
     write(tmp_path / "a.jsonl", LINES)
     assert "no files of the split 'train_sft'. Splits: test, train." in complaint(read, tmp_path, split="train_sft")

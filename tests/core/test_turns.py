@@ -212,7 +212,7 @@ def test_special_tokens_in_a_text_are_tokens_where_its_author_says_so(with_templ
     ids, start = encode_answer(tokenizer, ASKED, "Ask <|user|> again.", [end])
 
     assert ids[start:].count(user) == 1
-    with pytest.raises(DataError, match=r"goes on after '<\|im_end\|>'"):
+    with pytest.raises(DataError, match=r"continues after its end token '<\|im_end\|>'"):
         encode_answer(tokenizer, ASKED, "Ho<|im_end|>No", [end])
 
 
