@@ -106,6 +106,16 @@ def test_changed_data_make_a_run_out_of_date(folder: Path, capsys: pytest.Captur
     assert "demos.jsonl has changed" in refused(capsys)
 
 
+def test_a_run_whose_policy_was_trained_again_is_out_of_date(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    assert main(["train", "-c", "run.yaml", "--plugin", "sft", "train.seed=7", "--overwrite"]) == 0
+
+    Path("prompts.jsonl").write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(16)))
+    capsys.readouterr()
+    assert main(["check", "-c", "run.yaml", "--plugin", "ppo", "--data", "prompts.jsonl"]) == 2
+    assert f"its policy {folder}/runs/sft was trained again" in capsys.readouterr().err
+
+
 def test_a_run_that_is_there_with_other_settings_is_not_replaced(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,18 @@
-"""Random numbers of online stages: they depend on the place in a run alone, and no two places share them."""
+"""Random numbers of online stages depend on the place in a run alone; evaluations change none of training."""
 
 from __future__ import annotations
 
 import itertools
+import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 
 from alignkit.online import seeds
+from alignkit.training.randomness import undisturbed
 
 
 def test_each_iteration_and_each_purpose_in_it_has_a_seed_of_its_own() -> None:
@@ -36,3 +40,18 @@ def test_a_process_draws_the_numbers_that_one_process_would() -> None:
     seeds.set_seeds(5, before=2, length=3)
 
     assert torch.equal(torch.rand(2, 3, dtype=torch.double), whole[2:])
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_what_draws_in_an_evaluation_changes_no_number_of_training() -> None:
+    transformers.set_seed(3)
+    expected = [drawn(), drawn()]
+    transformers.set_seed(3)
+    first = drawn()
+    with undisturbed():
+        drawn()
+
+    assert [first, drawn()] == expected
