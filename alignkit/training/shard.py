@@ -41,7 +41,7 @@ def check(run: Run) -> None:
     if run.dtype is torch.float16:
         raise ConfigError("train.shard: fsdp2 does not support fp16. Set train.bf16=true, or train.fp16=false")
     if tuner.trains != "weights":
-        raise ConfigError(f"train.shard: fsdp2 does not support the tuner {tuner.name}. Use lora or full")
+        raise ConfigError(f"train.shard: fsdp2 does not support the tuner {tuner.name}. Use lora, qlora or full")
 
 
 def check_optimizer(run: Run, optimizer: Any) -> None:
