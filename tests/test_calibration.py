@@ -109,6 +109,11 @@ def test_an_online_run_is_extrapolated_from_its_iterations(
     assert parts["sampling"] == (pytest.approx(10 * (2 + 3 * 0.5)), pytest.approx(10 * (2 + 6 * 0.5)))
     assert parts["scoring"][1] == pytest.approx(10 * 8 * 24 / 6)
     assert parts["training"][1] == pytest.approx(1.25 * (80 * 1 + 40 * 0.5))
+    assert len(plan.eval_rows) == 4  # in each of 3 evaluations, half a batch: at most, they are sampled as slowly
+    assert parts["evaluation"] == (
+        pytest.approx(3 / 2 * (2 + 3 * 0.5 + parts["scoring"][0] / 10 / 2)),
+        pytest.approx(3 * (2 + 6 * 0.5 + 8 * 24 / 6 / 2)),
+    )
 
 
 def test_there_is_no_time_for_another_device_or_after_a_run_that_is_not_trained(

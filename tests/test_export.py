@@ -20,6 +20,8 @@ from alignkit.exporting import export
 PROMPTS = [{"prompt": "What is 3 and one?"}, {"prompt": "Count on!"}]
 STRONG = ("train.learning_rate=0.02", "train.max_steps=4", "train.bf16=false")  # an adapter that changes what is likely
 
+LETTERS = ("reward.name=function", "reward.call=letters:score")
+
 PLAIN = """
 import json, sys
 sys.modules["alignkit"] = None  # cannot be imported
@@ -37,6 +39,13 @@ for folder in sys.argv[1:]:
         answers.append(answer.strip())  # the template writes a space before an answer
     print(json.dumps({"answers": answers, "class": type(model).__name__, "dtype": str(model.dtype)}))
 """
+
+
+@pytest.fixture
+def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of the reward :data:`LETTERS`."""
+    (tmp_path / "letters.py").write_text("def score(prompts, answers):\n    return [a.count('e') for a in answers]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 def opened_elsewhere(*folders: Path) -> list[dict[str, Any]]:
@@ -116,16 +125,14 @@ def test_the_stop_tokens_and_the_template_of_the_run_come_along(run_stage: Calla
 
 
 def test_ppo_on_dpo_on_sft_is_merged_in_that_order(
-    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_stage: Callable[..., Path], tmp_path: Path, letters: None
 ) -> None:
     """SFT in full, DPO as an adapter on it, PPO trains that adapter further: the export has the weights of all."""
-    (tmp_path / "letters.py").write_text("def score(prompts, answers):\n    return [a.count('e') for a in answers]\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     sft = run_stage("sft", "--plugin", "full", *STRONG)
     dpo = run_stage("dpo", "--plugin", "lora", *STRONG, f"dpo.policy={sft}", "dpo.response_length=4")
     ppo = run_stage(
         "ppo", "--plugin", "lora", "train.learning_rate=0.02", "train.bf16=false", f"ppo.policy={dpo}",
-        "reward.name=function", "reward.call=letters:score",
+        *LETTERS,
         *("ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4", "ppo.iterations=2", "train.max_steps=-1"),
     )  # fmt: skip
     exported = export(ppo, tmp_path / "exported", dtype="float32")
@@ -140,6 +147,25 @@ def test_ppo_on_dpo_on_sft_is_merged_in_that_order(
     torch.testing.assert_close(own[f"{layer}.weight"], expected)
     assert torch.equal(own["model.embed_tokens.weight"], of_sft["model.embed_tokens.weight"])
     assert not torch.equal(up, weights(dpo)[f"base_model.model.{layer}.lora_B.weight"])
+
+
+@pytest.mark.usefixtures("fp32")
+@pytest.mark.parametrize(
+    ("stage", "tuner", "settings"),
+    [
+        ("kto", "qlora", ("kto.response_length=4",)),
+        ("rahf", "qlora", ("rahf.response_length=4", "rahf.layers=[1,2]")),
+        ("grpo", "lora", ("grpo.batch_size=4", "grpo.minibatches=1", "grpo.samples_per_prompt=2", *LETTERS)),
+    ],
+)
+def test_policies_of_every_kind_of_stage_equal_their_runs(
+    run_stage: Callable[..., Path], tmp_path: Path, letters: None, stage: str, tuner: str, settings: tuple[str, ...]
+) -> None:
+    run = run_stage(stage, "--plugin", tuner, *STRONG, f"{stage}.policy=base", *settings)
+    exported = export(run, tmp_path / "exported", dtype="float32")
+
+    assert exported.kl is not None
+    assert exported.kl < 1e-6
 
 
 def test_merging_into_the_original_base_prints_its_kl_to_the_run(
@@ -159,10 +185,11 @@ def test_merging_into_the_original_base_prints_its_kl_to_the_run(
     assert dequantized.kl < 1e-6 < 1e-5 < original.kl  # what 4 bits lose
 
 
+@pytest.mark.parametrize("tuner", ["lora", "qlora"])
 def test_a_reward_model_opens_for_sequence_classification_with_the_scores_of_the_run(
-    train_rm: Callable[..., Path], tmp_path: Path, fp32: None
+    train_rm: Callable[..., Path], tmp_path: Path, fp32: None, tuner: str
 ) -> None:
-    run = train_rm("--plugin", "lora", "train.max_steps=2")
+    run = train_rm("--plugin", tuner, "train.max_steps=2")
     exported = export(run, tmp_path / "exported", dtype="float32")
     model = AutoModelForSequenceClassification.from_pretrained(exported.folder)
     tokenizer = AutoTokenizer.from_pretrained(exported.folder)

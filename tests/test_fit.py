@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable
@@ -306,6 +307,29 @@ def test_the_printed_command_fits(arguments: Callable[..., Any]) -> None:
 def test_options_that_contradict_each_other_and_bad_sizes_are_one_line(
     words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for more, said in ((["12"], "'12' is not a size"), (["2GB", "--json"], "--fit cannot be combined with --json")):
-        assert main(["plan", *words("sft"), "--fit", *more]) == 2
+    for more, said in (
+        (["--fit", "12"], "'12' is not a size"),
+        (["--fit", "2GB", "--json"], "--fit cannot be combined with --json"),
+        (["--fit", "2GB", "--processes", "2"], "--processes cannot be combined with --fit"),
+        (["--time", "--processes", "2"], "--processes cannot be combined with --time"),
+    ):
+        assert main(["plan", *words("sft"), *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_a_plan_does_not_count_is_said(
+    words: Callable[..., list[str]],
+    arguments: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (plan,) = pipeline(*arguments("sft")).to_train
+    zero = {**plan.config.train, "deepspeed": {"zero_optimization": {"stage": 3}}}
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, train=zero))
+    with pytest.raises(ConfigError, match=r"plan does not know the memory of train\.deepspeed"):
+        planning.memory(plan, "cuda", processes=2)
+
+    stub = SimpleNamespace(device="cuda", dtype="bfloat16", phases={"training": {"weights": 1}}, overhead=0, peak=1)
+    monkeypatch.setattr(planning, "memory", lambda *arguments, **keywords: stub)
+    assert main(["plan", "--plugin", "lora", *words("ppo"), "rollout.name=vllm"]) == 0
+    assert "samples  in another process, by vllm, whose memory is not counted" in capsys.readouterr().out

@@ -6,6 +6,7 @@ not its public API. The message names the file to look at.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import transformers
 from datasets.arrow_writer import ArrowWriter
 from internals import load, used_by
 from torch import nn
+from transformers import core_model_loading
 
 from alignkit.models import fused_head, peft_internals, torch_internals, transformers_internals
 from alignkit.models.layers import decoder_layers
@@ -221,6 +223,23 @@ def test_learning_rates_that_are_set_are_those_that_are_logged() -> None:
 
     assert schedule.get_last_lr() == [0.25]
     assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+@used_by("loading_in_turn in alignkit/models/transformers_internals.py")
+def test_weights_are_loaded_without_threads_that_read_ahead(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = list[Any]()
+    start = core_model_loading.ThreadPoolExecutor
+    monkeypatch.setattr(core_model_loading, "ThreadPoolExecutor", lambda *a, **k: threads.append(a) or start(*a, **k))
+    before = dict(os.environ)
+    with transformers_internals.loading_in_turn():
+        load(tiny_model)
+
+    assert threads == []
+    assert dict(os.environ) == before
+    load(tiny_model)
+    assert threads
 
 
 @used_by("cpu_multiplies_bf16 in alignkit/models/transformers_internals.py")

@@ -17,7 +17,7 @@ import torch
 from alignkit import planning
 from alignkit.cli import main
 from alignkit.models.trl_internals import head_in_place
-from alignkit.planning import cuda, ledger, phantoms, repeated, weightless
+from alignkit.planning import cuda, estimate, ledger, phantoms, repeated, weightless
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -165,6 +165,17 @@ def test_equal_layers_take_what_they_take_when_each_is_run(
     assert quick.keys() == whole.keys()
     for phase, parts in whole.items():
         assert quick[phase] == pytest.approx(parts, rel=0.01, abs=20_000)
+
+
+def test_answers_are_planned_for_as_many_different_prompts_as_the_run_samples_from(
+    settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = list[list[Any]]()
+    monkeypatch.setattr(estimate, "rehearse", lambda run, *_: prompts.append(run.train_rows) or {"sampling": {}})
+    given = settings("ppo", "lora")
+    planning.memory(plan_of(given))
+
+    assert len({row.key for _, row in prompts[0]}) == len(prompts[0]) == given["stages"]["ppo"]["batch_size"]
 
 
 def test_a_plan_shares_prompts_where_the_run_does(settings: Callable[..., dict[str, Any]]) -> None:

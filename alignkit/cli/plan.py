@@ -86,7 +86,10 @@ def plan(
     for label, text in [*requested.describe()[:2], ("tuner", requested.config.tuner.component.name)]:
         typer.echo(f"{label:>11}  {text}")
     each = f", each of {processes} processes" if processes > 1 else ""
-    typer.echo(f"{'computes':>11}  on {memory.device} in {memory.dtype}{each}\n")
+    typer.echo(f"{'computes':>11}  on {memory.device} in {memory.dtype}{each}")
+    if (engine := requested.config.rollout) and engine.component.in_other_process:
+        typer.echo(f"{'samples':>11}  in another process, by {engine.component.name}, whose memory is not counted")
+    typer.echo()
     for line in table(memory):
         typer.echo(line)
     typer.echo()

@@ -66,7 +66,9 @@ def export(
     """
     record = source.read(run)
     _check_options(record, to, dtype, base, max_shard_size)
-    with _new_folder(to) as folder:
+    from alignkit.models.transformers_internals import loading_in_turn
+
+    with _new_folder(to) as folder, loading_in_turn():
         difference = _write(run, record, folder, dtype, base, max_shard_size, say)
     return Exported(to, difference.largest, difference.kl, difference.greedy_agreement)
 

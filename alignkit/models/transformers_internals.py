@@ -5,6 +5,9 @@ Each use names the version that it was checked with. ``tests/test_internals.py``
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +29,7 @@ __all__ = [
     "has_static_shapes",
     "is_transposed",
     "load_balancing_loss",
+    "loading_in_turn",
     "read_optimizer_on_every_process",
     "set_learning_rates",
     "train_on_one_gpu",
@@ -72,6 +76,23 @@ def load_balancing_loss(model: Any, outputs: Any, attention_mask: Tensor | None)
         outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
     )
     return loss
+
+
+@contextlib.contextmanager
+def loading_in_turn() -> Iterator[None]:
+    """Have ``from_pretrained`` read one weight after the other in this context (Transformers 5.23).
+
+    By default its threads read ahead, and up to twice the weights are in memory. There is no argument for it.
+    """
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def check_report_to(args: TrainingArguments) -> None:

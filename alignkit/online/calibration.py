@@ -38,14 +38,17 @@ def calibrate(plan: Plan, run: Run, trainer: Any) -> dict[str, Seconds]:
     prompt = statistics.fmean(len(prompt.ids) for prompt in itertools.islice(trainer.collector.prompts, 256))
     half = (prompt + length / 2) / (prompt + length)  # of the tokens, if answers are half as long
     low, high = measured.training(iterations * config.epochs * config.batch_size / size, iterations * config.steps)
-    evaluations = (math.floor(iterations / config.eval_every) + 1) * len(plan.eval_rows) / config.batch_size
+    evaluations, batches = math.floor(iterations / config.eval_every) + 1, len(plan.eval_rows) / config.batch_size
     sampling = first + step * length / 2, first + step * length  # of an iteration
     scored = half * scoring * config.batch_size, scoring * config.batch_size
     return {
         "sampling": (iterations * sampling[0], iterations * sampling[1]),
         "scoring": (iterations * scored[0], iterations * scored[1]),
         "training": (half * low + iterations * config.steps * ptx, high + iterations * config.steps * ptx),
-        "evaluation": (evaluations * (sampling[0] + scored[0] / 2), math.ceil(evaluations) * (sampling[1] + scored[1])),
+        "evaluation": (  # a batch of few answers may take as many seconds to sample as a whole one
+            evaluations * batches * (sampling[0] + scored[0] / 2),
+            evaluations * (math.ceil(batches) * sampling[1] + batches * scored[1]),
+        ),
     }
 
 

@@ -204,7 +204,9 @@ def longest_rows(run: PlannedRun) -> list[Located]:
         raise AlignkitError("there is no row that the stage can train on")
     measured.sort(key=lambda each: each[0], reverse=True)
     samples = getattr(config.stage.config, "batch_size", None)  # of a stage that samples: its batch is of all rows
-    rows = [located for _, located in (measured[:samples] if samples else measured)]
+    if samples:
+        return [located for _, located in measured[:samples]]
+    rows = [located for _, located in measured]
     in_sequence = -(-most // max(1, measured[0][0])) if most and getattr(config.stage.config, "packing", False) else 1
     needed = 3 * _rows_of_batch(config) * in_sequence
     return rows * max(1, -(-needed // len(rows)))

@@ -24,9 +24,11 @@ def share_of(plan: Plan, processes: int) -> Plan:
     """The plan of one process: a batch that is counted over all processes is its share.
 
     Raises:
-        ConfigError: a batch cannot be divided, or a sharded run has a single process.
+        ConfigError: a batch cannot be divided, a sharded run has a single process, or DeepSpeed spreads the weights.
     """
     stage = plan.config.stage
+    if plan.config.train.get("deepspeed"):
+        raise ConfigError("plan does not know the memory of train.deepspeed: plan the run with train.shard=fsdp2")
     if processes == 1 and plan.config.train.get("shard"):
         raise ConfigError("train.shard: name the number of processes of the run, as in plan --processes 2")
     batches = {name: getattr(stage.config, name) for name in BATCHES if hasattr(stage.config, name)}
