@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.runs import lineage
+from alignkit.errors import ConfigError
+from alignkit.runs import lineage, resume
 
 LORA = {"name": "lora", "r": 16}
 RECORD: dict[str, Any] = {
@@ -60,3 +61,33 @@ def test_a_base_is_shared_by_adapters_of_the_same_tuner_on_the_same_weights(
     record: dict[str, Any], config: dict[str, Any], base: str | None, shared: bool
 ) -> None:
     assert lineage.shares_base({**RECORD, **record}, Config(**config), base) == shared  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"tokenizer": "2"}, "tokenizer"),
+        ({"chat_template": None}, "chat template"),
+        ({"special_tokens": {"eos_token": "</s>"}}, r"eos_token \('<eos>', '</s>'\)"),
+    ],
+)
+def test_runs_with_other_tokens_cannot_be_combined(changed: dict[str, Any], named: str) -> None:
+    tokens = {"weights": "w", "tokenizer": "1", "chat_template": "t", "special_tokens": {"eos_token": "<eos>"}}
+    one, same, other = (
+        lineage.Parent("rm", Path(name), {"fingerprints": {**tokens, **differing}})
+        for name, differing in (("one", {}), ("same", {"weights": "v"}), ("other", changed))
+    )
+
+    lineage.check_same_tokens(one, same)
+    with pytest.raises(ConfigError, match=f"one and other cannot be combined: they differ in {named}"):
+        lineage.check_same_tokens(one, other)
+
+
+def test_a_checkpoint_is_complete_with_the_state_of_its_own_step(tmp_path: Path) -> None:
+    for name, content in {"4": '{"global_step": 4}', "6": '{"global_step": 4}', "8": "{", "10": None}.items():
+        folder = tmp_path / "checkpoints" / f"checkpoint-{name}"
+        folder.mkdir(parents=True)
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content)
+
+    assert [each.name for each in resume.checkpoints(tmp_path)] == ["checkpoint-4"]
