@@ -88,6 +88,12 @@ def test_plackett_luce_draws_the_best_of_the_rest() -> None:
     assert loss.item() == pytest.approx((first + second) / 2)
 
 
+def test_plackett_luce_draws_the_best_even_if_it_scores_lowest() -> None:
+    batch = RankedScores(torch.tensor([0.0, 2.0]), torch.tensor([0, 0]), torch.tensor([0.0, 1.0]))
+
+    assert losses.plackett_luce(NoConfig())(batch).loss.item() == pytest.approx(math.log(1 + math.exp(2)))
+
+
 def test_plackett_luce_of_pairs_is_bradley_terry() -> None:
     pairs = batch([1.0, 0.3, -2.0, 0.7], [0, 1, 1, 0], [0, 0, 1, 1])
 
