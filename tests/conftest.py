@@ -141,13 +141,18 @@ def train(run_stage: Callable[..., Path], tiny_model: Callable[..., Path], tmp_p
 
 
 def on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """``alignkit`` in two processes on the CPU of this machine, which find plugins of ``install`` under ``site``.
+    """``alignkit`` in two processes on the CPU of this machine."""
+    return processes.run_several(2, *arguments, env=on_cpu())
 
-    They see no GPU: a machine may have one only.
+
+def on_cpu() -> dict[str, str]:
+    """The environment of one of several processes, which finds plugins of ``install`` under ``site``.
+
+    It has no GPU: a machine may have one only.
     """
     path = os.pathsep.join(["site", *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "CUDA_VISIBLE_DEVICES": ""}
-    return processes.run_on_two(*arguments, env=env)
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **own}
 
 
 class Waits(TorchDispatchMode):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -78,23 +79,32 @@ def forked(command: Sequence[str | Path], **options: Any) -> subprocess.Complete
     return done
 
 
-def run_on_two(*arguments: str, env: Mapping[str, str], script: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``alignkit``, or a script of Python, in two processes as ``torchrun`` does.
-
-    Returns what the first printed, or the one that failed.
-    """
+def start_several(number: int, *arguments: str, env: Mapping[str, str], script: Path | None = None) -> list[Process]:
+    """Start ``alignkit``, or a script of Python, in so many processes as ``torchrun`` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = ({**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
-    both = [Process(*arguments, env=rank, script=script) for rank in ranks]
-    while None in (states := [process.poll() for process in both]):
-        if any(states):  # the other would wait for it
-            both[states.index(None)].send_signal(9)
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(number))
+    shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **sizes}
+    ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number))
+    return [Process(*arguments, env=rank, script=script) for rank in ranks]
+
+
+def run_several(
+    number: int, *arguments: str, env: Mapping[str, str], script: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``alignkit``, or a script of Python, in so many processes to their end.
+
+    Returns what the first printed, or the one that failed.
+    """
+    running = start_several(number, *arguments, env=env, script=script)
+    while None in (states := [process.poll() for process in running]):
+        if any(states):  # the others would wait for it
+            for process in itertools.compress(running, (state is None for state in states)):
+                process.send_signal(9)
             break
         time.sleep(0.05)
-    ended = [process.wait() for process in both]
+    ended = [process.wait() for process in running]
     return next((done for done in ended if done.returncode > 0), ended[0])
 
 

@@ -81,7 +81,7 @@ def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNKIT_DEBUG": "", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     with contextlib.chdir(folder):
-        done = processes.run_on_two("commands.jsonl", "report", env=env, script=HERE / "shard_runs.py")
+        done = processes.run_several(2, "commands.jsonl", "report", env=env, script=HERE / "shard_runs.py")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     return folder
 

@@ -14,6 +14,7 @@ __all__ = [
     "Run",
     "StreamState",
     "StreamedExamples",
+    "counted_rows",
     "execute",
     "last_logged",
     "load_with_reference",
@@ -23,7 +24,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from alignkit.training.execution import execute
-    from alignkit.training.meters import Means, RowMetrics, last_logged
+    from alignkit.training.meters import Means, RowMetrics, counted_rows, last_logged
     from alignkit.training.reference_trainer import (
         ReferenceTrainer,
         load_with_reference,

@@ -96,6 +96,17 @@ class RowMetrics:
         return {name: torch.cat([batch[name] for batch in batches]).cpu() for name in (batches[0] if batches else ())}
 
 
+def counted_rows(accelerator: Any, rows: int) -> int:
+    """How many of the ``rows`` in a process's batch of an evaluation count: the first ones.
+
+    The others are repeated, so that every process has as many. 0 if all are.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return rows
+    return int(min(max(state.remainder - accelerator.process_index * rows, 0), rows))
+
+
 def last_logged(state: Any, name: str) -> float:
     """The value of a metric when it was last logged, or 0; ``state`` is a ``TrainerState``, which a resume restores."""
     logged = [log[name] for log in state.log_history if name in log]

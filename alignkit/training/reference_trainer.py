@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit.batches import LossOutput
+from alignkit.batches import LossOutput, PreferenceLogps, RatedLogps
 from alignkit.errors import ConfigError
 from alignkit.models import (
     Reference,
@@ -33,9 +34,10 @@ from alignkit.models import (
     without_dropout,
 )
 from alignkit.protocols import Run
-from alignkit.training.meters import Means, RowMetrics, last_logged
+from alignkit.training.meters import Means, RowMetrics, counted_rows, last_logged
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
+Batch = TypeVar("Batch", PreferenceLogps, RatedLogps)
 
 
 def reference_arguments(run: Run, cls: type[Args], **own: Any) -> Args:
@@ -149,6 +151,14 @@ class ReferenceTrainer(transformers.Trainer):
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
         return loss
+
+    def counted(self, batch: Batch) -> Batch:
+        """A batch for the loss: in an evaluation without the rows that are repeated to fill it; at least one."""
+        if self.model.training:
+            return batch
+        of_rows = {name: value for name, value in vars(batch).items() if value is not None and value.dim()}
+        rows = max(counted_rows(self.accelerator, len(next(iter(of_rows.values())))), 1)
+        return dataclasses.replace(batch, **{name: value[:rows] for name, value in of_rows.items()})
 
     # --- the reference -----------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class DPOTrainer(ReferenceTrainer, trl.DPOTrainer):
             chosen_length=inputs["lengths"][chosen],
             rejected_length=inputs["lengths"][rejected],
         )
-        output = self.loss(batch)
+        output = self.loss(self.counted(batch))
         of_pairs = metrics.of_pairs(batch, output, self.beta_of_rewards)
         if not model.training:
             self.held_out.add({**of_pairs, "prompt_index": inputs["prompt_index"]})

@@ -13,7 +13,7 @@ from alignkit import RatedLogps, Run
 from alignkit.data import IGNORE
 from alignkit.evaluation import HeldOutAnswers
 from alignkit.models import uses_fused_head
-from alignkit.training import ReferenceTrainer, load_with_reference, reference_arguments
+from alignkit.training import ReferenceTrainer, counted_rows, load_with_reference, reference_arguments
 from alignkit_kto import metrics
 from alignkit_kto.answers import Collator, RatedAnswers, answer_logps, inputs
 
@@ -62,7 +62,7 @@ class KTOTrainer(ReferenceTrainer, trl.KTOTrainer):
         experts: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled and model.training else {}
         logps, aux_loss = answer_logps(model, inputs, **experts)
         batch = RatedLogps(logps, ref_logps, good, (inputs["labels"] != IGNORE).sum(1), kl)
-        output = self.loss(batch)
+        output = self.loss(self.counted(batch))
         of_answers = metrics.of_answers(batch, output, self.beta_of_rewards)
         if not model.training:
             self.held_out.add({**of_answers, "good": good, "prompt_index": inputs["prompt_index"]})
@@ -85,6 +85,8 @@ class KTOTrainer(ReferenceTrainer, trl.KTOTrainer):
         with self.without_gradients():
             others, _ = answer_logps(model, inputs, "other_")
         log_ratios = others - ref_others
+        if not model.training:
+            log_ratios = log_ratios[: counted_rows(self.accelerator, len(log_ratios))]
         total = torch.stack([log_ratios.sum(), log_ratios.new_full((), len(log_ratios))])
         total = self.accelerator.reduce(total)
         return ref_logps, (total[0] / total[1]).clamp(min=0)

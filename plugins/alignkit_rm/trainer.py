@@ -24,7 +24,7 @@ from alignkit.models import (
     with_answer_scores,
     without_dropout,
 )
-from alignkit.training import Means
+from alignkit.training import Means, counted_rows
 from alignkit_rm import metrics, pairs
 from alignkit_rm.groups import encode_groups
 from alignkit_rm.normalize import normalize
@@ -187,12 +187,16 @@ class RewardTrainer(transformers.Trainer):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss, scores [G, K] and labels [G, K, 2] of a batch."""
+        """The loss, scores [G, K] and labels [G, K, 2] of a batch.
+
+        Groups that are repeated so that each process has the same number are not scored; at least one is.
+        """
         labels = inputs["labels"].to(self.args.device)
+        counted = max(counted_rows(self.accelerator, len(labels)), 1)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, scores = self.compute_loss(model, inputs, return_outputs=True)
+            loss, scores = self.compute_loss(model, {"groups": inputs["groups"][:counted]}, return_outputs=True)
         padded = torch.zeros(labels.shape[:2], device=labels.device)
-        padded[labels[..., 0] >= 0] = scores
+        padded[:counted][labels[:counted, :, 0] >= 0] = scores
         return loss.detach(), padded, labels
 
     def _metrics(self, prediction: transformers.EvalPrediction) -> dict[str, float]:

@@ -13,7 +13,7 @@ import trl
 from alignkit import DataError, Located, Run, TokenLogps
 from alignkit.data import IGNORE, SequenceEncoder, check_column_fits, encode_rows
 from alignkit.models import adapter_on_head, fused_logps, install_fused_head, kept_dtypes, uses_fused_head
-from alignkit.training import Means, StreamedExamples, StreamState, last_logged
+from alignkit.training import Means, StreamedExamples, StreamState, counted_rows, last_logged
 from alignkit_sft import packing, perplexity, streaming
 
 if TYPE_CHECKING:
@@ -135,9 +135,8 @@ class SFTTrainer(trl.SFTTrainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, without the rows that are repeated so that each process has the same number."""
-        state, size = self.accelerator.gradient_state, self.args.eval_batch_size
-        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
-            rows = min(max(state.remainder - self.args.process_index * size, 0), size)
+        size = self.args.eval_batch_size
+        if (rows := counted_rows(self.accelerator, size)) < size:
             inputs["labels"] = inputs["labels"].masked_fill(_row_of(inputs) >= rows, IGNORE)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
