@@ -12,6 +12,7 @@ from run_folders import record, weights
 
 from alignkit import yaml
 from alignkit.cli import main
+from alignkit.runs import resume
 from alignkit.runs.plan import pipeline
 
 STEPS = ["train.save_strategy=steps", "train.save_steps=1", "train.lr_scheduler_type=constant"]
@@ -82,3 +83,17 @@ def test_a_recorded_setting_without_effect_does_not_stop_a_resume(
     assert run_stage("ppo", *small, "ppo.iterations=2", "--resume") == run
     assert record(run)["steps"] == 2
     assert "kept" not in capsys.readouterr().out
+
+
+def test_an_evaluation_that_equals_the_one_before_the_checkpoint_is_dropped(folder: None) -> None:
+    """The policy that a run keeps is evaluated after the last checkpoint. A resume evaluates it again."""
+    before = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_score": 0.5}]
+    checkpoint = Path("checkpoint-2")
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": before}))
+    after = [{"step": 2, "train_runtime": 9.0}, {"step": 2, "eval_score": 0.5}]
+    Path("metrics.jsonl").write_text("".join(f"{json.dumps(log)}\n" for log in [*before, *after]) + '{"step": 2, "ev')
+
+    resume._drop_metrics_after(Path("metrics.jsonl"), checkpoint)
+
+    assert [json.loads(line) for line in Path("metrics.jsonl").read_text().splitlines()] == before

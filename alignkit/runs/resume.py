@@ -200,9 +200,15 @@ def _drop_metrics_after(file: Path, checkpoint: Path | None) -> None:
 
 
 def _logged_by(line: str, step: int, history: list[Any]) -> bool:
-    """Whether a line was logged before the checkpoint of ``step``, whose ``history`` has every log."""
+    """Whether a line was logged before the checkpoint of ``step``, whose ``history`` has every log.
+
+    A log counts once, and is removed from ``history``: that of an evaluation at the end may equal the last one.
+    """
     try:
         log = record.loads(line)
-        return bool(log["step"] < step) or log in history
-    except (ValueError, TypeError, KeyError):  # a line that a kill cut off
+        if log["step"] < step:
+            return True
+        history.remove(log)
+        return True
+    except (ValueError, TypeError, KeyError):  # not in the history, or a line that a kill cut off
         return False
