@@ -16,7 +16,7 @@ from alignkit.runs import manifest
 from alignkit.testing import DEMONSTRATIONS
 
 Words = Callable[..., list[str]]
-ROWS = {"sft": DEMONSTRATIONS, "rm": RANKINGS, "dpo": RANKINGS, "kto": RANKINGS}
+ROWS = {"sft": DEMONSTRATIONS, "rm": RANKINGS, "dpo": RANKINGS, "kto": RANKINGS, "rahf": RANKINGS}
 
 
 @pytest.fixture
@@ -38,8 +38,10 @@ def words(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.M
 @pytest.mark.parametrize("stage", ROWS)
 def test_uneven_rows_give_the_held_out_results_of_one_process(stage: str, words: Words) -> None:
     """Of seven held-out rows in batches of two, one process has only one in the last batch, and the others none."""
-    settings = ["data.eval_size=7", "train.max_steps=1"]
-    of_one, of_three = ([f"train.per_device_{kind}_batch_size={n}" for kind in ("train", "eval")] for n in (6, 2))
+    settings = ["data.eval_size=7", f"train.max_steps={2 if stage == 'rahf' else 1}"]
+    of_one, of_three = (
+        [f"train.per_device_train_batch_size={n}", f"train.per_device_eval_batch_size={2 * n}"] for n in (3, 1)
+    )
     assert main(words(stage, "one", *settings, *of_one)) == 0
     done = run_several(3, *words(stage, "three", *settings, *of_three), env=on_cpu())
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from alignkit.evaluation import error_bar
 from alignkit.generation import sample, text
 from alignkit.models import gathered
 from alignkit.runs import write_answers
-from alignkit.training import RowMetrics
+from alignkit.training import RowMetrics, counted_rows
 from alignkit_rahf.losses import contrast_loss, right_and_wrong
 from alignkit_rahf.pairs import Texts, both
 
@@ -50,8 +50,9 @@ class HeldOut:
         for name, of_answers in values.items():
             rows[f"{name}_chosen"], rows[f"{name}_rejected"] = of_answers.chunk(2)
         if not trainer.contrasting:
-            output, _ = trainer.loss_of_fit(trainer.roles, pairs, num_tokens=1)
-            rows["fit"] = output.loss.expand(len(pairs)) / len(pairs)
+            counted = pairs[: max(counted_rows(trainer.accelerator, len(pairs)), 1)]  # the loss is of the whole batch
+            output, _ = trainer.loss_of_fit(trainer.roles, counted, num_tokens=1)
+            rows["fit"] = output.loss.expand(len(pairs)) / len(counted)
         return rows
 
     def _of_pairs(self, rows: dict[str, Tensor]) -> dict[str, float]:
