@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from alignkit import planning
 from alignkit.cli import main
@@ -140,7 +141,10 @@ def test_a_plan_for_a_gpu_has_the_workspaces_of_cublas(
         assert parts["cuBLAS workspaces"] == 2 * 16 * 8 * 1024
 
 
-@pytest.mark.parametrize(("stage", "tuner", "checkpointing"), [("sft", "full", True), ("dpo", "lora", False)])
+@pytest.mark.parametrize(
+    ("stage", "tuner", "checkpointing"),
+    [("sft", "full", True), ("dpo", "lora", False), ("ppo", "lora", False)],
+)
 def test_equal_layers_take_what_they_take_when_each_is_run(
     settings: Callable[..., dict[str, Any]],
     small_model: Path,
@@ -150,18 +154,27 @@ def test_equal_layers_take_what_they_take_when_each_is_run(
     tuner: str,
     checkpointing: bool,
 ) -> None:
-    """Measured on one layer, the others count the same: with checkpointing, autocast and what graphs keep."""
+    """Measured on one layer, the others count the same: with checkpointing, autocast, caches and what graphs keep."""
     model = tmp_path / "deeper"
     shutil.copytree(small_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 5}
     (model / "config.json").write_text(json.dumps(config))
     given = settings(stage, tuner, model=str(model))
     given["train"] |= {"gradient_checkpointing": checkpointing, "bf16": True}
+    cached, run_layer = [0], LlamaDecoderLayer.forward
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        cached[0] += keywords.get("past_key_values") is not None
+        return run_layer(*arguments, **keywords)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
     monkeypatch.setattr(repeated, "FEW", 5)
     quick = planning.memory(plan_of(given), "cpu").phases
+    of_quick, cached[0] = cached[0], 0
     monkeypatch.setattr(repeated, "_key", lambda *call: None)
     whole = planning.memory(plan_of(given), "cpu").phases
 
+    assert (0 < of_quick < 0.8 * cached[0]) == (stage == "ppo")
     assert quick.keys() == whole.keys()
     for phase, parts in whole.items():
         assert quick[phase] == pytest.approx(parts, rel=0.01, abs=20_000)

@@ -102,7 +102,7 @@ def difference(model: Any, prompt: list[int], graphs: bool = False) -> str | Non
             for position, kept in enumerate(([0, 0, 1], [2, 0], [0])):
                 decoder.select(torch.tensor(kept, device=rows.device))
                 rows, logits = rows[kept], expected[position].float()
-                error = float((decoder.logits() - logits[rows]).abs().max() / (1 + logits.abs().max()))
+                error = distance(decoder.logits(), logits[rows], logits)
                 if not error <= tolerance:
                     return f"its logits differ from those of generate by {error:.2g} of the largest"
                 decoder.append(sequences[rows, len(prompt) + position])
@@ -111,6 +111,11 @@ def difference(model: Any, prompt: list[int], graphs: bool = False) -> str | Non
     except UNSUPPORTED as unsupported:
         return str(unsupported) if type(unsupported) is NotImplementedError else one_line(unsupported)
     return None
+
+
+def distance(own: Tensor, expected: Tensor, logits: Tensor) -> float:
+    """The largest difference of logits, as a share of the largest of all ``logits``."""
+    return float((own - expected).abs().max() / (1 + logits.abs().max()))
 
 
 def _greedy_logits(model: Any, prompt: list[int]) -> tuple[Sequence[Tensor], Tensor]:

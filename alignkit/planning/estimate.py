@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from alignkit.errors import AlignkitError, DataError
+from alignkit.generation import sampling
 from alignkit.models import device_and_dtype, shared_prompt
 from alignkit.planning import cuda, per_process
 from alignkit.planning.ledger import Ledger, size_of
@@ -80,8 +81,9 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None,
         run.train_rows, run.eval_rows = longest_rows(run), []
         run.microbatch = _rows_of_passes(run)
         of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
-        agreeing = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
-        with without_weights(run.planned), moves(), agreeing, of_device:
+        shared = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
+        decoded = replaced(sampling, distance=lambda *_: 0.0)  # nor whether two ways to sample agree
+        with without_weights(run.planned), moves(), shared, decoded, of_device:
             phases = rehearse(run, kind, processes)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = cuda.overhead(tensors) if kind == "cuda" else 0
@@ -120,9 +122,9 @@ def rehearse(run: PlannedRun, kind: str, processes: int = 1) -> dict[str, dict[s
             trainer.train()
     finally:
         ledger.described = dict  # tensors that libraries keep refer to the ledger, which would keep the trainer
-    if sampling := ledger.phases.get("sampling"):
-        cache = min(run.cache, sampling[ledger.other])
-        sampling |= {"key-value cache": cache, ledger.other: sampling[ledger.other] - cache}
+    if sampled := ledger.phases.get("sampling"):
+        cache = min(run.cache, sampled[ledger.other])
+        sampled |= {"key-value cache": cache, ledger.other: sampled[ledger.other] - cache}
     phases = ledger.phases
     if run.config.train.get("shard"):
         phases = per_process.sharded(phases, trainer, processes)
