@@ -82,7 +82,7 @@ def load_balancing_loss(model: Any, outputs: Any, attention_mask: Tensor | None)
 def loading_in_turn() -> Iterator[None]:
     """Have ``from_pretrained`` read one weight after the other in this context (Transformers 5.23).
 
-    By default its threads read ahead, and up to twice the weights are in memory. There is no argument for it.
+    By default its threads read ahead, which keeps more weights in memory. There is no argument for it.
     """
     name = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(name)
