@@ -5,6 +5,7 @@ The process to fork from is Python's "forkserver". It has imported libraries, bu
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import io
 import itertools
@@ -12,7 +13,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other check starts CUDA, which no fork may then use
+LONGEST = 600  # seconds that a command may take; none takes a fifth of it
 _run_new = subprocess.run
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer", "peft", "trl", "datasets"])
@@ -32,6 +35,7 @@ class Process:
 
     def __init__(self, *arguments: str, env: Mapping[str, str] | None = None, script: Path | None = None) -> None:
         self.arguments = arguments
+        self.store: TCPStore | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="process-"))
         environment = dict(os.environ if env is None else env)
         self._process = _FORK.Process(target=_run, args=(arguments, environment, Path.cwd(), self._folder, script))
@@ -46,8 +50,11 @@ class Process:
         os.kill(self._process.pid, number)
 
     def wait(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end, and get what it printed."""
-        self._process.join()
+        """Wait for its end, and get what it printed. One that hangs is ended, and what it printed shows where it was."""
+        self._process.join(LONGEST + 10)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
         status = self._process.exitcode
         assert status is not None
         self._process.close()
@@ -81,13 +88,14 @@ def forked(command: Sequence[str | Path], **options: Any) -> subprocess.Complete
 
 def start_several(number: int, *arguments: str, env: Mapping[str, str], script: Path | None = None) -> list[Process]:
     """Start ``alignkit``, or a script of Python, in so many processes as ``torchrun`` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(number))
-    shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **sizes}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # they all meet here, on a port that is free
+    shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number))
-    return [Process(*arguments, env=rank, script=script) for rank in ranks]
+    running = [Process(*arguments, env=rank, script=script) for rank in ranks]
+    for process in running:
+        process.store = store  # open as long as one of them is
+    return running
 
 
 def run_several(
@@ -98,8 +106,9 @@ def run_several(
     Returns what the first printed, or the one that failed.
     """
     running = start_several(number, *arguments, env=env, script=script)
+    end = time.monotonic() + LONGEST + 10
     while None in (states := [process.poll() for process in running]):
-        if any(states):  # the others would wait for it
+        if any(states) or time.monotonic() > end:  # the others would wait for it
             for process in itertools.compress(running, (state is None for state in states)):
                 process.send_signal(9)
             break
@@ -114,6 +123,7 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Pa
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    faulthandler.dump_traceback_later(LONGEST, file=2)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(here)

@@ -17,6 +17,7 @@ from test_logit_form import BUILT
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from alignkit import Sampling
+from alignkit.errors import AlignkitError
 from alignkit.generation import decode as decoding
 from alignkit.generation import generate, sample, sampling
 from alignkit.generation.decode import decode, draw
@@ -284,6 +285,21 @@ def test_a_model_that_is_not_supported_is_sampled_with_generate_and_one_line() -
     assert answers == [generate(model, TOKENIZER, PROMPTS, greedy)] * 2
     (line,) = lines
     assert re.fullmatch(r"the decode loop does not support MambaForCausalLM \(.+\): sampling with .* generate", line)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("function", [decode, lambda model, *rest: generate(model, TOKENIZER, *rest)])
+def test_logits_that_are_not_finite_are_an_error(
+    function: Callable[..., Any], settings: dict[str, float], value: float
+) -> None:
+    """One row of several. The token would be the first, or index nothing: on CUDA, that ends the process."""
+    model = tiny("gpt2", **GPT2)
+    with torch.no_grad():
+        model.transformer.wte.weight[PROMPTS[2][0]] = value
+
+    with pytest.raises(AlignkitError, match=r"logits are NaN or infinite.*try bfloat16"):
+        function(model, PROMPTS, Sampling(3, stop_ids=(), **settings))
 
 
 def test_only_an_error_that_means_a_model_is_not_supported_leads_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import transformers
 import yaml
 
 from alignkit.cli import main
-from alignkit.evaluation import perplexity, standard_error, task_metrics, tasks
+from alignkit.evaluation import perplexity, standard_error, task_files, task_metrics, tasks
 from alignkit.evaluation.error_bars import jackknife
 from alignkit.evaluation.task_metrics import Documents, TaskMetric
 from alignkit.evaluation.tasks import TaskSettings
@@ -222,6 +222,23 @@ def test_the_jackknife_is_the_standard_error_of_a_mean_and_of_a_ratio() -> None:
     many = np.random.default_rng(1).normal(size=950).tolist()  # in 100 blocks
     assert jackknife(lambda v: sum(v) / len(v), many) == pytest.approx(standard_error(many), rel=0.2)
     assert jackknife(sum, [1.0]) is None
+
+
+def test_functions_of_a_task_file_run_only_when_it_is_evaluated(trained: Path, tmp_path: Path) -> None:
+    """``docs/security.md`` says that lm-eval runs them. Reading the file to check it does not."""
+    (tmp_path / "scores.py").write_text(
+        "from pathlib import Path\n\n\ndef always(document, results):\n"
+        "    Path(__file__).with_name('ran').touch()\n    return {'acc': 1.0}\n"
+    )
+    task = tmp_path / "always.yaml"
+    text = CHOICES.format(folder=trained, name="always").replace("  - {metric: mcc", "# ")
+    task.write_text(f"{text}process_results: !function scores.always\n")
+    task_files.check(task)
+    assert not (tmp_path / "ran").exists()
+
+    rows = evaluate(trained / "sft", "--tasks", task, "--limit", 2, output=tmp_path / "rows.jsonl")
+    assert (tmp_path / "ran").exists()
+    assert [row["value"] for row in rows if row["metric"] == "acc"] == [1.0]
 
 
 def test_a_group_has_a_row_with_the_mean_of_its_tasks(trained: Path, tmp_path: Path) -> None:

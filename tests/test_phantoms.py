@@ -79,6 +79,18 @@ def test_what_is_counted_is_what_tensors_with_data_take() -> None:
     assert real.now == phantoms.now == 0
 
 
+def test_memory_that_was_never_written_has_a_value() -> None:
+    """It could hold anything, so that the same plan failed now and then. In this mode PyTorch fills it with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Phantoms():
+            given = torch.zeros(3)
+            made = [torch.empty(3), torch.empty_like(given), given.new_empty(3), torch.empty_strided((3,), (1,))]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [each.tolist() for each in made] == [[1.0] * 3] * 4
+
+
 def test_models_without_data_are_copied() -> None:
     with Phantoms(), Copies():
         model = nn.Linear(SMALL, 3)

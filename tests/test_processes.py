@@ -24,10 +24,11 @@ from alignkit.testing import DEMONSTRATIONS, PROMPTS
 ON_CPU = ["train.use_cpu=true", "train.bf16=false"]
 
 
-def launched(*arguments: str) -> subprocess.Popen[str]:
-    """``alignkit launch`` with these arguments, in a process of its own."""
+def launched(*arguments: str, site: str = "") -> subprocess.Popen[str]:
+    """``alignkit launch`` with these arguments, in a process of its own. It finds packages in ``site`` first."""
     command = [sys.executable, "-m", "alignkit", "launch", *arguments]
     env = {**os.environ, "ALIGNKIT_DEBUG": "", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [site, env.get("PYTHONPATH")]))
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -50,22 +51,27 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     return rows
 
 
-def test_nodes_with_other_data_or_settings_are_refused(
+def test_nodes_with_other_data_settings_or_versions_are_refused(
     write: Callable[..., str], tiny_model: Callable[..., Path]
 ) -> None:
+    metadata = Path("other/trl-99.0.dist-info/METADATA").absolute()
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: trl\nVersion: 99.0\n")
     train = ["train", "--plugin", "sft", "--plugin", "lora", "--model", str(tiny_model()), *ON_CPU]
     one, other = write("one.jsonl", DEMONSTRATIONS), write("other.jsonl", DEMONSTRATIONS[:-1])
     nodes = ["--processes", "1", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}"]
     settings = {"0": ["--data", one, "train.max_steps=2"], "1": ["--data", other, "train.max_steps=3"]}
+    sites = {"0": "", "1": str(Path("other").absolute())}
     node_0, node_1 = (
-        launched(*nodes, "--node-rank", rank, "--", *train, *settings[rank], "--output", "runs") for rank in settings
+        launched(*nodes, "--node-rank", rank, "--", *train, *settings[rank], "--output", "runs", site=sites[rank])
+        for rank in settings
     )
 
     error = failed(node_0)
     assert failed(node_1) == error
     assert "process 1 on " in error
     assert " differs from process 0 on " in error
-    for difference in ("train.max_steps (3, not 2)", "data.path (other.jsonl, not one.jsonl)", "the data"):
+    for difference in ("trl (99.0, not ", "train.max_steps (3, not 2)", "data.path (other.jsonl, not one.jsonl)", "the data"):
         assert difference in error
     assert list(Path("runs").glob("*")) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,28 @@ def hostile(tmp_path: Path) -> Path:
     runs = write_pipeline(tmp_path / "<b>runs</b>", HOSTILE)
     assert main(["report", str(runs)]) == 0
     return runs / "report.html"
+
+
+def test_a_script_or_a_picture_that_is_in_the_page_all_the_same_does_nothing(browser: Any, hostile: Path) -> None:
+    """The content security policy is the second line of defence, behind escaping."""
+    asked: list[str] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        inserted = f"<script>document.title = 'run'</script><img src='{url}/a.png'><iframe src='{url}'></iframe></body>"
+        hostile.write_text(hostile.read_text("utf-8").replace("</body>", inserted), "utf-8")
+        page = browser.new_page()
+        page.goto(hostile.absolute().as_uri())
+        assert page.locator("script").count() == 1
+        assert page.title() != "run"
+        page.close()
+        server.timeout = 0.2
+        server.handle_request()
+    assert asked == []
 
 
 def test_the_page_shows_pictures_and_numbers_where_they_belong(open_page: Callable[..., Any], hostile: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkit.api import libraries
+from alignkit.api import libraries, row_files
 from alignkit.cli import label, main, serve
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import lock, manifest
@@ -227,6 +227,25 @@ def test_links_in_a_run_folder_are_not_followed_by_writes(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="is a link"), lock.held(tmp_path / "sft"):
         pass
     assert target.read_text() == "mine"
+
+
+def test_what_is_written_is_private_if_the_umask_says_so(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    before = os.umask(0o077)
+    try:
+        run = run_stage("sft", "--plugin", "lora", "train.max_steps=1", "train.use_cpu=true", "train.bf16=false")
+        assert main(["report", str(run)]) == 0
+        assert main(["export", str(run), "--to", str(tmp_path / "exported"), "--dtype", "float32"]) == 0
+        row_files.write([{"prompt": "Why?"}], tmp_path / "rows")
+    finally:
+        os.umask(before)
+    written = [each for name in ("exported", "rows", "cache") for each in (tmp_path / name, *(tmp_path / name).rglob("*"))]
+    written += [run, *run.rglob("*")]
+
+    assert len(written) > 20
+    assert [each for each in written if each.exists() and each.stat().st_mode & 0o077] == []
 
 
 OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "DISABLE_SAFETENSORS_CONVERSION": "1"}

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -74,19 +74,17 @@ def write(rows: Iterable[Any], folder: Path) -> Path:
     digest = hashlib.sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=folder, prefix=".rows-", delete=False) as file:
-            try:
+        unfinished = folder / f".rows-{secrets.token_hex(4)}"
+        try:
+            with unfinished.open("xb") as file:
                 for number, row in enumerate(rows, 1):
                     line = _line(row, number)
                     digest.update(line)
                     file.write(line)
-                file.close()
-                path = folder / f"rows-{digest.hexdigest()[:12]}.jsonl"
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            path = folder / f"rows-{digest.hexdigest()[:12]}.jsonl"
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"the rows cannot be written to {folder}: {error.strerror or one_line(error)}") from error
     return path

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,10 @@ def convert_file(source: Path, folder: Path, say: Callable[[str], None]) -> Path
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = tempfile.mkdtemp(dir=folder.parent, prefix=".converting-")
+    unfinished = folder.with_name(f".converting-{secrets.token_hex(4)}")
+    unfinished.mkdir()
     loaded.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    os.chmod(unfinished, 0o755)
     try:
         os.rename(unfinished, folder)
     except OSError:  # another process was faster

@@ -6,8 +6,8 @@ import contextlib
 import gc
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,9 +89,9 @@ def _check_options(record: dict[str, Any], to: Path, dtype: str, base: str, max_
 def _new_folder(to: Path) -> Iterator[Path]:
     """A temporary folder beside ``to``, which becomes ``to`` in the end. After an error, nothing is left."""
     beside = next(parent for parent in to.absolute().parents if parent.is_dir())
-    folder = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=beside))
+    folder = beside / f".{to.name}.{secrets.token_hex(4)}"
+    folder.mkdir()
     try:
-        folder.chmod(0o755)
         yield folder
         to.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, to)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkit.batches import SampledAnswers, Sampling
+from alignkit.errors import AlignkitError
 from alignkit.generation import step_graph
 from alignkit.generation.cache import cache_of
 from alignkit.models import logit_form
@@ -26,6 +27,7 @@ from alignkit.models.lora_forward import lora_forward, merged_lora
 LEAVE = 0.125  # the share of a batch that has to be finished before it leaves: that copies the cache of the others
 LEAVE_GRAPH = 0.5  # the same with graphs: each number of rows is another graph
 BLOCK = 256  # entries of the vocabulary
+NOT_FINITE = "the model's logits are NaN or infinite, so it cannot be sampled from. If it runs in float16, try bfloat16"
 
 
 class Decoder:
@@ -105,6 +107,9 @@ def decode(
     gets the tokens of a single answer. With ``graphs``, each step is a CUDA graph, if there is CUDA. With ``merged``,
     LoRA layers are :func:`merged_lora`, and there are no log-probabilities except in fp32: those of the policy differ.
     For random numbers see :func:`steps`.
+
+    Raises:
+        AlignkitError: logits are NaN or infinite.
     """
     times = 1 if sampling.temperature else sampling.samples  # greedy answers to one prompt are all the same
     sampling = dataclasses.replace(sampling, samples=sampling.samples // times)
@@ -120,6 +125,8 @@ def decode(
     answers: list[list[int]] = [[] for _ in range(len(prompts) * sampling.samples)]
     logps: list[list[float]] = [[] for _ in answers]
     for step in drawn:
+        if step.logps.isnan().any():
+            raise AlignkitError(NOT_FINITE)
         for number, token, logp in zip(*(each.tolist() for each in step), strict=True):
             answers[number].append(token)
             logps[number].append(logp)
@@ -194,10 +201,10 @@ def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
     ends = blocks.sum(-1).cumsum(-1, dtype=torch.double)
     target = uniform * ends[:, -1:]
-    block = _first_above(ends, target)
+    block = _first_above(ends, target).clamp(max=ends.shape[1] - 1)  # NaN is above all
     inside = blocks.take_along_dim(block[..., None], 1).squeeze(1).cumsum(-1, dtype=torch.double)
     start = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
-    return block * BLOCK + _first_above(inside, target - start)
+    return (block * BLOCK + _first_above(inside, target - start)).clamp(max=weights.shape[1] - 1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import transformers
 
 from alignkit.batches import SampledAnswers, Sampling
+from alignkit.errors import AlignkitError
+from alignkit.generation.decode import NOT_FINITE
 from alignkit.models import logit_form
 
 
@@ -24,6 +26,9 @@ def generate(
 
     All prompts are one batch; there are no log-probabilities. Tokens are drawn with torch's global generator of the
     model's device. ``streamer`` gets the tokens of a single answer.
+
+    Raises:
+        AlignkitError: logits are NaN or infinite.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
@@ -39,7 +44,9 @@ def generate(
         **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}),
     )
     with torch.no_grad(), without_generation_config(model):
-        output = model.generate(ids, attention_mask=mask, generation_config=config, streamer=streamer)
+        output = model.generate(
+            ids, attention_mask=mask, generation_config=config, streamer=streamer, logits_processor=[_check_finite]
+        )
     answers = [list(_until_stop(row, sampling.stop_ids)) for row in output[:, width:].tolist()]
     return SampledAnswers(answer for answer in answers for _ in range(sampling.samples // samples))
 
@@ -56,6 +63,13 @@ def without_generation_config(model: Any) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = own
+
+
+def _check_finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Pass on logits [B, V]. The largest must be finite; others may be minus infinity."""
+    if not logits.amax(-1).isfinite().all():
+        raise AlignkitError(NOT_FINITE)
+    return logits
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Iterator[int]:

@@ -36,6 +36,7 @@ SMALL = 1 << 16  # elements of a tensor of numbers with fractions that has data
 INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
 VALUES = 1 << 22  # of a large tensor whose value is followed
 aten = torch.ops.aten
+EMPTY = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
 NEW = (aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full)
 
 
@@ -60,6 +61,8 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
             if isinstance(made, Tensor) and _is_large(made):
                 return made
         result = func(*args, **kwargs)
+        if func.overloadpacket in EMPTY:
+            result.fill_(1)  # weights that are never read from a file; what was in memory might be NaN
         if isinstance(result, Tensor) and _is_large(result) and not is_alias(func, 0):
             return self.fake.from_tensor(result)
         return result
