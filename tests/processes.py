@@ -50,7 +50,7 @@ class Process:
         os.kill(self._process.pid, number)
 
     def wait(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end, and get what it printed. One that hangs is ended, and what it printed shows where it was."""
+        """Wait for its end, and get what it printed. One that hangs is ended; what it printed shows where it was."""
         self._process.join(LONGEST + 10)
         if self._process.exitcode is None:
             self._process.kill()
@@ -88,7 +88,7 @@ def forked(command: Sequence[str | Path], **options: Any) -> subprocess.Complete
 
 def start_several(number: int, *arguments: str, env: Mapping[str, str], script: Path | None = None) -> list[Process]:
     """Start ``alignkit``, or a script of Python, in so many processes as ``torchrun`` does."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # they all meet here, on a port that is free
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a free port; they all meet here
     shared = {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared |= {"TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number))

@@ -288,10 +288,10 @@ def test_a_model_that_is_not_supported_is_sampled_with_generate_and_one_line() -
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.7, 1.0), (1.0, 0.9)])
 @pytest.mark.parametrize("function", [decode, lambda model, *rest: generate(model, TOKENIZER, *rest)])
 def test_logits_that_are_not_finite_are_an_error(
-    function: Callable[..., Any], settings: dict[str, float], value: float
+    function: Callable[..., Any], temperature: float, top_p: float, value: float
 ) -> None:
     """One row of several. The token would be the first, or index nothing: on CUDA, that ends the process."""
     model = tiny("gpt2", **GPT2)
@@ -299,7 +299,7 @@ def test_logits_that_are_not_finite_are_an_error(
         model.transformer.wte.weight[PROMPTS[2][0]] = value
 
     with pytest.raises(AlignkitError, match=r"logits are NaN or infinite.*try bfloat16"):
-        function(model, PROMPTS, Sampling(3, stop_ids=(), **settings))
+        function(model, PROMPTS, Sampling(3, temperature=temperature, top_p=top_p, stop_ids=()))
 
 
 def test_only_an_error_that_means_a_model_is_not_supported_leads_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:

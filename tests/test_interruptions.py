@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, models
 
 from alignkit.cli import main
 from alignkit.errors import AlignkitError
-from alignkit.runs import resume
+from alignkit.runs import resume, stopping
 from alignkit.training import checkpoints
 
 Train = Callable[..., Path]
@@ -67,6 +68,20 @@ def command(tiny_model: Callable[..., Path], tiny_data: Callable[[str], Path], t
     given = ["train", "--plugin", "sft", "--plugin", "sends", "--model", str(tiny_model()), "train.use_cpu=true"]
     given += ["--output", str(tmp_path / "out"), "--data", str(tiny_data("demonstrations")), "data.eval_size=4"]
     return [*given, "train.per_device_train_batch_size=2", *STEPS]
+
+
+def test_forked_processes_have_the_handlers_of_the_operating_system() -> None:
+    """A pool ends its processes with SIGTERM. One with a handler in Python sometimes missed it, and the pool hung."""
+    before = [signal.getsignal(each) for each in stopping.SIGNALS]
+    restores = [stopping.handle(lambda number: None, *stopping.SIGNALS) for _ in range(2)]
+    try:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.map(signal.getsignal, stopping.SIGNALS) == before
+        assert not set(before) & {signal.getsignal(each) for each in stopping.SIGNALS}
+    finally:
+        for restore in reversed(restores):
+            restore()
+    assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_with_status_143(

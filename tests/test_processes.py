@@ -71,7 +71,8 @@ def test_nodes_with_other_data_settings_or_versions_are_refused(
     assert failed(node_1) == error
     assert "process 1 on " in error
     assert " differs from process 0 on " in error
-    for difference in ("trl (99.0, not ", "train.max_steps (3, not 2)", "data.path (other.jsonl, not one.jsonl)", "the data"):
+    settings_and_versions = ("trl (99.0, not ", "train.max_steps (3, not 2)", "data.path (other.jsonl, not one.jsonl)")
+    for difference in (*settings_and_versions, "the data"):
         assert difference in error
     assert list(Path("runs").glob("*")) == []
 

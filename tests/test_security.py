@@ -241,8 +241,8 @@ def test_what_is_written_is_private_if_the_umask_says_so(
         row_files.write([{"prompt": "Why?"}], tmp_path / "rows")
     finally:
         os.umask(before)
-    written = [each for name in ("exported", "rows", "cache") for each in (tmp_path / name, *(tmp_path / name).rglob("*"))]
-    written += [run, *run.rglob("*")]
+    folders = (run, *(tmp_path / name for name in ("exported", "rows", "cache")))
+    written = [each for folder in folders for each in (folder, *folder.rglob("*"))]
 
     assert len(written) > 20
     assert [each for each in written if each.exists() and each.stat().st_mode & 0o077] == []

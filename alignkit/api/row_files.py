@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
