@@ -238,7 +238,7 @@ def test_functions_of_a_task_file_run_only_when_it_is_evaluated(trained: Path, t
 
     rows = evaluate(trained / "sft", "--tasks", task, "--limit", 2, output=tmp_path / "rows.jsonl")
     assert (tmp_path / "ran").exists()
-    assert [row["value"] for row in rows if row["metric"] == "acc"] == [1.0]
+    assert [row["value"] for row in rows if row["metric"] == "acc"] == [1.0, 1.0]
 
 
 def test_a_group_has_a_row_with_the_mean_of_its_tasks(trained: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import on_cpu
 from processes import run_several, start_several
+from safetensors.torch import load_file
 from stage_runs import RANKINGS
 
 from alignkit.cli import main
@@ -53,6 +55,26 @@ def test_uneven_rows_give_the_held_out_results_of_one_process(stage: str, words:
     assert any("loss" in name for name in names)
     for name in names:
         assert three["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-4, abs=1e-4), name
+
+
+def test_fewer_rows_than_processes_are_repeated(words: Words) -> None:
+    """Of two rows, one is trained on twice in each step: it depends on the shuffled order which."""
+
+    def trained(output: str, rows: list[int], size: int) -> dict[str, torch.Tensor]:
+        command = words(
+            "sft", output, "data.eval_size=0", "train.max_steps=1", f"train.per_device_train_batch_size={size}"
+        )
+        Path("sft.jsonl").write_text("".join(json.dumps(DEMONSTRATIONS[n]) + "\n" for n in rows), encoding="utf-8")
+        if size == 1:
+            done = run_several(3, *command, env=on_cpu())
+            assert done.returncode == 0, done.stderr
+        else:
+            assert main(command) == 0
+        return load_file(Path(output) / "sft" / "adapter_model.safetensors")
+
+    three, *of_one = trained("three", [0, 1], 1), trained("first", [0, 1, 0], 3), trained("second", [0, 1, 1], 3)
+    distances = [max(float((one[name] - three[name]).abs().max()) for name in three) for one in of_one]
+    assert min(distances) < 1e-6 < 1e-4 < max(distances)
 
 
 def test_a_killed_process_ends_the_other_two_and_the_run_continues(words: Words, install: Callable[..., None]) -> None:
