@@ -153,7 +153,8 @@ def run_stage(
 
     The model is ``tiny_model()``. Every stage trains on ``tiny_data`` of its first row type, for two steps of two rows
     on the CPU; the runs that it needs are trained first. Further arguments are those of the command line and take
-    precedence. Returns the run folder, which is in ``tmp_path / "runs"`` without ``--output``.
+    precedence. Returns the run folder, which is in ``tmp_path / "runs"`` without ``--output``. It has no curves, since
+    drawing them takes as long as training.
 
     Raises:
         AssertionError: the command failed; the message is its one-line error.
@@ -162,6 +163,7 @@ def run_stage(
     from alignkit.registry import Registry
 
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")  # keep the settings of libraries, which are global
+    monkeypatch.setattr("alignkit.runs.curves.can_draw", lambda: False)
 
     def run(stage: str, *arguments: str) -> Path:
         registry = Registry()

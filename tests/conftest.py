@@ -66,6 +66,7 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Hundreds of tests train, and a picture takes longer than some of them do."""
     if "draws_curves" not in request.keywords:
         monkeypatch.setattr("alignkit.runs.curves.can_draw", lambda: False)
+        monkeypatch.setenv(processes.NO_PICTURES, "1")
 
 
 @pytest.fixture

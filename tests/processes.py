@@ -23,8 +23,10 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as alignkit sets it before it imports torch
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other check starts CUDA, which no fork may then use
 LONGEST = 600  # seconds that a command may take; none takes a fifth of it
+NO_PICTURES = "ALIGNKIT_TEST_NO_PICTURES"  # an environment variable: commands draw no curves
 _run_new = subprocess.run
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(["torch", "torch.distributed", "transformers.trainer", "peft", "trl", "datasets"])
@@ -132,6 +134,10 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Pa
 
         datasets.config.HF_DATASETS_CACHE = Path(cache)
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if env.get(NO_PICTURES):
+        from alignkit.runs import curves
+
+        curves.can_draw = lambda: False
     sys.argv = [str(script or "alignkit"), *arguments]
     if script:
         sys.path.insert(0, str(script.parent))

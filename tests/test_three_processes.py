@@ -31,6 +31,7 @@ def words(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.M
         file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[stage]), encoding="utf-8")
         small = ["train.use_cpu=true", "train.bf16=false", "train.learning_rate=1e-3"]
         base = [] if stage == "sft" else [f"{stage}.policy=base"]
+        base += [f"{stage}.response_length=4"] if stage in ("dpo", "kto", "rahf") else []
         given = ["--plugin", stage, "--plugin", "lora", "--model", str(tiny_model()), "--data", str(file)]
         return ["train", *given, "--output", output, *base, *small, *more]
 
