@@ -113,7 +113,7 @@ def _write(
     import torch
 
     from alignkit.data.chat_template import tokenizer_of_run
-    from alignkit.models import plain
+    from alignkit.models import memory, plain
 
     tokenizer = tokenizer_of_run(run, record)
     model = plain.open_stored(run, record)
@@ -125,6 +125,7 @@ def _write(
         gc.collect()
         model = plain.open_on_original(run, record)
         expected = comparing.outputs(model, texts)
+    memory.release_freed()  # what computing the outputs took
     model = plain.to_plain(model, run, record, getattr(torch, dtype))
     _save(model, tokenizer, record, folder, max_shard_size)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

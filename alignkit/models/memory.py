@@ -23,5 +23,10 @@ def release_freed_tensors() -> None:
 def release_freed() -> None:
     """Collect garbage, and have glibc give the memory of what was freed so far back, which takes milliseconds."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Have glibc give the memory of what was freed so far back. It does nothing on other systems."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

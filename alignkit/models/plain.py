@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, one_line
-from alignkit.models import adapters, device_and_dtype, pretrained
+from alignkit.models import adapters, device_and_dtype, memory, pretrained
 from alignkit.models.peft_internals import dense_weight, is_quantized, layers_by_base, release_lora
 from alignkit.models.transformers_internals import is_transposed
 from alignkit.runs import base as bases
@@ -80,14 +80,16 @@ def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
             warnings.simplefilter("ignore")  # PEFT warns that layers are merged already
             model = peft.PeftModel.from_pretrained(plain, str(adapter)).eval()
             layers = layers_by_base(model)
+            memory.release_freed()  # what loading the adapter took
             filled: dict[nn.Parameter, nn.Parameter] = {}  # by the empty parameter, which tied modules share
-            for name, module in modules.items():
+            for name, module in _by_parameter(modules):
                 _fill(module, name, base.get_submodule(name), None if module in layers else dtype, filled)
                 if module in layers:
                     for layer in layers[module]:
                         layer.merge(safe_merge=True)
                         release_lora(layer)
                     round_parameters([(name, module)], dtype)
+                    memory.trim()
             plain = model.merge_and_unload()  # puts modules that the adapter saved whole in place
     except (ValueError, NotImplementedError, RuntimeError) as error:
         raise AlignkitError(f"the {kind} adapter in {adapter} cannot be merged: {one_line(error)}") from error
@@ -121,6 +123,15 @@ def _without_weights(base: Any) -> Any:
                 )
             module.register_parameter(key, zeros[parameter])
     return empty.eval()
+
+
+def _by_parameter(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Module]]:
+    """Named modules, those with a tied parameter one after the other: then its source is released at once."""
+    first: dict[nn.Parameter, int] = {}
+    places = dict[str, int]()
+    for number, (name, module) in enumerate(modules.items()):
+        places[name] = min([number, *(first.setdefault(each, number) for each in module.parameters(recurse=False))])
+    return sorted(modules.items(), key=lambda item: places[item[0]])
 
 
 def _fill(
