@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from alignkit import planning
 from alignkit.cli import main
+from alignkit.generation import decode, hf_generate
 from alignkit.models.trl_internals import head_in_place
 from alignkit.planning import cuda, estimate, ledger, phantoms, repeated, weightless
 
@@ -189,6 +190,28 @@ def test_answers_are_planned_for_as_many_different_prompts_as_the_run_samples_fr
     planning.memory(plan_of(given))
 
     assert len({row.key for _, row in prompts[0]}) == len(prompts[0]) == given["stages"]["ppo"]["batch_size"]
+
+
+@pytest.mark.parametrize("engine", ["decode", "generate"])
+def test_logits_without_data_may_be_any_numbers(
+    engine: str, settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends at logits that are NaN. Those of a large model without data often are."""
+    draw = decode.draw
+
+    def to_nan(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, logps = draw(*arguments)
+        return tokens, logps * torch.nan
+
+    def refuse(*_: Any) -> torch.Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(decode, "draw", to_nan)
+    monkeypatch.setattr(hf_generate, "check_finite", refuse)
+    given = settings("ppo", "lora")
+    given["stages"]["ppo"]["rollout"] = {"name": engine}
+
+    assert planning.memory(plan_of(given)).phases["sampling"]
 
 
 def test_a_plan_shares_prompts_where_the_run_does(settings: Callable[..., dict[str, Any]]) -> None:

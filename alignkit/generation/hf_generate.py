@@ -45,7 +45,7 @@ def generate(
     )
     with torch.no_grad(), without_generation_config(model):
         output = model.generate(
-            ids, attention_mask=mask, generation_config=config, streamer=streamer, logits_processor=[_check_finite]
+            ids, attention_mask=mask, generation_config=config, streamer=streamer, logits_processor=[check_finite]
         )
     answers = [list(_until_stop(row, sampling.stop_ids)) for row in output[:, width:].tolist()]
     return SampledAnswers(answer for answer in answers for _ in range(sampling.samples // samples))
@@ -65,7 +65,7 @@ def without_generation_config(model: Any) -> Iterator[None]:
         inner.generation_config = own
 
 
-def _check_finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def check_finite(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Pass on logits [B, V]. The largest must be finite; others may be minus infinity."""
     if not logits.amax(-1).isfinite().all():
         raise AlignkitError(NOT_FINITE)

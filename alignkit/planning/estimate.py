@@ -6,11 +6,12 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import transformers
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit.generation import sampling
-from alignkit.models import device_and_dtype, shared_prompt
+from alignkit.models import device_and_dtype, logit_form, shared_prompt
 from alignkit.planning import cuda, per_process
 from alignkit.planning.ledger import Ledger, size_of
 from alignkit.planning.phantoms import Copies, Phantoms, moves
@@ -83,7 +84,8 @@ def memory(plan: Plan, device: str | None = None, gpu_memory: int | None = None,
         of_device = cuda.as_on_cuda(gpu_memory) if kind == "cuda" else contextlib.nullcontext()
         shared = replaced(shared_prompt, agrees=lambda *_: True)  # tensors without data do not show it
         decoded = replaced(sampling, distance=lambda *_: 0.0)  # nor whether two ways to sample agree
-        with without_weights(run.planned), moves(), shared, decoded, of_device:
+        measured = replaced(logit_form, measure=functools.partial(_measure_form, ledger, logit_form.measure))
+        with without_weights(run.planned), moves(), shared, decoded, measured, of_device:
             phases = rehearse(run, kind, processes)
     tensors = max(sum(parts.values()) for parts in phases.values())
     overhead = cuda.overhead(tensors) if kind == "cuda" else 0
@@ -132,6 +134,11 @@ def rehearse(run: PlannedRun, kind: str, processes: int = 1) -> dict[str, dict[s
         phases = {name: {**parts, "DDP buckets": size_of(trained)} for name, parts in phases.items()}  # of gradients
     workspaces = {"cuBLAS workspaces": cuda.cublas_workspaces()} if kind == "cuda" else {}
     return {name: {**phases[name], **workspaces} for name in PHASES if name in phases}
+
+
+def _measure_form(ledger: Ledger, measure: Callable[[Any], Any], model: Any) -> Any:
+    with RepeatedLayers(ledger).active(model):  # it takes some forward passes
+        return measure(model)
 
 
 def states_of(optimizer: Any) -> Iterator[torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignkit.batches import Answers, SampledAnswers, Sampling
 from alignkit.data.chat_template import load_tokenizer
-from alignkit.generation import decode
+from alignkit.generation import decode, hf_generate
 from alignkit.generation.cache import FixedLayer
 from alignkit.generation.rewards import of_role
 from alignkit.planning.ledger import Ledger, size_of
@@ -146,13 +146,11 @@ class PlannedRun(Run):
         def drawn(*arguments: Any) -> tuple[Tensor, Tensor]:
             nonlocal calls
             calls += 1
-            tokens, logps = draw(*arguments)
-            return torch.full_like(tokens, stop if calls % 2 == 0 else _no_stop(sampling)), logps
+            tokens, logps = draw(*arguments)  # logits without data give any numbers, NaN too
+            return torch.full_like(tokens, stop if calls % 2 == 0 else _no_stop(sampling)), torch.zeros_like(logps)
 
-        if sampling.max_new_tokens == 1:
-            yield
-            return
-        with replaced(decode, draw=drawn, Decoder=Decoder):
+        unchecked = replaced(hf_generate, check_finite=lambda ids, logits: logits)
+        with replaced(decode, draw=drawn, Decoder=Decoder), unchecked:
             yield
 
 

@@ -1,0 +1,2 @@
+def score(prompts, answers):
+    return [len(a) / 100 for a in answers]
