@@ -84,6 +84,21 @@ def test_forked_processes_have_the_handlers_of_the_operating_system() -> None:
     assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
 
 
+def test_a_process_that_is_terminated_right_after_its_fork_ends() -> None:
+    """The signal comes before, between or after the two sets of handlers."""
+    restore = stopping.handle(lambda number: None, *stopping.SIGNALS)
+    try:
+        for _ in range(300):
+            forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            forked.start()
+            forked.terminate()
+            forked.join(20)
+            assert forked.exitcode == -signal.SIGTERM
+    finally:
+        restore()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_sigterm_writes_a_checkpoint_and_ends_with_status_143(
     sigterm_at: Callable[[str], None],
     command: list[str],

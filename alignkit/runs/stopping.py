@@ -11,6 +11,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _replaced: list[dict[signal.Signals, Any]] = []  # the previous handlers, for each call of `handle` that is in effect
+_masks: list[set[Any]] = []  # of signals, while this process is forked
 
 
 def handle(handler: Callable[[signal.Signals], None], *signals: signal.Signals) -> Callable[[], None]:
@@ -34,19 +35,29 @@ def handle(handler: Callable[[signal.Signals], None], *signals: signal.Signals) 
     return restore
 
 
-def _restore_after_fork() -> None:
-    """Restore the handlers of the operating system in a forked process.
+# A forked process restores the handlers of the operating system at once: a pool ends its processes with SIGTERM, and a
+# handler in Python would miss it just before it waits for a lock. Signals that come before that wait until then.
 
-    A pool ends its processes with SIGTERM. A handler in Python would miss it just before it waits for a lock, and the
-    pool would wait for ever.
-    """
+
+def _before_fork() -> None:
+    if _replaced:
+        _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _after_fork_in_child() -> None:
     while _replaced:
         for each, former in _replaced.pop().items():
             signal.signal(each, former)
+    _after_fork()
+
+
+def _after_fork() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restore_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork)
 
 
 def status(number: signal.Signals) -> int:
