@@ -13,7 +13,7 @@ import alignkit
 from alignkit import Judge, Loss, Reward, TokenLogps
 from alignkit.cli import main
 from alignkit.evaluation import comparison
-from alignkit.registry import Registry, in_memory
+from alignkit.registry import Registry, blame, in_memory
 from alignkit.registry.plugin import registered
 from alignkit.testing import DEMONSTRATIONS, PROMPTS
 
@@ -256,3 +256,13 @@ def test_a_notebook_shows_the_error_of_a_function_that_fails() -> None:
     assert issubclass(alignkit.DataError, alignkit.AlignkitError)
     with pytest.raises(alignkit.DataError, match=r"its reward 'broken'.* failed on the answer 'b': ZeroDivisionError"):
         alignkit.rank([{"prompt": "a", "responses": ["b", "c"]}], define("def broken(p, a): return [1 / 0]", "broken"))
+
+
+def test_errors_of_alignkit_are_not_blamed_on_a_component_in_memory() -> None:
+    """The module of its class is alignkit's."""
+    in_memory.register(Reward(name="longest", summary="length", build=lambda run: None))
+    with pytest.raises(AttributeError) as error:
+        blame.culprit(None)  # type: ignore[arg-type]
+
+    assert error.traceback[-1].path.name == "blame.py"
+    assert blame.culprit(error.value) is None

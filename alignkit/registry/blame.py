@@ -27,6 +27,7 @@ def culprit(error: BaseException) -> str | None:
     Such as ``"plugin focal (alignkit-focal 0.1) failed in focal.py line 8: KeyError: 'x'. Run again with ..."``.
     """
     by_module = {plugin.entry_point.module.split(".")[0]: plugin for plugin in installed() if not plugin.builtin}
+    by_module.pop(GROUP, None)  # that of a component in memory, whose class is alignkit's
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if plugin := by_module.get(str(frame.f_globals.get("__name__")).split(".")[0]):
             remedy = other_version(plugin, error) or "Run again with --debug for the traceback"
