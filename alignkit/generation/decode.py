@@ -122,11 +122,11 @@ def decode(
             streamer.put(step.tokens.cpu())
     if streamer:
         streamer.end()
+    if torch.cat([step.logps for step in drawn]).isnan().any():
+        raise AlignkitError(NOT_FINITE)
     answers: list[list[int]] = [[] for _ in range(len(prompts) * sampling.samples)]
     logps: list[list[float]] = [[] for _ in answers]
     for step in drawn:
-        if step.logps.isnan().any():
-            raise AlignkitError(NOT_FINITE)
         for number, token, logp in zip(*(each.tolist() for each in step), strict=True):
             answers[number].append(token)
             logps[number].append(logp)
