@@ -302,6 +302,14 @@ def test_logits_that_are_not_finite_are_an_error(
         function(model, PROMPTS, Sampling(3, temperature=temperature, top_p=top_p, stop_ids=()))
 
 
+def test_a_broken_model_is_not_said_to_be_unsupported_because_of_its_kind() -> None:
+    model, lines = tiny("llama"), list[str]()
+    model.model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(AlignkitError, match="logits are NaN or infinite"):
+        sample(model, TOKENIZER, PROMPTS, Sampling(3, temperature=1.0, stop_ids=()), lines.append)
+    assert "(the logits of generate are NaN or infinite)" in lines[0]
+
+
 def test_only_an_error_that_means_a_model_is_not_supported_leads_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Running out of memory, a broken device or Ctrl-C is not a reason to sample more slowly."""
     errors: list[BaseException] = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), KeyboardInterrupt()]

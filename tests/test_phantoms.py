@@ -63,6 +63,15 @@ def test_a_small_tensor_that_is_written_from_a_large_one_has_numbers() -> None:
         assert small.tolist() == [1, 1, 1, 1]
 
 
+def test_an_operation_in_place_changes_the_shape_if_it_is_one_of_those_that_do() -> None:
+    with Phantoms():
+        large = torch.randn(LARGE, 2)
+
+        assert large.mul_(2) is large
+        assert large.t_().shape == large.shape == (2, LARGE)
+        assert torch.randn(LARGE).resize_(LARGE // 2, 2).shape == (LARGE // 2, 2)
+
+
 def test_what_is_counted_is_what_tensors_with_data_take() -> None:
     def step() -> None:
         model = nn.Sequential(nn.Linear(300, 900), nn.GELU(), nn.Linear(900, 300))

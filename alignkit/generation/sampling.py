@@ -103,6 +103,8 @@ def difference(model: Any, prompt: list[int], graphs: bool = False) -> str | Non
                 decoder.select(torch.tensor(kept, device=rows.device))
                 rows, logits = rows[kept], expected[position].float()
                 error = distance(decoder.logits(), logits[rows], logits)
+                if not error <= tolerance and not logits.isfinite().all():
+                    return "the logits of generate are NaN or infinite"
                 if not error <= tolerance:
                     return f"its logits differ from those of generate by {error:.2g} of the largest"
                 decoder.append(sequences[rows, len(prompt) + position])

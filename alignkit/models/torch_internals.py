@@ -23,8 +23,10 @@ __all__ = [
     "TorchDispatchMode",
     "has_forward_hooks",
     "is_alias",
+    "keeps_shapes",
     "places_written",
     "reads_number",
+    "returns_nothing",
     "start_fsdp",
     "storage_key",
     "tree_leaves",
@@ -62,8 +64,20 @@ def is_alias(func: Any, output: int) -> bool:
     return bool(returns) and returns[min(output, len(returns) - 1)].alias_info is not None
 
 
+def returns_nothing(func: Any) -> bool:
+    """Whether an operation has no outputs: it writes to its arguments."""
+    return not func._schema.returns
+
+
 @functools.cache
 def places_written(func: Any) -> tuple[tuple[int, str], ...]:
     """The positions and names of the arguments that an operation writes to."""
     arguments = enumerate(func._schema.arguments)
     return tuple((n, each.name) for n, each in arguments if each.alias_info is not None and each.alias_info.is_write)
+
+
+@functools.cache
+def keeps_shapes(func: Any) -> bool:
+    """Whether an operation that writes to its arguments changes no shape: not an argument ``out``, no ``resize_``."""
+    is_out = any(each.kwarg_only and each.alias_info is not None for each in func._schema.arguments)
+    return not is_out and torch.Tag.inplace_view not in func.tags

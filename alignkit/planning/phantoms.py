@@ -23,8 +23,10 @@ from alignkit.models.torch_internals import (
     FakeTensor,
     FakeTensorMode,
     is_alias,
+    keeps_shapes,
     places_written,
     reads_number,
+    returns_nothing,
     storage_key,
     tree_leaves,
     tree_map,
@@ -72,17 +74,20 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
             return value_of(phantoms[0])
         if func is aten.equal.default:
             return value_of(args[0]) == value_of(args[1])
+        if written := _written(func, args, kwargs):
+            if not keeps_shapes(func):
+                with self.fake:
+                    func(*args, **kwargs)
+            for place in written:
+                if isinstance(place, Tensor) and not isinstance(place, FakeTensor) and _has_fractions(place):
+                    place.fill_(value_of(phantoms[0]))  # it may have been uninitialised
+            return None if returns_nothing(func) else written[0] if len(written) == 1 else tuple(written)
         args = _with_positions(func, args)
         try:
             with self.fake:
                 result = func(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             return self._with_data(func, args, kwargs)
-        if written := _written(func, args, kwargs):
-            for place in written:
-                if isinstance(place, Tensor) and not isinstance(place, FakeTensor) and _has_fractions(place):
-                    place.fill_(value_of(phantoms[0]))  # it may have been uninitialised
-            return None if result is None else written[0] if len(written) == 1 else tuple(written)
         if not isinstance(result, Tensor | tuple | list):
             return result
         return self._outputs(func, args, kwargs, result, value_of(phantoms[0]))
@@ -192,7 +197,7 @@ def _has_fractions(tensor: Tensor) -> bool:
 
 def _with_positions(func: Any, args: Any) -> Any:
     """The arguments of an indexing operation with positions in place of masks, whose number of elements is known."""
-    if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+    if func.overloadpacket not in (aten.index, aten.index_put):
         return args
     indices: list[Any] = []
     for index in args[1]:
