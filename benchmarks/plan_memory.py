@@ -60,7 +60,7 @@ def settings_of(stage: str, tuner: str, options: Any) -> dict[str, Any]:
     number = 8 * options.microbatch
     lines = [{**rows[kind], **({"label": n % 2 == 0} if kind == "kto" else {})} for n in range(number)]
     for n, line in enumerate(lines):
-        line["prompt"] = f"{n % 10} {line['prompt']}"
+        line["prompt"] = f"{n:03} {line['prompt']}"
     Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     Path("reward_by_length.py").write_text("def score(prompts, answers):\n    return [len(a) / 100 for a in answers]\n")
     table: dict[str, Any] = {"data": {"path": "rows.jsonl", "eval_size": 0}}

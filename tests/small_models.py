@@ -10,7 +10,7 @@ import pytest
 
 from alignkit import bundled
 
-TOKENS = 4096  # of the bundled model's 49,152
+TOKENS = 8192  # of the bundled model's 49,152
 
 
 @pytest.fixture(scope="session")

@@ -128,12 +128,12 @@ def test_a_plan_for_a_gpu_has_the_workspaces_of_cublas(
     settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of each thread that multiplies matrices, in every phase, as large as PyTorch documents."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, size in (((8, 6), 2 * 4096 + 8 * 16), ((9, 0), 8 * 4096)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        assert cuda.cublas_workspaces() == 2 * size * 1024
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        for capability, size in (((8, 6), 2 * 4096 + 8 * 16), ((9, 0), 8 * 4096)):
+            patched.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+            assert cuda.cublas_workspaces() == 2 * size * 1024
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
 
     plan = plan_of(settings("rm", "full"))
