@@ -5,8 +5,8 @@
     python benchmarks/export.py
     python benchmarks/export.py --model Qwen/Qwen2.5-0.5B-Instruct --tuners qlora --dtypes bfloat16
 
-Each export is a process of its own. Memory is the peak of its private memory, less that of a process that only imports
-the same libraries, as a multiple of the weights that were written. ``resident`` also counts the files of weights that
+Each export is a process of its own. Memory is the peak of its private memory, less that of the same command for a model
+of one small layer, as a multiple of the weights that were written. ``resident`` also counts the files of weights that
 are mapped into memory: the system takes these pages back when it needs them.
 """
 
@@ -23,9 +23,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-IMPORTS = (
-    "import bitsandbytes, datasets, peft, torch, transformers, alignkit.generation.sampling, alignkit.models.plain"
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from alignkit.runs import locate_model
+
+SMALL = {
+    **{"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+}
 ALIGNKIT = ["-m", "alignkit"]
 
 
@@ -54,6 +59,22 @@ def run(arguments: list[str]) -> Process:
     return Process(time.perf_counter() - start, private, usage.ru_maxrss * 1024)
 
 
+def write_small(model: str, folder: Path) -> None:
+    """A model with one small layer, and the config and tokenizer of ``model``."""
+    located = locate_model(model)
+    config = AutoConfig.from_pretrained(located, **SMALL)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(located).save_pretrained(folder)
+
+
+def train(model: str, tuner: str, steps: int, folder: Path) -> Path:
+    """Train with SFT, and return the run folder."""
+    given = ["--model", model, "--output", str(folder), f"train.max_steps={steps}", "data.eval_size=8"]
+    command = [sys.executable, *ALIGNKIT, "train", "--plugin", "sft", "--plugin", tuner, *given]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "sft"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="bundled:smollm2-135m")
@@ -62,22 +83,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of training, so that there is something to merge")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        imports = run(["-c", IMPORTS])
+        write_small(options.model, Path(name, "small"))
         for tuner in options.tuners:
-            sft = Path(name, tuner, "sft")
-            given = ["--model", options.model, "--output", str(sft.parent), f"train.max_steps={options.steps}"]
-            train = [*ALIGNKIT, "train", "--plugin", "sft", "--plugin", tuner, *given, "data.eval_size=8"]
-            subprocess.run([sys.executable, *train], check=True, capture_output=True)
+            sft = train(options.model, tuner, options.steps, Path(name, tuner))
+            small = train(str(Path(name, "small")), tuner, options.steps, Path(name, f"{tuner}-small"))
             for dtype in options.dtypes:
                 to = Path(name, f"{tuner}-{dtype}")
-                took = run([*ALIGNKIT, "export", str(sft), "--to", str(to), "--dtype", dtype])
+                export = [*ALIGNKIT, "export", "--dtype", dtype, "--to"]
+                took, others = run([*export, str(to), str(sft)]), run([*export, f"{to}-small", str(small)])
                 written = sum(file.stat().st_size for file in to.glob("*.safetensors"))
-                export = json.loads((to / "export.json").read_text())["export"]
-                memory, resident = took.private - imports.private, took.resident - imports.resident
+                compared = json.loads((to / "export.json").read_text())["export"]
+                memory, resident = took.private - others.private, took.resident - others.resident
                 print(
                     f"{tuner:<6} {dtype:<9} {took.seconds:5.1f} s   memory {memory / written:.2f}, resident "
-                    f"{resident / written:.2f} of {written / 1e6:,.1f} MB   KL {export['kl']:.1e}   largest difference "
-                    f"{export['largest']:.1e}   agreement {export['greedy_agreement']:.3f}",
+                    f"{resident / written:.2f} of {written / 1e6:,.1f} MB   KL {compared['kl']:.1e}   largest "
+                    f"difference {compared['largest']:.1e}   agreement {compared['greedy_agreement']:.3f}",
                     flush=True,
                 )
 
