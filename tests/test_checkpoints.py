@@ -16,11 +16,14 @@ from ppo_runs import GOLD, PROMPTS, ppo
 from safetensors.torch import load_file
 
 from alignkit.cli import main
+from alignkit.errors import ConfigError
 from alignkit.evaluation import checkpoints
 from alignkit.evaluation.answering import answer
 from alignkit.evaluation.checkpoints import Policy
 from alignkit.evaluation.comparison import Asked
+from alignkit.generation import scorers
 from alignkit.models.pretrained import without_repacking
+from alignkit.registry import Registry
 from alignkit.runs import frontier, lineage, manifest
 
 KEPT = ["ppo.iterations=2", "train.save_total_limit=null", "ppo.keep=last", "train.learning_rate=0.01"]
@@ -158,6 +161,22 @@ def test_a_run_and_a_gold_reward(folder: Path, capsys: pytest.CaptureFixture[str
     shutil.rmtree(run / "checkpoints")
     assert compare("runs/ppo") == 2
     assert "train.save_total_limit=null keeps every checkpoint" in capsys.readouterr().err
+
+
+def test_a_gold_reward_is_dropped_only_if_it_scores_as_the_reward_of_training(folder: Path) -> None:
+    """Two rewards of one name, such as a sum of other parts, are two curves."""
+    parts = [{"name": "function", "call": "gold:letters", "weight": weight} for weight in (1.0, 2.0)]
+    runs = [
+        lineage.Parent("ppo", folder, {"stage": "ppo", "parents": {}, "config": {"plugins": [], "stages": stages}})
+        for stages in ({"ppo": {"reward": {"name": "sum", "parts": [part]}}} for part in parts)
+    ]
+    registry = Registry()
+    same, other = (scorers.named(registry, "--reward", "sum", [f"reward.parts={json.dumps([part])}"]) for part in parts)
+
+    assert [each.name for each in checkpoints.measures_of(runs[:1], same, None, True)[0]] == ["sum"]
+    assert [each.name for each in checkpoints.measures_of(runs[:1], other, None, True)[0]] == ["sum of training", "sum"]
+    with pytest.raises(ConfigError, match="these runs were trained on different rewards"):
+        checkpoints.measures_of(runs, None, None, True)
 
 
 def test_a_start_that_is_gone_or_was_trained_again_is_an_error(

@@ -34,18 +34,18 @@ def test_points_are_the_held_out_evaluations_of_training(tmp_path: Path) -> None
         Point(0, 0.0, None, -1.0, 0.2, None, None),
         Point(8, 2.25, 0.3, 0.5, 0.1, None, None),
     ]
-    assert frontier.labels(tmp_path) == ("held-out score", None)
+    assert frontier.labels(tmp_path) is None
     assert frontier.points(tmp_path / "nosuch") == []
 
 
 def test_checkpoints_that_compare_has_evaluated_take_precedence(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", {"step": 0, "eval_score": -1.0, "eval_kl": 0.0})
     row = {"kl": 4.0, "kl_error": 0.5, "score": 1.0, "score_error": 0.1, "gold": 0.6, "gold_error": 0.05}
-    by = {"score_by": "runs/rm", "gold_by": "wins by local"}
+    by = {"score_by": "runs/rm", "gold_by": "wins by local", "rewards": [{"name": "function"}, None]}
     write(tmp_path / "frontier.jsonl", {"step": 9, **row, **by}, {"step": 3, **row, "kl": 1.0, **by})
 
     assert frontier.points(tmp_path) == [Point(3, 1.0, *list(row.values())[1:]), Point(9, *row.values())]
-    assert frontier.labels(tmp_path) == ("runs/rm", "wins by local")
+    assert frontier.labels(tmp_path) == ("runs/rm", "wins by local", [{"name": "function"}, None])
 
 
 @pytest.mark.parametrize("gold", [False, True])

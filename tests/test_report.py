@@ -248,6 +248,13 @@ def test_scores_of_different_rewards_are_not_drawn_together(tmp_path: Path) -> N
 
     assert sorted(sorted(run.name for run in each.runs) for each in drawn) == [["ppo", "ppo-2"], ["ppo-3"]]
 
+    for name, weights in (("ppo", "a"), ("ppo-2", "a"), ("ppo-3", "b")):  # `compare --checkpoints`, by relative names
+        row = {"step": 0, "kl": 0, "score": 1, "gold": 0.5, "score_by": "score by runs/rm", "gold_by": "wins by local"}
+        write_lines(runs / name / "frontier.jsonl", [{**row, "rewards": [{"path": weights}, None]}])
+    drawn = frontiers(found, {run.name: frontier.points(run.folder) for run in found})
+    assert sorted(sorted(run.name for run in each.runs) for each in drawn) == [["ppo", "ppo-2"], ["ppo-3"]]
+    assert [panel.title for panel in drawn[0].panels] == ["score by runs/rm", "wins by local"]
+
 
 # --- the command -----------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from reported_runs import scores, write_lines
 
 from alignkit.evaluation import sweep_results
+from alignkit.runs import frontier
 
 
 def test_means_over_seeds_by_hand(tmp_path: Path) -> None:
@@ -34,3 +38,21 @@ def test_a_mean_needs_the_metric_of_all_runs_and_a_picture_leaves_out_groups_wit
     picture = (tmp_path / "sweep.svg").read_text()
     assert [each.name for each in groups if each.name in picture] == ["kept=1"]
     sweep_results.draw(tmp_path, groups[1:], ["loss"])
+
+
+@pytest.mark.parametrize("over_seeds", [False, True])
+def test_the_frontier_is_that_of_training_also_after_a_comparison_of_checkpoints(
+    tmp_path: Path, over_seeds: bool
+) -> None:
+    """Its scores can be those of another reward, for one run of several."""
+    jobs: list[Any] = [SimpleNamespace(folder=tmp_path / seed) for seed in ("seed=1", "seed=2")[: 1 + over_seeds]]
+    for job in jobs:
+        job.folder.mkdir()
+        write_lines(job.folder / "metrics.jsonl", scores())
+    group = sweep_results.Group("kl_coef=0.1", over_seeds, jobs, [])
+    before = sweep_results.frontier_of(group)
+    write_lines(jobs[0].folder / "frontier.jsonl", [{"step": step, "kl": 9.0, "score": 0.5} for step in (0, 8)])
+
+    assert frontier.points(jobs[0].folder)[0].score == 0.5
+    assert sweep_results.frontier_of(group) == before
+    assert [point.score for point in before] == [1.5, 2.75]

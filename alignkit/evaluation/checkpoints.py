@@ -118,25 +118,19 @@ def measures_of(
         of_training, warnings = None, [f"no curve by the reward of training: {error}"]
     if of_training is None:
         return named or [comparison.newest_reward(runs)], warnings
-    gold = [measure for measure in named if not _is_same(of_training, measure)]
+    gold = [measure for measure in named if not (isinstance(measure, Scorer) and measure.reward == of_training.reward)]
     if len(gold) > 1:
         raise ConfigError("compare --checkpoints: --reward and --judge are both the gold curve: remove one of them")
+    if any(describe(measure) == describe(of_training) for measure in gold):  # such as `sum` with other parts
+        of_training = of_training._replace(name=f"{of_training.name} of training")
     return [of_training, *gold], warnings
 
 
 def _training_reward(runs: Sequence[Parent], trusted: bool) -> Scorer | None:
-    tables = []
-    for record in (Policy(run).record for run in runs):
-        table = record["config"]["stages"][record["stage"]].get("reward")
-        tables.append(table and {key: value for key, value in table.items() if key != "on_error"})
-    if any(table != tables[0] for table in tables):
+    first, *others = (scorers.of_training(run, trusted) for run in runs)
+    if any((other and other.reward) != (first and first.reward) for other in others):
         raise ConfigError("these runs were trained on different rewards: name one for all with --reward")
-    return scorers.of_training(runs[0], trusted)
-
-
-def _is_same(scorer: Scorer, measure: Measure) -> bool:
-    same_folder = Path(scorer.name).is_dir() and Path(scorer.name).resolve() == Path(measure.name).resolve()
-    return isinstance(measure, Scorer) and (measure.name == scorer.name or same_folder)
+    return first
 
 
 def describe(measure: Measure) -> str:
@@ -154,7 +148,10 @@ def frontier_rows(
 
     If the last checkpoint is the result, as its answers show, only the result is listed.
     """
-    columns = {"score_by": describe(measures[0]), "gold_by": describe(measures[1]) if len(measures) > 1 else None}
+    columns = {
+        **{"score_by": describe(measures[0]), "gold_by": describe(measures[1]) if len(measures) > 1 else None},
+        "rewards": [measure.reward if isinstance(measure, Scorer) else None for measure in measures],
+    }
     rows = []
     for number, ((step, policy), own) in enumerate(zip(policies, answered, strict=True)):
         if number == len(policies) - 2 and _same_policy(own, answered[-1]) and step == policies[-1][0]:

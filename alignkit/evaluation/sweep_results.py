@@ -60,12 +60,15 @@ def mean_of(group: Group, metric: str) -> dict[str, float | None]:
 
 
 def frontier_of(group: Group) -> list[Point]:
-    """The reward-KL frontier of a group: means over its runs at each step that all of them have evaluated."""
+    """The reward-KL frontier of a group: means over its runs at each step that all of them have evaluated.
+
+    Not from ``frontier.jsonl``, which ``alignkit compare --checkpoints`` writes for some runs, by any reward.
+    """
     if not group.jobs:
         return []
     if not group.over_seeds:
-        return frontier.points(group.jobs[0].folder)
-    of_runs = [{point.step: point for point in frontier.points(job.folder)} for job in group.jobs]
+        return frontier.evaluated(group.jobs[0].folder)
+    of_runs = [{point.step: point for point in frontier.evaluated(job.folder)} for job in group.jobs]
     averaged = []
     for step in sorted(set.intersection(*map(set, of_runs))):
         kl, kl_error = _mean([run[step].kl for run in of_runs])

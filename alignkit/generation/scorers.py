@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,6 +30,8 @@ class Scorer(NamedTuple):
     # batch size, a function that prints a line -> the function that scores
     open: Callable[[int, Callable[[str], None]], Callable[[Answers], list[float]]]
     loads: bool = True  # whether opening it takes time, such as for loading a model
+    # the table of the reward in a config, with fingerprints of weights in place of run folders: equal for equal scores
+    reward: Mapping[str, Any] | None = None
 
 
 def named(
@@ -58,7 +60,7 @@ def named(
             call = functools.partial(function, prompts, answers.texts, answers.fields)
             return rankings.checked(name, call, answers.texts)
 
-        return Scorer(name, lambda batch, say: score, loads=False)
+        return Scorer(name, lambda batch, say: score, loads=False, reward={"name": "function", "call": name})
     if not Path(name).exists() and "/" not in name:
         of_kind = {kind: [each.name for each in registry.all(kind)] for kind in kinds}
         hint = did_you_mean(name, [each for names in of_kind.values() for each in names])
@@ -72,7 +74,8 @@ def named(
 
 def of_run(run: Parent) -> Scorer:
     """A reward run as a scorer; its scores are those of ``alignkit score``."""
-    return Scorer(str(run.folder), lambda batch, say: scores_of_run(run, batch))
+    reward = {"name": "reward-model", "path": fingerprints.weights(run.folder)}
+    return Scorer(str(run.folder), lambda batch, say: scores_of_run(run, batch), reward=reward)
 
 
 def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]) -> Scorer:
@@ -90,7 +93,7 @@ def _component(registry: Registry, key: str, name: str, overrides: Sequence[str]
             raise ConfigError(f"reward '{name}' needs a run of stage {stage}: add {key}=RUN")
         return str(lineage.named(key, named, role).folder)
 
-    return _of_settings(registry, name, reward_parts.with_runs(registry, reward, find))
+    return _of_settings(registry, name, reward, find)
 
 
 def of_training(run: Parent, trusted: bool) -> Scorer | None:
@@ -121,12 +124,16 @@ def of_training(run: Parent, trusted: bool) -> Scorer | None:
     selected = select(registry, "reward", table["name"], [settings])
     if not trusted:
         trust.check(reward_parts.with_judges(registry, selected))
-    reward = reward_parts.with_runs(registry, selected, find)
     name = next((str(settings[key]) for key in ("path", "call", "model") if settings.get(key)), table["name"])
-    return _of_settings(registry, name, reward)
+    return _of_settings(registry, name, selected, find)
 
 
-def _of_settings(registry: Registry, name: str, reward: Selected) -> Scorer:
+def _of_settings(registry: Registry, name: str, selected: Selected, find: reward_parts.FindRun) -> Scorer:
+    def weights(stage: str, role: str, named: str | None, key: str) -> str:
+        return str(fingerprints.weights(Path(find(stage, role, named, key))))
+
+    reward = reward_parts.with_runs(registry, selected, find)
+    table = reward_parts.with_runs(registry, selected, weights).to_dict()
     for component, config in reward_parts.with_parts(registry, reward):
         registry.check_requires(component)
         checks.settings(component, config)
@@ -135,7 +142,7 @@ def _of_settings(registry: Registry, name: str, reward: Selected) -> Scorer:
         outside = RunOutsideTraining(registry, f"reward '{reward.component.name}'", batch, say)
         return rewards.build(reward, cast(Any, outside))
 
-    return Scorer(name, open_reward)
+    return Scorer(name, open_reward, reward={key: value for key, value in table.items() if key != "on_error"})
 
 
 @dataclass(frozen=True)

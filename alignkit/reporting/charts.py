@@ -155,7 +155,7 @@ def _without_pairs(run: ReportedRun) -> Calibration:
 class Frontier(NamedTuple):
     """Runs whose scores are of the same reward, and can be compared."""
 
-    reward: str
+    score: str  # such as "score by runs/rm"
     runs: list[ReportedRun]
     panels: list[Panel]
 
@@ -167,32 +167,34 @@ def frontiers(runs: Sequence[ReportedRun], points: Mapping[str, Sequence[Point]]
         if points.get(run.name):
             of_reward.setdefault(_reward(run), []).append(run)
     return [
-        Frontier(name, of_runs, list(_frontier_panels(name, gold, of_runs, points)))
-        for (name, _, gold), of_runs in of_reward.items()
+        Frontier(score, of_runs, list(_frontier_panels(score, gold, of_runs, points)))
+        for (score, _, gold), of_runs in of_reward.items()
     ]
 
 
 def _reward(run: ReportedRun) -> tuple[str, str, str | None]:
-    """What scored a run: a name, what tells it from others, and the name of the second reward or judge."""
-    score, gold = frontier.labels(run.folder)
+    """What scored a run: its label, what tells it from others, and the label of the second reward or judge."""
     reward = run.settings.get("reward") or {}
     parents = {role: parent["weights"] for role, parent in run.record["parents"].items() if role.startswith("reward")}
-    if (run.folder / frontier.FILE).exists():
-        return score, "", gold
-    return f"{reward.get('name', 'unknown reward')}", json.dumps(parents or reward, sort_keys=True), None
+    score, gold, rewards = frontier.labels(run.folder) or (
+        f"score by {reward.get('name', 'unknown reward')}",
+        None,
+        None,
+    )
+    return score, json.dumps(rewards or parents or reward, sort_keys=True), gold
 
 
 def _frontier_panels(
-    name: str, gold: str | None, runs: Sequence[ReportedRun], points: Mapping[str, Sequence[Point]]
+    score: str, gold: str | None, runs: Sequence[ReportedRun], points: Mapping[str, Sequence[Point]]
 ) -> Iterator[Panel]:
     scores = [Series(run.name, [_dot(p, p.score, p.score_error) for p in points[run.name]]) for run in runs]
-    yield _frontier_panel(f"score by {name}", scores)
+    yield _frontier_panel(score, scores)
     judged = [
         Series(run.name, [_dot(p, p.gold, p.gold_error) for p in points[run.name] if p.gold is not None])
         for run in runs
     ]
     if any(each.dots for each in judged):
-        yield _frontier_panel(f"score by {gold or 'the gold reward'}", judged)
+        yield _frontier_panel(gold or "score by the gold reward", judged)
 
 
 def _frontier_panel(title: str, series: Sequence[Series]) -> Panel:

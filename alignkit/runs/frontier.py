@@ -35,11 +35,18 @@ class Point(NamedTuple):
 def points(folder: Path) -> list[Point]:
     """The frontier of the run in ``folder``, in the order of steps.
 
-    It is read from :data:`FILE` if there is one, else from the evaluations on held-out prompts during training. Empty
-    if the run has neither. A second evaluation of a step, which is that of the average or the best policy, is left out.
+    It is read from :data:`FILE` if there is one, else it is :func:`evaluated`.
     """
     if (folder / FILE).is_file():
         return sorted(_read(folder / FILE, ""), key=lambda point: point.step)
+    return evaluated(folder)
+
+
+def evaluated(folder: Path) -> list[Point]:
+    """The evaluations on held-out prompts during the training of a run, in the order of steps. Empty without any.
+
+    A second evaluation of a step, which is that of the average or the best policy, is left out.
+    """
     if not (folder / METRICS).is_file():
         return []
     of_step: dict[int, Point] = {}
@@ -48,11 +55,19 @@ def points(folder: Path) -> list[Point]:
     return [of_step[step] for step in sorted(of_step)]
 
 
-def labels(folder: Path) -> tuple[str, str | None]:
-    """What ``score`` and ``gold`` of :func:`points` are; the second is None if there is no ``gold``."""
+class Labels(NamedTuple):
+    """What ``score`` and ``gold`` of :func:`points` are."""
+
+    score: str
+    gold: str | None  # None if there is no ``gold``
+    rewards: list[Any] | None  # the tables of the rewards; None in files of earlier versions
+
+
+def labels(folder: Path) -> Labels | None:
+    """The labels in :data:`FILE`. None if there is no such file, so that the score is by the reward of training."""
     for row in curves.rows(folder / FILE) if (folder / FILE).is_file() else ():
-        return str(row.get("score_by", HELD_OUT_SCORE)), row.get("gold_by")
-    return HELD_OUT_SCORE, None
+        return Labels(str(row.get("score_by", HELD_OUT_SCORE)), row.get("gold_by"), row.get("rewards"))
+    return None
 
 
 def _read(file: Path, prefix: str) -> Iterator[Point]:

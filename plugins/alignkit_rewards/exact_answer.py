@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 from alignkit import Answers, DataError
 
-# A comma is part of a number only before groups of three digits, and exponents are small: 1e999999999 fills the memory.
+# Commas and spaces are part of a number only before groups of three digits, and exponents are small: 1e999999999 fills
+# the memory.
+GROUPED = r"\d{1,3}(?:(?:,|\\,|\{,\}|[^\S\n])\d{3})+(?!\d)"
 NUMBER = re.compile(
     r"(?:(?<![\w)])[-+][$€£¥]?)?"
-    r"(?:\d+ \d+/\d+|(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?\d{1,2}(?!\d))?)"
+    rf"(?:\d+ \d+/\d+|(?:(?:{GROUPED}|\d+)(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?\d{{1,2}}(?!\d))?)"
 )
 QUANTITY = re.compile(rf"(?P<number>{NUMBER.pattern})(?P<unit>[^\W\d_]{{2,}}[^\d\\]*(?:\^\d)?)?")
-FRACTION = re.compile(r"\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(-?\d+)\}|(\d))")
+FRACTION = re.compile(r"(?:(?<=\d)())?\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(-?\d+)\}|(\d))")
 MINUS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
 SPACES = r"(?<!\d)\s+|\s+(?!\d)|(?<=\d)\s(?=\d{3}(?!\d))"  # but for the one in "3 1/2"
 IGNORED = re.compile(SPACES + r"|\\left|\\right|\\[,;!$%]|\\text|\\mathrm|\^\{?\\circ\}?|[${}%€£¥]")
@@ -70,7 +72,14 @@ def _marked(text: str) -> str | None:
 
 def _with_fractions(expression: str) -> str:
     r"""With ``3/4`` for ``\frac{3}{4}``, and every minus sign as ``-``."""
-    return FRACTION.sub(r" \1\2/\3\4", expression.translate(MINUS))
+    return FRACTION.sub(_fraction, expression.translate(MINUS))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    above, below = match[2] or match[3], match[4] or match[5]
+    sign = "-" if above.startswith("-") != below.startswith("-") else ""
+    after_digit = " " if match[1] is not None else ""  # 3 1/2
+    return f"{after_digit}{sign}{above.lstrip('-')}/{below.lstrip('-')}"
 
 
 def _plain(expression: str) -> str:

@@ -60,6 +60,13 @@ from alignkit_rewards.exact_answer import is_right, score
         ("#### -3 1/2", "-3.5"),
         ("#### 1 234", "1234"),
         (r"\boxed{1\,234}", "1234"),
+        (r"So the result is $-\frac{1}{2}$.", "-1/2"),  # what is not marked is read in the same way
+        (r"x=-\frac12", "-0.5"),
+        (r"It is $\frac{1}{-2}$", "-1/2"),
+        ("It is 12 345.", "12345"),
+        (r"It is $12\,345$.", "12345"),
+        (r"It is $12{,}345$.", "12345"),
+        ("In 2020 100 people came", "100"),
     ],
 )
 def test_right_answers(text: str, right: str) -> None:
@@ -92,6 +99,10 @@ def test_right_answers(text: str, right: str) -> None:
         (r"\frac{3}{4}", "4"),
         ("#### 5 minutes", "5 hours"),
         ("He is at -$5.", "5"),
+        (r"So the result is $-\frac{1}{2}$.", "1/2"),
+        (r"It is $\frac{1}{-2}$", "-2"),
+        ("It is 12 345.", "345"),
+        (r"It is $12\,345$.", "345"),
     ],
 )
 def test_wrong_answers(text: str, right: str) -> None:
