@@ -38,7 +38,8 @@ def alpaca(row: RawRow) -> Demonstration:
     instruction = turns.text(row.get("instruction"), "instruction")
     context = _optional(row, "input")
     user = turns.message("user", f"{instruction}\n\n{context}" if context else instruction, "instruction")
-    return Demonstration([*_system(row), user, turns.message("assistant", row.get("output"), "output")])
+    answer = turns.message("assistant", row.get("output"), "output")
+    return Demonstration([*_system(row), user, answer], turns.tools(row))
 
 
 def sharegpt(row: RawRow) -> Demonstration | Ranking:
@@ -72,7 +73,9 @@ def preference(row: RawRow) -> Ranking:
     if row.get("prompt") is not None and not whole:
         pair = _pair(_prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected"), row)
     else:
-        conversations = (turns.conversation(_get(row, side), side) for side in ("chosen", "rejected"))
+        conversations = [turns.conversation(_get(row, side), side) for side in ("chosen", "rejected")]
+        if row.get("prompt") is not None:
+            conversations = [_with_prompt(_prompt(row), conversation) for conversation in conversations]
         pair = _pair_of_conversations(row, *map(_ending_with_answer, conversations))
     if row.get("margin") is None:
         return pair
@@ -133,7 +136,7 @@ def rated(row: RawRow) -> Rated:
     The last turn is the rated answer. 1 and 0 are read as true and false, as are the words, which CSV files contain.
     """
     field = next((name for name in RATINGS if row.get(name) is not None), RATINGS[0])
-    good = GOOD_OR_BAD.get(str(_get(row, field)).strip().lower())
+    good = GOOD_OR_BAD.get(_word(_get(row, field)))
     if good is None:
         raise DataError(f"'{field}' is {row[field]!r}: it must be true or false (or 1 or 0)")
     formats = {"messages": messages, "conversations": sharegpt, "instruction": alpaca, "completion": prompt_completion}
@@ -176,11 +179,15 @@ def _system(row: RawRow) -> Conversation:
 
 def _refuse_unwanted(row: RawRow) -> None:
     """Refuse an unpaired preference (TRL's ``label``, LLaMA-Factory's ``kto_tag``) with a bad answer."""
-    for field in ("label", "kto_tag"):
-        if str(row.get(field)).lower() == "false":
+    for field in RATINGS:
+        if GOOD_OR_BAD.get(_word(row.get(field))) is False:
             raise DataError(
                 f"'{field}' is false, which marks a bad answer: remove the row (data.on_bad_row=skip does) or the field"
             )
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _number(value: Any, field: str) -> float:
@@ -252,6 +259,21 @@ def _pair(prompt: Conversation, chosen: str, rejected: str, row: RawRow) -> Rank
     if chosen == rejected:
         raise DataError("'chosen' and 'rejected' are the same")
     return Ranking(prompt, [chosen, rejected], [0.0, 1.0], tools=turns.tools(row))
+
+
+def _with_prompt(prompt: Conversation, conversation: Conversation) -> Conversation:
+    """A conversation that begins with an answer, after ``prompt``; one that has the prompt, with its system turn."""
+    if conversation[0]["role"] == "assistant":
+        return [*prompt, *conversation]
+    contents = {turn["content"].strip() for turn in conversation}
+    if any(turn["role"] == "user" and turn["content"].strip() not in contents for turn in prompt):
+        raise DataError("'prompt' is not part of 'chosen' and 'rejected', which are whole conversations")
+    system = [turn for turn in prompt[:1] if turn["role"] == "system"]
+    if conversation[0]["role"] != "system":
+        return [*system, *conversation]
+    if system and system[0]["content"].strip() not in contents:
+        raise DataError("'prompt' has another system turn than 'chosen' and 'rejected'")
+    return conversation
 
 
 def _pair_of_conversations(row: RawRow, chosen: Conversation, rejected: Conversation) -> Ranking:

@@ -99,6 +99,10 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
         Demonstration([*SYSTEM, *talk("Hi", "Hello")]),
     ),
     "alpaca": ("alpaca", {"instruction": "Add", "output": "5"}, Demonstration(talk("Add", "5"))),
+    "alpaca with tools": (
+        *("alpaca", {"instruction": "A", "output": "5", "tools": [WEATHER]}),
+        Demonstration(talk("A", "5"), [WEATHER]),
+    ),
     "alpaca with input": (
         "alpaca",
         {"instruction": "Add", "input": "2 3", "output": "5", "text": "the whole prompt, which is not read"},
@@ -187,7 +191,8 @@ GOOD: dict[str, tuple[str, dict[str, Any], Row]] = {
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"text": "Hi"}, "'messages' is missing"),
     ("messages", {"messages": talk("Hi", "Go"), "label": False}, "'label' is false, which marks a bad answer: remove"),
-    ("prompt-completion", {"prompt": "Hi", "completion": "Go", "label": "False"}, "'label' is false"),
+    ("prompt-completion", {"prompt": "Hi", "completion": "Go", "label": "False "}, "'label' is false"),
+    ("prompt-completion", {"prompt": "Hi", "completion": "Go", "label": 0}, "'label' is false"),
     ("alpaca", {"instruction": "Hi", "output": "Go", "kto_tag": False}, "'kto_tag' is false"),
     ("sharegpt", {"conversations": [HUMAN, GO], "kto_tag": False}, "'kto_tag' is false"),
     ("messages", {"messages": "Hi"}, "'messages' must be a list of {role, content}"),
