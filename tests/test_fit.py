@@ -115,12 +115,13 @@ def test_a_microbatch_that_estimates_the_kl_changes_the_result(arguments: Callab
 
 def test_a_microbatch_of_a_loss_that_compares_its_rows_changes_the_result(arguments: Callable[..., Any]) -> None:
     changes = {}
-    for loss in ("sigmoid", "aot"):
+    for loss in ("sigmoid", "aot", "sft"):
         found = fit.fit(*arguments("dpo", f"loss.name={loss}", data="rankings"), GIB // 2, microbatch)
         changes[loss] = {setting.override.split("=")[0]: setting.changes for setting in found.settings}
 
     assert changes["sigmoid"]["dpo.train.per_device_train_batch_size"] == fit.NONE
     assert changes["aot"]["dpo.train.per_device_train_batch_size"] == fit.RESULT
+    assert changes["sft"]["dpo.train.per_device_train_batch_size"] == fit.RESULT
 
 
 def of_ppo(plan: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_a_policy_that_is_not_its_reference_or_not_what_sampled_stops_the_run() 
         diagnosis.check_reference(torch.full((1, 3), 0.01), ONES, exact=True)
     model, batch = torch.nn.Linear(1, 1), policy_batch([1.0], [0.0], [0.0], [0.0])
     assert diagnosis.check_first_step(batch, model, True, recompute=lambda: batch.logps) is None
+    refused = replace(batch, mask=torch.zeros_like(batch.mask))
+    assert diagnosis.check_first_step(refused, model, True, recompute=lambda: batch.logps) is None
     with pytest.raises(AlignkitError, match="dropout is on in 0"):
         diagnosis.check_first_step(
             batch, torch.nn.Sequential(torch.nn.Dropout(0.1)), True, recompute=lambda: batch.logps

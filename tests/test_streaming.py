@@ -7,6 +7,8 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -23,6 +25,7 @@ from alignkit.errors import ConfigError, DataError
 from alignkit.registry import Registry
 from alignkit.rows import Demonstration
 from alignkit.runs import manifest
+from alignkit.training.streaming import StreamedExamples
 
 Train = Callable[..., Path]
 ROWS = [{"prompt": f"What is {n}?", "response": f"It is {n}. " + "Count on! " * (n % 3)} for n in range(40)]
@@ -272,3 +275,10 @@ def test_check_says_which_rows_of_a_stream_it_checked(
     assert "the first 37 training rows are checked now" in out
     assert "the first 3 rows of the training data" in out
     assert "a stream, 5 steps, batches of 8" in out
+
+
+def test_a_data_seed_of_0_is_one() -> None:
+    train = {"seed": 7, "data_seed": 0}
+    run: Any = SimpleNamespace(stream=object(), config=SimpleNamespace(train=train))
+
+    assert StreamedExamples(run, lambda *_: [], lambda *_: []).seed == 0

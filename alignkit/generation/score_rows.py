@@ -66,4 +66,6 @@ def _answers(located: Located) -> tuple[Any, list[str]]:
     assert isinstance(row, Demonstration)
     if row.messages[-1]["role"] != "assistant":
         raise DataError(f"{located.where}: the last message must be from the assistant")
+    if row.messages[-1].get("tool_calls"):
+        raise DataError(f"{located.where}: the answer has tool_calls, and only answers in text can be scored")
     return row.messages[:-1], [row.messages[-1]["content"]]

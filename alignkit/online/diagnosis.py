@@ -56,6 +56,8 @@ def check_first_step(batch: PolicyBatch, model: Any, exact: bool, recompute: Cal
         raise AlignkitError(
             f"dropout is on in {dropout[0]}: log-probabilities would differ from those at sampling time"
         )
+    if not batch.mask.any():  # the reward has refused all of these answers
+        return None
     logps = batch.logps.detach()
     difference = float((logps - batch.old_logps)[batch.mask].abs().mean())
     if difference <= tolerance(exact):

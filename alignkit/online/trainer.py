@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit.batches import LossOutput, PolicyBatch
-from alignkit.errors import UnavailableError
+from alignkit.errors import AlignkitError, UnavailableError
 from alignkit.evaluation import error_bar
 from alignkit.generation.sampling import text
 from alignkit.models import Sequences
@@ -114,6 +114,12 @@ class OnlineTrainer(RolesTrainer):
         size = self.args.per_device_train_batch_size
         minibatch, group = size * self.args.gradient_accumulation_steps, self.collector.group  # of this process
         first, of_all = minibatch * self.args.process_index, minibatch * self.args.world_size
+        if self.state.global_step % self.config.steps:
+            raise AlignkitError(
+                f"the checkpoint of step {self.state.global_step} is in the middle of an iteration of "
+                f"{self.config.steps} steps, and its answers are not stored. Train again, with a train.max_steps that "
+                f"is a multiple of {self.config.steps}"
+            )
         while True:
             rollouts = self.collector.collect(self.iteration)  # steps 1 to 3
             estimates = self.estimate_advantages(rollouts)  # 4 to 6
@@ -242,7 +248,7 @@ class OnlineTrainer(RolesTrainer):
         for start in range(0, len(self.held_out), self.config.batch_size):
             prompts = self.held_out[start : start + self.config.batch_size]
             try:
-                answers += self.collector.sample([prompt.ids for prompt in prompts], self.args.seed)
+                answers += self.collector.sample([prompt.ids for prompt in prompts], self.args.seed + start)
             except UnavailableError as error:
                 self.stop_with_checkpoint(error, evaluating=True)
                 return {}

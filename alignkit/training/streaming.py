@@ -63,7 +63,7 @@ class StreamedExamples(IterableDataset[Example]):
         assert run.stream is not None
         self.run, self.stream, self.encode, self.accept, self.merge = run, run.stream, encode, accept, merge
         self.process, train = int(os.environ.get("RANK", "0")), run.config.train
-        self.seed = train.get("data_seed") or train.get("seed", 42)
+        self.seed = train.get("seed", 42) if train.get("data_seed") is None else train["data_seed"]
         self.consumed = 0  # examples that were trained on before a resume
         self.read = Read()
         self.blocks = [(Position(), Read())]  # that were begun, each with what was read before it

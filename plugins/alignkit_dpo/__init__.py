@@ -70,7 +70,7 @@ LOSSES: tuple[tuple[str, str, type, Any], ...] = (
     ("apo_down", "APO for better answers that are worse than the policy's own", config.BetaConfig, losses.apo_down),
     ("discopop", "DiscoPOP: a mixture of logistic and exponential loss", config.DiscopopConfig, losses.discopop),
 )
-SORTED = ("aot", "aot_unpaired")  # these sort the log-ratios of a microbatch
+COMPARES = ("aot", "aot_unpaired", "sft")  # they sort the log-ratios of a microbatch, or divide by its tokens
 WITHOUT_REFERENCE: tuple[tuple[str, str, type, Any], ...] = (
     ("sft", "log-likelihood of the better answers only", NoConfig, losses.sft),
     ("simpo", "SimPO: mean log-probability per token as the reward, no reference", config.SimpoConfig, losses.simpo),
@@ -89,7 +89,7 @@ def alignkit_loss() -> list[Loss]:
             config=config,
             build=losses.mean(formula),
             needs_reference=needs_reference,
-            compares_rows=name in SORTED,
+            compares_rows=name in COMPARES,
         )
 
     return [

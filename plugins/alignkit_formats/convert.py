@@ -83,17 +83,26 @@ def preference(row: RawRow) -> Ranking:
 
 
 def fits_hh_rlhf(row: RawRow) -> int:
-    """``chosen`` and ``rejected`` transcripts, recognized by their beginning."""
-    sides = [row.get("chosen"), row.get("rejected")]
-    transcripts = all(isinstance(side, str) and side.lstrip().startswith("Human:") for side in sides)
-    return 2 if transcripts and row.get("prompt") is None else 0
+    """``chosen`` and ``rejected`` transcripts, or a transcript as ``prompt``, recognized by their beginning."""
+    sides, prompt = [row.get("chosen"), row.get("rejected")], row.get("prompt")
+    if prompt is not None:
+        is_open = isinstance(prompt, str) and prompt.rstrip().endswith("Assistant:")
+        return 4 if is_open and _is_transcript(prompt) and all(isinstance(side, str) for side in sides) else 0
+    return 2 if all(map(_is_transcript, sides)) else 0
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
 def hh_rlhf(row: RawRow) -> Ranking:
-    """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, equal up to the last answer."""
-    return _pair_of_conversations(
-        row, *(_ending_with_answer(_transcript(turns.text(row.get(s), s), s)) for s in ("chosen", "rejected"))
-    )
+    """Anthropic's hh-rlhf: ``"\\n\\nHuman: ...\\n\\nAssistant: ..."``, equal up to the last answer.
+
+    The common part may be in ``prompt``, which then ends with ``Assistant:``.
+    """
+    before = f"{_optional(row, 'prompt') or ''} "
+    sides = (_transcript(before + turns.text(row.get(side), side), side) for side in ("chosen", "rejected"))
+    return _pair_of_conversations(row, *map(_ending_with_answer, sides))
 
 
 def ranking(row: RawRow) -> Ranking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,13 +24,18 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
         if not _is_mergeable(row):
             merged.append(row)
         else:
-            if row.key not in pairs:
+            if prompt_of(row) not in pairs:
                 merged.append(row)  # holds the place of the prompt's rankings
-            pairs[row.key].append(row)
+            pairs[prompt_of(row)].append(row)
     result = []
     for row in merged:
-        result += _rankings_of(pairs[row.key]) if _is_mergeable(row) else [row]
+        result += _rankings_of(pairs[prompt_of(row)]) if _is_mergeable(row) else [row]
     return result
+
+
+def prompt_of(row: Ranking) -> str:
+    """What makes two prompts different: their turns and tools. ``row.key`` may be the same for both."""
+    return json.dumps([row.prompt, row.tools], sort_keys=True)
 
 
 def _is_mergeable(row: Ranking) -> bool:
@@ -107,7 +113,7 @@ def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: 
     encoded = encoded_rankings(run, rows)
     first: dict[bytes, Ranking] = {}  # prompt tokens -> the first row with them
     texts: dict[tuple[bytes, bytes], str] = {}  # prompt and answer tokens -> the first text of both
-    tokens: dict[tuple[str, str], tuple[int, int]] = {}  # a prompt's key, an answer's text -> a ranking and its answer
+    tokens: dict[tuple[str, str], tuple[int, int]] = {}  # a prompt, an answer's text -> a ranking and its answer
     where: dict[int, str] = {}  # id of a ranking -> its file and line
     by_copy: dict[int, list[Ranking]] = defaultdict(list)
     for number, (place, ranking) in enumerate(encoded):
@@ -116,13 +122,13 @@ def encode_groups(run: Run, rows: Sequence[Located], max_length: int, too_long: 
         answers = []
         for index, (ids, text) in enumerate(zip(ranking.answers, ranking.row.answers, strict=True)):
             answers.append(texts.setdefault((prompt, ids_key(ids)), text))
-            tokens[row.key, answers[-1]] = number, index
+            tokens[prompt_of(row), answers[-1]] = number, index
         rankings = by_copy[ranking.copy]
         rankings.append(replace(ranking.row, prompt=row.prompt, tools=row.tools, answers=answers))
         where[id(rankings[-1])] = place
 
     def merged(row: Ranking) -> tuple[str, EncodedRanking]:
-        places = [tokens[row.key, text] for text in row.answers]
+        places = [tokens[prompt_of(row), text] for text in row.answers]
         sources = {number: encoded[number][1] for number, _ in places}
         answer_ids = [sources[number].answers[index] for number, index in places]
         prompt_ids = sources[places[0][0]].prompt

@@ -12,6 +12,7 @@ import torch
 from ppo_runs import GOLD, LEARN, SMALL, iterations, logs, ppo, trained
 
 from alignkit.cli import main
+from alignkit.online.collect import Collector
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "qlora"])
@@ -207,3 +208,28 @@ def test_the_answers_of_every_evaluation_are_kept(folder: Path) -> None:
             assert sum(row[column] for row in at_step) / 4 == pytest.approx(line[f"eval_{metric}"], rel=1e-4, abs=1e-6)
     assert {"first_eval_score", "eval_score", "eval_kl", "eval_length", "eval_eos_rate"} <= set(metrics)
     assert metrics["first_eval_kl"] == 0
+
+
+def test_batches_of_held_out_prompts_draw_different_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With equal numbers, answers to different prompts are alike, and their mean varies more than its error says."""
+    seeds: list[int] = []
+    sample = Collector.sample
+    monkeypatch.setattr(
+        Collector,
+        "sample",
+        lambda self, prompts, seed, *rest: (seeds.append(seed), sample(self, prompts, seed, *rest))[1],
+    )
+    ppo(*GOLD, "ppo.iterations=1", "ppo.batch_size=4", "data.eval_size=8")
+
+    assert len(set(seeds[:2])) == 2
+
+
+def test_a_run_that_stopped_within_an_iteration_is_not_continued(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppo(*GOLD, "ppo.minibatches=2", "ppo.epochs=1", "train.max_steps=3")
+    assert "at most 3 steps" in capsys.readouterr().out
+
+    with pytest.raises(AssertionError):
+        ppo(*GOLD, "ppo.minibatches=2", "ppo.epochs=1", "train.max_steps=6", "--resume")
+    assert "step 3 is in the middle of an iteration of 2 steps" in capsys.readouterr().err

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from alignkit import Conversation, DataError
-from alignkit_formats.convert import preference
+from alignkit import Conversation, DataError, Ranking
+from alignkit_formats.convert import fits_hh_rlhf, fits_preference, hh_rlhf, preference
 
 SYSTEM: Conversation = [{"role": "system", "content": "Be kind"}]
 OTHER: Conversation = [{"role": "system", "content": "Be short"}]
@@ -55,3 +55,10 @@ def test_a_prompt_that_contradicts_the_conversations_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         preference(pair(prompt, before))
+
+
+def test_transcripts_may_have_their_beginning_in_the_prompt() -> None:
+    row = {"prompt": "\n\nHuman: A\n\nAssistant: b\n\nHuman: B\n\nAssistant:", "chosen": " x", "rejected": "y"}
+
+    assert fits_hh_rlhf(row) > fits_preference(row)
+    assert hh_rlhf(row) == Ranking(talk("A", "b", "B"), ["x", "y"], [0.0, 1.0])

@@ -14,7 +14,8 @@ import pytest
 from run_folders import record
 from stage_runs import RANKINGS
 
-from alignkit_rm import metrics
+from alignkit import Ranking
+from alignkit_rm import groups, metrics
 
 
 def test_rankings_that_are_all_ties_are_left_out_and_counted(
@@ -101,3 +102,14 @@ def test_demonstrations_that_all_score_the_same_cannot_be_the_measure(
     with pytest.raises(AssertionError):
         train_rm("--plugin", "full", f"rm.policy={sft}", "train.max_steps=1")
     assert "cannot be normalized: it is the same for all 1 demonstrations" in capsys.readouterr().err
+
+
+def test_prompts_whose_texts_join_to_the_same_text_are_different_prompts() -> None:
+    """A system turn, and the same words in the question: each answer stays with the prompt that it answered."""
+    with_system = Ranking(
+        [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}], ["a", "b"], [0, 1]
+    )
+    in_question = Ranking([{"role": "user", "content": "Be kind\nHi"}], ["a", "c"], [0, 1])
+
+    assert with_system.key == in_question.key
+    assert groups.merge_pairs([with_system, in_question]) == [with_system, in_question]
