@@ -301,6 +301,7 @@ def test_resume_goes_on_with_the_stage_that_was_cut_off(folder: Path, capsys: py
 
     said = refused(capsys, "sft.train.max_steps=4", "sft.train.save_steps=2")
     assert "runs/sft has an unfinished run. Add --resume" in said
+    assert "runs/sft has an unfinished run" in refused(capsys, "sft.train.max_steps=4", "--overwrite")
     assert run("sft.train.max_steps=4", "sft.train.save_steps=2", "--resume") == 0
     assert "resuming from step 2" in capsys.readouterr().out
     assert Path("runs/rm/alignkit.json").exists()

@@ -12,7 +12,7 @@ from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, ar
 from alignkit.components import Reward, Stage
 from alignkit.runs import plan_text
 from alignkit.runs.plan import Pipeline, pipeline
-from alignkit.runs.resume import check_folder
+from alignkit.runs.resume import check_folders
 
 if TYPE_CHECKING:
     from alignkit.planning import Memory
@@ -68,8 +68,7 @@ def train(
     """
     source = arguments(stage, model, data, plugins, reward, output, config, tables)
     planned = pipeline(*source, overwrite=overwrite, resume=resume, trusted=trust)
-    for plan in planned.to_train:
-        check_folder(plan.config, resume, overwrite)
+    check_folders(planned.to_train, resume, overwrite)
     if not planned.to_train:
         folder = planned.finished[-1].folder
         print(f"nothing to train: {folder} has these settings. To train it again, pass overwrite=True")
@@ -102,8 +101,7 @@ def check(
     """
     source = arguments(stage, model, data, plugins, reward, output, config, tables)
     planned = pipeline(*source, trusted=trust)
-    for plan in planned.to_train:
-        check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
+    check_folders(planned.to_train, resume=False, overwrite=False, plan_only=True)
     return CheckedRuns(planned.to_train, planned.finished)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from alignkit.cli import common
 from alignkit.runs.plan import pipeline
-from alignkit.runs.resume import check_folder
+from alignkit.runs.resume import check_folders
 
 
 def check(
@@ -29,8 +29,7 @@ def check(
     planned = pipeline(*arguments, trusted=trust)
     if not as_json:
         common.print_pipeline(planned)
-    for plan in planned.to_train:
-        check_folder(plan.config, resume=False, overwrite=False, plan_only=True)
+    check_folders(planned.to_train, resume=False, overwrite=False, plan_only=True)
     if as_json:
         common.print_json(common.pipeline_json(planned))
         return

@@ -12,7 +12,7 @@ from alignkit.cli import common, processes
 from alignkit.cli.stopping import on_sigterm
 from alignkit.runs import manifest, stopping
 from alignkit.runs.plan import Pipeline, pipeline
-from alignkit.runs.resume import check_folder
+from alignkit.runs.resume import check_folders
 
 if TYPE_CHECKING:
     from alignkit.protocols import Result
@@ -43,8 +43,7 @@ def train(
     with stoppable, common.only_result(quiet and not plan_only, as_json):
         planned = pipeline(*arguments, overwrite=overwrite, resume=resume, trusted=trust)
         if first:
-            for plan in planned.to_train:
-                check_folder(plan.config, resume, overwrite, plan_only)
+            check_folders(planned.to_train, resume, overwrite, plan_only)
             common.print_pipeline(planned)
         results = [] if plan_only or not planned.to_train else _train(planned, resume, overwrite, first)
     if not first:

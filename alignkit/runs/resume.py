@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.config import resume_rules
+from alignkit import paths
+from alignkit.config import data_sources, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import answers, manifest, record, recorded
@@ -21,6 +23,33 @@ SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
 TRAINED_WEIGHTS = "trained.safetensors"  # in a checkpoint of a stage with several roles
 DAY = "the day it began"  # a key of the surroundings
+
+
+def check_folders(plans: Sequence[Plan], resume: bool, overwrite: bool, plan_only: bool = False) -> None:
+    """:func:`check_folder` for each run of a :class:`Pipeline`. ``overwrite`` is for the last one, the requested run.
+
+    Raises:
+        ConfigError: see :func:`check_folder`; the requested run would replace files that one of the runs uses.
+    """
+    for plan in plans:
+        requested, stage = plans[-1].config.folder, plan.config.stage.component.name
+        replaced = [folder.resolve() for folder in (requested, manifest.unfinished(requested)) if folder.exists()]
+        for path, what in _used(plan):
+            if any(paths.expand(path).resolve().is_relative_to(folder) for folder in replaced):
+                raise ConfigError(f"{stage} uses {path}{what}, which this run would replace. Choose another --output")
+        check_folder(plan.config, resume, overwrite and plan is plans[-1], plan_only)
+
+
+def _used(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The paths that a run is made from, and what they are if the user has not named them."""
+    config = plan.config
+    sources = [source.path for source in data_sources.parse(config.data.path)]
+    yield from ((path, "") for path in (config.model, config.chat_template, *sources, config.data.eval_path) if path)
+    for parent in plan.parents.values():
+        if parent.manifest is not None:
+            yield str(parent.folder), ""
+            if parent.manifest["weights"] == "adapter":
+                yield str(parent.manifest["base"]["located"]), f" (the base of {parent.folder})"
 
 
 def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bool = False) -> None:
@@ -50,7 +79,10 @@ def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bo
             f"{folder} is a finished run. Choose another --output{resume_hint}or add --overwrite to replace it"
         )
     if unfinished.exists() and not plan_only:
-        raise ConfigError(f"{folder} has an unfinished run. Add --resume to continue, or --overwrite to start again")
+        raise ConfigError(
+            f"{folder} has an unfinished run. Add --resume to continue, or start it again with "
+            f"alignkit train --plugin {config.stage.component.name} --overwrite"
+        )
 
 
 def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overwrite: bool) -> list[str]:

@@ -43,6 +43,8 @@ class Interrupted(AlignkitError):  # noqa: N818
 def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> list[Result]:
     """Train plans in turn, those of a :class:`Pipeline`, and say the result of each.
 
+    With ``overwrite``, the last one replaces a previous run.
+
     Raises:
         Interrupted, AlignkitError: as :func:`execute`.
     """
@@ -53,7 +55,7 @@ def execute_all(plans: Sequence[Plan], *, resume: bool, overwrite: bool, say: Ca
     results = []
     for plan in plans:
         say(f"\n{plan.config.stage.component.name}")
-        results.append(execute(plan, resume=resume, overwrite=overwrite, say=say))
+        results.append(execute(plan, resume=resume, overwrite=overwrite and plan is plans[-1], say=say))
         say(describe(plan, results[-1]))
     return results
 
