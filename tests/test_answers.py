@@ -64,6 +64,17 @@ def test_sample_goes_on_where_it_was_killed(sample: Callable[..., Any], tmp_path
     assert sample("-k", "2", output="cut.jsonl") == whole  # nothing left to do
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b"])
+def test_answered_rows_are_kept_whatever_is_in_their_texts(tmp_path: Path, separator: str) -> None:
+    file, prompts = tmp_path / "samples.jsonl", [[{"role": "user", "content": text}] for text in "ab"]
+    rows = [{"prompt": text, "responses": [f"one{separator}two"]} for text in "ab"]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    before = file.read_bytes()
+
+    assert rankings.continued(file, cast(list[Conversation], prompts), k=1, batch=1, sampled_from={}) == 2
+    assert file.read_bytes() == before
+
+
 def test_sample_does_not_mix_files(
     sample: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

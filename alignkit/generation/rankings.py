@@ -67,7 +67,7 @@ def continued(file: Path, prompts: list[Conversation], k: int, batch: int, sampl
     if not file.exists():
         return 0
     kept: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").split("\n"):  # `splitlines` splits at U+2028 too
         try:
             row = json.loads(line)
         except ValueError:  # a partial line

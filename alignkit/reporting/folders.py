@@ -203,5 +203,5 @@ def _unread(file: Path) -> int:
     """The number of lines of a metrics file that are not a JSON object with a step."""
     if not file.exists():
         return 0
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return len(lines) - sum(1 for _ in curves.rows(file))
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return sum(1 for _ in lines) - sum(1 for _ in curves.rows(file))

@@ -160,10 +160,10 @@ def _comparison(paths: Sequence[Path], not_shown: list[NotShown]) -> list[Compar
     """The rows of ``alignkit compare`` in these folders."""
     rows = list[Compared]()
     for file in (path / COMPARISON for path in paths if (path / COMPARISON).is_file()):
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(compared(json.loads(line)))
-            except (ValueError, TypeError, LookupError, AttributeError):
-                not_shown.append(NotShown(f"{file}, line {number}", "not a row of alignkit compare"))
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows.append(compared(json.loads(line)))
+                except (ValueError, TypeError, LookupError, AttributeError):
+                    not_shown.append(NotShown(f"{file}, line {number}", "not a row of alignkit compare"))
     return rows

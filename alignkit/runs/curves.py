@@ -56,7 +56,7 @@ def read(file: Path, first: Sequence[str] = ()) -> list[Curve]:
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file such as ``metrics.jsonl`` that are JSON objects with a ``step``; others are left out."""
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = record.loads(line)
         except ValueError:

@@ -227,7 +227,7 @@ def _drop_metrics_after(file: Path, checkpoint: Path | None) -> None:
         step = step_of(checkpoint)
         history = [manifest.plain_json(log) for log in _state(checkpoint)["log_history"]]
     content = file.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in content.splitlines() if _logged_by(line, step, history)]
+    lines = [line for line in content.split("\n") if _logged_by(line, step, history)]
     manifest.write_atomically(file, "".join(line + "\n" for line in lines))
 
 
