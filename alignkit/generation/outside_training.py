@@ -10,6 +10,7 @@ from typing import Any
 
 from alignkit.batches import Answers
 from alignkit.errors import ConfigError
+from alignkit.generation import rewards
 from alignkit.protocols import RewardFunction
 from alignkit.registry import Registry
 from alignkit.runs import lineage
@@ -23,11 +24,11 @@ def scores_of_run(run: Parent, batch: int) -> RewardFunction:
     assert run.manifest is not None
     model = RewardModel(run.folder, run.manifest)
 
-    def score(answers: Answers, roles: object = None) -> list[float]:
+    def score(answers: Answers) -> list[float]:
         encoded = [model.encode(prompt, text) for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
         return model.scores(encoded, batch)
 
-    return score
+    return rewards.checked(f"the reward model in {run.folder}", score)
 
 
 class OnlyInTrainingError(ConfigError, AttributeError):

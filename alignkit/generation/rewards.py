@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 def build(reward: Selected, run: Run, which: str = "") -> RewardFunction:
     """A reward from its settings. ``which`` distinguishes it in errors from other rewards with its name."""
     component, config = reward
-    score = checks.with_roles(checks.function(run.registry.describe(component, "build"), component.build(config, run)))
-    source = run.registry.describe(component, which=which)
+    score = checks.function(run.registry.describe(component, "build"), component.build(config, run))
+    return checked(run.registry.describe(component, which=which), score)
+
+
+def checked(source: str, score: Callable[..., Any]) -> RewardFunction:
+    """``score`` as a reward that raises a DataError, which names ``source``, unless each score is a finite number."""
+    score = checks.with_roles(score)
 
     def scores(answers: Answers, roles: nn.Module | None = None) -> list[float]:
         return rankings.checked(source, lambda: checks.scores(source, score(answers, roles=roles)), answers.texts)

@@ -171,14 +171,17 @@ def _of_scorer(registry: Registry, scorer: scorers.Scorer) -> Chosen:
 
 
 def by_scores(
-    score: RewardFunction | Callable[..., Sequence[float]],
+    score: RewardFunction | Callable[..., Sequence[float]], name: str = "the scorer"
 ) -> Callable[[Sequence[Question]], Iterator[Verdict]]:
-    """A judge that ranks answers by their score, the highest first; equal scores are a tie."""
+    """A judge that ranks answers by their score, the highest first; equal scores are a tie.
+
+    It raises a DataError, which names the scorer by ``name``, unless each score is a finite number.
+    """
 
     def judge(questions: Sequence[Question]) -> Iterator[Verdict]:
         for question in questions:
-            scores = score(scorers.of_texts(question.prompt, list(question.answers)))
-            yield rankings.ranks(scores)
+            answers = scorers.of_texts(question.prompt, list(question.answers))
+            yield rankings.ranks(rankings.checked(name, functools.partial(score, answers), answers.texts))
 
     return judge
 

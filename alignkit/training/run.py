@@ -178,7 +178,8 @@ class Run:
         Raises:
             ConfigError: the reward's ``needs`` does not name this run.
         """
-        return rewards.of_role(self, path)
+        source = f"the reward model in {path}" if path else "the reward model"
+        return rewards.checked(source, rewards.of_role(self, path))
 
     def rollout(self, sampling: Sampling) -> Engine:
         """The rollout engine."""

@@ -18,7 +18,7 @@ def function(config: FunctionConfig) -> Any:
     def score(answers: Answers) -> Any:
         return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
 
-    return by_scores(score)
+    return by_scores(score, str(config.call))
 
 
 def reward_model(config: ModelConfig, run: Run) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from reward_runs import answers_of, plain_scores, refused, run_of
 
-from alignkit import PluginError
+from alignkit import DataError, PluginError
 from alignkit.cli import main
+from alignkit.generation import rewards
 
 # --- sums and ensembles ----------------------------------------------------------------------------------------------
 
@@ -83,6 +85,20 @@ def test_an_ensemble_is_combined_as_asked(reward_runs: Path, by: str) -> None:
     scores = zip(*(plain_scores(f"lora-{which}/rm", answers) for which in "ab"), strict=True)
 
     assert score(answers) == pytest.approx([combined(by, each) for each in scores], abs=1e-4)
+
+
+def test_a_member_of_an_ensemble_without_a_finite_score_is_an_error(
+    reward_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """min([1.0, nan]) is 1.0."""
+    broken = {"lora-a/rm": 1.0, "lora-b/rm": math.nan}
+    monkeypatch.setattr(
+        rewards, "of_role", lambda run, path: lambda answers, roles=None: [broken[path]] * len(answers.texts)
+    )
+    run, score = run_of("lora", "reward.name=ensemble", "reward.paths=[lora-a/rm, lora-b/rm]", "reward.by=min")
+
+    with pytest.raises(DataError, match="the reward model in lora-b/rm returned nan for the answer 'e e e'"):
+        score(answers_of(run))
 
 
 def weights(model: Any) -> int:

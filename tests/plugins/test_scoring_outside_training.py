@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_rank_takes_reward_runs_and_rewards(
     assert ranked(capsys, "--plugin", "odd", "--by", "brevity") == brevity
     parts = "reward.parts=[{name: brevity, weight: 2}]"
     assert ranked(capsys, "--plugin", "odd", "--by", "sum", parts) == brevity
+
+
+def test_scores_that_are_not_finite_are_an_error_not_ranks_and_ties(
+    reward_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.generation.scoring import RewardModel
+
+    monkeypatch.setattr(RewardModel, "scores", lambda self, answers, batch: [1.0, *[math.nan] * (len(answers) - 1)])
+    Path("infinite.py").write_text("def score(prompts, answers): return [1, *[float('inf')] * (len(answers) - 1)]\n")
+
+    said = "the reward model in lora-a/rm returned nan for the answer 'b'"
+    assert said in ranked(capsys, "--by", "lora-a/rm")
+    assert said in ranked(capsys, "--by", "reward-model", "judge.path=lora-a/rm")
+    by_function = ranked(capsys, "--by", "function", "judge.call=infinite:score")
+    assert "infinite:score returned inf for the answer 'b'" in by_function
+    compare = ["compare", "lora/sft", "full/sft", "--data", "prompts.jsonl", "--max-new-tokens", "4"]
+    assert main([*compare, "--reward", "lora-a/rm"]) == 2
+    assert "the reward model in lora-a/rm returned nan for the answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
