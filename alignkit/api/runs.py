@@ -54,7 +54,7 @@ class FinishedRun:
         The model is on the accelerator if there is one. A reward model returns its normalized score as logits [B, 1].
 
         Raises:
-            AlignkitError: its base, or the plugin of its tuner, is not on this machine.
+            AlignkitError: its base, or the plugin of its tuner, is not on this machine; or its base has changed.
         """
         with libraries.prepared():
             return _load_model(self.folder, self.manifest)

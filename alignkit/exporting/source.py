@@ -33,7 +33,7 @@ def read(folder: Path, command: str = "export") -> dict[str, Any]:
         raise AlignkitError(f"{command}: the weights in {folder} have changed since it was trained, or are gone")
     if record["weights"] == "adapter":
         _check_tuner(command, folder, record)
-        _check_base(command, folder, record)
+        base.of_run(record, folder, print)
     return record
 
 
@@ -44,14 +44,3 @@ def _check_tuner(command: str, folder: Path, record: dict[str, Any]) -> None:
             f"{command}: {folder} was trained with tuner '{tuner.name}', whose trained inputs cannot be merged into "
             "weights. Load it with PEFT: its model card shows how"
         )
-
-
-def _check_base(command: str, folder: Path, record: dict[str, Any]) -> None:
-    located = base.of_run(record, folder, print)
-    if Path(located).is_absolute() and not Path(located).is_dir():
-        raise ConfigError(
-            f"{command}: {folder} is an adapter for the model in {located}, which does not exist. Restore it"
-        )
-    on_disk = base.folder_of(located, record["base"].get("revision"))
-    if on_disk and record["base"]["weights"] not in (None, fingerprints.weights(on_disk)):
-        raise ConfigError(f"{command}: {folder} is an adapter for {located}, whose weights have changed since")

@@ -192,10 +192,15 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | No
 
 
 def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | None = None) -> nn.Module:
-    """The base model of a finished run in evaluation mode, in the form that it was trained on, without its training."""
+    """The base model of a finished run in evaluation mode, in the form that it was trained on, without its training.
+
+    Raises:
+        ConfigError: it is gone, or its weights have changed since.
+    """
     kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":
         located = base.locate(record["model"]["name"], print)
+        base.check_unchanged(located, record["model"], f"{folder} was trained from")
         kwargs |= base.kwargs_to_open(located, {**record, "base": record["model"]})
     else:
         located = base.of_run(record, folder, print)

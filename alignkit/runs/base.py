@@ -13,7 +13,7 @@ from alignkit.config import model_kwargs
 from alignkit.data import hub
 from alignkit.errors import AlignkitError, ConfigError, DataError, suggestion
 from alignkit.protocols import Limits
-from alignkit.runs import manifest
+from alignkit.runs import fingerprints, manifest
 from alignkit.runs.record import loads
 
 if TYPE_CHECKING:
@@ -246,13 +246,40 @@ def limits_of(config: dict[str, Any]) -> Limits:
     return Limits(text.get("vocab_size"), positions, text.get("model_type") in LEARNT_POSITIONS, layers)
 
 
-def of_run(record: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str:
-    """The base model of a finished run: that of its adapter, or the run folder itself if it holds a full model."""
+def of_run(record: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> str:
+    """The base model of a finished run: that of its adapter, or the run folder itself if it holds a full model.
+
+    Raises:
+        ConfigError: the base of its adapter is gone, or its weights have changed since.
+    """
     if record["weights"] == "model":
         return os.path.abspath(folder)
     name: str = record["base"]["name"]
     located = str(record["base"]["located"])
-    return located if os.path.isabs(located) and not name.startswith(bundled.PREFIX) else locate(name, say)
+    if not os.path.isabs(located) or name.startswith(bundled.PREFIX):
+        located = locate(name, say)
+    check_unchanged(located, record["base"], f"{folder} is an adapter for")
+    return located
+
+
+def check_of_run(record: Mapping[str, Any], folder: Path) -> None:
+    """Check the base of a finished run as :func:`of_run` does, without converting a bundled model."""
+    name = record["base"]["name"]
+    if not name.startswith(bundled.PREFIX) or bundled.model(name).is_dir():
+        of_run(record, folder, lambda line: None)
+
+
+def check_unchanged(located: str, recorded: Mapping[str, Any], relation: str) -> None:
+    """Check that a located model is the one that a manifest records. ``relation`` is how the error begins.
+
+    Raises:
+        ConfigError: it is gone, or its weights have changed since.
+    """
+    if os.path.isabs(located) and not os.path.isdir(located):
+        raise ConfigError(f"{relation} the model in {located}, which does not exist. Restore it")
+    on_disk = folder_of(located, recorded.get("revision"))
+    if on_disk and recorded.get("weights") not in (None, fingerprints.weights(on_disk)):
+        raise ConfigError(f"{relation} {located}, whose weights have changed since. Restore them")
 
 
 def kwargs_of_run(own: Mapping[str, Any], located: str, record: Mapping[str, Any]) -> dict[str, Any]:

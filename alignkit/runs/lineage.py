@@ -301,10 +301,10 @@ def _model_of(config: protocols.RunConfig, commit: str | None = None) -> dict[st
 
 
 def _model_differences(config: RunConfig, record: Mapping[str, Any], commit: str | None = None) -> list[str]:
-    current, before = _model_of(config, commit), _without_name(record["model"])
-    if current is None or before is None or config.model != record["model"]["name"]:
+    if config.model != record["model"]["name"]:  # do not look for it: it may not be on this disk
         return []
-    return fingerprints.differences(before, current)
+    current, before = _model_of(config, commit), _without_name(record["model"])
+    return fingerprints.differences(before, current) if current and before else []
 
 
 def _without_name(model: Mapping[str, Any]) -> dict[str, Any] | None:

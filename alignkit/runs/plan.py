@@ -194,6 +194,7 @@ class _Planner:
             config = self._with_reward_runs(config, parents)
         for parent in parents.values():
             if parent.manifest is not None and parent not in self.result.finished:
+                base.check_of_run(parent.manifest, parent.folder)
                 self.result.finished.append(parent)
         return config, parents
 
