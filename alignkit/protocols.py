@@ -178,6 +178,7 @@ class Run(Protocol):
     policy_learns_from: int  # the step from which the policy has gradients; a stage with a warm-up sets it
     streamed_rows: int | None  # rows of the stream that were trained on; None before the end, and without a stream
     steps_between_checkpoints: int  # checkpoints are possible every so many steps; a stage may set it
+    is_planned: bool  # for `alignkit plan`: tensors have no data, so no number means anything
 
     @property
     def config(self) -> RunConfig:

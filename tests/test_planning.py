@@ -19,6 +19,7 @@ from alignkit import planning
 from alignkit.cli import main
 from alignkit.generation import decode, hf_generate
 from alignkit.models.trl_internals import head_in_place
+from alignkit.online import diagnosis
 from alignkit.planning import cuda, estimate, ledger, phantoms, repeated, weightless
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -208,6 +209,8 @@ def test_logits_without_data_may_be_any_numbers(
 
     monkeypatch.setattr(decode, "draw", to_nan)
     monkeypatch.setattr(hf_generate, "check_finite", refuse)
+    monkeypatch.setattr(diagnosis, "check_reference", refuse)
+    monkeypatch.setattr(diagnosis, "check_first_step", refuse)
     given = settings("ppo", "lora")
     given["stages"]["ppo"]["rollout"] = {"name": engine}
 

@@ -59,7 +59,7 @@ class Collector:
         self.exact = run.dtype is torch.float32 and not (self.args.bf16 or self.args.fp16)  # no rounding between shapes
         self.compared = False  # whether the difference to a copy of the policy has been printed
         self.reuse_logps = False  # whether the engine's log-probabilities replace the policy's forward pass
-        self.say = run.say
+        self.say, self.is_planned = run.say, run.is_planned
         self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
 
     def collect(self, iteration: int) -> Rollouts:
@@ -96,7 +96,7 @@ class Collector:
         outputs = self.forward_roles(prompt_ids, answers, ["reference", *policy, *value])  # 3
         logps = outputs["policy"][0] if policy else padded(answers.logps or [], self.device)
         ref_logps, values = outputs["reference"][0], outputs["value"][0] if value else None
-        if iteration == 0:
+        if iteration == 0 and not self.is_planned:
             diagnosis.check_reference(logps - ref_logps, mask, self.exact)
         weights, of_copy = self._compare_copy(answers, logps, mask)
         if iteration == 0:

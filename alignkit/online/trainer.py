@@ -206,7 +206,7 @@ class OnlineTrainer(RolesTrainer):
             mask=inputs["mask"],
             num_tokens=num_items_in_batch,
         )
-        if self.state.global_step == 0 and self.microbatch == 0:
+        if self.state.global_step == 0 and self.microbatch == 0 and not self.run.is_planned:
             self._check_first_step(batch, model, sequences)
         output = self.loss_of(batch if self.trains_policy else freeze_policy(batch), inputs)
         share = batch.mask.sum() / num_items_in_batch  # of the step's tokens

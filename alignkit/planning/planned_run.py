@@ -37,6 +37,7 @@ class PlannedRun(Run):
         finished = {role: parent for role, parent in plan.parents.items() if parent.manifest is not None}
         super().__init__(dataclasses.replace(plan, parents=finished), say=lambda line: None)
         self.stream = None  # the rows of the plan stand for it
+        self.is_planned = True
         self.folder, self.device, self.dtype, self.ledger = folder, CPU, dtype, ledger
         self.cache = 0  # bytes of the key-value cache, at most
         self.microbatch: int | None = None  # rows of a microbatch; None: as many as in the run

@@ -66,6 +66,7 @@ class Run:
         self.skipped = len(plan.source.skipped)  # with the rows that the chat template rejects
         self.policy_learns_from = 0
         self.steps_between_checkpoints = 1
+        self.is_planned = False
         self._loss_states: list[LossState] = []
 
     def surroundings(self) -> dict[str, Any]:
