@@ -151,6 +151,12 @@ def test_a_name_is_needed_and_can_be_changed(sites: Any) -> None:
     assert person.post("/api/session", {"labeler": "ben"}).json()["labeler"] == "ben"
 
 
+def test_a_labeler_is_the_same_person_with_an_accent_as_one_character_or_two(sites: Any) -> None:
+    person = sites(numbered(1)).labeler(None)
+    for name in ("Ren\u00e9", "Rene\u0301"):
+        assert person.post("/api/session", {"labeler": name}).json()["labeler"] == "Ren\u00e9"
+
+
 def test_a_labeler_is_the_same_person_with_and_without_a_capital(sites: Any) -> None:
     site = sites(numbered(2), overlap=1.0)
     anna = site.labeler("Anna")

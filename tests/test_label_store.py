@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -118,15 +119,24 @@ def test_a_bad_row_that_is_appended_changes_nothing(sites: Any) -> None:
         (numbered(3)[::-1], "row 1 has changed"),
     ],
 )
-def test_labels_are_not_given_to_other_rows(sites: Any, rows: list[Any], message: str) -> None:
+def test_labels_are_not_given_to_other_rows(
+    sites: Any, rows: list[Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     site = sites(numbered(3))
     rank_all(site, "anna", 0, 1, 2)
     write_rows(site.samples, rows)
 
     with pytest.raises(DataError, match=message):
         binding.bind(site.samples, {}, print)
+    for option in (["--status"], ["--export", str(tmp_path / "r.jsonl")]):
+        assert main(["label", str(site.samples), *option]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    write_rows(site.samples, numbered(4))  # appended rows are no fault
+    assert main(["label", str(site.samples), "--status"]) == 0
     write_rows(site.samples, numbered(3))
     assert sites().labeler("anna").next() is None
+    site.samples.unlink()
+    assert main(["label", str(site.samples), "--status"]) == 0
 
 
 def test_a_file_that_is_not_a_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

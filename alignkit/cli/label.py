@@ -161,11 +161,13 @@ def _has_display() -> bool:
 def _export(samples: Path, output: Path, merge: str) -> None:
     if merge not in export.MERGES:
         raise ConfigError(f"--merge: '{merge}' is not {' or '.join(export.MERGES)}")
+    binding.check_rows(samples)
     count, tied = export.write(samples, output, merge)
     typer.echo(f"wrote {count} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else ""))
 
 
 def _print_status(samples: Path, as_json: bool) -> None:
+    binding.check_rows(samples)
     content = report.report(samples)
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(content)))
 

@@ -119,6 +119,21 @@ def open_readonly(samples: Path) -> sqlite3.Connection:
     return database
 
 
+def check_rows(samples: Path) -> None:
+    """Check that the labels in the store of a file of samples belong to its rows. Rows may have been appended since.
+
+    Files whose names differ only in their endings share a store. It has a copy of the rows: the file may be gone.
+
+    Raises:
+        DataError: the store belongs to other rows.
+        ConfigError: there is none, or it is not a store.
+    """
+    with contextlib.closing(open_readonly(samples)) as database:
+        if samples.exists() and value(database, "fingerprint") != (read := items.read(samples)).fingerprint:
+            for _ in _new_items(database, items.store_file(samples), samples, read.items):
+                pass
+
+
 def _is_new(database: sqlite3.Connection, file: Path) -> bool:
     """Whether nothing is in the file yet.
 
@@ -187,27 +202,40 @@ def _add_items(
     """Add the rows of the samples that are not in the store yet.
 
     Raises:
+        DataError: as :func:`_new_items`.
+    """
+    number = added = 0
+    for number, item in _new_items(database, file, samples, rows):
+        everyone = assignment.for_everyone(settings.seed, number, settings.overlap)
+        values = (number, item.k, everyone, item.digest)
+        database.execute("INSERT INTO items (id, k, everyone, digest) VALUES (?, ?, ?, ?)", values)
+        database.execute("INSERT INTO rows VALUES (?, ?, ?)", (number, item.row, item.shown))
+        added += 1
+    if 0 < added < number:
+        say(f"{samples} has {added} new rows, which are added to {file}")
+
+
+def _new_items(
+    database: sqlite3.Connection, file: Path, samples: Path, rows: Iterator[items.Item]
+) -> Iterator[tuple[int, items.Item]]:
+    """The rows of the samples that are not in the store yet, each with its number, from 1.
+
+    Raises:
         DataError: there are no rows, or they do not begin with those that are in the store.
     """
     stored = database.execute("SELECT digest FROM items ORDER BY id")
     changed = f"The labels in {file} belong to other rows. Restore {samples}, or move {file} away to start again"
-    count = added = 0
+    count = 0
     for count, item in enumerate(rows, 1):
         former = stored.fetchone()
         if former is None:
-            everyone = assignment.for_everyone(settings.seed, count, settings.overlap)
-            values = (count, item.k, everyone, item.digest)
-            database.execute("INSERT INTO items (id, k, everyone, digest) VALUES (?, ?, ?, ?)", values)
-            database.execute("INSERT INTO rows VALUES (?, ?, ?)", (count, item.row, item.shown))
-            added += 1
+            yield count, item
         elif former[0] != item.digest:
             raise DataError(f"{samples}: row {count} has changed. {changed}")
     if stored.fetchone() is not None:
         raise DataError(f"{samples}: only {count} rows are left. {changed}")
     if not count:
         raise DataError(f"{samples} has no rows to label")
-    if 0 < added < count:
-        say(f"{samples} has {added} new rows, which are added to {file}")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,12 +50,12 @@ class Label:
 
 
 def labeler_name(name: Any) -> str:
-    """A labeler's name, with single spaces.
+    """A labeler's name, with single spaces, and in Unicode's normal form C: some keyboards send é as two characters.
 
     Raises:
         InvalidLabelError: it is not a text, or empty, too long, or not printable.
     """
-    words = " ".join(name.split()) if isinstance(name, str) else ""
+    words = " ".join(unicodedata.normalize("NFC", name).split()) if isinstance(name, str) else ""
     if not words.isprintable() or not 1 <= len(words) <= NAME_LIMIT:
         raise InvalidLabelError(f"a labeler's name must have 1 to {NAME_LIMIT} characters")
     return words

@@ -12,6 +12,7 @@ import sqlite3
 import statistics
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -104,7 +105,8 @@ class Store:
     def spelled(self, labeler: str) -> str:
         """A name as a labeler has written it before: the same person may begin it with a capital or not."""
         known = [name for (name,) in self._query("SELECT DISTINCT labeler FROM leases")]
-        return next((name for name in known if name.casefold() == labeler.casefold()), labeler)
+        wanted = labeler.casefold()
+        return next((name for name in known if unicodedata.normalize("NFC", name).casefold() == wanted), labeler)
 
     def set_labeler(self, cookie: str, labeler: str) -> None:
         """Give the session of a cookie to a labeler."""
