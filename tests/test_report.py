@@ -211,6 +211,16 @@ def test_folders_that_are_no_runs_and_files_that_cannot_be_read_are_named_and_th
     assert "score 1.50 ± 0.60 → 2.75 ± 0.60" in page  # ppo's, from the lines that can be read
 
 
+def test_a_run_that_is_named_in_several_ways_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_pipeline(tmp_path / "runs")
+    (runs / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found, not_shown = find([Path("runs"), runs, Path("runs/../runs/ppo")])
+
+    assert sorted(run.name for run in found) == ["ppo", "rm", "sft"]
+    assert [each.name for each in not_shown] == ["notes"]
+
+
 def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
 

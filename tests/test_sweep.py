@@ -81,6 +81,8 @@ def test_commas_separate_values_except_inside_brackets_and_quotes(text: str, val
         (["train.seed=1,,2"], "train.seed=1,,2: a value is empty"),
         (["ppo.kl_coef=0.1,1e-1"], "the value 1e-1 is given twice"),
         (["train.seed=1,2", "train.seed=3,4"], "train.seed is given twice"),
+        (["train.seed=1,2", "train.seed=3"], "train.seed is given twice"),
+        (["train.seed=3", "train.seed=1,2"], "train.seed is given twice"),
     ],
 )
 def test_mistakes_in_values_are_errors(overrides: list[str], message: str) -> None:
@@ -152,10 +154,12 @@ def test_a_typo_in_a_later_value_is_found_before_anything_is_trained(
 ) -> None:
     assert main([*SWEEP, "ppo.kl_coef=0.1,0.2,o.3"]) == 2
     assert "alignkit: error: kl_coef=o.3: ppo.kl_coef: Input should be a valid number" in capsys.readouterr().err
-    assert main([*SWEEP, "ppo.batch_size=4,8", "ppo.kl_coeff=0.1"]) == 2
+    assert main([*SWEEP, "ppo.gamma=0.9,1", "ppo.kl_coeff=0.1"]) == 2
     assert "unknown key ppo.kl_coeff. Did you mean 'kl_coef'?" in capsys.readouterr().err
     assert main([*SWEEP, "output=a,b"]) == 2
     assert "output cannot have several values in a sweep" in capsys.readouterr().err
+    assert main([*SWEEP, "train.seed=1,2", "stages.ppo.train.seed=3"]) == 2
+    assert "train.seed is given twice: it is also ppo.train.seed" in capsys.readouterr().err
     assert in_this_process == []
     assert not Path("swept").exists()
 
@@ -167,7 +171,8 @@ def test_runs_that_fail_are_named_and_the_others_are_trained(
     here = sweep_training._run
     monkeypatch.setattr(sweep_training, "_run", lambda job, say: (real if "deadly" in job.name else here)(job, say))
     Path("deadly.py").write_text("import os\ndef score(prompts, answers):\n    os.kill(os.getpid(), 9)\n")
-    assert main([*SWEEP, "reward.call=gold:broken,deadly:score,gold:letters"]) == 1
+    settings = [word for word in SWEEP if not word.startswith("reward.call")]
+    assert main([*settings, "reward.call=gold:broken,deadly:score,gold:letters"]) == 1
     printed = capsys.readouterr()
     rows = read(Path("swept/sweep.jsonl"))
 

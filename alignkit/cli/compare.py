@@ -70,7 +70,7 @@ def compare(
     Example: alignkit compare runs/sft runs/ppo --output table.jsonl
     """
     _check_output(output)
-    overrides = [word for word in runs if "=" in word and not Path(word).exists()]
+    overrides = [word for word in runs if _is_setting(word)]
     if reward is None and judge is None and (unused := [*plugin, *overrides]):
         raise ConfigError(f"compare: {unused[0]} has no effect without --reward NAME or --judge NAME")
     with common.only_result(quiet=False, as_json=as_json):
@@ -85,6 +85,12 @@ def compare(
         result = along_runs(of, along, output, trust) if along else _between_runs(of, output)
     if as_json:
         common.print_json(result)
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is a setting. The folders of a sweep have a ``=`` in their names, such as ``kl_coef=0.1/ppo``."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key and not Path(word).exists()
 
 
 def _check_output(files: Sequence[Path]) -> None:

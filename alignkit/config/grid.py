@@ -34,7 +34,8 @@ def parse(overrides: Sequence[str]) -> Grid:
     A comma inside brackets, braces or quotes does not separate: ``data.path=[a.jsonl,b.jsonl],c.jsonl`` has two values.
 
     Raises:
-        ConfigError: no setting has several values; a value is empty, or occurs twice.
+        ConfigError: no setting has several values; a value is empty, or occurs twice; a setting with several values is
+            given twice.
     """
     fixed, varied = list[str](), dict[str, list[str]]()
     for override in overrides:
@@ -57,6 +58,8 @@ def parse(overrides: Sequence[str]) -> Grid:
             "sweep: no setting has several values. Separate them by commas, such as train.seed=1,2,3. To train one "
             "run, use alignkit train"
         )
+    if twice := [key for override in fixed if (key := override.partition("=")[0]) in varied]:
+        raise ConfigError(f"{twice[0]} is given twice")
     return Grid(fixed, varied)
 
 

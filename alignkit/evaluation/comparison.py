@@ -110,7 +110,12 @@ def prompts_of(path: str | None, runs: Sequence[Parent], limit: int) -> Prompts:
         chosen = [asked for key, asked in held_out.items() if key not in trained][:limit]
         source, known = "held out by the runs", 0
     if not chosen:
-        raise ConfigError("every prompt that one of these runs held out was trained on by another: add --data")
+        why = (
+            "every prompt that one of these runs held out was trained on by another"
+            if held_out
+            else "no prompts that these runs held out are known"
+        )
+        raise ConfigError(f"{why}: add --data" + (f" ({'; '.join(unknown)})" if unknown else ""))
     return Prompts([prompt for prompt, _ in chosen], [fields for _, fields in chosen], source, known, unknown)
 
 

@@ -101,7 +101,10 @@ def find(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[NotShown]]:
     """
     runs, not_shown = list[ReportedRun](), list[NotShown]()
     root = Path(os.path.commonpath([path.absolute() for path in paths]))
-    for folder in dict.fromkeys(each for path in paths for each in _folders(path)):
+    found = dict[Path, Path]()
+    for folder in (each for path in paths for each in _folders(path)):
+        found.setdefault(folder.resolve(), folder)  # "runs" and "/home/me/runs" are one folder
+    for folder in found.values():
         inside = folder.absolute() != root and folder.absolute().is_relative_to(root)
         name = str(folder.absolute().relative_to(root)) if inside else folder.name
         if not _is_run(folder):

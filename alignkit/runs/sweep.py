@@ -101,6 +101,7 @@ def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output
     stage = requested_stage(registry, file, cli)
     stages = {each.name for each in registry.all("stage")}
     parents, jobs, names = dict[Path, Job](), list[Job](), list(settings.varied)
+    _check_names(settings, stage, stages)
     for varied in settings.combinations():
         name = grid.folder_name(varied, names)
         with _named_error(name):
@@ -117,6 +118,15 @@ def plan(file: Mapping[str, Any], cli: Mapping[str, Any], settings: Grid, output
             _check_folder(job)
             jobs.append(job)
     return Sweep(output, stage, list(parents.values()), jobs)
+
+
+def _check_names(settings: Grid, stage: str, stages: set[str]) -> None:
+    """Check that no varied setting is given again under another name, such as ``ppo.train.seed`` for ``train.seed``."""
+    fixed = [override.partition("=")[0].removeprefix("stages.") for override in settings.fixed]
+    varied = [_of_stage(key, stage, stages).removeprefix("stages.") for key in settings.varied]
+    for key, full in zip(settings.varied, varied, strict=True):
+        if full in fixed or varied.count(full) > 1:
+            raise ConfigError(f"{key} is given twice: it is also {full}")
 
 
 @contextlib.contextmanager
