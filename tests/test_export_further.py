@@ -74,12 +74,19 @@ def test_what_cannot_be_done_is_an_error_before_anything_is_exported(
     assert "--ollama is for policies" in error("--ollama")
 
 
-def test_another_export_in_the_folder_is_not_touched(run: Path, tmp_path: Path) -> None:
+def test_another_export_in_the_folder_is_not_touched(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     to = tmp_path / "policy"
     assert main(["export", str(run), "--to", str(to)]) == 0
     before = files(to)
 
-    assert main(["export", str(run), "--to", str(to), "--dtype", "float32", "--ollama"]) == 2
+    for other in (["--dtype", "float32"], ["--max-shard-size", "1MB"]):
+        assert main(["export", str(run), "--to", str(to), *other, "--ollama"]) == 2
     (to / "chat_template.jinja").write_text("changed")
     assert main(["export", str(run), "--to", str(to), "--ollama"]) == 2
     assert files(to) == before
+    for content in ("{}", "[]", '{"export": 1}', '{"export": {}, "run": null}'):
+        (to / "export.json").write_text(content)
+        assert main(["export", str(run), "--to", str(to), "--ollama"]) == 2
+        assert f"export: {to} exists" in capsys.readouterr().err

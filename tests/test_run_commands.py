@@ -52,7 +52,7 @@ def test_runs_are_listed_with_their_results_and_what_is_not_finished(
 
 
 def test_a_run_is_shown_with_its_data_its_results_and_its_command(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = output(capsys, "show", str(runs / "sft"))
     record = json.loads(output(capsys, "show", str(runs / "sft"), "--json"))
@@ -63,6 +63,10 @@ def test_a_run_is_shown_with_its_data_its_results_and_its_command(
     assert record == json.loads((runs / "sft" / "alignkit.json").read_text())
     assert main(["show", str(runs)]) == 2
     assert "contains several runs" in capsys.readouterr().err
+    for inside, path in ((runs / "sft", "."), (runs / "sft" / "checkpoints", "..")):
+        monkeypatch.chdir(inside)
+        assert output(capsys, "show", path) == text
+        assert [row["run"] for row in json.loads(output(capsys, "runs", path, "--json"))] == ["sft"]
     assert main(["show", str(runs / "older")]) == 2
     assert "incompatible version" in capsys.readouterr().err
 

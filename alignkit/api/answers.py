@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignkit import paths
 from alignkit.api import libraries, row_files
 from alignkit.api.named import named
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, plugin_names
@@ -56,7 +57,7 @@ def sample(
     settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(row_files.path_for(prompts))
-        file = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "samples.jsonl")
+        file = paths.expand(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "samples.jsonl")
         kwargs = base.check_kwargs(os.fspath(run), model_kwargs or {})
         samples = sample_files.plan(os.fspath(run), path, file, k, batch, settings, kwargs)
         with libraries.prepared():
@@ -114,7 +115,7 @@ def rank(
     asked = named(by, "by")
     active = [*plugin_names(plugins), *asked.plugins]
     with row_files.path_for(samples) as path:
-        read = read_samples(Path(path))
+        read = read_samples(paths.expand(path))
     if limit is not None and limit < 1:
         raise ConfigError(f"rank: limit must be 1 or more (got {limit})")
     chosen = choosing.named("by", asked.name, active, asked.overrides(active))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit import paths
@@ -35,9 +33,9 @@ def export(
     Raises:
         AlignkitError: the run cannot be exported, ``to`` exists, or the export differs from the run.
     """
-    folder = paths.expand(os.fspath(run))
+    folder = paths.expand(run)
     source.read(folder)  # before torch is imported
     with libraries.prepared():
         from alignkit.exporting import export as write
 
-        return write(folder, Path(to), dtype=dtype, base=base, max_shard_size=max_shard_size)
+        return write(folder, paths.expand(to), dtype=dtype, base=base, max_shard_size=max_shard_size)

@@ -91,7 +91,7 @@ def load(run: FilePath, *, plugins: Iterable[PluginLike] = ()) -> FinishedRun:
         AlignkitError: its manifest cannot be read, or is of another version of alignkit.
     """
     plugin_names(plugins)
-    folder = paths.expand(os.fspath(run))
+    folder = paths.expand(run)
     if not manifest.is_run(folder):
         raise lineage.not_a_run("load", os.fspath(run))
     return FinishedRun(folder)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from alignkit import yaml
+from alignkit import paths, yaml
 from alignkit.api import row_files
 from alignkit.components import Component, Stage
 from alignkit.config.resolve import requested_stage
@@ -46,8 +45,8 @@ def arguments(
     Raises:
         AlignkitError: a plugin or a row cannot be used, or no stage is named.
     """
-    file = dict(yaml.load(Path(config))) if config is not None else {}
-    folder = Path(output or file.get("output") or "runs")
+    file = dict(yaml.load(paths.expand(config))) if config is not None else {}
+    folder = paths.expand(output or file.get("output") or "runs")
     named = plugin_names(plugins)
     given = plain(row_files.with_files(tables, folder))
     if callable(reward) or isinstance(reward, Component):

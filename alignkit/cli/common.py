@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from alignkit import yaml
+from alignkit import paths, yaml
 from alignkit.cli import completion
 from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
@@ -38,7 +38,7 @@ Plugins = typer.Option(
     help="A stage, tuner, loss or other component to use, or a plugin: sft, qlora, ... NAME@DISTRIBUTION if two "
     "distributions provide it. Repeatable.",
 )
-ConfigFile = typer.Option(None, "--config", "-c", metavar="FILE", help="A YAML config file.")
+ConfigFile = typer.Option(None, "--config", "-c", parser=paths.expand, metavar="FILE", help="A YAML config file.")
 Model = typer.Option(
     None, "--model", "-m", metavar="MODEL", help="The base model: a hub id or a folder. Default: the bundled model."
 )

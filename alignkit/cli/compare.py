@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common, completion, tables
 from alignkit.cli.checkpoints import along_runs
 from alignkit.errors import ConfigError
@@ -54,6 +55,7 @@ def compare(
         [],
         "--output",
         "-o",
+        parser=paths.expand,
         metavar="FILE",
         help="Write the table (.jsonl) or a picture of score or wins over KL (.svg, .png). Repeatable.",
     ),

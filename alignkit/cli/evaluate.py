@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common, completion, tables, terminal
 from alignkit.errors import ConfigError
 from alignkit.evaluation import comparison, perplexity, task_metrics, tasks
@@ -47,7 +48,9 @@ def evaluate(
     chat_template: bool = typer.Option(
         False, "--apply-chat-template", help="Apply the run's chat template to the prompts of tasks."
     ),
-    output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="Write the table to a .jsonl file."),
+    output: Path = typer.Option(
+        None, "--output", "-o", parser=paths.expand, metavar="FILE", help="Write the table to a .jsonl file."
+    ),
     quiet: bool = common.Quiet,
     as_json: bool = common.Json,
     limit: float = typer.Option(

@@ -19,6 +19,7 @@ def export(
     to: Path = typer.Option(
         ...,
         "--to",
+        parser=paths.expand,
         metavar="FOLDER",
         help="The folder to write. It must not exist, unless it holds this export and the options below add to it.",
     ),
@@ -32,7 +33,10 @@ def export(
     max_shard_size: str = typer.Option("5GB", metavar="SIZE", help="The largest size of a file of weights."),
     gguf_kind: gguf.Kind = typer.Option(None, "--gguf", help="Also write a GGUF file, by llama.cpp's converter."),
     llama_cpp: Path = typer.Option(
-        None, metavar="DIR", help="The folder of llama.cpp. Default: its convert_hf_to_gguf.py on the PATH."
+        None,
+        parser=paths.expand,
+        metavar="DIR",
+        help="The folder of llama.cpp. Default: its convert_hf_to_gguf.py on the PATH.",
     ),
     ollama: bool = typer.Option(False, "--ollama", help="Also write a Modelfile for Ollama."),
     push: str = typer.Option(
@@ -51,8 +55,9 @@ def export(
 
     release_freed_tensors()
 
-    if further.is_asked_for and is_export(to, record, dtype, base):
+    settings = {"dtype": dtype, "base": base, "max_shard_size": max_shard_size}
+    if further.is_asked_for and is_export(to, record, settings):
         typer.echo(f"{to} holds this export already")
     else:
-        write(folder, to, dtype=dtype, base=base, max_shard_size=max_shard_size, say=typer.echo)
+        write(folder, to, **settings, say=typer.echo)
     further.do(to, typer.echo)

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common
 from alignkit.data.readers import kind_of
 from alignkit.errors import ConfigError
@@ -29,7 +30,12 @@ def label(
     ),
     prompts: str = typer.Option(None, "--prompts", metavar="DATA", help="For a run: rows with prompts, in any format."),
     output: Path = typer.Option(
-        Path("samples.jsonl"), "--output", "-o", metavar="FILE", help="For a run: the file for the samples."
+        Path("samples.jsonl"),
+        "--output",
+        "-o",
+        parser=paths.expand,
+        metavar="FILE",
+        help="For a run: the file for the samples.",
     ),
     k: int = common.K,
     max_new_tokens: int = common.MaxNewTokens,
@@ -37,7 +43,9 @@ def label(
     top_p: float = common.TopP,
     batch: int = common.PromptsPerBatch,
     labeler: str = typer.Option(None, metavar="NAME", help="The labeler's name. Default: the page asks for it."),
-    guide: Path = typer.Option(None, metavar="FILE", help="Instructions in Markdown, shown beside the answers."),
+    guide: Path = typer.Option(
+        None, parser=paths.expand, metavar="FILE", help="Instructions in Markdown, shown beside the answers."
+    ),
     scale: int = typer.Option(7, min=2, max=10, help="Grades are from 1 to this number."),
     no_grades: bool = typer.Option(False, "--no-grades", help="Rank only, without grades."),
     flags: str = typer.Option(
@@ -49,7 +57,9 @@ def label(
     host: str = typer.Option("127.0.0.1", metavar="ADDRESS", help="The address to listen on."),
     port: int = typer.Option(None, min=1, max=65535, help="The port to listen on. Default: a free one."),
     no_browser: bool = typer.Option(False, "--no-browser", help="Do not open a browser."),
-    export_file: Path = typer.Option(None, "--export", metavar="FILE", help="Write the rankings to a file, and exit."),
+    export_file: Path = typer.Option(
+        None, "--export", parser=paths.expand, metavar="FILE", help="Write the rankings to a file, and exit."
+    ),
     merge: str = typer.Option(
         "mean", metavar="mean|apart", help="With --export: one ranking per row, by mean rank, or one per labeler."
     ),
@@ -60,7 +70,7 @@ def label(
 
     Example: alignkit label samples.jsonl --guide GUIDE.md
     """
-    file = Path(samples)
+    file = paths.expand(samples)
     is_file = kind_of(file) is not None or file.is_file()
     if status or export_file:
         used = {"samples", "status", "as_json"} if status else {"samples", "export_file", "merge"}

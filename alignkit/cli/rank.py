@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common
 from alignkit.errors import ConfigError
 from alignkit.evaluation.judge_report import describe_report, judge_report
@@ -22,7 +23,7 @@ from alignkit.runs import manifest
 
 def rank(
     file: Path = typer.Argument(
-        metavar="FILE", help="Rows with a prompt and responses, as `alignkit sample` writes them."
+        parser=paths.expand, metavar="FILE", help="Rows with a prompt and responses, as `alignkit sample` writes them."
     ),
     overrides: list[str] = typer.Argument(
         None, metavar="judge.KEY=VALUE", help="Settings of the judge; reward.KEY=VALUE are those of a reward."
@@ -37,8 +38,12 @@ def rank(
     batch: int = typer.Option(16, min=1, help="Answers per batch of a reward run."),
     limit: int = typer.Option(None, min=1, help="Maximum requests to the judge. Run the command again to continue."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the requests and their tokens without sending any."),
-    report: Path = typer.Option(None, metavar="FILE", help="Write the report on the judge to a JSON file."),
-    output: Path = typer.Option(None, "--output", "-o", metavar="FILE", help="The file for the rankings."),
+    report: Path = typer.Option(
+        None, parser=paths.expand, metavar="FILE", help="Write the report on the judge to a JSON file."
+    ),
+    output: Path = typer.Option(
+        None, "--output", "-o", parser=paths.expand, metavar="FILE", help="The file for the rankings."
+    ),
     quiet: bool = common.Quiet,
 ) -> None:
     """Rank sampled answers by a judge or by score. Adds "ranks" to each row: 0 is best, equal ranks are a tie.

@@ -25,6 +25,7 @@ def report(
         None,
         "--output",
         "-o",
+        parser=paths.expand,
         metavar="FILE",
         help="The HTML file. Default: report.html in FOLDER, or in the current folder if you name several.",
     ),

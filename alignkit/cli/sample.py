@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common, completion
 
 
@@ -20,7 +21,12 @@ def sample(
     ),
     overrides: list[str] = common.ModelKwargs,
     output: Path = typer.Option(
-        ..., "--output", "-o", metavar="FILE", help="The output file. An incomplete file is continued."
+        ...,
+        "--output",
+        "-o",
+        parser=paths.expand,
+        metavar="FILE",
+        help="The output file. An incomplete file is continued.",
     ),
     k: int = common.K,
     max_new_tokens: int = common.MaxNewTokens,

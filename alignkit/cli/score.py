@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common, completion
 from alignkit.generation import score_rows
 from alignkit.runs import lineage, manifest
@@ -23,7 +24,7 @@ def score(
         metavar="FILE", help="Rows with a prompt and one or more answers: a file, a folder or a hub id."
     ),
     output: Path = typer.Option(
-        None, "--output", "-o", metavar="FILE", help="The output file. Default: standard output."
+        None, "--output", "-o", parser=paths.expand, metavar="FILE", help="The output file. Default: standard output."
     ),
     batch: int = typer.Option(16, min=1, help="Answers per batch."),
     data_format: str = typer.Option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from alignkit import paths
 from alignkit.cli import common, tables
 from alignkit.cli.stopping import on_sigterm
 from alignkit.config import grid
@@ -44,7 +45,7 @@ def sweep(
     """
     settings = grid.parse(overrides)
     arguments = common.read_arguments(plugin, config, model, data, output, settings.fixed)
-    folder = Path(output or Path(arguments.file.get("output") or "runs") / "sweep")
+    folder = paths.expand(arguments.cli.get("output") or Path(arguments.file.get("output") or "runs") / "sweep")
     stoppable = on_sigterm("To continue, run the same command again")
     with stoppable, common.only_result(quiet and not plan_only):
         planned = plan_sweep(arguments.file, arguments.cli, settings, folder, trust)

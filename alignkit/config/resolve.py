@@ -10,6 +10,7 @@ of its config dataclass. A command may train several stages; each is resolved se
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,7 +258,7 @@ def resolve(
         stated=_stated(stage, stated),
         model=top.model,
         model_kwargs=model_kwargs.check(top.model_kwargs, bool(train.get("use_cpu"))),
-        output=top.output,
+        output=os.path.expanduser(top.output),
         plugins=[*(name for name in registry.requested if name != stage_name), stage_name],
         chat_template=top.chat_template,
         stage=Selected(stage, typed(stage.config, effective(stage.config, merged, stated), f"{stage_name}.")),

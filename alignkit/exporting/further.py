@@ -62,15 +62,15 @@ class Further(NamedTuple):
             say(f"{'uploaded':<10} {address} ({'public' if self.public else 'private'})")
 
 
-def is_export(folder: Path, record: Mapping[str, Any], dtype: str, base: str) -> bool:
+def is_export(folder: Path, record: Mapping[str, Any], settings: Mapping[str, str]) -> bool:
     """Whether a folder is the unchanged export of a run with these settings. ``record`` is the manifest of the run."""
     try:
         exported = json.loads((folder / card.FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        made_with = {"max_shard_size": "5GB", **exported["export"]}  # earlier versions did not record it
+        return (
+            exported["run"]["weights"] == record["fingerprints"]["weights"]
+            and all(made_with[name] == value for name, value in settings.items())
+            and exported["fingerprints"] == fingerprints.of(folder)
+        )
+    except (OSError, ValueError, TypeError, KeyError):  # no such file, or one that another program wrote
         return False
-    settings = {"dtype": exported["export"]["dtype"], "base": exported["export"]["base"]}
-    return (
-        exported["run"]["weights"] == record["fingerprints"]["weights"]
-        and settings == {"dtype": dtype, "base": base}
-        and exported["fingerprints"] == fingerprints.of(folder)
-    )

@@ -136,8 +136,8 @@ def _write(
     _check(comparing.difference(expected, reopened), dtype)
     trained = comparing.difference(of_run, of_base).kl if of_base else None
     _check_trained(difference, comparing.difference(of_base, reopened) if of_base else None)
-    how = {"dtype": dtype, "base": base, "adapter": record["weights"] == "adapter", "texts": texts.source}
-    card.write(folder, run, record, {**how, **difference._asdict()})
+    how = {"dtype": dtype, "base": base, "max_shard_size": max_shard_size, "texts": texts.source}
+    card.write(folder, run, record, {**how, "adapter": record["weights"] == "adapter", **difference._asdict()})
     say(f"exported   {record['role']} of {run} in {dtype}, {size / 1e6:,.0f} MB")
     say(f"compared   {comparing.describe(difference, texts.source)}")
     if trained is not None and difference.kl is not None and difference.kl > SHARE_OF_TRAINING * trained:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from alignkit import paths
 from alignkit.components import Stage
 from alignkit.errors import AlignkitError, ConfigError, one_line, suggestion
 from alignkit.registry.plugin import in_memory as in_memory_names
@@ -93,16 +94,17 @@ def _word(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def find(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[NotShown]]:
+def find(given: Sequence[Path]) -> tuple[list[ReportedRun], list[NotShown]]:
     """The runs in these folders, which are run folders or contain some, and the folders that are not shown.
 
     Raises:
         ConfigError: there is no such folder.
     """
     runs, not_shown = list[ReportedRun](), list[NotShown]()
-    root = Path(os.path.commonpath([path.absolute() for path in paths]))
+    named = [paths.named(path) for path in given]
+    root = Path(os.path.commonpath([path.absolute() for path in named]))
     found = dict[Path, Path]()
-    for folder in (each for path in paths for each in _folders(path)):
+    for folder in (each for path in named for each in _folders(path)):
         found.setdefault(folder.resolve(), folder)  # "runs" and "/home/me/runs" are one folder
     for folder in found.values():
         inside = folder.absolute() != root and folder.absolute().is_relative_to(root)

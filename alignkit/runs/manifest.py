@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from alignkit import paths
 from alignkit.errors import AlignkitError
 from alignkit.runs import record
 
@@ -24,8 +25,8 @@ VERSION = 2
 
 def unfinished(folder: Path) -> Path:
     """The folder of a run until it is finished."""
-    named = folder if folder.name else folder.absolute()  # "." has no name
-    return named.with_name(named.name + ".unfinished")
+    folder = paths.named(folder)
+    return folder.with_name(folder.name + ".unfinished")
 
 
 def is_run(folder: Path) -> bool:
