@@ -19,7 +19,7 @@ from alignkit import bundled, paths
 from alignkit.config import DataConfig, data_sources
 from alignkit.data import hub
 from alignkit.data.readers import COMPRESSED, READERS, RawRows, kind_of, rows_of, without_null_fields
-from alignkit.errors import DataError, one_line, suggestion
+from alignkit.errors import ConfigError, DataError, one_line, suggestion
 
 SPLITS = {  # the words in file names that name a split, as in the `datasets` library
     **dict.fromkeys(("train", "training"), "train"),
@@ -106,9 +106,36 @@ def with_folder(path: str, rows: RawRows, of_split: str = "") -> RawRows:
         raise DataError(f"{prefix}{error}") from None
 
 
-def is_file(path: str) -> bool:
-    """Whether ``path`` is a local file. A file has no splits."""
-    return _local(path).is_file()
+def check_splits(config: DataConfig) -> None:
+    """Check that no file is given a split, and that no file or split is both trained on and held out.
+
+    Raises:
+        ConfigError: a file has a split, or ``config.eval_path`` is training data.
+        DataError: a folder has no such split.
+    """
+    each = data_sources.parse(config.path)
+    splits = [(source.path, source.split or config.split) for source in each]
+    for path, split in [*splits, *([(config.eval_path, config.eval_split)] if config.eval_path else [])]:
+        if split not in (None, "train") and _local(path).is_file():
+            raise ConfigError(
+                f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
+            )
+    if config.eval_path:
+        held_out = _parts(config.eval_path, config.name, config.eval_split or config.split)
+        for source in each:
+            if held_out & _parts(source.path, source.name or config.name, source.split or config.split):
+                raise ConfigError(
+                    f"data.eval_path is the training data ({config.eval_path}). Name other data, or set data.eval_split"
+                )
+
+
+def _parts(path: str, name: str | None, split: str) -> set[tuple[str | None, ...]]:
+    """What is read of a source: its files, or the split of a data set of the ``datasets`` library."""
+    local = _local(path)
+    if not local.exists() or (local.is_dir() and _is_saved(local)):
+        return {(os.path.realpath(local), name, split)}
+    files = _files(local, split)[0] if local.is_dir() else [local]
+    return {(os.path.realpath(file),) for file in files}
 
 
 def _local(path: str) -> Path:

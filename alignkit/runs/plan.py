@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, data, paths
-from alignkit.config import data_sources, model_kwargs, resolve, resume_rules, reward_parts, trust
+from alignkit.config import model_kwargs, resolve, resume_rules, reward_parts, trust
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import merge
 from alignkit.data import held_out, sources
@@ -276,22 +276,15 @@ def make(registry: Registry, config: RunConfig, parents: Mapping[str, Parent] | 
         )
     if config.data.path is None:
         raise ConfigError(f"stage '{stage.name}' has no default data. Add --data")
-    eval_path, eval_split = config.data.eval_path, config.data.eval_split or config.data.split
-    splits = [(each.path, each.split or config.data.split) for each in data_sources.parse(config.data.path)]
-    for path, split in [*splits, *([(eval_path, config.data.eval_split)] if eval_path else [])]:
-        if split not in (None, "train") and sources.is_file(path):
-            raise ConfigError(
-                f"data: {path} is a single file and has no split '{split}'. Only folders and hub datasets have splits"
-            )
     stream = streamed.stream(registry, config) if config.data.streaming else None
     source = stream.source if stream else data.load(registry, config.data, config.data.path, stage.rows)
-    if (eval_path, eval_split) in splits:
-        raise ConfigError(f"data.eval_path is the training data ({eval_path}). Set data.eval_split too")
-    if eval_path is None:
+    sources.check_splits(config.data)
+    if (eval_path := config.data.eval_path) is None:
         size, seed = config.data.eval_size, config.data.seed
         train_rows, eval_rows = stream.split if stream else held_out.split(source, size, seed)
         plan = Plan(registry, config, source, train_rows, eval_rows, None, parents, stream)
     else:
+        eval_split = config.data.eval_split or config.data.split
         eval_config = dataclasses.replace(config.data, split=eval_split, streaming=False)
         eval_source = data.load(registry, eval_config, eval_path, stage.rows)
         train_rows = stream.train_rows if stream else held_out.split(source, 0, config.data.seed).train

@@ -16,6 +16,7 @@ from alignkit.config.data_sources import normalized
 from alignkit.data import spool
 from alignkit.data.held_out import Split, split
 from alignkit.data.reading import Rows, load
+from alignkit.data.sources import check_splits
 from alignkit.registry import Registry
 
 WEIGHTS: list[Any] = [0, -1, float("nan"), float("inf"), "heavy", None]
@@ -183,6 +184,28 @@ def test_a_copy_is_the_same_row_and_not_an_equal_one(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(spool, "IN_MEMORY", in_memory)
         assert spool.copies(divided(path).train) == [0, 0, 1, 1]
         assert spool.copies(divided(path).train[1:]) == [0, 0, 1]
+
+
+def test_held_out_rows_are_not_those_of_a_training_file(tmp_path: Path) -> None:
+    prompts("set/train.jsonl", ["x"]), prompts("set/test.jsonl", ["y"]), prompts("a.jsonl", ["z"])
+    Path("link.jsonl").symlink_to("a.jsonl")
+
+    for trained, held_out in (
+        ("a.jsonl", "./a.jsonl"),
+        ("a.jsonl", str(tmp_path / "a.jsonl")),
+        ("a.jsonl", "link.jsonl"),
+        (["set", "a.jsonl"], "a.jsonl"),
+        ("set", "set/../set"),
+        ("set", "set/train.jsonl"),
+        ("set/train.jsonl", "set"),
+        ("someone/data", "someone/data"),
+    ):
+        with pytest.raises(ConfigError, match="data.eval_path is the training data"):
+            check_splits(DataConfig(path=trained, eval_path=held_out))
+    check_splits(DataConfig(path="set", eval_path="set/test.jsonl"))
+    check_splits(DataConfig(path="set", eval_path="set", eval_split="test"))
+    check_splits(DataConfig(path="someone/data", eval_path="someone/data", eval_split="test"))
+    check_splits(DataConfig(path=[{"path": "someone/data", "name": "maths"}], eval_path="someone/data"))
 
 
 def test_the_command_line_repeats_data(tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
