@@ -99,7 +99,7 @@ class VllmEngine:
                 f"the vLLM server at {server.url} returned no token ids or log-probabilities: it is too old"
             ) from None
         for ids, _ in answers:
-            if len(ids) < self.sampling.max_new_tokens and ids[-1] not in self.sampling.stop_ids:
+            if len(ids) < self.sampling.max_new_tokens and not set(ids[-1:]) & set(self.sampling.stop_ids):
                 raise UnavailableError(
                     f"the vLLM server at {server.url} cut an answer after {len(ids)} tokens: its --max-model-len is "
                     "too small, or it was stopped"
