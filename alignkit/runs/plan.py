@@ -56,10 +56,8 @@ class Plan:
         steps = train.get("max_steps", -1)
         length = f"{steps} steps" if steps > 0 else _count(train.get("num_train_epochs", 3), "epoch")
         batch = train.get("per_device_train_batch_size", 8) * train.get("gradient_accumulation_steps", 1)
-        if extent := self._stage_text("extent", config.stage.config):
-            extent += f", at most {length}" if steps > 0 else ""
-        else:
-            extent = f"{length}, batches of {batch}"
+        of_stage, limit = self._stage_text("extent", config.stage.config), f", at most {length}" if steps > 0 else ""
+        extent = of_stage + limit if of_stage else f"{length}, batches of {batch}"
         in_memory = self._stage_text("in_memory", self)
         split = f"{'the first ' if self.stream else ''}{len(self.eval_rows)} rows of the training data"
         rows = "a stream" if self.stream else f"{len(self.train_rows)} rows"

@@ -64,6 +64,12 @@ INVALID = [
 ]
 
 
+TRAILING_COMMA = {  # what Python 3.13 and newer say of it -> what older versions and this parser do
+    "Illegal trailing comma before end of array": "Expecting value",
+    "Illegal trailing comma before end of object": "Expecting property name enclosed in double quotes",
+}
+
+
 @pytest.mark.parametrize("text", INVALID)
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 16])
 def test_errors_are_those_of_the_whole_file(monkeypatch: pytest.MonkeyPatch, text: str, chunk: int) -> None:
@@ -73,7 +79,8 @@ def test_errors_are_those_of_the_whole_file(monkeypatch: pytest.MonkeyPatch, tex
     stream = JsonStream(io.StringIO(text))
     with pytest.raises(json.JSONDecodeError) as raised:
         list(stream.elements("data"))
-    assert (raised.value.msg, stream.lines_before + raised.value.lineno) == (expected.value.msg, expected.value.lineno)
+    message = TRAILING_COMMA.get(expected.value.msg, expected.value.msg)
+    assert (raised.value.msg, stream.lines_before + raised.value.lineno) == (message, expected.value.lineno)
 
 
 @pytest.mark.parametrize(("text", "type_"), [("{}", "dict"), ('{"data": 1}', "dict"), ("12", "int"), ('"a"', "str")])
