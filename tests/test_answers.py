@@ -137,6 +137,8 @@ def test_score_writes_rows_and_rankings_with_scores(
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "p1", "response": a} for a in ("a", "bb" * 20, "c")])
     capsys.readouterr()
 
+    assert main(["score", str(tmp_path / "rm"), rows, "-o", rows]) == 2
+    assert "the command reads this file. Choose another one" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "rm"), rows]) == 0
     scored = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert main(["score", str(tmp_path / "rm"), rows, "--batch", "1", "-o", str(tmp_path / "out.jsonl")]) == 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from test_judging import asked, folder, rank, rows_of, write
 
 from alignkit.cli import main
@@ -35,13 +39,56 @@ def test_files_that_cannot_be_ranked_are_refused_before_anything_is_asked(
         rank("right", status=2)
         assert message in capsys.readouterr().err
     write([{"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1], "margins": [2.0, 0.0]}])
-    assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "samples.jsonl"]) == 2
-    assert "the ranks in this file would be overwritten" in capsys.readouterr().err
-    Path("people.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1], "labels": []}))
-    assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "people.jsonl"]) == 2
-    assert "people.jsonl exists and is not an earlier ranking of samples.jsonl" in capsys.readouterr().err
+    for content in ('{"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1], "labels": []}', "[]", "7", '"p"'):
+        Path("people.jsonl").write_text(content)
+        assert main(["rank", "samples.jsonl", "--by", "right", "-p", "tests", "-o", "people.jsonl"]) == 2
+        assert "people.jsonl exists and is not an earlier ranking of samples.jsonl" in capsys.readouterr().err
     assert main(["rank", "sample.jsonl", "--by", "right", "-p", "tests", "-o", "ranked.jsonl"]) == 2
     assert "no file sample.jsonl. Did you mean 'samples.jsonl'?" in capsys.readouterr().err
     assert asked() == []
     rank("right")
     assert "margins" not in json.loads(Path("ranked.jsonl").read_text())  # of other ranks
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_the_samples_are_never_overwritten(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows without a verdict would be lost."""
+    file = write(rows_of(["a", "bb"], ["a", "broken"]))
+    Path("linked.jsonl").hardlink_to(file)
+    before = Path(file).read_bytes()
+
+    for target in (file, "linked.jsonl"):
+        arguments = ["--by", "right", "-p", "tests", "-o", "ranked.jsonl", option, target]
+        assert main(["rank", file, *arguments]) == 2
+        assert f"{option} {target}: the command reads this file. Choose another one" in capsys.readouterr().err
+    assert Path(file).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst", "out.parquet", "out.csv", "out.json"])
+def test_rows_are_not_written_under_the_name_of_another_kind_of_file(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(rows_of(["a", "bb"]))
+
+    for command in (
+        ["rank", file, "--by", "right", "-p", "tests", "--output", name],
+        ["sample", "base", file, "--output", name],
+        ["label", file, "--export", name],
+    ):
+        assert main(command) == 2
+        said = f"{command[-2]} {name}: the rows are written as JSON Lines. Choose a name that ends in .jsonl"
+        assert said in capsys.readouterr().err
+    assert asked() == []
+
+
+def test_values_of_parquet_that_json_does_not_have_are_written_as_json(folder: Path) -> None:
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    row = {"prompt": "p", "responses": ["a", "bb"], "when": when, "weight": math.nan}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), "samples.parquet")
+    command = ["rank", "samples.parquet", "--by", "right", "-p", "tests", "-o", "ranked.jsonl"]
+
+    assert main(command) == 0
+    (written,) = Path("ranked.jsonl").read_text().splitlines()
+    assert json.loads(written, parse_constant=pytest.fail)["weight"] is None
+    assert json.loads(written)["when"] == "2026-01-02T03:04:05"
+    assert main(command) == 0  # the same ranking again

@@ -11,6 +11,7 @@ import typer
 from alignkit import paths
 from alignkit.cli import common, completion, tables
 from alignkit.cli.checkpoints import along_runs
+from alignkit.data import outputs
 from alignkit.errors import ConfigError
 from alignkit.evaluation import between_runs, comparison, picture
 from alignkit.evaluation.checkpoints import policies_of
@@ -71,7 +72,7 @@ def compare(
 
     Example: alignkit compare runs/sft runs/ppo --output table.jsonl
     """
-    _check_output(output)
+    _check_output(output, data)
     overrides = [word for word in runs if _is_setting(word)]
     if reward is None and judge is None and (unused := [*plugin, *overrides]):
         raise ConfigError(f"compare: {unused[0]} has no effect without --reward NAME or --judge NAME")
@@ -95,12 +96,11 @@ def _is_setting(word: str) -> bool:
     return bool(equals) and "/" not in key and not Path(word).exists()
 
 
-def _check_output(files: Sequence[Path]) -> None:
+def _check_output(files: Sequence[Path], data: str | None) -> None:
     for file in files:
         if file.suffix not in (".jsonl", *PICTURES):
             raise ConfigError(f"--output {file}: the file must end in .jsonl (the table), .svg or .png (a picture)")
-        if not file.absolute().parent.is_dir():
-            raise ConfigError(f"--output {file}: no folder {file.parent}")
+        outputs.check("--output", file, *filter(None, [data]))
         if file.suffix in PICTURES and not pictures.can_draw():
             raise ConfigError(f"--output {file} needs matplotlib, which is not installed: pip install 'alignkit[plot]'")
 

@@ -11,6 +11,7 @@ import typer
 
 from alignkit import paths
 from alignkit.cli import common, completion, tables, terminal
+from alignkit.data import outputs
 from alignkit.errors import ConfigError
 from alignkit.evaluation import comparison, perplexity, task_metrics, tasks
 from alignkit.evaluation.perplexity import Nll, Policy
@@ -65,8 +66,10 @@ def evaluate(
 
     Example: alignkit evaluate runs/ppo --data texts.jsonl
     """
-    if output and (output.suffix != ".jsonl" or not output.absolute().parent.is_dir()):
-        raise ConfigError(f"--output {output}: the file must end in .jsonl, in a folder that exists")
+    if output and output.suffix != ".jsonl":
+        raise ConfigError(f"--output {output}: the file must end in .jsonl")
+    if output:
+        outputs.check("--output", output, *data)
     if names is None and (num_fewshot is not None or chat_template):
         raise ConfigError(f"{'--num-fewshot' if num_fewshot is not None else '--apply-chat-template'} needs --tasks")
     wanted = [] if names is None else [name.strip() for name in names.split(",")]

@@ -11,6 +11,7 @@ import typer
 
 from alignkit import paths
 from alignkit.cli import common
+from alignkit.data import outputs
 from alignkit.errors import ConfigError
 from alignkit.evaluation.judge_report import describe_report, judge_report
 from alignkit.judging import Item, OpenJudge, Outcomes, judge_answers
@@ -56,13 +57,12 @@ def rank(
     samples = read_samples(file)
     if output is None and not dry_run:
         raise ConfigError("rank needs --output FILE for the rankings, or --dry-run")
-    if output is not None and output.exists() and output.samefile(file) and any(sample.ranks for sample in samples):
-        raise ConfigError(f"--output {output}: the ranks in this file would be overwritten. Choose another file")
-    if output is not None and output.exists() and not output.samefile(file) and not is_ranking_of(samples, output):
-        raise ConfigError(f"--output {output} exists and is not an earlier ranking of {file}. Choose another file")
-    for target in (output, report):
-        if target is not None and not target.absolute().parent.is_dir():
-            raise ConfigError(f"no folder {target.parent}")
+    if output is not None:
+        outputs.check_rows("--output", output, file)
+        if output.exists() and not is_ranking_of(samples, output):
+            raise ConfigError(f"--output {output} exists and is not an earlier ranking of {file}. Choose another file")
+    if report is not None:
+        outputs.check("--report", report, file)
     items = [sample.item for sample in samples]
     chosen = named("--by", by, plugin, overrides or [])
     if dry_run:
@@ -103,7 +103,7 @@ def is_ranking_of(samples: Sequence[Sample], file: Path) -> bool:
             row = json.loads(content.readline() or "null")
     except (OSError, ValueError):
         return False
-    return row is None or any(row == ranked(sample, row.get("ranks")) for sample in samples)
+    return row is None or (isinstance(row, dict) and any(row == ranked(sample, row.get("ranks")) for sample in samples))
 
 
 def write(output: Path, rows: Sequence[dict[str, Any]]) -> None:

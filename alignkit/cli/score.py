@@ -10,6 +10,7 @@ import typer
 
 from alignkit import paths
 from alignkit.cli import common, completion
+from alignkit.data import outputs
 from alignkit.generation import score_rows
 from alignkit.runs import lineage, manifest
 
@@ -37,6 +38,8 @@ def score(
     Example: alignkit score runs/rm demos.jsonl --output scores.jsonl
     """
     parent = lineage.named("score", run, "reward")
+    if output:
+        outputs.check_rows("--output", output, file)
     rows = score_rows.read_answers(file, data_format)
     unfinished = output.with_name(f".{output.name}.unfinished") if output else None
     stream = unfinished.open("w", encoding="utf-8") if unfinished else sys.stdout

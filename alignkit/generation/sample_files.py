@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit import bundled
+from alignkit.data import outputs
 from alignkit.data.reading import SAMPLED_FROM
 from alignkit.generation.chat import ModelSource, locate
 from alignkit.generation.rankings import continued, prompts_of, short
@@ -55,8 +56,10 @@ def plan(
 
     Raises:
         AlignkitError: the model or the prompts are not usable.
-        ConfigError: the file has other prompts, another K, or answers of another model or other settings.
+        ConfigError: the file's name does not end in ``.jsonl``; the file has other prompts, another K, or answers of
+            another model or other settings.
     """
+    outputs.check_rows("--output", file)
     source, rows = locate(run), prompts_of(prompts)
     sampled_from = _sampled_from(source, settings, (model_kwargs or {}).get("revision"))
     done = continued(file, rows, k, batch, sampled_from)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from pydantic_core import to_json
+
 from alignkit.components import DataFormat
 from alignkit.data.prompts import has_tools
 from alignkit.data.readers import READERS, kind_of, rows_of
-from alignkit.errors import DataError, suggestion
+from alignkit.errors import DataError, one_line, suggestion
 from alignkit.registry import Registry
 from alignkit.rows import Conversation, Prompt
 
@@ -25,7 +28,7 @@ class Item(NamedTuple):
 class Sample(NamedTuple):
     """A row of a file of samples."""
 
-    row: dict[str, Any]
+    row: dict[str, Any]  # as JSON holds it
     item: Item
 
     @property
@@ -39,7 +42,7 @@ def read_samples(file: Path) -> list[Sample]:
 
     Raises:
         DataError: there is no such file, or it has no rows; a row has no answers, ranks that do not fit them, or
-            a prompt that is invalid or has tools.
+            a prompt that is invalid or has tools, or a value that JSON cannot represent.
     """
     if not file.is_file():
         raise DataError(suggestion(f"no file {file}", file.name, [each.name for each in file.parent.glob("*")]))
@@ -64,7 +67,11 @@ def read_samples(file: Path) -> list[Sample]:
             raise DataError(f"{where}: {error}") from None
         if has_tools(asked):
             raise DataError(f"{where}: the prompt has tools, which judges and scorers do not see. Remove the row")
-        samples.append(Sample(dict(row), Item(asked.prompt, answers)))
+        try:
+            plain = json.loads(to_json(row, inf_nan_mode="null"))  # Parquet has times, and NaN
+        except ValueError as error:
+            raise DataError(f"{where}: {one_line(error)}") from None
+        samples.append(Sample(plain, Item(asked.prompt, answers)))
     if not samples:
         raise DataError(f"{file} has no rows")
     return samples

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from alignkit.data import outputs
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding, items
 from alignkit.labeling.labels import Label, dense
@@ -37,7 +38,7 @@ def lines(samples: Path, merge: str) -> Iterator[str]:
 def _line(row: str, given: Sequence[tuple[str, Label]]) -> str:
     labels = [{"labeler": labeler, **vars(label)} for labeler, label in given]
     content = {**json.loads(row), "ranks": mean_ranks([label.ranks for _, label in given]), "labels": labels}
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return json.dumps(manifest.plain_json(content), ensure_ascii=False) + "\n"
 
 
 def mean_ranks(rankings: Sequence[Sequence[float]]) -> list[int]:
@@ -57,8 +58,10 @@ def write(samples: Path, output: Path, merge: str) -> tuple[int, int]:
     """Write the rankings to a file. Returns how many there are, and how many of them tie all answers.
 
     Raises:
-        ConfigError: nothing is labeled yet, or the file exists and is not an earlier export of these samples.
+        ConfigError: nothing is labeled yet; the file exists and is not an earlier export of these samples, or its name
+            does not end in ``.jsonl``.
     """
+    outputs.check_rows("--export", output, samples)
     if output.exists() and not _is_export(samples, output):
         raise ConfigError(f"--export {output} exists and is not an export of {samples}. Choose another file")
     rows = list(lines(samples, merge))
