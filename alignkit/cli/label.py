@@ -14,6 +14,7 @@ import typer
 
 from alignkit import paths
 from alignkit.cli import common
+from alignkit.data import outputs
 from alignkit.data.readers import kind_of
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding, export, items, labels, report
@@ -171,6 +172,7 @@ def _has_display() -> bool:
 def _export(samples: Path, output: Path, merge: str) -> None:
     if merge not in export.MERGES:
         raise ConfigError(f"--merge: '{merge}' is not {' or '.join(export.MERGES)}")
+    outputs.check_rows("--export", output, samples)
     binding.check_rows(samples)
     count, tied = export.write(samples, output, merge)
     typer.echo(f"wrote {count} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignkit import paths
 from alignkit.data.readers import COMPRESSED, READERS
 from alignkit.errors import ConfigError
 
@@ -16,7 +17,7 @@ def check(option: str, file: Path, *inputs: Path | str) -> None:
     """
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"{option} {file}: no folder {file.parent}")
-    if file.exists() and any(Path(each).exists() and file.samefile(each) for each in inputs):
+    if file.exists() and any(each.exists() and file.samefile(each) for each in map(paths.expand, inputs)):
         raise ConfigError(f"{option} {file}: the command reads this file. Choose another one")
 
 

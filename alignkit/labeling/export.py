@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignkit.data import outputs
 from alignkit.errors import ConfigError
 from alignkit.labeling import binding, items
 from alignkit.labeling.labels import Label, dense
@@ -58,10 +57,8 @@ def write(samples: Path, output: Path, merge: str) -> tuple[int, int]:
     """Write the rankings to a file. Returns how many there are, and how many of them tie all answers.
 
     Raises:
-        ConfigError: nothing is labeled yet; the file exists and is not an earlier export of these samples, or its name
-            does not end in ``.jsonl``.
+        ConfigError: nothing is labeled yet, or the file exists and is not an earlier export of these samples.
     """
-    outputs.check_rows("--export", output, samples)
     if output.exists() and not _is_export(samples, output):
         raise ConfigError(f"--export {output} exists and is not an export of {samples}. Choose another file")
     rows = list(lines(samples, merge))
