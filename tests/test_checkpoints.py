@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from ppo_runs import GOLD, PROMPTS, ppo
+from reported_runs import write_run
 from safetensors.torch import load_file
 
 from alignkit.cli import main
@@ -24,7 +25,7 @@ from alignkit.evaluation.comparison import Asked
 from alignkit.generation import scorers
 from alignkit.models.pretrained import without_repacking
 from alignkit.registry import Registry
-from alignkit.runs import frontier, lineage, manifest
+from alignkit.runs import fingerprints, frontier, lineage, manifest
 
 KEPT = ["ppo.iterations=2", "train.save_total_limit=null", "ppo.keep=last", "train.learning_rate=0.01"]
 STAGES_AND_TUNERS = [("ppo", "lora"), ("ppo", "full"), ("ppo", "qlora"), ("dpo", "lora"), ("dpo", "full")]
@@ -177,6 +178,21 @@ def test_a_gold_reward_is_dropped_only_if_it_scores_as_the_reward_of_training(fo
     assert [each.name for each in checkpoints.measures_of(runs[:1], other, None, True)[0]] == ["sum of training", "sum"]
     with pytest.raises(ConfigError, match="these runs were trained on different rewards"):
         checkpoints.measures_of(runs, None, None, True)
+
+
+def test_a_reward_model_is_known_by_its_weights(folder: Path) -> None:
+    """Whether it is named as a run or as the reward of training, whose folder is that of the parent."""
+    for name in ("rm", "other"):
+        (write_run(folder / "runs" / name, "rm", []) / "model.safetensors").write_bytes(name.encode())
+    reward = {"ppo": {"reward": {"name": "reward-model", "path": "runs/rm"}}}
+    parents = {"reward": {"folder": str(folder / "runs/rm"), "weights": fingerprints.weights(folder / "runs/rm")}}
+    record = {"stage": "ppo", "parents": parents, "config": {"plugins": [], "stages": reward}}
+    run = lineage.Parent("ppo", folder, record)
+    same, other = (scorers.named(Registry(), "--reward", f"runs/{name}") for name in ("rm", "other"))
+
+    assert checkpoints.measures_of([run], same, None, True)[1] == []
+    assert len(checkpoints.measures_of([run], same, None, True)[0]) == 1
+    assert len(checkpoints.measures_of([run], other, None, True)[0]) == 2
 
 
 def test_a_start_that_is_gone_or_was_trained_again_is_an_error(
