@@ -13,7 +13,7 @@ from run_folders import record
 from alignkit.cli import main
 from alignkit.cli.common import read_arguments
 from alignkit.evaluation import comparison
-from alignkit.runs import lineage
+from alignkit.runs import lineage, up_to_date
 from alignkit.runs.plan import pipeline
 
 PAIRS = [{"prompt": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(6)]
@@ -67,7 +67,7 @@ def test_a_reward_model_of_two_rounds(given: list[str], capsys: pytest.CaptureFi
     plan = pipeline(*read_arguments(["rm"], None, str(given[1]), [], "elsewhere", command[6:])).to_train[-1]
     from alignkit.data.sources import fingerprints
 
-    reasons = lineage.differences(run, plan.config, fingerprints(plan.config.data))
+    reasons = up_to_date.differences(run, plan.config, fingerprints(plan.config.data))
     assert "rankings.jsonl has changed" in reasons
     assert "pairs.jsonl has changed" not in reasons
 

@@ -218,8 +218,14 @@ def test_a_model_whose_config_is_no_object_is_an_error(
     content: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "dpo/config.json").write_text(content)
+    check = ["check", "--plugin", "dpo", "--data", "rankings.jsonl", "--output", "new", "dpo.policy=runs/dpo"]
 
-    assert main(["check", "--plugin", "dpo", "--data", "rankings.jsonl", "--output", "new", "dpo.policy=runs/dpo"]) == 2
+    assert main(check) == 2
+    assert "runs/dpo: its folder has changed since it was trained (config.json)" in capsys.readouterr().err
+    record = manifest.read(runs / "dpo")
+    del record["fingerprints"]["config"]  # as older versions wrote it
+    manifest.write_json(runs / "dpo/alignkit.json", record)
+    assert main(check) == 2
     assert "runs/dpo/config.json" in capsys.readouterr().err
 
 

@@ -80,13 +80,26 @@ def open_source(config: DataConfig, path: str) -> Source:
 
 
 def fingerprints(config: DataConfig) -> dict[str, str]:
-    """The fingerprint of each source in ``config.path`` that is on this disk."""
+    """The fingerprints of the sources in ``config.path``, by path, and of the held-out data, by :func:`held_out_name`.
+
+    Those that are not on this disk are left out.
+    """
+    each = [
+        (one.path, one.path, one.split or config.split, config.streaming) for one in data_sources.parse(config.path)
+    ]
+    if path := config.eval_path:
+        each.append((held_out_name(path), path, config.eval_split or config.split, False))
     result = {}
-    for source in data_sources.parse(config.path):
-        if (local := _local(source.path)).exists():
-            files = _files(local, source.split or config.split)[0] if local.is_dir() else [local]
-            result[source.path] = _hash_of(files, config.streaming)
+    for name, path, split, streaming in each:
+        if (local := _local(path)).exists():
+            files = _files(local, split)[0] if local.is_dir() else [local]
+            result[name] = _hash_of(files, streaming)
     return result
+
+
+def held_out_name(path: str) -> str:
+    """How the source of held-out rows is named."""
+    return f"the held-out data {path}"
 
 
 def with_folder(path: str, rows: RawRows, of_split: str = "") -> RawRows:

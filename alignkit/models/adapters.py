@@ -195,7 +195,7 @@ def open_base(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | N
     """The base model of a finished run in evaluation mode, in the form that it was trained on, without its training.
 
     Raises:
-        ConfigError: it is gone, or its weights have changed since.
+        ConfigError: it is gone or has changed since.
     """
     kwargs: dict[str, Any] = {"dtype": dtype or device_and_dtype.run_dtype({})}
     if record["weights"] == "model":

@@ -250,7 +250,7 @@ def of_run(record: Mapping[str, Any], folder: Path, say: Callable[[str], None]) 
     """The base model of a finished run: that of its adapter, or the run folder itself if it holds a full model.
 
     Raises:
-        ConfigError: the base of its adapter is gone, or its weights have changed since.
+        ConfigError: the base of its adapter is gone or has changed since.
     """
     if record["weights"] == "model":
         return os.path.abspath(folder)
@@ -273,13 +273,15 @@ def check_unchanged(located: str, recorded: Mapping[str, Any], relation: str) ->
     """Check that a located model is the one that a manifest records. ``relation`` is how the error begins.
 
     Raises:
-        ConfigError: it is gone, or its weights have changed since.
+        ConfigError: it is gone, or its weights or its config have changed since.
     """
     if os.path.isabs(located) and not os.path.isdir(located):
         raise ConfigError(f"{relation} the model in {located}, which does not exist. Restore it")
     on_disk = folder_of(located, recorded.get("revision"))
     if on_disk and recorded.get("weights") not in (None, fingerprints.weights(on_disk)):
         raise ConfigError(f"{relation} {located}, whose weights have changed since. Restore them")
+    if on_disk and recorded.get("config") not in (None, fingerprints.config(on_disk)):
+        raise ConfigError(f"{relation} {located}, whose config.json has changed since. Restore it")
 
 
 def kwargs_of_run(own: Mapping[str, Any], located: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,53 @@ from alignkit.runs import record
 _SAMPLES = 64  # positions that are read per weight file
 _SAMPLE_BYTES = 4096
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+_NOT_READ = (
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "architectures",
+    "use_cache",
+    "pad_token_id",
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def of(folder: Path) -> dict[str, Any]:
-    """Fingerprints of the weights, tokenizer, chat template and special tokens of a model folder.
+    """Fingerprints of the weights, config, tokenizer, chat template and special tokens of a model folder.
 
     Raises:
         AlignkitError: its chat template is not a text.
     """
-    config = _json(folder / "tokenizer_config.json")
+    settings = _json(folder / "tokenizer_config.json")
     vocabularies = [(folder / name).read_bytes() for name in _VOCABULARIES if (folder / name).exists()]
     template_file = folder / "chat_template.jinja"
     try:
-        template = template_file.read_text(encoding="utf-8") if template_file.exists() else config.get("chat_template")
+        template = (
+            template_file.read_text(encoding="utf-8") if template_file.exists() else settings.get("chat_template")
+        )
     except UnicodeDecodeError as error:
         raise AlignkitError(f"cannot read {template_file}: {error}") from None
-    special = {name: config.get(name) for name in _SPECIAL}
+    special = {name: settings.get(name) for name in _SPECIAL}
     return {
         "weights": weights(folder),
+        "config": config(folder),
         "tokenizer": hashlib.sha256(b"".join(vocabularies)).hexdigest() if vocabularies else None,
         "chat_template": text(template if isinstance(template, str) else json.dumps(template)) if template else None,
         "special_tokens": {k: v.get("content") if isinstance(v, dict) else v for k, v in special.items()},
     }
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The differences between two results of :func:`of`, as text."""
-    names = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The differences between two results of :func:`of`, as text. ``a`` may be of a version without ``config``."""
+    differing = ["weights"] if a["weights"] != b["weights"] else []
+    differing += ["config.json"] if a.get("config", b["config"]) != b["config"] else []
+    return differing + differences_of_tokens(a, b)
+
+
+def differences_of_tokens(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Like :func:`differences`, of how text becomes tokens: the tokenizer, chat template and special tokens."""
+    names = {"tokenizer": "tokenizer", "chat_template": "chat template"}
     differing = [name for key, name in names.items() if a[key] != b[key]]
     differing += [
         f"{name} ({a['special_tokens'].get(name)!r}, {b['special_tokens'].get(name)!r})"
@@ -71,6 +91,16 @@ def weights(folder: Path) -> str | None:
                 file.seek(sample * size // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def config(folder: Path) -> str | None:
+    """A hash of the ``config.json`` of a model folder, without the settings that training does not read.
+
+    None if there is none.
+    """
+    settings = _json(folder / "config.json")
+    read = {key: value for key, value in settings.items() if key not in _NOT_READ}
+    return text(json.dumps(read, sort_keys=True)) if settings else None
 
 
 def text(content: str) -> str:

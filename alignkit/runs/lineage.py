@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit import bundled, paths, protocols
-from alignkit.config import model_kwargs, resume_rules
+from alignkit.config import model_kwargs
 from alignkit.config.resolve import RunConfig
 from alignkit.config.settings import Selected, select
 from alignkit.errors import ConfigError, PluginError, suggestion
 from alignkit.registry import Registry
-from alignkit.registry.plugin import in_memory, plugin_name
+from alignkit.registry.plugin import in_memory
 from alignkit.runs import base, fingerprints, manifest
+
+BASE = "base"  # in place of a run folder: start from the bare model
 
 
 @dataclass(frozen=True)
@@ -81,42 +83,6 @@ def inherited(parent: Parent) -> dict[str, Any]:
     return {**kept, "model_kwargs": model_kwargs.inherited(config.get("model_kwargs", {}))}
 
 
-def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list[str]:
-    """Why a finished run differs from the run that ``config`` describes: settings, data, model, or ancestors.
-
-    Only settings that the user gave are compared. ``data`` are the current fingerprints of the data, by path.
-    """
-    assert run.manifest is not None
-    record, wanted = run.manifest, config.to_dict()
-    ignored = {
-        change.path for change in resume_rules.changes(record["config"], config) if change.resume == "may_change"
-    }
-    reasons = [
-        f"{'.'.join(path).removeprefix('stages.')} was {_at(record['config'], path)!r}, is {_at(wanted, path)!r}"
-        for path in _leaves(config.stated)
-        if _at(record["config"], path) != _at(wanted, path) and path[-1] not in config.parents and path not in ignored
-    ]
-    for path, fingerprint in manifest.data_fingerprints(record).items():
-        if data.get(path, fingerprint) != fingerprint:
-            reasons.append(f"{path} has changed")
-    reasons += [f"{config.model} has changed ({part})" for part in _model_differences(config, record)]
-    reasons += [
-        f"plugin {name} has changed" for name in _changed_in_memory(record["config"]["plugins"], config.plugins)
-    ]
-    for role, parent in record["parents"].items():
-        folder = Path(parent["folder"])
-        if manifest.is_run(folder) and fingerprints.weights(folder) != parent["weights"]:
-            reasons.append(f"its {role} {folder} was trained again")
-    return reasons
-
-
-def _changed_in_memory(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The plugins in memory with the same name and other code."""
-    old = {plugin_name(name): name for name in before if in_memory([name])}
-    new = {plugin_name(name): name for name in now if in_memory([name])}
-    return [name for name in old if name in new and old[name] != new[name]]
-
-
 def check(config: RunConfig, parent: Parent, key: str) -> None:
     """Check that a run of ``config`` can start from ``parent``.
 
@@ -129,21 +95,21 @@ def check(config: RunConfig, parent: Parent, key: str) -> None:
         if config.model != parent.config.model:
             raise ConfigError(f"{message}: its base model is {parent.config.model}, not {config.model}")
         _check_model_kwargs(config, parent.config.model_kwargs, message)
-        own, other = (c.chat_template and _template(c.chat_template) for c in (config, parent.config))
+        own, other = (c.chat_template and template(c.chat_template) for c in (config, parent.config))
         if own != other:
             raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
         if parent.config.tuner.component.adapters:
             _check_adapter(config, parent.config.to_dict(), message)
         return
-    if config.model != record["model"]["name"] and _model_of(config) != _without_name(record["model"]):
+    if config.model != record["model"]["name"] and not _is_model_of(config, record):
         raise ConfigError(f"{message}: its base model is {record['model']['name']}, not {config.model}")
     _check_model_kwargs(config, record["config"].get("model_kwargs", {}), message)
-    if changed := _model_differences(config, record, record["model"].get("revision")):
+    if changed := model_differences(config, record, record["model"].get("revision")):
         raise ConfigError(f"{message}: {config.model} has changed since it was trained ({', '.join(changed)})")
     current = fingerprints.of(parent.folder)
     if changed := fingerprints.differences(record["fingerprints"], current):
         raise ConfigError(f"{message}: its folder has changed since it was trained ({', '.join(changed)})")
-    if config.chat_template and _template(config.chat_template) != record["fingerprints"]["chat_template"]:
+    if config.chat_template and template(config.chat_template) != record["fingerprints"]["chat_template"]:
         raise ConfigError(f"{message}: its chat template is not {config.chat_template}")
     if record["weights"] == "adapter":
         _check_adapter(config, record["config"], message)
@@ -239,7 +205,7 @@ def check_same_tokens(a: Parent, b: Parent) -> None:
     if a.manifest is None or b.manifest is None:
         return
     first, second = a.manifest["fingerprints"], b.manifest["fingerprints"]
-    if differing := fingerprints.differences({**first, "weights": None}, {**second, "weights": None}):
+    if differing := fingerprints.differences_of_tokens(first, second):
         raise ConfigError(f"{a.folder} and {b.folder} cannot be combined: they differ in {', '.join(differing)}")
 
 
@@ -255,10 +221,9 @@ def check_same_tokens_as_base(config: RunConfig, run: Parent) -> None:
     if own is None or other is None:
         return
     own_template, other_template = config.chat_template, run.manifest["config"]["chat_template"]
-    own = {**own, "weights": None, **({"chat_template": _template(own_template)} if own_template else {})}
-    saved = run.manifest["fingerprints"]["chat_template"]
-    other = {**other, "weights": None, **({"chat_template": saved} if other_template else {})}
-    if differing := fingerprints.differences(own, other):
+    own |= {"chat_template": template(own_template)} if own_template else {}
+    other |= {"chat_template": run.manifest["fingerprints"]["chat_template"]} if other_template else {}
+    if differing := fingerprints.differences_of_tokens(own, other):
         raise ConfigError(f"{config.model} and {run.folder} cannot be combined: they differ in {', '.join(differing)}")
 
 
@@ -283,15 +248,14 @@ def tuner(record: Mapping[str, Any]) -> Selected:
     return select(registry, "tuner", name, [record["config"]["tuner"]])
 
 
-def _template(path: str) -> str:
-    return fingerprints.text(paths.expand(path).read_text(encoding="utf-8"))
+def template(path: str | None) -> str | None:
+    """The fingerprint of the chat template in a file; None if there is none."""
+    file = paths.expand(path) if path else None
+    return fingerprints.text(file.read_text(encoding="utf-8")) if file and file.is_file() else None
 
 
 def _model_of(config: protocols.RunConfig, commit: str | None = None) -> dict[str, Any] | None:
-    """The fingerprints of the base model of ``config``. None if its files are not on this disk.
-
-    ``commit`` is that of a model of the hub, if it is known; else it is where ``model_kwargs.revision`` now points to.
-    """
+    """The fingerprints of the base model of ``config``. None if its files are not on this disk."""
     if config.model.startswith(bundled.PREFIX):
         folder: Path | None = bundled.model(config.model)
     else:
@@ -300,26 +264,22 @@ def _model_of(config: protocols.RunConfig, commit: str | None = None) -> dict[st
     return fingerprints.of(folder) if folder is not None and folder.exists() else None
 
 
-def _model_differences(config: RunConfig, record: Mapping[str, Any], commit: str | None = None) -> list[str]:
+def model_differences(config: RunConfig, record: Mapping[str, Any], commit: str | None = None) -> list[str]:
+    """What has changed in the base model of a run since, if it is that of ``config``. ``record`` is the manifest.
+
+    ``commit`` is that of a model of the hub, if it is known; else it is where ``model_kwargs.revision`` now points to.
+    """
     if config.model != record["model"]["name"]:  # do not look for it: it may not be on this disk
         return []
     current, before = _model_of(config, commit), _without_name(record["model"])
     return fingerprints.differences(before, current) if current and before else []
 
 
+def _is_model_of(config: RunConfig, record: Mapping[str, Any]) -> bool:
+    """Whether the model of ``config`` is that of a run, perhaps in another folder."""
+    own, other = _model_of(config), _without_name(record["model"])
+    return not fingerprints.differences(other, own) if own and other else own == other
+
+
 def _without_name(model: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: value for key, value in model.items() if key not in ("name", "revision")} or None
-
-
-def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key)
-
-
-def _at(table: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        table = table.get(key) if isinstance(table, Mapping) else None
-    return table

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,6 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise AlignkitError(f"{folder} was written by an incompatible version of alignkit")
     return record.checked(manifest, record.MANIFEST, folder / FILE)
-
-
-def data_fingerprints(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The fingerprints of the data that a run was trained on, by path."""
-    data = manifest["data"]
-    before = [{"path": data["source"], "fingerprint": data["fingerprint"]}]  # runs of one source, without `sources`
-    return {source["path"]: source["fingerprint"] for source in data.get("sources", before)}
 
 
 def missing_file(folder: Path) -> str | None:

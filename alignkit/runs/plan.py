@@ -25,9 +25,8 @@ from alignkit.protocols import Limits
 from alignkit.registry import Registry, checks
 from alignkit.rows import Located
 from alignkit.runs import base, lineage, manifest, recorded, streamed, used_plugins
-from alignkit.runs.lineage import Parent
-
-BASE = "base"  # in place of a run folder: start from the bare model
+from alignkit.runs.lineage import BASE, Parent
+from alignkit.runs.up_to_date import differences, is_made_by
 
 
 @dataclass(frozen=True)
@@ -219,12 +218,12 @@ class _Planner:
             config = resolve(self.registry, self.file, self.cli, stage_name, may_exist=True)
             fingerprints = sources.fingerprints(config.data)
             runs = lineage.finished(Path(config.output), stage_name)
-            matching = [run for run in runs if not lineage.differences(run, config, fingerprints)]
+            matching = [run for run in runs if not differences(run, config, fingerprints)]
             if not matching and manifest.is_run(config.folder):
                 existing = next((run for run in runs if run.folder == config.folder), None)
                 if existing is None:
                     raise ConfigError(f"{config.folder} is a run of another stage. Choose another --output")
-                reasons = lineage.differences(existing, config, fingerprints)
+                reasons = differences(existing, config, fingerprints)
                 longer = {
                     str(change)
                     for change in resume_rules.changes(manifest.read(existing.folder)["config"], config)
@@ -331,12 +330,3 @@ def _without_bad_rows(plan: Plan) -> Plan:
     skipped = [*plan.source.skipped, *counted]
     source = dataclasses.replace(plan.source, skipped=skipped)
     return dataclasses.replace(plan, source=source, train_rows=train_rows, eval_rows=eval_rows)
-
-
-def is_made_by(config: RunConfig) -> bool:
-    """Whether the finished run in the folder of ``config`` has the same settings and data."""
-    record = manifest.read(config.folder)
-    if any(change.resume != "may_change" for change in resume_rules.changes(record["config"], config)):
-        return False
-    run = Parent(record["stage"], config.folder, record)
-    return not lineage.differences(run, config, sources.fingerprints(config.data))

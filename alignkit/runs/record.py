@@ -33,18 +33,25 @@ CONFIG: Mapping[str, Any] = {
     "stages": Each({"data": {"path": str | list | NoneType}, "train": {}, "loss": {"name": str}}),
 }
 FINGERPRINTS: Mapping[str, Any] = {
-    **{"weights": str | NoneType, "tokenizer": str | NoneType, "chat_template": str | NoneType, "special_tokens": {}},
+    **{
+        "weights": str | NoneType,
+        "config": str | NoneType,
+        "tokenizer": str | NoneType,
+        "chat_template": str | NoneType,
+        "special_tokens": {},
+    },
 }
 MANIFEST: Mapping[str, Any] = {
     **dict.fromkeys(("stage", "role", "tuner", "loss", "weights", "dtype"), str),
     "model": {"name": str, "revision": str | NoneType, **FINGERPRINTS},
-    "base": {"name": str, "located": str, "weights": str | NoneType},
+    "base": {"name": str, "located": str, "weights": str | NoneType, "config": str | NoneType},
     "fingerprints": FINGERPRINTS,
     "stop_ids": [int],
     "parents": Each({"folder": str, "weights": str | NoneType}),
     "round": int,
     "data": {
         **{"source": str, "fingerprint": str, "format": str, "sources": [{"path": str, "fingerprint": str}]},
+        "eval_sources": [{"path": str, "fingerprint": str}],
         **{"train_rows": int, "eval_rows": int, "skipped_rows": int},
     },
     "metrics": Each(float | NoneType),

@@ -17,8 +17,9 @@ from alignkit.config.settings import merge
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.registry import Registry
 from alignkit.runs import manifest
-from alignkit.runs.plan import Plan, is_made_by, pipeline
+from alignkit.runs.plan import Plan, pipeline
 from alignkit.runs.resume import check_folder
+from alignkit.runs.up_to_date import is_made_by
 
 FILE = "sweep.jsonl"  # in the output folder
 # a run and those that it starts from have these in common

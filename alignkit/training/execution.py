@@ -22,8 +22,9 @@ from alignkit.models.zero3 import held
 from alignkit.protocols import Result
 from alignkit.registry import checks
 from alignkit.runs import base, lock, manifest
-from alignkit.runs.plan import Plan, is_made_by
+from alignkit.runs.plan import Plan
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
+from alignkit.runs.up_to_date import is_made_by
 from alignkit.training import checkpoints, deepspeed, learning, measures, old_checkpoints, processes, shard, trackers
 from alignkit.training.callbacks import Interrupt, Progress, Resumed, end_at_last_step
 from alignkit.training.randomness import evaluate_undisturbed
@@ -171,7 +172,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     # frozen weights were checked when they were loaded; those in 4 bits may be stored as floats that are no numbers
     weights = ((name, held(p)) for name, p in trainer.model.named_parameters() if p.requires_grad)
     learning.check_weights(weights, "the run was not finished: the trained model")
-    save(run, run.plan.source, trainer, metrics, more, time.monotonic() - started)
+    save(run, run.plan.source, run.plan.eval_source, trainer, metrics, more, time.monotonic() - started)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)
     trainer.accelerator.wait_for_everyone()

@@ -76,6 +76,7 @@ class Run:
             "the data": plan.source.fingerprint,
             "the held-out data": plan.eval_source.fingerprint if plan.eval_source else None,
             "the weights of the base": fingerprints.weights(folder) if folder else None,
+            "the config.json of the base": fingerprints.config(folder) if folder else None,
             **{f"the {role} it goes on from": fingerprints.weights(run) for role, run in self.parents.items()},
             "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),

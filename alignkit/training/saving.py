@@ -40,6 +40,7 @@ def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
 def save(
     run: Run,
     source: Rows,
+    eval_source: Rows | None,
     trainer: transformers.Trainer,
     metrics: dict[str, float],
     more: dict[str, Any],
@@ -60,14 +61,16 @@ def save(
         run.tokenizer.save_pretrained(str(run.folder))
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same settings
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    record = {**manifest_of(run, source, metrics, trainer.state.global_step, seconds), **more}
+    record = {**manifest_of(run, source, eval_source, metrics, trainer.state.global_step, seconds), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record, run.folder))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
-def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, Any]:
+def manifest_of(
+    run: Run, source: Rows, eval_source: Rows | None, metrics: dict[str, float], steps: int, seconds: float
+) -> dict[str, Any]:
     """The manifest: what was trained, from which runs and data, and with which settings and versions."""
     config = run.config
     base_revision = run.model_kwargs.get("revision")
@@ -83,6 +86,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
         parents["policy"] = {"folder": os.path.abspath(base_folder), "weights": fingerprints.weights(base_folder)}
         records["policy"] = manifest.read(base_folder)
     sampled_from = [origin for each in source.sources for origin in each.sampled_from]
+    eval_sources = eval_source.sources if eval_source else []
     components = [config.stage, config.tuner, config.optimizer, config.loss]
     providers = [plugin.distribution for plugin in run.registry.active]
     libraries = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
@@ -103,6 +107,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
             "located": os.path.abspath(run.base) if os.path.isdir(run.base) else run.base,
             "revision": base_revision,
             "weights": fingerprints.weights(base_folder) if base_folder else None,
+            "config": fingerprints.config(base_folder) if base_folder else None,
             "license": licenses.of_model(config.model, base_folder),
         },
         "fingerprints": fingerprints.of(run.folder),
@@ -127,6 +132,7 @@ def manifest_of(run: Run, source: Rows, metrics: dict[str, float], steps: int, s
                 }
                 for each in source.sources
             ],
+            "eval_sources": [{"path": each.path, "fingerprint": each.fingerprint} for each in eval_sources],
             "train_rows": len(run.train_rows) if run.streamed_rows is None else run.streamed_rows,
             "eval_rows": len(run.eval_rows),
             "skipped_rows": run.skipped,
