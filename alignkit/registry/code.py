@@ -1,7 +1,8 @@
 """Fingerprints and source of objects in memory, such as a reward function that a notebook defines.
 
 A fingerprint covers the code of functions, and the plain values, functions and classes that they use: defaults,
-variables of enclosing functions, and global names. Objects of libraries, such as a loaded model, count by their type.
+variables of enclosing functions, and global names. Regular expressions, paths, dates and decimals are plain values too.
+Other objects of libraries, such as a loaded model, count by their type.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import re
 import textwrap
 import types
+from collections import deque
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
+
+_BY_REPR = (
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, range),
+    *(PurePath, date, time, timedelta, Decimal, Fraction),
+)
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -40,8 +53,12 @@ class _Reader:
 
     def parts(self, value: Any) -> Iterator[str]:
         """Texts that differ if the value does."""
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        if isinstance(value, _BY_REPR):
             yield repr(value)
+        elif isinstance(value, re.Pattern):
+            yield f"{value.pattern!r} {value.flags}"
+        elif isinstance(value, Enum) and type(value).__module__ not in self.modules:
+            yield f"{type(value).__qualname__} {value.name}"
         elif isinstance(value, set | frozenset):
             yield from sorted(" ".join(_Reader(self.modules).parts(item)) for item in value)
         elif id(value) not in self.seen:
@@ -59,7 +76,7 @@ class _Reader:
             inner = (value.func, value.args, value.keywords)
         elif isinstance(value, Mapping):
             inner = [each for item in value.items() for each in item]
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple | deque):
             inner = value
         else:
             yield f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -55,12 +55,44 @@ def test_functions_classes_and_variables_that_it_uses_count() -> None:
         "class Scorer:\n    def score(self, a): return {}\n\ndef reward(p, a): return [Scorer().score(x) for x in a]"
     )
     inner = "def outer(n):\n    def reward(p, a): return [n] * len(a)\n    return reward\nreward = outer({})"
-    for source in (uses, method, inner, "WORDS = ['{}']\ndef reward(p, a): return [w in x for w in WORDS for x in a]"):
+    colors = "import enum\nclass Color(enum.Enum):\n    RED = 1\n    def score(self): return {}\n"
+    colors += "def reward(p, a, color=Color.RED): return [color.score() for _ in a]"
+    for source in (
+        uses,
+        method,
+        inner,
+        colors,
+        "WORDS = ['{}']\ndef reward(p, a): return [w in x for w in WORDS for x in a]",
+    ):
         assert fingerprint(source.format(1)) == fingerprint(source.format(1))
         assert fingerprint(source.format(1)) != fingerprint(source.format(2))
     partial = [functools.partial(reward(PLAIN, scale=1), more=n) for n in (1, 1, 2)]
     same, equal, other = (code.fingerprint({"function": each}) for each in partial)
     assert same == equal != other
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("re.compile('a')", "re.compile('b')"),
+        ("re.compile('a')", "re.compile('a', re.IGNORECASE)"),
+        ("re.compile('a' * 300 + 'b')", "re.compile('a' * 300 + 'c')"),  # longer than what is shown of a pattern
+        ("[re.compile('a')]", "[re.compile('b')]"),
+        ("pathlib.Path('a')", "pathlib.Path('b')"),
+        ("datetime.date(2026, 1, 1)", "datetime.date(2026, 1, 2)"),
+        ("decimal.Decimal('0.1')", "decimal.Decimal('0.2')"),
+        ("collections.deque(['a'])", "collections.deque(['b'])"),
+        ("http.HTTPStatus.OK", "http.HTTPStatus.CREATED"),
+        ("uuid.SafeUUID.safe", "uuid.SafeUUID.unsafe"),
+        ("bytearray(b'a')", "bytearray(b'b')"),
+    ],
+)
+def test_plain_values_of_the_standard_library_count(one: str, other: str) -> None:
+    """Whether a module defines them, or a function has them as a default."""
+    imports = "import collections, datetime, decimal, http, pathlib, re, uuid\n"
+    for function in ("VALUE = {}\ndef reward(p, a): return [VALUE]", "def reward(p, a, value={}): return [value]"):
+        first, same, second = (fingerprint(imports + function.format(value)) for value in (one, one, other))
+        assert first == same != second
 
 
 def test_a_recursive_function_and_an_unassigned_variable_are_no_problem() -> None:
