@@ -148,6 +148,7 @@ class Question:
 
     prompt: Conversation
     answers: tuple[str, ...]
+    fields: Mapping[str, Any] | None = field(default=None, repr=False)  # of the row; None if verdicts are stored
 
 
 @dataclass(frozen=True)

@@ -92,3 +92,17 @@ def test_values_of_parquet_that_json_does_not_have_are_written_as_json(folder: P
     assert json.loads(written, parse_constant=pytest.fail)["weight"] is None
     assert json.loads(written)["when"] == "2026-01-02T03:04:05"
     assert main(command) == 0  # the same ranking again
+
+
+def test_scorers_get_the_other_fields_of_the_rows(folder: Path) -> None:
+    """Two rows may differ in these alone."""
+    rows = [{"prompt": "p", "responses": ["It is 7.", "It is 8."], "answer": right} for right in ("7", "8")]
+    write(rows)
+    Path("by_field.py").write_text(
+        "def score(prompts, answers, fields): return [f['answer'] in a for a, f in zip(answers, fields)]\n"
+    )
+
+    assert rank("exact-answer") == rank("by_field:score") == [[0, 1], [1, 0]]
+    assert rank("function", "judge.call=by_field:score") == [[0, 1], [1, 0]]
+    rank("right")
+    assert len(asked()) == 2  # of a judge, verdicts are stored under the prompt and the answers alone

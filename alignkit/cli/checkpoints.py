@@ -86,7 +86,7 @@ def _evaluate(asked: Asked, policies: Along, measures: Sequence[Measure]) -> tup
         if isinstance(measure, Scorer):
             values.append([list(scores) for scores in score(measure, asked, answered, typer.echo)])
         else:
-            judged = judge_policies(measure, asked.prompts, answered, asked.batch, typer.echo, common.progress)
+            judged = judge_policies(measure, asked, answered, typer.echo, common.progress)
             values.append([[TIE] * len(asked.prompts), *map(judged_wins, judged.outcomes)])
             notes += judged.lines
     rows = checkpoints.frontier_rows(policies, answered, measures, values)

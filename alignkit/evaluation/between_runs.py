@@ -44,7 +44,7 @@ def compare(of: Comparison, say: Callable[[str], None], progress: Progress) -> t
     ]
     if of.judge is None:
         return rows, None
-    judged = judge_policies(of.judge, of.asked.prompts, answered, of.asked.batch, say, progress)
+    judged = judge_policies(of.judge, of.asked, answered, say, progress)
     about_judge = {name: judged.report[name] for name in ("consistency", "first_place", "length_correlation")}
     for row, outcomes in zip(rows, [None, *judged.outcomes], strict=True):
         row |= paired.judged_metrics(of.judge.name, outcomes)

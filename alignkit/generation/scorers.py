@@ -156,7 +156,7 @@ class TextAnswers(Answers):
         raise OnlyInTrainingError(f"this reward uses {member}, the tokens of a policy, but a file has only texts")
 
 
-def of_texts(prompt: str | Conversation, texts: list[str]) -> TextAnswers:
-    """Answers to one prompt."""
+def of_texts(prompt: str | Conversation, texts: list[str], fields: Mapping[str, Any] | None = None) -> TextAnswers:
+    """Answers to one prompt, whose row has these other fields."""
     messages: Conversation = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return TextAnswers([messages] * len(texts), texts)
+    return TextAnswers([messages] * len(texts), texts, None if fields is None else [fields] * len(texts))

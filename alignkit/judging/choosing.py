@@ -180,7 +180,7 @@ def by_scores(
 
     def judge(questions: Sequence[Question]) -> Iterator[Verdict]:
         for question in questions:
-            answers = scorers.of_texts(question.prompt, list(question.answers))
+            answers = scorers.of_texts(question.prompt, list(question.answers), question.fields)
             yield rankings.ranks(rankings.checked(name, functools.partial(score, answers), answers.texts))
 
     return judge

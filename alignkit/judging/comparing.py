@@ -18,9 +18,9 @@ import dataclasses
 import itertools
 import json
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alignkit.batches import Question
 from alignkit.rows import Conversation
@@ -227,6 +227,18 @@ def together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
         for number, own in list(questions.items()):
             go_on(number, list(itertools.islice(verdicts, len(own))))
     return [results[number] for number in range(len(parts))]
+
+
+def with_fields(asking: Asking[T], fields: Mapping[str, Any] | None) -> Asking[T]:
+    """An asking whose questions have the fields of a row."""
+    verdicts = None
+    while True:
+        try:
+            questions = asking.send(verdicts)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        verdicts = yield [dataclasses.replace(question, fields=fields) for question in questions]
 
 
 def _ask(questions: list[Question]) -> Asking[list[Verdict]]:

@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.batches import Question
 from alignkit.errors import AlignkitError
 from alignkit.judging.choosing import Chosen
-from alignkit.judging.comparing import Asking, Outcomes, T, Unasked, Verdict, together
+from alignkit.judging.comparing import Asking, Outcomes, T, Unasked, Verdict, Way, together, with_fields
 from alignkit.judging.samples import Item
 from alignkit.judging.store import Store, default_file, key_of
 
@@ -80,7 +80,7 @@ def judge_answers(
             done += number
             advance(number)
 
-        parts = [judge.way.compare(item.prompt, item.answers) for item in items[start:stop]]
+        parts = [_compare(judge.way, judge.identity, item) for item in items[start:stop]]
         try:
             outcomes = _drive(together(parts), functools.partial(judge.ask, advance=count))
         except AlignkitError as error:
@@ -92,6 +92,12 @@ def judge_answers(
         yield from outcomes
         advance(sum(most[start:stop]) - done)  # a sort may need less
         start = stop
+
+
+def _compare(way: Way, identity: str | None, item: Item) -> Asking[Outcomes | None]:
+    """Compare the answers of an item. A judge does not get fields if verdicts are stored: they are not in the key."""
+    asking = way.compare(item.prompt, item.answers)
+    return with_fields(asking, item.fields) if identity is None else asking
 
 
 def _window(most: Sequence[int], start: int, judge: OpenJudge) -> int:
@@ -136,7 +142,7 @@ def estimate(chosen: Chosen, items: Sequence[Item]) -> Estimate:
             more += most
             more_tokens += most * (chosen.tokens(Question(item.prompt, tuple(longest))) or 0)
             continue
-        questions = next(way.compare(item.prompt, item.answers), [])
+        questions = next(_compare(way, identity, item), [])
         keys = {key_of(identity, question): question for question in questions}
         known = store.read(keys)
         stored += len(known)

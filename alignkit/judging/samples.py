@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +23,7 @@ class Item(NamedTuple):
 
     prompt: Conversation
     answers: Sequence[str]
+    fields: Mapping[str, Any] | None = None  # the other fields of the row, for scorers
 
 
 class Sample(NamedTuple):
@@ -71,7 +72,7 @@ def read_samples(file: Path) -> list[Sample]:
             plain = json.loads(to_json(row, inf_nan_mode="null"))  # Parquet has times, and NaN
         except ValueError as error:
             raise DataError(f"{where}: {one_line(error)}") from None
-        samples.append(Sample(plain, Item(asked.prompt, answers)))
+        samples.append(Sample(plain, Item(asked.prompt, answers, asked.fields)))
     if not samples:
         raise DataError(f"{file} has no rows")
     return samples

@@ -67,5 +67,6 @@ class Store:
 
 def key_of(identity: str | None, question: Question) -> str:
     """The key of a question to the judge with this identity."""
-    text = json.dumps([identity, question.prompt, question.answers], sort_keys=True)
+    fields = [] if question.fields is None else [question.fields]
+    text = json.dumps([identity, question.prompt, question.answers, *fields], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ def function(config: FunctionConfig) -> Any:
     call = import_scorer(str(config.call))
 
     def score(answers: Answers) -> Any:
-        return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts)
+        return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts, answers.fields)
 
     return by_scores(score, str(config.call))
 
