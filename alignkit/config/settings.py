@@ -71,7 +71,7 @@ def typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}{key}: {first['msg']} (got {first['input']!r})") from None
-    _nested_keys(values, plain(config), where)
+    _check_nested(values, plain(config), where)
     unused_settings.check_config(config, where)
     return config
 
@@ -179,12 +179,14 @@ def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
             raise ConfigError(f"unknown key {where}{key}.{hint}")
 
 
-def _nested_keys(given: Any, accepted: Any, where: str) -> None:
-    """Check the keys of nested dataclasses, because Pydantic ignores unknown ones."""
+def _check_nested(given: Any, accepted: Any, where: str) -> None:
+    """Check what Pydantic accepts: unknown keys of nested dataclasses, and booleans as numbers."""
     if isinstance(given, Mapping) and isinstance(accepted, Mapping):
         known_keys(given, list(accepted), where)
         for key, value in given.items():
-            _nested_keys(value, accepted[key], f"{where}{key}.")
+            _check_nested(value, accepted[key], f"{where}{key}.")
     elif isinstance(given, list) and isinstance(accepted, list):
         for number, (item, accepted_item) in enumerate(zip(given, accepted, strict=False)):
-            _nested_keys(item, accepted_item, f"{where}{number}.")
+            _check_nested(item, accepted_item, f"{where}{number}.")
+    elif isinstance(given, bool) and not isinstance(accepted, bool):
+        raise ConfigError(f"{where.removesuffix('.')} must be a number, not {given!r}")

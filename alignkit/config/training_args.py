@@ -257,6 +257,8 @@ def _checked(name: str, value: Any) -> Any:
         checked = TypeAdapter(type_).validate_python(value)
     except ValidationError as error:
         raise ConfigError(f"train.{name}: {error.errors()[0]['msg']} (got {value!r})") from None
+    if isinstance(value, bool) and not isinstance(checked, bool):  # Pydantic takes True for 1
+        raise ConfigError(f"train.{name} must be a number, not {value!r}")
     if name == "deepspeed" and checked is not None:
         return deepspeed.read(checked)
     if isinstance(checked, float) and not math.isfinite(checked):
