@@ -68,18 +68,30 @@ def pipeline_of(stage: str, *overrides: str) -> Any:
     return pipeline(*read_arguments([stage], None, None, [], None, list(overrides)), resume=True)
 
 
-def test_a_recorded_setting_without_effect_does_not_stop_a_resume(
+def test_a_resume_depends_on_the_code_of_a_reward_and_not_on_recorded_settings_without_effect(
     run_stage: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Earlier versions accepted ``ptx_length`` and ``kl_horizon`` where they have no effect."""
     small = ["ppo.batch_size=4", "ppo.minibatches=1", "ppo.response_length=4", "ppo.save_every=1", "data.eval_size=0"]
-    small += ["ppo.policy=base", "reward.name=function", "reward.call=scores:length", "train.max_steps=-1"]
-    Path("scores.py").write_text("def length(prompts, answers):\n    return [float(len(a)) for a in answers]\n")
+    small += ["ppo.policy=base", "reward.name=function", "reward.call=lengths:length", "train.max_steps=-1"]
+    file, code = (
+        Path("lengths.py"),
+        "def length(prompts, answers):\n    return [float(len(a)) for a in answers]\n",
+    )
+    file.write_text(code)
     run = run_stage("ppo", *small, "ppo.iterations=1")
     recorded(str(run), lambda config: config["stages"]["ppo"].update(ptx_length=128, kl_horizon=99))
 
     with pytest.raises(AssertionError, match=r"ppo\.ptx_length has no effect without ppo\.ptx_coef"):
         run_stage("ppo", *small, "ppo.ptx_length=128", "ppo.iterations=2", "--resume")
+    assert run_stage("ppo", *small, "ppo.iterations=1") == run
+    assert "nothing to train" in capsys.readouterr().out
+    file.write_text(code.replace("float", "-float"))
+    with pytest.raises(AssertionError, match="ppo is a finished run. Choose another --output"):
+        run_stage("ppo", *small, "ppo.iterations=1")
+    with pytest.raises(AssertionError, match="changed since the run began: the file of lengths:length"):
+        run_stage("ppo", *small, "ppo.iterations=2", "--resume")
+    file.write_text(code)
     assert run_stage("ppo", *small, "ppo.iterations=2", "--resume") == run
     assert record(run)["steps"] == 2
     assert "kept" not in capsys.readouterr().out

@@ -61,6 +61,7 @@ MANIFEST: Mapping[str, Any] = {
     "finished": datetime,
     "processes": int,
     "versions": Each(str),
+    "code": Each(str),
     "config": CONFIG,
 }
 

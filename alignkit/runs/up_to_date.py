@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import paths
-from alignkit.config import resume_rules
+from alignkit.config import named_code, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.data import sources
 from alignkit.registry.plugin import in_memory, plugin_name
@@ -25,7 +25,7 @@ def is_made_by(config: RunConfig) -> bool:
 
 
 def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list[str]:
-    """Why a finished run differs from the run that ``config`` describes: settings, data, model, or ancestors.
+    """Why a finished run differs from the run that ``config`` describes: settings, data, model, code, or ancestors.
 
     Only settings that the user gave are compared. ``data`` are the current fingerprints of the data, by name.
     """
@@ -49,6 +49,8 @@ def differences(run: Parent, config: RunConfig, data: Mapping[str, str]) -> list
     reasons += [
         f"plugin {name} has changed" for name in _changed_in_memory(record["config"]["plugins"], config.plugins)
     ]
+    code = named_code.fingerprints(wanted)
+    reasons += [f"{call} has changed" for call, file in record.get("code", {}).items() if code.get(call, file) != file]
     return [*reasons, *_changed_parents(run, config)]
 
 

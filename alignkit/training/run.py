@@ -16,7 +16,7 @@ from torch import nn
 
 from alignkit import data
 from alignkit.batches import LossOutput, Sampling
-from alignkit.config import DataConfig
+from alignkit.config import DataConfig, named_code
 from alignkit.data import held_out
 from alignkit.data.chat_template import load_tokenizer
 from alignkit.data.chat_tokenizer import today
@@ -78,6 +78,7 @@ class Run:
             "the weights of the base": fingerprints.weights(folder) if folder else None,
             "the config.json of the base": fingerprints.config(folder) if folder else None,
             **{f"the {role} it goes on from": fingerprints.weights(run) for role, run in self.parents.items()},
+            **{f"the file of {call}": file for call, file in named_code.fingerprints(plan.config.to_dict()).items()},
             "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),
             "the number of processes": str(self.processes),

@@ -7,6 +7,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+from alignkit.config import named_code
 from alignkit.data.reading import Rows
 from alignkit.errors import PluginError
 from alignkit.protocols import Run
@@ -150,5 +151,6 @@ def manifest_of(
             ["alignkit", *providers, *libraries, *(r for c in components for r in c.component.requires)]
         ),
         "config": config.to_dict(),
+        "code": named_code.fingerprints(config.to_dict()),
         "in_memory": in_memory.sources(run.registry.active),
     }
