@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from alignkit.config import DataConfig
 from alignkit.data.reading import read
 from alignkit.errors import DataError
+from alignkit.generation import rankings
 from alignkit.registry import Registry
 from alignkit.rows import Demonstration, Located, Ranking, Tools
 from alignkit.runs.lineage import Parent
@@ -32,7 +34,11 @@ def read_answers(path: str, data_format: str | None) -> Iterator[Located]:
 def scored(
     run: Parent, rows: Iterator[Located], batch: int, advance: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """The rows with their scores, as ``alignkit score`` writes them. ``run`` is that of the reward model."""
+    """The rows with their scores, as ``alignkit score`` writes them. ``run`` is that of the reward model.
+
+    Raises:
+        DataError: a score is not a finite number.
+    """
     from alignkit.generation.scoring import RewardModel
 
     assert run.manifest is not None
@@ -44,7 +50,9 @@ def scored(
             for (prompt, answers), tools in zip(texts, map(_tools, window), strict=True)
             for answer in answers
         ]
-        scores = iter(scorer.scores(encoded, batch))
+        every = [answer for _, answers in texts for answer in answers]
+        scored_by = functools.partial(scorer.scores, encoded, batch)
+        scores = iter(rankings.checked(f"the reward model in {run.folder}", scored_by, every))
         for (prompt, answers), (_, row) in zip(texts, window, strict=True):
             own = [round(next(scores), 6) for _ in answers]
             if isinstance(row, Ranking):

@@ -76,6 +76,9 @@ def test_scores_that_are_not_finite_are_an_error_not_ranks_and_ties(
     compare = ["compare", "lora/sft", "full/sft", "--data", "prompts.jsonl", "--max-new-tokens", "4"]
     assert main([*compare, "--reward", "lora-a/rm"]) == 2
     assert "the reward model in lora-a/rm returned nan for the answer" in capsys.readouterr().err
+    write("rows.jsonl", [{"prompt": "p", "completion": text} for text in "ab"])
+    assert main(["score", "lora-a/rm", "rows.jsonl"]) == 2
+    assert "the reward model in lora-a/rm returned nan for the answer 'b'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
