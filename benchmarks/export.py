@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> Process:
 
 def write_small(model: str, folder: Path) -> None:
     """A model with one small layer, and the config and tokenizer of ``model``."""
-    located = locate_model(model)
+    located = locate_model(model, print)
     config = AutoConfig.from_pretrained(located, **SMALL)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(located).save_pretrained(folder)
