@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ SURROUNDINGS = Path("checkpoints") / "surroundings.json"
 LONGER = Path("checkpoints") / "longer.json"
 TRAINED_WEIGHTS = "trained.safetensors"  # in a checkpoint of a stage with several roles
 DAY = "the day it began"  # a key of the surroundings
+CODE = "the file of "  # how the keys of files of functions begin
 
 
 def check_folders(plans: Sequence[Plan], resume: bool, overwrite: bool, plan_only: bool = False) -> None:
@@ -85,13 +86,15 @@ def check_folder(config: RunConfig, resume: bool, overwrite: bool, plan_only: bo
         )
 
 
-def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overwrite: bool) -> list[str]:
+def prepare_folder(
+    plan: Plan, surroundings: dict[str, Any], resume: bool, overwrite: bool, say: Callable[[str], None]
+) -> list[str]:
     """Prepare the folder of an unfinished run for training.
 
     Without ``resume``, a previous attempt is removed. With it, the unfinished run continues; if there is none, a copy
     of the finished run, unless ``overwrite`` replaces it. Incomplete checkpoints, and metrics and answers that were
     written after the last complete one, are removed. ``surroundings`` are facts other than the config that the result
-    depends on.
+    depends on. The code of a function may change, so that an error in it can be corrected; ``say`` gets a line.
 
     Returns:
         The settings that extend the run, a line each.
@@ -106,8 +109,12 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
     if resume and (previous := recorded.previous(config)) and not (overwrite and previous == config.folder):
         extensions = _extensions(previous, config)
         before = _surroundings(previous)
-        if changed := [name for name, value in surroundings.items() if before.get(name, value) != value]:
-            raise ConfigError(f"changed since the run began: {', '.join(changed)}. Start again with --overwrite")
+        changed = [name for name, value in surroundings.items() if before.get(name, value) != value]
+        edited = [name for name in changed if name.startswith(CODE)]
+        if refused := [name for name in changed if name not in edited]:
+            raise ConfigError(f"changed since the run began: {', '.join(refused)}. Start again with --overwrite")
+        for name in edited:
+            say(f"warning: {name.removeprefix(CODE)} is in a file that has changed since the run began")
         if previous == config.folder:
             _copy(previous, folder)
         (folder / manifest.FILE).unlink(missing_ok=True)  # left if the run was killed before the rename
@@ -115,9 +122,9 @@ def prepare_folder(plan: Plan, surroundings: dict[str, Any], resume: bool, overw
         _remove_incomplete(folder)
         answers.keep_until(folder, step_of(last) if last else -1)
         _drop_metrics_after(folder / METRICS, last)
-        if extensions and last:
+        if (changes := [*extensions, *(f"{name} has changed" for name in edited)]) and last:
             manifest.write_json(
-                folder / LONGER, [*past_extensions(folder), {"step": step_of(last), "settings": extensions}]
+                folder / LONGER, [*past_extensions(folder), {"step": step_of(last), "settings": changes}]
             )
     (folder / SURROUNDINGS).parent.mkdir(parents=True, exist_ok=True)
     manifest.write_json(folder / SURROUNDINGS, surroundings)

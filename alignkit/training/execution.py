@@ -88,7 +88,7 @@ def execute(plan: Plan, *, resume: bool, overwrite: bool, say: Callable[[str], N
                 manifest.finish(final)
                 if is_made_by(plan.config):
                     return Result(final, manifest.read(final)["metrics"], time.monotonic() - started)
-            extensions = prepare_folder(plan, run.surroundings(), resume, overwrite)
+            extensions = prepare_folder(plan, run.surroundings(), resume, overwrite, say)
         stack.enter_context(_reported_failure(run))
         stack.enter_context(processes.connected())
         processes.check_alike(run)

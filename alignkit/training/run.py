@@ -29,7 +29,7 @@ from alignkit.registry import checks
 from alignkit.rows import Located
 from alignkit.runs import base, curves, fingerprints, manifest
 from alignkit.runs.plan import Plan
-from alignkit.runs.resume import DAY, METRICS, start_day
+from alignkit.runs.resume import CODE, DAY, METRICS, start_day
 from alignkit.training import arguments, deepspeed, loading, shard, trackers
 from alignkit.training.callbacks import BestMetric, Curves, Interrupt, MetricsFile, Progress
 from alignkit.training.learning import LearningCheck
@@ -78,7 +78,7 @@ class Run:
             "the weights of the base": fingerprints.weights(folder) if folder else None,
             "the config.json of the base": fingerprints.config(folder) if folder else None,
             **{f"the {role} it goes on from": fingerprints.weights(run) for role, run in self.parents.items()},
-            **{f"the file of {call}": file for call, file in named_code.fingerprints(plan.config.to_dict()).items()},
+            **{f"{CODE}{call}": file for call, file in named_code.fingerprints(plan.config.to_dict()).items()},
             "the chat template": fingerprints.text(self.tokenizer.chat_template),
             "the number format of this device": str(self.dtype).removeprefix("torch."),
             "the number of processes": str(self.processes),
