@@ -91,8 +91,10 @@ def test_every_field_acts_is_refused_or_is_harmless(stage: str) -> None:
 def value_of(name: str) -> Any:
     if name in VALUES:
         return VALUES[name]
-    default = training_args.every_field()[name].default
-    return True if default in (None, False) else default
+    field = training_args.every_field()[name]
+    if field.default is None or field.default is False:
+        return 1 if any(number in str(field.type) for number in ("int", "float")) else True
+    return field.default or 1
 
 
 @pytest.mark.parametrize("stage", STAGES)
