@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from alignkit.api import libraries, row_files
 from alignkit.cli import label, main, serve
 from alignkit.errors import AlignkitError, ConfigError
-from alignkit.runs import lock, manifest
+from alignkit.runs import fingerprints, lock, manifest
 from alignkit.runs import weights as run_weights
 
 AUDITED = Path(__file__).with_name("audited.py")
@@ -45,6 +45,9 @@ def set_traps(run: Path) -> None:
         settings = json.loads((run / name).read_text()) if (run / name).exists() else {}
         auto_map = {"AutoConfig": "configuration_evil.Evil", "AutoTokenizer": ["tokenization_evil.Evil", None]}
         (run / name).write_text(json.dumps({**settings, "auto_map": auto_map, "trust_remote_code": True}))
+    record = json.loads((run / "alignkit.json").read_text())
+    record["fingerprints"]["config"] = fingerprints.config(run)  # a stranger's is right
+    (run / "alignkit.json").write_text(json.dumps(record))
     set_modules(run)
 
 
