@@ -12,6 +12,7 @@ from run_folders import record, weights
 
 from alignkit import yaml
 from alignkit.cli import main
+from alignkit.config import named_code
 from alignkit.runs import resume
 from alignkit.runs.plan import pipeline
 
@@ -110,3 +111,15 @@ def test_an_evaluation_that_equals_the_one_before_the_checkpoint_is_dropped(fold
     resume._drop_metrics_after(Path("metrics.jsonl"), checkpoint)
 
     assert [json.loads(line) for line in Path("metrics.jsonl").read_text().splitlines()] == before
+
+
+def test_the_file_of_a_function_is_found_without_running_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting may be a stranger's. The packages around a module run code when they are imported."""
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "rewards_of_others"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError")
+    (package / "letters.py").write_text("def score(prompts, answers): ...\n")
+
+    found = named_code.fingerprints({"reward": {"call": "rewards_of_others.letters:score"}})
+    assert list(found) == ["rewards_of_others.letters:score"]

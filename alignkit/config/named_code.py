@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ def _calls(table: Any) -> Iterator[str]:
 
 
 def _file_of(module: str) -> Path | None:
+    """The file of a module. Nothing is imported, not even the packages that it is in: that would run their code."""
+    package, *names = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):  # importing it fails too, with an error for the user
         return None
+    for name in names:
+        folders = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(name, list(folders)) if folders else None
     return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
