@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXTS = 8
-NEW_TOKENS = 16  # of each answer
+NEW_TOKENS = 8  # of each answer
 
 
 class Text(NamedTuple):
