@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,10 +12,12 @@ import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from alignkit import bundled
 from alignkit.cli import demo, main
@@ -177,3 +180,16 @@ def test_looking_whether_a_run_trains_sends_no_signal(tmp_path: Path, monkeypatc
     for pid in (42, 43):
         file.write_text(str(pid))
         assert lock.is_held(tmp_path / "sft") == (pid == 42)
+
+
+def test_every_pinned_version_runs_on_the_oldest_python_that_the_project_states() -> None:
+    """A library may ask for a later patch release than the one of a Linux distribution, such as 3.11.2 of Debian 12."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    needed = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, pinned, _ = line.partition("==")
+        with contextlib.suppress(PackageNotFoundError):  # not in this environment
+            needed[name] = distribution(name).metadata["Requires-Python"] if pinned else None
+
+    assert len([python for python in needed.values() if python]) > 50
+    assert not {name: python for name, python in needed.items() if python and oldest not in SpecifierSet(python)}
