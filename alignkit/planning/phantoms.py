@@ -34,7 +34,7 @@ from alignkit.models.torch_internals import (
 from alignkit.planning.ledger import Ledger
 from alignkit.planning.replaced import replaced
 
-SMALL = 1 << 16  # elements of a tensor of numbers with fractions that has data
+SMALL = 1 << 15  # elements of a tensor of numbers with fractions that has data
 INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
 VALUES = 1 << 22  # of a large tensor whose value is followed
 aten = torch.ops.aten
