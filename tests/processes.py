@@ -73,10 +73,13 @@ def run(
 
 
 def forked(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Stand in for ``subprocess.run``: alignkit and scripts of Python are forked."""
+    """Stand in for ``subprocess.run``: alignkit and scripts of Python are forked, also those of ``torchrun``."""
     match [str(word) for word in command]:
         case [sys.executable, "-m", "alignkit", *arguments]:
             done = run(*arguments, env=options.get("env"))
+        case [sys.executable, "-m", "torch.distributed.run", "--standalone", number, script, *arguments]:
+            environment = {**os.environ, **(options.get("env") or {})}
+            done = run_several(int(number.partition("=")[2]), *arguments, env=environment, script=Path(script))
         case [sys.executable, script, *arguments] if script.endswith(".py"):
             done = run(*arguments, env=options.get("env"), script=Path(script))
         case _:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import processes
 import pytest
 import torch
 
@@ -100,17 +100,15 @@ def on_gpu(command: Callable[..., list[str]], data: Path, tmp_path_factory: pyte
     commands = {f"{stage} {tuner}": command(stage, tuner, folder) for tuner in TUNERS for stage in STAGES}
     commands["resume"] = [*commands["ppo lora"], "--resume", "train.max_steps=4"]
     commands |= after_training(folder / "lora", data)
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("fake_gpu.py")],
-        input=json.dumps({"commands": list(commands.values()), "expressions": list(MIXED)}),
+    done = processes.run(
+        json.dumps({"commands": list(commands.values()), "expressions": list(MIXED)}),
+        script=Path(__file__).with_name("fake_gpu.py"),
         env={
             **os.environ,
             "ALIGNKIT_DEBUG": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "XDG_CACHE_HOME": str(folder / "cache"),  # without verdicts
         },
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)

@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,22 @@ from alignkit.training import checkpoints
 Train = Callable[..., Path]
 
 STEPS = ("train.max_steps=6", "train.save_steps=2", "train.eval_steps=4", "train.logging_steps=1")
+
+# run in a process without PyTorch, which forks quickly
+FORKS = """
+import multiprocessing, signal, time
+from alignkit.runs import stopping
+
+restore = stopping.handle(lambda number: None, *stopping.SIGNALS)
+for _ in range(300):
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    forked.start()
+    forked.terminate()
+    forked.join(20)
+    assert forked.exitcode == -signal.SIGTERM, forked.exitcode
+restore()
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
 
 SENDS = """
     import os, signal
@@ -86,17 +104,8 @@ def test_forked_processes_have_the_handlers_of_the_operating_system() -> None:
 
 def test_a_process_that_is_terminated_right_after_its_fork_ends() -> None:
     """The signal comes before, between or after the two sets of handlers."""
-    restore = stopping.handle(lambda number: None, *stopping.SIGNALS)
-    try:
-        for _ in range(300):
-            forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-            forked.start()
-            forked.terminate()
-            forked.join(20)
-            assert forked.exitcode == -signal.SIGTERM
-    finally:
-        restore()
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_with_status_143(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from conftest import on_two_processes
@@ -77,15 +77,14 @@ def test_killed_at_any_moment_and_resumed_is_bit_for_bit_the_same(folder: Path, 
     settings = ["ppo.policy=base", "reward.name=function", "reward.call=slow:letters", "ppo.iterations=4"]
     whole = trained(ppo(*settings, "--output", "whole"))
 
-    command = [sys.executable, "-m", "alignkit", "train", "--plugin", "ppo", *SMALL, *settings, "--output", "cut"]
     env = {**os.environ, "SLOW": "1" if moment == "scoring" else ""}
     checkpoints = Path("cut/ppo.unfinished/checkpoints")
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    process = processes.Process("train", "--plugin", "ppo", *SMALL, *settings, "--output", "cut", env=env)
     while not (Path("here").exists() if moment == "scoring" else len(list(checkpoints.glob("checkpoint-*"))) > 1):
         assert process.poll() is None
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not Path("cut/ppo").exists()
     resumed = trained(ppo(*settings, "--output", "cut", "--resume"))
 
