@@ -47,7 +47,7 @@ def settings(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     benchmark = importlib.import_module("plan_memory")
 
     def make(stage: str, tuner: str, **options: Any) -> dict[str, Any]:
-        given = {"model": str(small_model), "words": 40, "response": 32, "microbatch": 2, **options}
+        given = {"model": str(small_model), "words": 40, "response": 12, "microbatch": 2, **options}
         made: dict[str, Any] = benchmark.settings_of(stage, tuner, argparse.Namespace(**given))
         return made
 
