@@ -14,10 +14,12 @@ A package writes its imports under ``if TYPE_CHECKING``, where type checkers and
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import gc
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def lazy_imports(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
         if name.startswith("_") or name not in imports():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = imports()[name]
-        value = getattr(importlib.import_module(module), original)
+        with without_collections():
+            value = getattr(importlib.import_module(module), original)
         setattr(sys.modules[package], name, value)  # the next access no longer gets here
         return value
 
@@ -45,3 +48,15 @@ def lazy_imports(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
         return sorted({*vars(sys.modules[package]), *imports()})
 
     return get, names
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage in this context: while libraries are imported, it takes long and frees little."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

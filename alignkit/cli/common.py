@@ -20,6 +20,7 @@ from alignkit.cli import completion
 from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
 from alignkit.errors import ConfigError
+from alignkit.lazy import without_collections
 from alignkit.progress import progress as progress
 from alignkit.progress import without_progress
 from alignkit.registry import Registry
@@ -197,8 +198,9 @@ def quiet() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process of DDP would warn
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import datasets
-    import transformers
+    with without_collections():
+        import datasets
+        import transformers
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import pkgutil
 import re
@@ -14,7 +15,7 @@ from types import ModuleType
 import pytest
 
 import alignkit
-from alignkit.lazy import lazy_imports
+from alignkit.lazy import lazy_imports, without_collections
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = [
@@ -49,6 +50,18 @@ def test_a_name_that_is_not_public_is_an_error() -> None:
 
     with pytest.raises(AttributeError, match=r"module 'alignkit.models' has no attribute 'nothing'"):
         get("nothing")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_after_an_import_as_before(collects: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with without_collections(), without_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_the_page_on_public_names_has_all_of_them_and_no_others() -> None:
