@@ -165,7 +165,7 @@ def test_the_loss_that_the_readme_shows_trains(train: Callable[..., Path], insta
         "grpo_vs_trl.py --even --runs 1 --iterations 2 --batch-size 4 --minibatches 2 --microbatch 2 "
         "--response-length 8 --samples-per-prompt 2 --model TINY",
         "decode.py --engines generate decode --rows 4 --new-tokens 4 --runs 1 --model TINY",
-        "ppo_memory.py --shapes tiny",
+        "ppo_memory.py --shapes tiny --length 64 --response 8 --sampled 4",
         "scale.py --runs 1 --stages sft --steps 3 --batch-size 4 --shard fsdp2 --model TINY",
         "start_up.py --runs 1",
         "export.py --tuners lora --dtypes bfloat16 --steps 1 --model TINY",

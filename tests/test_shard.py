@@ -13,6 +13,7 @@ from typing import Any, cast
 import processes
 import pytest
 import torch
+from conftest import made_once
 from safetensors.torch import load_file
 
 from alignkit import ConfigError, testing
@@ -59,8 +60,11 @@ def words(name: str, shard: str, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all ``RUNS``, trained by two processes."""
-    folder = tmp_path_factory.mktemp("sharded")
-    (folder / "base").symlink_to(tiny_model())
+    return made_once(tmp_path_factory, "sharded", lambda folder: train_all(folder, tiny_model()))
+
+
+def train_all(folder: Path, model: Path) -> None:
+    (folder / "base").symlink_to(model)
     for kind, rows in testing.DATA.items():
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "shard_rewards.py").write_text(
@@ -83,7 +87,6 @@ def trained(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     with contextlib.chdir(folder):
         done = processes.run_several(2, "commands.jsonl", "report", env=env, script=HERE / "shard_runs.py")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
-    return folder
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
