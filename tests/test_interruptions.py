@@ -235,7 +235,8 @@ def test_a_checkpoint_that_was_half_deleted_does_not_push_out_a_whole_one(train:
     now = time.time()
     for step, age in ((2, 0), (4, 60), (6, 30)):
         os.utime(unfinished / "checkpoints" / f"checkpoint-{step}", (now - age, now - age))
-    assert [each.name for each in resume.checkpoints(unfinished)] == ["checkpoint-4", "checkpoint-6"]  # no state of step 2
+    # there is no state of step 2
+    assert [each.name for each in resume.checkpoints(unfinished)] == ["checkpoint-4", "checkpoint-6"]
 
     train(*STEPS, "train.save_total_limit=2", "--resume")
     assert [each.name for each in resume.checkpoints(folder)] == ["checkpoint-4", "checkpoint-6"]
