@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -154,13 +155,15 @@ def test_the_pools_of_a_reward_can_be_terminated_while_a_run_trains(
 # --- disks that are full ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may have more than 1000 bytes."""
+    """No file may have more than 1000 bytes in this context."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -174,10 +177,10 @@ def small_files() -> Iterator[None]:
     ids=["python", "torch", "safetensors", "tokenizers"],
 )
 def test_a_file_that_cannot_be_written_is_an_error_that_says_how_to_go_on(
-    write: Callable[[Path], object], small_files: None, tmp_path: Path
+    write: Callable[[Path], object], tmp_path: Path
 ) -> None:
     expected = r"cannot write to .*: (File too large|PyTorch could not save a file, and .* free)\. When"
-    with pytest.raises(AlignkitError, match=expected), checkpoints.writing(tmp_path / "sft.unfinished"):
+    with pytest.raises(AlignkitError, match=expected), small_files(), checkpoints.writing(tmp_path / "sft.unfinished"):
         write(tmp_path / "file")
 
 
