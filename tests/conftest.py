@@ -47,9 +47,7 @@ pytest_plugins = [
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # started in the background; commands of tests would ignore it too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; commands of tests would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
