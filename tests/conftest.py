@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import shutil
@@ -132,14 +131,6 @@ class Venv:
         offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONWARNINGS": "", "ALIGNKIT_DEBUG": ""}
         words = [self.python, "-P", "-m", *command]
         return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env={**os.environ, **offline})
-
-    def run_forked(self, *command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-        """``alignkit`` or ``pytest`` with what is installed here, in a process that need not import PyTorch."""
-        module, *words = map(str, command)
-        script = Path(pytest.__file__).with_name("__main__.py") if module == "pytest" else None
-        env = {**os.environ, "PYTHONPATH": str(self.site), "PYTHONWARNINGS": "", "ALIGNKIT_DEBUG": ""}
-        with contextlib.chdir(cwd):
-            return processes.run(*words, env=env, script=script)
 
     def files(self) -> set[str]:
         """What is in its site-packages."""

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import site
 import subprocess
 import sys
 import tempfile
@@ -137,11 +136,7 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], here: Path, folder: Pa
         import datasets.config
 
         datasets.config.HF_DATASETS_CACHE = Path(cache)
-    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:0] = paths
-    for path in paths:
-        if Path(path).name == "site-packages":
-            site.addsitedir(path)  # its .pth files
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     if env.get(NO_PICTURES):
         from alignkit.runs import curves
 

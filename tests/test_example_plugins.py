@@ -163,7 +163,7 @@ def test_wrong_settings_of_a_plugin_are_caught_in_the_first_second(
 
 def test_their_own_tests_pass(environment: Venv, strangers: Path) -> None:
     tests = [str(strangers / "examples" / "plugins" / name / "tests") for name in NAMES]
-    done = environment.run_forked("pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=strangers)
+    done = environment.run("pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=strangers)
 
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout

@@ -25,7 +25,7 @@ def test_the_page_is_true_line_by_line(venv: Venv, tmp_path: Path, tiny_model: C
             file = re.findall(r"`([\w.]+\.(?:py|toml))`", said)[-1]
             (tmp_path / file).write_text(block)
             if file.startswith("test_"):
-                tested = venv.run_forked("pytest", "-q", "-p", "no:cacheprovider", file, cwd=tmp_path)
+                tested = venv.run("pytest", "-q", "-p", "no:cacheprovider", file, cwd=tmp_path)
                 assert tested.returncode == 0, tested.stdout
             continue
         for command, printed in re.findall(r"^\$ alignkit ([^\n]*)\n((?:(?!\$ ).*\n)*)", block, re.M):
@@ -33,8 +33,7 @@ def test_the_page_is_true_line_by_line(venv: Venv, tmp_path: Path, tiny_model: C
                 module = tmp_path / "alignkit_focal.py"
                 module.write_text("import torch\n" + module.read_text())
             more = ["--model", str(tiny_model()), *SMALL] if command.startswith("train") else []
-            run = venv.run_forked if command.startswith("train") else venv.run
-            done = run("alignkit", *shlex.split(command), *more, cwd=tmp_path)
+            done = venv.run("alignkit", *shlex.split(command), *more, cwd=tmp_path)
             lines = iter((done.stdout + done.stderr).splitlines())
             for line in printed.splitlines():
                 assert any(shown(line).match(real.strip()) for real in lines), (command, line, done.stdout, done.stderr)

@@ -38,7 +38,7 @@ def test_a_generated_plugin_of_each_kind_installs_is_sound_passes_its_own_tests_
         assert told.replace("  ", " ") in listed
     (tmp_path / "tests").mkdir()  # away from the modules: what is installed is tested
     tests = [shutil.copy(file, tmp_path / "tests") for file in tmp_path.glob("alignkit-*/test_*.py")]
-    tested = venv.run_forked("pytest", "-q", "-p", "no:cacheprovider", *map(str, tests), cwd=tmp_path)
+    tested = venv.run("pytest", "-q", "-p", "no:cacheprovider", *map(str, tests), cwd=tmp_path)
     assert len(tests) == len(KINDS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 from ppo_runs import GOLD, SMALL, logs, ppo
 
@@ -36,9 +37,7 @@ ITERATIONS = ["ppo.iterations=4", "ppo.eval_every=2", "ppo.save_every=2"]  # of 
 def alignkit(*words: str, **variables: str) -> int:
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "MPLCONFIGDIR": os.getcwd(), **variables}
-    done = processes.run(*words, env=env)
-    print(done.stdout, done.stderr)
-    return done.returncode
+    return subprocess.run([sys.executable, "-m", "alignkit", *words], env=env).returncode
 
 
 def test_tensorboard_and_trackio_get_everything_once_and_a_resumed_run_continues(folder: Path) -> None:

@@ -51,7 +51,7 @@ def without_weights(planned: Mapping[str, str]) -> Iterator[None]:
         return model.eval()
 
     of_adapters = {"load_adapter": load_planned, "continue_adapter": continue_planned, "open_run": open_planned}
-    random = dict.fromkeys(("kaiming_uniform_", "uniform_"), lambda tensor, *_, **__: tensor)  # it takes time
+    random = dict.fromkeys(("kaiming_uniform_", "uniform_"), lambda tensor, *_, **__: tensor)  # never read
     with replaced(pretrained, load=load), replaced(adapters, **of_adapters), replaced(nn.init, **random):
         yield
 
