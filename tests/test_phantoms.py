@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.models import logit_form
@@ -34,6 +35,31 @@ def test_equal_computations_have_equal_results() -> None:
         assert torch.equal(a, b)
         assert not (a - b).isnan().any()
         assert float((a * b).sum() / b.square().sum()) == 1
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        *(lambda x: x.detach(), lambda x: x.mT, lambda x: x[1:, ::2], lambda x: x.view(-1, 4, 2)),
+        *(lambda x: x.mT.reshape(-1), lambda x: x[None].expand(3, -1, -1), lambda x: x.diagonal()),
+        *(lambda x: x.mT.clone(), lambda x: x.mT.contiguous(), lambda x: x.mT.bfloat16(), lambda x: x.to("cpu")),
+        *(lambda x: torch.zeros_like(x.mT), lambda x: torch.ones_like(x, dtype=torch.bfloat16)),
+        *(lambda x: x.new_zeros(9, LARGE), lambda x: x.new_empty((LARGE,), dtype=torch.float64)),
+        *(lambda x: torch.empty_strided((2, LARGE), (1, 2)), lambda x: torch.full((LARGE, 2), 7.0)),
+        *(lambda x: x @ torch.ones(8, 3), lambda x: torch.ones(3, LARGE // 4).mT @ torch.ones(3, 7)),
+        *(lambda x: x * torch.ones(LARGE, 1), lambda x: x + torch.ones(8).bfloat16(), lambda x: x.sum(1)),
+    ],
+)
+def test_a_result_has_the_shape_and_the_memory_that_it_has_with_data(operation: Callable[[Tensor], Tensor]) -> None:
+    def made(ledger: Ledger) -> tuple[object, ...]:
+        with ledger:
+            x = torch.ones(LARGE, 8)
+            before = ledger.now
+            y = operation(x)
+            assert isinstance(y, FakeTensor) == isinstance(ledger, Phantoms)
+            return y.shape, y.stride(), y.storage_offset(), y.dtype, y.device, ledger.now - before
+
+    assert made(Phantoms()) == made(Ledger())
 
 
 def test_masks_select_as_many_rows_as_they_have() -> None:

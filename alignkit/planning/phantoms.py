@@ -22,8 +22,12 @@ from alignkit.models.torch_internals import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    faked,
     is_alias,
+    is_simple,
     keeps_shapes,
+    makes_tensor,
+    on_meta,
     places_written,
     reads_number,
     returns_nothing,
@@ -37,9 +41,10 @@ from alignkit.planning.replaced import replaced
 SMALL = 1 << 15  # elements of a tensor of numbers with fractions that has data
 INTEGERS = 1 << 24  # of a tensor of integers or booleans that has data although it is computed from large tensors
 VALUES = 1 << 22  # of a large tensor whose value is followed
+CPU = torch.device("cpu")
 aten = torch.ops.aten
+PRODUCTS = (aten.bmm, aten.mm)  # of small tensors, as LoRA's, may be large
 EMPTY = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
-NEW = (aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full)
 
 
 class Phantoms(Ledger):  # type: ignore[no-untyped-call]
@@ -57,9 +62,8 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
         phantoms = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if phantoms:
             return self._on_phantoms(func, args, kwargs, phantoms)
-        if not tensors or func.overloadpacket in NEW:  # it makes a tensor, of any size
-            with self.fake:
-                made = func(*args, **kwargs)
+        if not tensors or makes_tensor(func) or func.overloadpacket in PRODUCTS:  # of any size
+            made = self._without_computing(func, args, kwargs)
             if isinstance(made, Tensor) and _is_large(made):
                 return made
         result = func(*args, **kwargs)
@@ -84,13 +88,24 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
             return None if returns_nothing(func) else written[0] if len(written) == 1 else tuple(written)
         args = _with_positions(func, args)
         try:
-            with self.fake:
-                result = func(*args, **kwargs)
+            result = self._without_computing(func, args, kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             return self._with_data(func, args, kwargs)
         if not isinstance(result, Tensor | tuple | list):
             return result
         return self._outputs(func, args, kwargs, result, value_of(phantoms[0]))
+
+    def _without_computing(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation, without data."""
+        if (is_simple(func) or makes_tensor(func)) and kwargs.get("device") in (None, CPU):
+            return on_meta(self.fake, func, args, kwargs, CPU)
+        if not is_alias(func, 0):
+            args, kwargs = tree_map(self._faked, args), tree_map(self._faked, kwargs)
+        with self.fake:
+            return func(*args, **kwargs)
+
+    def _faked(self, leaf: Any) -> Any:
+        return faked(self.fake, leaf) if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) else leaf
 
     def _outputs(self, func: Any, args: Any, kwargs: Any, result: Any, value: float) -> Any:
         """The outputs of an operation, of which ``result`` has the shapes: integers and small tensors with data."""
