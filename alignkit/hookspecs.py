@@ -11,8 +11,8 @@ Components are selected by name, never by order. Two active plugins that declare
 the order in which the plugins are named. ``alignkit_load_model`` is called in reverse order: the last plugin wins::
 
     alignkit_run_start                     the data are read, no model is loaded
-      alignkit_load_model                  once per role
-      alignkit_model_ready                 once per role, after the tuner
+      alignkit_load_model                  for each model that the stage requests with ``run.model``
+      alignkit_model_ready                 for each of them, after the tuner
       alignkit_callbacks                   before the trainer is built
         ... training ...
     alignkit_run_end                       the run folder is complete
@@ -248,6 +248,9 @@ def alignkit_run_start(run: Run) -> None:
 def alignkit_load_model(run: Run, role: str, name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """Load the base model of a role. The last named plugin that returns one wins; the default is ``from_pretrained``.
 
+    Called for each model that a stage requests with ``run.model``. Copies of it, adapters on its base and finished
+    reward models are loaded without this hook.
+
     ``name_or_path`` is the hub id or the folder that this role starts from: a value may start from another run than the
     policy. ``kwargs`` are arguments of ``from_pretrained``: the dtype, and those that the tuner's ``load`` returned. A
     model for the role ``value`` or ``reward`` needs a scalar head.
@@ -268,7 +271,7 @@ def alignkit_load_model(run: Run, role: str, name_or_path: str, kwargs: dict[str
 
 @hookspec
 def alignkit_model_ready(run: Run, role: str, model: nn.Module) -> None:
-    """Called once per role, when its model is loaded and the tuner has made it trainable.
+    """Called for each model that a stage requests with ``run.model``, when the tuner has made it trainable.
 
     ::
 

@@ -146,7 +146,7 @@ def test_log_probabilities_of_the_engine_replace_a_forward_pass_that_agrees_with
 
     def compared(self: Collector, iteration: int) -> Any:
         rollouts = collect(self, iteration)
-        logps = forward(self, rollouts.prompts, rollouts.answers, ["policy"])["policy"][0]
+        logps = forward(self, rollouts.prompts, rollouts.answers, ["policy"])["policy"]
         torch.testing.assert_close(rollouts.logps, logps, atol=2e-4, rtol=0)
         return rollouts
 

@@ -106,3 +106,20 @@ def test_scorers_get_the_other_fields_of_the_rows(folder: Path) -> None:
     assert rank("function", "judge.call=by_field:score") == [[0, 1], [1, 0]]
     rank("right")
     assert len(asked()) == 2  # of a judge, verdicts are stored under the prompt and the answers alone
+
+
+def test_a_function_gets_whole_conversations_if_it_has_a_parameter_for_them(folder: Path) -> None:
+    """Its prompts are the last user turns."""
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "and now?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    write([{"prompt": prompt, "responses": ["brief", "long"]}])
+    Path("by_turns.py").write_text(
+        "def score(prompts, answers, conversations):\n"
+        "    assert prompts == ['and now?'] * len(answers)\n"
+        "    return [a in c[0]['content'] and len(c) == 4 for a, c in zip(answers, conversations)]\n"
+        "def fails(prompts, answers, conversations): return [1 / (a != 'long') for a in answers]\n"
+    )
+
+    assert rank("by_turns:score") == rank("function", "judge.call=by_turns:score") == [[0, 1]]
+    failing = ["rank", "samples.jsonl", "--by", "by_turns:fails", "-o", "failed.jsonl"]
+    assert main(failing) == 2

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import data
+from alignkit.batches import Answers
 from alignkit.config import DataConfig
-from alignkit.data.prompts import has_tools, prompt_of
+from alignkit.data.prompts import has_tools, prompt_of, prompt_text
 from alignkit.data.reading import SAMPLED_FROM
 from alignkit.errors import ConfigError, DataError, PluginError, one_line, suggestion
 from alignkit.registry import Registry, checks
 from alignkit.rows import Conversation, Demonstration, Located, Prompt, Ranking
 from alignkit.runs import manifest
 
-# prompts, answers, and optionally fields of rows -> scores, higher is better
-ScoreFunction = Callable[..., Sequence[float]]
-Fields = list[Mapping[str, Any]] | None
+ScoreFunction = Callable[[Answers], Sequence[float]]  # higher is better
+OPTIONAL = ("conversations", "fields")  # parameters that a Python function may have beside prompts and answers
 
 
 def prompts_of(path: str) -> list[Conversation]:
@@ -113,26 +113,29 @@ def import_scorer(name: str) -> ScoreFunction:
 
 
 def scorer(function: Callable[..., Sequence[float]]) -> ScoreFunction:
-    """A function of prompts and answers, which gets the fields of the prompts' rows if it has a parameter ``fields``.
+    """A Python function of two lists of strings, prompts and answers, as a function of :class:`alignkit.Answers`.
 
-    If it fails, the error names the answer on which it does.
+    A prompt is the last user turn of its conversation. If the function has a parameter ``conversations``, it also gets
+    the whole conversations, as lists of messages; if it has a parameter ``fields``, the other fields of the prompts'
+    rows. If it fails, the error names the answer on which it does.
     """
-    takes_fields = checks.accepts(function, "fields")
+    takes = [name for name in OPTIONAL if checks.accepts(function, name)]
 
-    def scores(prompts: list[str], answers: list[str], fields: Fields) -> Sequence[float]:
-        result: Sequence[float] = function(prompts, answers, **({"fields": fields} if takes_fields else {}))
-        return result
+    def scores(answers: Answers) -> Sequence[float]:
+        optional = {"conversations": answers.prompts, "fields": answers.fields}
+        prompts = [prompt_text(prompt) for prompt in answers.prompts]
+        return function(prompts, answers.texts, **{name: optional[name] for name in takes})
 
-    def call(prompts: list[str], answers: list[str], fields: Fields = None) -> Sequence[float]:
+    def call(answers: Answers) -> Sequence[float]:
         try:
-            return scores(prompts, answers, fields)
+            return scores(answers)
         except Exception as failure:
-            for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            for index, text in enumerate(answers.texts):
                 try:
-                    scores([prompt], [answer], fields and [fields[index]])
+                    scores(answers.take([index]))
                 except Exception as error:
                     if one_line(error) == one_line(failure):
-                        raise _FailedOnError(answer, error) from error
+                        raise _FailedOnError(text, error) from error
             raise
 
     return call

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit.batches import Answers
 from alignkit.components import Reward
 from alignkit.config.reward_parts import part
 from alignkit.config.settings import Selected
-from alignkit.data.prompts import prompt_text
 from alignkit.errors import ConfigError, DataError, PluginError
 from alignkit.generation import rankings
 from alignkit.protocols import RewardFunction, Run
@@ -56,11 +55,7 @@ def build_reward(run: Run, table: Mapping[str, Any], own: Collection[str] = ()) 
 
 def of_function(function: Callable[..., Any]) -> Reward:
     """A Python function of prompts and answers as a reward, under its own name."""
-    call = rankings.scorer(function)
-
-    def score(answers: Answers) -> Sequence[float]:
-        return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts, answers.fields)
-
+    score = rankings.scorer(function)
     name = getattr(function, "__name__", type(function).__name__)
     name = re.sub(r"[^\w-]+", "", name)  # a lambda is called "<lambda>"
     return Reward(name=name, summary="a Python function in memory", build=lambda config, run: score)

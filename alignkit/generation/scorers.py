@@ -13,7 +13,6 @@ from alignkit.batches import Answers
 from alignkit.config import reward_parts, trust
 from alignkit.config.resolve import parse_override
 from alignkit.config.settings import Selected, merge, select
-from alignkit.data.prompts import prompt_text
 from alignkit.errors import ConfigError, did_you_mean
 from alignkit.generation import rankings, rewards
 from alignkit.generation.outside_training import OnlyInTrainingError, RunOutsideTraining, scores_of_run
@@ -56,9 +55,7 @@ def named(
         function = rankings.import_scorer(name)
 
         def score(answers: Answers) -> list[float]:
-            prompts = [prompt_text(prompt) for prompt in answers.prompts]
-            call = functools.partial(function, prompts, answers.texts, answers.fields)
-            return rankings.checked(name, call, answers.texts)
+            return rankings.checked(name, functools.partial(function, answers), answers.texts)
 
         return Scorer(name, lambda batch, say: score, loads=False, reward={"name": "function", "call": name})
     if not Path(name).exists() and "/" not in name:
@@ -151,6 +148,11 @@ class TextAnswers(Answers):
 
     prompt_ids: list[list[int]] = dataclasses.field(init=False, repr=False)
     answer_ids: list[list[int]] = dataclasses.field(init=False, repr=False)
+
+    def take(self, indices: Sequence[int]) -> TextAnswers:
+        """The answers at these indices."""
+        fields = None if self.fields is None else [self.fields[i] for i in indices]
+        return TextAnswers([self.prompts[i] for i in indices], [self.texts[i] for i in indices], fields)
 
     def __getattr__(self, member: str) -> Any:
         raise OnlyInTrainingError(f"this reward uses {member}, the tokens of a policy, but a file has only texts")

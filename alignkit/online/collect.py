@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,8 +95,8 @@ class Collector:
         policy = [] if self.reuse_logps else ["policy"]
         value = ["value"] if self.config.value_function else []
         outputs = self.forward_roles(prompt_ids, answers, ["reference", *policy, *value])  # 3
-        logps = outputs["policy"][0] if policy else padded(answers.logps or [], self.device)
-        ref_logps, values = outputs["reference"][0], outputs["value"][0] if value else None
+        logps = outputs["policy"] if policy else padded(answers.logps or [], self.device)
+        ref_logps, values = outputs["reference"], outputs.get("value")
         if iteration == 0 and not self.is_planned:
             diagnosis.check_reference(logps - ref_logps, mask, self.exact)
         weights, of_copy = self._compare_copy(answers, logps, mask)
@@ -145,8 +146,9 @@ class Collector:
         return self.trainer.roles.sequences(prompts, answers, self.pad, self.device)
 
     def _penalized(self, raw_scores: Tensor, answers: list[list[int]]) -> Tensor:
-        """Scores less the penalty for a missing EOS, [B]; 0 less that penalty where the reward refused the answer."""
-        return raw_scores.nan_to_num() - self.config.missing_eos_penalty * ~self.ended(answers)
+        """Clipped scores less the penalty for a missing EOS, [B]; a score of 0 where the reward refused the answer."""
+        clip = self.config.score_clip if self.config.score_clip is not None else math.inf
+        return raw_scores.nan_to_num().clamp(-clip, clip) - self.config.missing_eos_penalty * ~self.ended(answers)
 
     def _redraw(
         self,
@@ -260,22 +262,17 @@ class Collector:
                 roles = self.trainer.roles
                 for reward in lineage.rewards_in(roles.members).values():
                     stack.enter_context(gathered(roles, reward.model))
-            scores = torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
-        clip = self.config.score_clip
-        return scores.clamp(-clip, clip) if clip is not None else scores
+            return torch.tensor(self.reward(batch, self.trainer.roles), device=self.device)
 
     @torch.no_grad()
     def forward_roles(
         self, prompts: list[list[int]], answers: list[list[int]], roles: Sequence[str]
-    ) -> dict[str, list[Tensor]]:
-        """The outputs of roles on answers, from the same forward as in training.
-
-        Returns for each role its tensors [B, A]: log-probabilities and entropies of a language model, or values.
-        """
+    ) -> dict[str, Tensor]:
+        """The outputs of roles on answers [B, A], from the same forward as in training: log-probabilities or values."""
         size, width = int(self.args.per_device_eval_batch_size), max(map(len, answers))
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         model = self.trainer.roles.train(self.trainer.model.training)
-        parts: dict[str, list[list[Tensor]]] = {role: [] for role in roles}
+        parts: dict[str, list[Tensor]] = {role: [] for role in roles}
         order: list[int] = []
         for rows in by_length(range(len(answers)), lengths, self.group, size):
             order += rows
@@ -283,13 +280,10 @@ class Collector:
             with self.trainer.compute_loss_context_manager():
                 outputs = model(sequences, roles)
             for role, output in outputs.items():
-                tensors = [output.logps, output.entropy] if isinstance(output, Logps) else [output]
-                parts[role].append([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])
+                of_answers = output.logps if isinstance(output, Logps) else output
+                parts[role].append(torch.nn.functional.pad(of_answers, (0, width - of_answers.shape[1])))
         unsorted = torch.tensor(order, device=self.device).argsort()
-        return {
-            role: [torch.cat(tensors)[unsorted] for tensors in zip(*batches, strict=True)]
-            for role, batches in parts.items()
-        }
+        return {role: torch.cat(tensors)[unsorted] for role, tensors in parts.items()}
 
     def ended(self, answers: list[list[int]]) -> Tensor:
         """Whether each answer ended with a stop token, [B] bool."""

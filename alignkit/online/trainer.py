@@ -255,7 +255,7 @@ class OnlineTrainer(RolesTrainer):
         scores = self.collector.score(self.held_out, answers)
         prompt_ids = [prompt.ids for prompt in self.held_out]
         outputs = self.collector.forward_roles(prompt_ids, answers, ("policy", "reference"))
-        kl = (outputs["policy"][0] - outputs["reference"][0]).sum(1)
+        kl = (outputs["policy"] - outputs["reference"]).sum(1)
         ended = self.collector.ended(answers)
         scored = scores[~scores.isnan()]
         metrics = {

@@ -21,7 +21,7 @@ class FunctionConfig:
 
     call: str | None = option(
         None,
-        "module:function; takes two lists, prompts and answers, and returns a score per answer",
+        "module:function; takes lists of prompts (last user turns) and answers; returns scores",
         needs_trust="runs this code",
     )
 

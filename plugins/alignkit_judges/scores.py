@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit import Answers, Run
-from alignkit.data import prompt_text
+from alignkit import Run
 from alignkit.generation import import_scorer
 from alignkit.judging import by_scores
 from alignkit_judges.config import FunctionConfig, ModelConfig
@@ -13,12 +12,7 @@ from alignkit_judges.config import FunctionConfig, ModelConfig
 
 def function(config: FunctionConfig) -> Any:
     """Rank by the scores of ``module:function``."""
-    call = import_scorer(str(config.call))
-
-    def score(answers: Answers) -> Any:
-        return call([prompt_text(prompt) for prompt in answers.prompts], answers.texts, answers.fields)
-
-    return by_scores(score, str(config.call))
+    return by_scores(import_scorer(str(config.call)), str(config.call))
 
 
 def reward_model(config: ModelConfig, run: Run) -> Any:

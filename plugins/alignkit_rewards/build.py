@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from alignkit import Answers, RewardFunction, Run
-from alignkit.data import prompt_text
 from alignkit.generation import build_reward, import_scorer
 
 if TYPE_CHECKING:
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
 
 
 def function(config: FunctionConfig) -> Callable[[Answers], Sequence[float]]:
-    """Call ``module:function`` with the texts of prompts and answers, and with the rows' fields if it takes them."""
-    call = import_scorer(str(config.call))
-    return lambda answers: call([prompt_text(prompt) for prompt in answers.prompts], answers.texts, answers.fields)
+    """Call ``module:function``."""
+    return import_scorer(str(config.call))
 
 
 def ensemble(config: EnsembleConfig, run: Run) -> RewardFunction:

@@ -32,7 +32,7 @@ class FunctionConfig:
 
     call: str | None = option(
         None,
-        "module:function; takes lists of prompts and of answers, and `fields` if it has that parameter; returns scores",
+        "module:function; takes lists of prompts (last user turns) and answers; returns scores",
         needs_trust="runs this code",
     )
 

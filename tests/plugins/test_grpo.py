@@ -183,7 +183,7 @@ def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
 
     def watched(self: Collector, iteration: int) -> Rollouts:
         rollouts = collect(self, iteration)
-        logps = self.forward_roles(rollouts.prompts, rollouts.answers, ["policy"])["policy"][0]
+        logps = self.forward_roles(rollouts.prompts, rollouts.answers, ["policy"])["policy"]
         torch.testing.assert_close(rollouts.logps, logps, atol=2e-4, rtol=0)
         drawn.append(rollouts)
         return rollouts

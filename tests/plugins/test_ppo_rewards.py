@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_runs import GOLD, LEARN, SMALL, iterations, ppo, roles_of
+from ppo_runs import GOLD, LEARN, SMALL, iterations, logs, ppo, roles_of
 from safetensors.torch import load_file
 
 from alignkit.cli import main
@@ -32,6 +32,19 @@ def test_an_answer_that_did_not_end_is_penalized(folder: Path) -> None:
         load_file(next(run.glob("checkpoints/*/trained.safetensors")))["heads.value.bias"] for run in (plain, other)
     ]
     assert float(biases[0] - biases[1]) == pytest.approx(5, abs=0.1)
+
+
+def test_scores_are_clipped_where_they_are_learned_from_and_not_where_they_are_logged(folder: Path) -> None:
+    """No score of this reward is below 0, so all are 0.001 or 0 after clipping. The value starts at their mean."""
+    command = (*GOLD, "ppo.iterations=1", "ppo.missing_eos_penalty=0")
+    plain = ppo(*command, "--output", "plain")
+    other = ppo(*command, "ppo.score_clip=0.001", "--output", "other")
+
+    assert iterations(plain)[0]["score"] == iterations(other)[0]["score"] > 0.01
+    first = [next(line["eval_score"] for line in logs(run) if "eval_score" in line) for run in (plain, other)]
+    assert first[0] == first[1] > 0.01
+    tensors = load_file(next(other.glob("checkpoints/*/trained.safetensors")))
+    assert float(tensors["heads.value.bias"]) == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize(
