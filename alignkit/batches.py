@@ -1,7 +1,7 @@
 """The inputs and outputs of losses, rewards, judges and rollout engines.
 
-A loss fits every stage with the same batch type. Shapes: B sequences, T token positions, N scores. Importing this
-module imports no torch.
+A loss fits every stage with the same batch type. Shapes: B sequences, T token positions of a sequence, A token
+positions of an answer, N scores. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TokenLogps:
 
 @dataclass(frozen=True)
 class RankedScores:
-    """Reward modelling: the scores of the answers to several prompts. The answers to one prompt are a group."""
+    """Reward modeling: the scores of the answers to several prompts. The answers to one prompt are a group."""
 
     scores: Tensor  # [N]
     group: Tensor  # [N] int, the group of each score
@@ -60,17 +60,20 @@ class RatedLogps:
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Online stages such as PPO: outputs of the policy and the value function, advantages and returns."""
+    """Online stages such as PPO: outputs of the policy and the value function, advantages and returns.
 
-    logps: Tensor  # [B, T] under the policy now
-    old_logps: Tensor  # [B, T] when sampled
-    advantages: Tensor  # [B, T]
-    entropy: Tensor  # [B, T] of the policy now, in nats
-    mask: Tensor  # [B, T] bool, True on the answers' tokens
+    Log-probabilities and entropies are at the sampling temperature.
+    """
+
+    logps: Tensor  # [B, A] of the answers' tokens under the policy now
+    old_logps: Tensor  # [B, A] when sampled
+    advantages: Tensor  # [B, A] times importance weights, and in GRPO times each token's weight and ``num_tokens``
+    entropy: Tensor  # [B, A] of the policy now, in nats
+    mask: Tensor  # [B, A] bool, True on the tokens to train on
     num_tokens: Tensor | int  # answer tokens of the whole optimizer step, over all microbatches and processes
-    values: Tensor | None = None  # [B, T] now; None, like the next two, in a stage without a value function
-    old_values: Tensor | None = None  # [B, T] when sampled
-    returns: Tensor | None = None  # [B, T]
+    values: Tensor | None = None  # [B, A] now, before each token; None without a value function
+    old_values: Tensor | None = None  # [B, A] when sampled
+    returns: Tensor | None = None  # [B, A] the targets of ``values``
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class HiddenStates:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled."""
+    """Settings for sampling answers."""
 
     max_new_tokens: int
     temperature: float  # 0 is greedy
@@ -95,7 +98,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class OffPolicy:
-    """How answers are used that a copy of the policy in another program sampled.
+    """Settings for the use of answers sampled by a copy of the policy in another process.
 
     Its log-probabilities never replace those of the policy. They are compared with them in each iteration.
     """

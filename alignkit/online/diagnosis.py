@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def tolerance(exact: bool) -> float:
-    """How far log-probabilities of the same tokens may differ, on average. In 16 bits the batch's shape matters."""
+    """The largest accepted mean difference of log-probabilities of the same tokens. In 16 bits, they change with the
+    shape of the batch.
+    """
     return 1e-4 if exact else 0.03
 
 
@@ -37,7 +39,7 @@ def check_first_step(batch: PolicyBatch, model: Any, exact: bool, recompute: Cal
     """Check at the first step that the policy is still the one that sampled.
 
     In 16 bits, log-probabilities change a little with the shape of the batch. ``recompute`` gives those of this very
-    batch [B, T], computed as when answers are scored: if they agree, the difference is rounding.
+    batch [B, A], computed as when answers are scored: if they agree, the difference is rounding.
 
     Args:
         batch: the first microbatch.
@@ -96,7 +98,7 @@ class FailureSigns:
         self.warn("eos", endless, f"almost no answers end. Raise {self.table}.response_length, or train SFT for longer")
         longer = metrics["length"] > 2 * first["length"] and metrics["score"] > first["score"]
         self.warn(
-            "length", longer, "answers are twice as long as at first, and score higher. The reward may favour length"
+            "length", longer, "answers are twice as long as at first, and score higher. The reward may favor length"
         )
 
     def warn(self, sign: str, present: bool, warning: str) -> None:

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def kl_penalty(logps: Tensor, ref_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """``-kl_coef * (log pi - log pi_ref)`` at every token of the answers, 0 elsewhere: [B, T].
+    """``-kl_coef * (log pi - log pi_ref)`` at every token of the answers, 0 elsewhere: [B, A].
 
-    All tensors are [B, T]; ``mask`` is True on the answers' tokens.
+    All tensors are [B, A]; ``mask`` is True on the answers' tokens.
     """
     return -kl_coef * (logps - ref_logps) * mask
 

@@ -1,4 +1,4 @@
-"""What losses of policy gradients share: means over tokens, the clipped surrogate objective, and its metrics."""
+"""Shared code of policy-gradient losses: means over tokens, the clipped surrogate objective, and its metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def token_mean(batch: PolicyBatch, values: Tensor) -> Tensor:
-    """The mean of ``values`` [B, T] over the answer tokens of the optimizer step: the part of this batch, a scalar."""
+    """The mean of ``values`` [B, A] over the answer tokens of the optimizer step: the part of this batch, a scalar."""
     return (values * batch.mask).sum() / batch.num_tokens
 
 
 def clipped_surrogate(batch: PolicyBatch, low: float, high: float) -> Tensor:
-    """The negated clipped surrogate objective of each token (arXiv 1707.06347, eq. 7), [B, T].
+    """The negated clipped surrogate objective of each token (arXiv 1707.06347, eq. 7), [B, A].
 
     The probability ratio is clipped to the range from ``1 - low`` to ``1 + high``.
     """

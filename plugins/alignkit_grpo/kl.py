@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def kl_estimate(name: str, logps: Tensor, old_logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """The KL of the policy from the reference at each token, [B, T], with a gradient.
+    """The KL of the policy from the reference at each token, [B, A], with a gradient.
 
     Tokens are sampled from the old policy. The mean gradient of ``k2``, and of ``k1`` and ``k3`` times the probability
     ratio, is then that of the KL. Without the ratio that of ``k1`` is 0, and that of ``k3`` (``k3-plain``, as in

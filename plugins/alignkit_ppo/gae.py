@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
-    """The KL penalty at every token, plus the answer's score at its last: [B, T].
+    """The KL penalty at every token, plus the answer's score at its last: [B, A].
 
-    ``scores`` [B]; ``kl_penalty`` [B, T]; ``mask`` [B, T] is True on the answers' tokens.
+    ``scores`` [B]; ``kl_penalty`` [B, A]; ``mask`` [B, A] is True on the answers' tokens.
     """
     import torch
 
@@ -20,7 +20,15 @@ def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (arXiv 1506.02438) and returns, [B, T] each. The value past an end is 0."""
+    """Generalized advantage estimation (arXiv 1506.02438) and returns, [B, A] each.
+
+    Args:
+        rewards: the reward of each answer token, [B, A].
+        values: the value before each answer token, [B, A]. The value after an answer's last token is 0.
+        mask: True on the answers' tokens, [B, A]. Where it is False, advantages and returns are 0.
+        gamma: the discount factor per token.
+        lam: the lambda of GAE.
+    """
     import torch
 
     values = values * mask
