@@ -1,4 +1,4 @@
-"""What stages share that train on answers of their own policy.
+"""Shared code of stages that train on answers sampled from their own policy.
 
 :func:`online_stage` declares one and :func:`build_trainer` makes its trainer. The stage derives from
 :class:`OnlineTrainer` and writes one method, which turns scores into advantages. Importing this package imports no

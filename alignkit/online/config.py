@@ -16,7 +16,7 @@ from alignkit.protocols import Plan
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """Base of an online stage's config; the names are InstructGPT's and TRL's. Derive from it to add settings."""
+    """Base of an online stage's config. Derive from it to add settings."""
 
     iterations: Annotated[int, Gt(0)] = option(100, "rounds of sampling and training", resume="may_grow")
     batch_size: Annotated[int, Gt(0)] = option(64, "answers per iteration, over all processes")
@@ -31,7 +31,7 @@ class OnlineConfig:
     response_length: Annotated[int, Gt(0)] = option(128, "maximum tokens of an answer")
     temperature: Annotated[float, Gt(0)] = option(1.0, "sampling temperature; log-probabilities use it too")
     max_prompt_length: Annotated[int, Gt(0)] = option(512, "maximum tokens of a prompt; longer ones stop the run")
-    kl_coef: Annotated[float, Ge(0)] = option(0.05, "beta: reward penalty per nat of KL to the reference")
+    kl_coef: Annotated[float, Ge(0)] = option(0.05, "coefficient (beta) of the KL penalty to the reference")
     kl_target: Annotated[float, Gt(0)] | None = option(
         None, "adapt kl_coef to keep the KL per answer close to this; null: fixed"
     )
@@ -43,7 +43,8 @@ class OnlineConfig:
     )
     score_clip: Annotated[float, Gt(0)] | None = option(None, "clip scores to plus or minus this; null: no clipping")
     ema: Annotated[float, Ge(0), Lt(1)] | None = option(
-        None, "decay of an average of the policy's weights, which the run then saves; null: none"
+        None,
+        "decay of an exponential moving average of the policy's weights; if set, the run saves the average",
     )
     ptx_coef: Annotated[float, Ge(0)] = option(0.0, "weight of the loss on pretraining text (PPO-ptx); 0: off")
     ptx_data: DataPath = option(
@@ -60,7 +61,7 @@ class OnlineConfig:
         only_with="ptx_coef",
     )
     max_kl: Annotated[float, Gt(0)] | None = option(
-        None, "stop if the KL per answer exceeds this; null: never", resume="may_grow"
+        None, "stop after an iteration whose mean KL per answer exceeds this; null: never", resume="may_grow"
     )
     eval_every: Annotated[int, Gt(0)] = option(
         5,
@@ -69,12 +70,12 @@ class OnlineConfig:
     )
     save_every: Annotated[int, Gt(0)] = option(10, "iterations between checkpoints", resume="may_change")
     keep: Literal["last", "best"] = option(
-        "last", "the policy to save: the last one, or the one with the best held-out score"
+        "last", "the policy to save: the last one, or the evaluated one with the best held-out score within max_kl"
     )
 
     @property
     def value_function(self) -> Literal["adapter", "head"] | None:
-        """What predicts values: an adapter (or model) of its own, a head on the policy, or None for no values."""
+        """The value function: an adapter (or model) of its own, a head on the policy, or None for no values."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""How the answers of an iteration are divided into forward passes.
+"""Dividing the answers of an iteration into forward passes.
 
 Answers of about equal length go together, which keeps padding low. Where prompts are shared, the answers to one prompt
 stay next to each other.
@@ -12,7 +12,7 @@ import torch
 
 
 def by_length(rows: Sequence[int], lengths: Sequence[int], group: int, size: int) -> Iterator[list[int]]:
-    """``rows`` in parts of ``size``, the longest first. Rows of one group of ``group`` neighbours stay together.
+    """``rows`` in parts of ``size``, the longest first. Rows of one group of ``group`` neighbors stay together.
 
     Args:
         rows: indices of answers.
@@ -29,6 +29,6 @@ def by_length(rows: Sequence[int], lengths: Sequence[int], group: int, size: int
 
 
 def shuffled(number: int, group: int, generator: torch.Generator) -> list[int]:
-    """``number`` indices in random order, groups of ``group`` neighbours together."""
+    """``number`` indices in random order, groups of ``group`` neighbors together."""
     groups = torch.randperm(number // group, generator=generator).tolist()
     return [index * group + member for index in groups for member in range(group)]

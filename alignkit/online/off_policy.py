@@ -1,4 +1,4 @@
-"""Answers that a copy of the policy in another program sampled: is it the policy, and how are differences corrected."""
+"""Answers sampled by a copy of the policy in another process: a check of the copy, and truncated importance weights."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def importance_weights(
     if not difference <= settings.max_difference:
         raise UnavailableError(
             f"the rollout engine's log-probabilities differ by {difference:.2g} nats per token from the policy's, more "
-            f"than {settings.max_difference:g}: it samples from another model. It may have another base model, number "
-            "format or temperature, or an old adapter"
+            f"than {settings.max_difference:g}: it samples from another model. It may have another base model, dtype "
+            "or temperature, or an old adapter"
         )
     metrics = {"rollout_logps_difference": difference}
     if settings.cap is None:

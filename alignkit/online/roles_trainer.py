@@ -49,7 +49,7 @@ class RolesTrainer(transformers.Trainer):
         return {}
 
     def checkpoint_state(self) -> Mapping[str, Any]:
-        """What else to keep in a checkpoint, as JSON."""
+        """Further values to keep in a checkpoint, as JSON."""
         return {}
 
     def load_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

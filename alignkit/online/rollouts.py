@@ -1,4 +1,4 @@
-"""What an iteration has sampled, and what a stage makes of it."""
+"""The answers of an iteration, and the advantages that a stage computes from them."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What a stage computes from :class:`Rollouts`."""
+    """Advantages and returns, computed by a stage from :class:`Rollouts`."""
 
     advantages: Tensor  # [B, A]
-    returns: Tensor | None = None  # [B, A], what values are trained towards; None without a value function
+    returns: Tensor | None = None  # [B, A], what values are trained toward; None without a value function
     metrics: Mapping[str, float] = field(default_factory=dict)  # for the log
 
 

@@ -85,7 +85,7 @@ def _extent(config: OnlineConfig) -> str:
 
 
 def _in_memory(plan: Plan) -> str:
-    """Which roles are adapters of one base, and which are models of their own."""
+    """The roles that are adapters of one base, and those that are separate models."""
     tuner, value = plan.config.tuner.component, plan.config.stage.config.value_function
     roles = ["policy", "reference", *(["value"] if value == "adapter" else [])]
     head = "; the value is a head on the policy" if value == "head" else ""

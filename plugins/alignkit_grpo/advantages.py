@@ -20,16 +20,16 @@ def relative_scores(scores: Tensor, kept: Tensor, size: int, advantage: Advantag
     scores, kept = scores.view(-1, size), kept.view(-1, size)
     number = kept.sum(1, keepdim=True)
     others = (number - 1).clamp(min=1)
-    centred = (scores - (scores * kept).sum(1, keepdim=True) / number.clamp(min=1)) * kept
+    centered = (scores - (scores * kept).sum(1, keepdim=True) / number.clamp(min=1)) * kept
     if advantage == "group":
-        centred = centred / (((centred**2).sum(1, keepdim=True) / others).sqrt() + 1e-4)
+        centered = centered / (((centered**2).sum(1, keepdim=True) / others).sqrt() + 1e-4)
     elif advantage == "leave-one-out":
-        centred = centred * number / others
-    return centred.flatten()
+        centered = centered * number / others
+    return centered.flatten()
 
 
 def without_spread(scores: Tensor, kept: Tensor, size: int) -> Tensor:
-    """Whether the kept scores of each group are equal up to rounding, so that they teach nothing: [B / size] bool."""
+    """Whether the kept scores of each group are equal up to rounding, without a learning signal: [B / size] bool."""
     import torch
 
     scores, kept = scores.view(-1, size), kept.view(-1, size)
@@ -39,7 +39,7 @@ def without_spread(scores: Tensor, kept: Tensor, size: int) -> Tensor:
 
 
 def token_weights(mask: Tensor, aggregate: Aggregate, num_tokens: Tensor, num_answers: Tensor, longest: int) -> Tensor:
-    """The weight of each token in the loss, [B, T].
+    """The weight of each token in the loss, [B, A]; ``mask`` [B, A] is True on the answers' tokens.
 
     ``token`` is a mean over the ``num_tokens`` of the optimizer step, ``sequence`` a mean over its ``num_answers`` of
     the means over their tokens, ``constant`` the sum over tokens divided by ``num_answers`` times ``longest``.

@@ -14,12 +14,15 @@ KL = Literal["reward", "score", "loss"]
 
 ADVANTAGE = "how the score of an answer is compared with those of the other answers to its prompt"
 AGGREGATE = "token: mean over tokens; sequence: mean of the answers' means; constant: mean of sums / response_length"
-KL_IN = "reward: per token, added to advantages; score: off an answer's score before it is compared; loss: in the loss"
+KL_IN = (
+    "reward: a penalty per token, added to advantages after scores are compared; score: subtracted from an answer's "
+    "score before it is compared; loss: a term of the loss"
+)
 
 
 @dataclass(frozen=True)
 class GRPOConfig(OnlineConfig):
-    """What GRPO has to set beside what every online stage has."""
+    """GRPO's settings in addition to :class:`OnlineConfig`."""
 
     samples_per_prompt: Annotated[int, Ge(2)] = option(8, "answers per prompt, which are compared with each other")
     advantage: Advantage = option("group", ADVANTAGE)
@@ -29,7 +32,9 @@ class GRPOConfig(OnlineConfig):
         "k3", "how the loss estimates the KL", only_with="kl=loss"
     )
     redraws: Annotated[int, Ge(0), Le(4)] = option(
-        0, "how often groups of equal scores are replaced by answers to other prompts"
+        0,
+        "maximum times per iteration that groups whose answers all score the same are replaced by groups of other "
+        "prompts (dynamic sampling); 0: never",
     )
 
 

@@ -26,9 +26,9 @@ class ReinforceConfig:
 class ClipConfig(ReinforceConfig):
     """The ``loss`` table of ``grpo-clip``."""
 
-    cliprange: Annotated[float, Gt(0)] = option(0.2, "the probability ratio is clipped to 1 - cliprange and above")
+    cliprange: Annotated[float, Gt(0)] = option(0.2, "the lower bound of the probability ratio is 1 - cliprange")
     cliprange_high: Annotated[float, Gt(0)] | None = option(
-        None, "the ratio is clipped to 1 + cliprange_high and below; null: the same as cliprange"
+        None, "the upper bound of the probability ratio is 1 + cliprange_high; null: the same as cliprange"
     )
 
 

@@ -43,7 +43,7 @@ class GRPOTrainer(OnlineTrainer):
             advantages = advantages + penalty.flip(1).cumsum(1).flip(1) * mask
         equal = without_spread(rollouts.scores, rollouts.kept, size)
         share = self.statistics.mean(equal.float())
-        self.signs.warn("equal", share == 1, "all answers to a prompt score the same, so nothing is learned from them")
+        self.signs.warn("equal", share == 1, "in every group, all answers have the same score, so nothing is learned")
         return Advantages(advantages, metrics={"equal_scores": share})
 
     def get_batch_samples(self, *args: Any) -> Any:
@@ -53,7 +53,7 @@ class GRPOTrainer(OnlineTrainer):
         to its advantage.
         """
         batches, num_tokens = super().get_batch_samples(*args)
-        if not batches:  # a resumed run has no steps left
+        if not batches:  # the rollout engine is unavailable
             return batches, num_tokens
         answers = sum(batch["mask"].any(1).sum() for batch in batches)
         of_step = num_tokens, self.accelerator.reduce(answers).clamp(min=1), self.config.response_length

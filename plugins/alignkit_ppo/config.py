@@ -11,7 +11,7 @@ from alignkit.online import OnlineConfig
 
 @dataclass(frozen=True)
 class PPOConfig(OnlineConfig):
-    """What PPO has to set beside what every online stage has."""
+    """PPO's settings in addition to :class:`OnlineConfig`."""
 
     gamma: Annotated[float, Gt(0), Le(1)] = option(1.0, "discount factor per token")
     lam: Annotated[float, Ge(0), Le(1)] = option(0.95, "lambda of generalized advantage estimation (GAE)")

@@ -134,7 +134,7 @@ def test_every_setting_acts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     capsys.readouterr()
     for _ in range(2):
         trainer.estimate_advantages(dataclasses.replace(rollouts, scores=torch.ones(8)))
-    assert capsys.readouterr().out.count("warning: all answers to a prompt score the same") == 1
+    assert capsys.readouterr().out.count("warning: in every group, all answers have the same score") == 1
 
 
 @pytest.mark.parametrize(
