@@ -6,7 +6,7 @@
     taskset -c 0 python benchmarks/decode.py --clock cpu --runs 5
 
 The policy has LoRA adapters on all linear layers, as is PPO's default. All answers have the same length (``even``),
-or each ends with its first sentence (``ragged``). Ratios are those of neighbouring runs.
+or each ends with its first sentence (``ragged``). Ratios are those of neighboring runs.
 """
 
 from __future__ import annotations

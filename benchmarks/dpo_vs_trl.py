@@ -136,7 +136,7 @@ def main() -> None:
     trl = measured.pop("trl", None)
     for name in ("seconds", "CPU seconds", "peak MiB") if trl else ():  # the second is best on a shared machine
         slower = "seconds" in name
-        print(f"\n{name}, {'TRL / alignkit' if slower else 'alignkit / TRL'}, of neighbouring runs")
+        print(f"\n{name}, {'TRL / alignkit' if slower else 'alignkit / TRL'}, of neighboring runs")
         for side, ours in measured.items():
             print(pairs.spread(side, pairs.ratios(trl, ours, name) if slower else pairs.ratios(ours, trl, name)))
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of ``alignkit export``, and how its results differ from the run, for each tuner and number format.
+"""Seconds and memory of ``alignkit export``, and how its results differ from the run, for each tuner and dtype.
 
 ::
 

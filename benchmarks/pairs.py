@@ -1,7 +1,7 @@
 """What the benchmarks beside TRL share.
 
 A benchmark trains every side in a process of its own, which is the benchmark's script again with ``--side``. The sides
-run in turns, and only ratios of neighbouring runs are compared, because absolute times mean little on a shared machine.
+run in turns, and only ratios of neighboring runs are compared, because absolute times mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def line(side: str, numbers: Numbers) -> str:
 
 
 def ratios(above: list[Numbers], below: list[Numbers], name: str) -> list[float]:
-    """A number's ratios in neighbouring runs."""
+    """A number's ratios in neighboring runs."""
     return [one[name] / other[name] for one, other in zip(above, below, strict=True)]
 
 

@@ -268,7 +268,7 @@ def compare(
     print("\nmedian of an iteration")
     print(ppo_phases.table(measured))
     if "trl" in sides:
-        print("\nTRL / alignkit, of neighbouring runs")
+        print("\nTRL / alignkit, of neighboring runs")
         phases = [f"{name} {phase}" for name in ("seconds", "GFLOP") for phase in ppo_phases.PHASES]
         for name in ("seconds", "GFLOP", *phases, "peak MiB"):
             print(pairs.spread(f"{name:<16}", pairs.ratios(measured["trl"], measured["alignkit"], name)))

@@ -196,7 +196,7 @@ def main() -> None:
     print("seconds are from the end of the first step to the end of the epoch")
     measured = pairs.in_turns(options.sides, options.runs, measure)
     if trl := measured.get("trl"):
-        print("\nTRL's seconds / alignkit's, of neighbouring runs")
+        print("\nTRL's seconds / alignkit's, of neighboring runs")
         for side in (side for side in options.sides if side != "trl"):
             print(pairs.spread(side, pairs.ratios(trl, measured[side], "seconds")))
     if options.held_out:

@@ -168,7 +168,7 @@ def main() -> None:
     print(" " * 9 + "  tokens/s    rows/s  peak MiB     cores  tokens  targets   loss of each step")
     measured = pairs.in_turns(("alignkit", "trl"), options.runs, measure)
     ratios = {name: pairs.ratios(measured["alignkit"], measured["trl"], name) for name in measured["trl"][0]}
-    print("\nalignkit / TRL, of neighbouring runs")
+    print("\nalignkit / TRL, of neighboring runs")
     for name, values in ratios.items():
         print(pairs.spread(name, values))
     slower, larger = statistics.median(ratios["tokens/s"]) < 1.0, statistics.median(ratios["peak MiB"]) > 1.02

@@ -96,7 +96,7 @@ def write_answers(
 
 
 def write_pairs(folder: Path) -> None:
-    """``pairs.json`` of a reward model that is 70% right for neighbours in rank, and 90% for others."""
+    """``pairs.json`` of a reward model that is 70% right for neighbors in rank, and 90% for others."""
     distances = [(1, 40, 0.7, 0.05), (2, 20, 0.9, 0.04)]
     bins = [(0.55, 0.5, 0.08), (0.75, 0.7, 0.06), (0.95, 0.9, 0.03)]
     content = {

@@ -38,7 +38,7 @@ def test_the_interval_of_a_win_rate_is_wilsons() -> None:
     assert wilson(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-4)
 
 
-def test_a_long_line_is_drawn_as_means_of_neighbours() -> None:
+def test_a_long_line_is_drawn_as_means_of_neighbors() -> None:
     line = [Dot(n, 2.0 * n) for n in range(10 * POINTS)]
     drawn = thinned(line)
 

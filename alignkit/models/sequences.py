@@ -40,7 +40,7 @@ class Sequences:
         device: Any,
         share: torch.dtype | None = None,
     ) -> Sequences:
-        """From token ids. With ``share``, the mask's dtype, equal prompts that are neighbours are computed once."""
+        """From token ids. With ``share``, the mask's dtype, equal prompts that are neighbors are computed once."""
         lengths = torch.tensor([len(answer) for answer in answers])
         if share is None:
             groups = [Branches(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -84,7 +84,7 @@ class Phantoms(Ledger):  # type: ignore[no-untyped-call]
                     func(*args, **kwargs)
             for place in written:
                 if isinstance(place, Tensor) and not isinstance(place, FakeTensor) and _has_fractions(place):
-                    place.fill_(value_of(phantoms[0]))  # it may have been uninitialised
+                    place.fill_(value_of(phantoms[0]))  # it may have been uninitialized
             return None if returns_nothing(func) else written[0] if len(written) == 1 else tuple(written)
         args = _with_positions(func, args)
         try:

@@ -140,7 +140,7 @@ def _add(axes: Any, series: Series) -> None:
 
 
 def thinned(dots: Sequence[Dot]) -> Sequence[Dot]:
-    """At most :data:`POINTS` dots: means of neighbours, if there are more."""
+    """At most :data:`POINTS` dots: means of neighbors, if there are more."""
     size = math.ceil(len(dots) / POINTS)
     if size < 2:
         return dots

@@ -124,7 +124,7 @@ class RatedAnswers:
 def other_answers(prompts: Sequence[bytes], batch_size: int) -> list[int]:
     """For each row the index of a row with another prompt, whose answer stands in for an answer to a random prompt.
 
-    As in the paper, the answers of a batch are rotated by one. A row whose neighbour has the same prompt takes the next
+    As in the paper, the answers of a batch are rotated by one. A row whose neighbor has the same prompt takes the next
     one, and a batch without another prompt, such as a last batch of one row, takes an answer of an earlier batch. At
     least two of the prompts must differ.
     """

@@ -33,12 +33,12 @@ def evaluate(
     length_accuracy = is_higher(pairs.length_difference).mean()
     answers = ranks >= 0
     groups = zip(scores, lengths, answers, strict=True)
-    centred = np.concatenate([_centred(np.stack([score[of], length[of]])) for score, length, of in groups], axis=1)
+    centered = np.concatenate([_centered(np.stack([score[of], length[of]])) for score, length, of in groups], axis=1)
     metrics = {
         **_accuracy("accuracy", pairs),
         "pairs": float(len(pairs.difference)),
         "ece": calibration_error(pairs),
-        "length_correlation": _correlation(*centred),
+        "length_correlation": _correlation(*centered),
         "length_accuracy": float(max(length_accuracy, 1 - length_accuracy)),
         "score_mean": float(scores[answers].mean()),
         "score_std": float(scores[answers].std()),
@@ -54,7 +54,7 @@ def _accuracy(name: str, pairs: Pairs) -> dict[str, float]:
     return {name: float(pairs.correct.mean()), **error_bar(f"{name}_error", pairs.correct, pairs.prompt)}
 
 
-def _centred(values: Array) -> Array:
+def _centered(values: Array) -> Array:
     return values - values.mean(axis=1, keepdims=True)
 
 

@@ -50,7 +50,7 @@ class VllmEngine:
     def __call__(self, policy: Any, prompts: list[list[int]], roles: Any = None) -> SampledAnswers:
         """``sampling.samples`` answers to each prompt, with log-probabilities of the servers.
 
-        Neighbouring equal prompts are one request. Each request has a seed from torch's generator.
+        Neighboring equal prompts are one request. Each request has a seed from torch's generator.
         """
         import torch
 

@@ -106,7 +106,7 @@ def test_the_end_of_the_answer_is_learnt_where_pad_is_eos(trainer: Callable[...,
         assert (labels[length:] == -100).all()
 
 
-def test_a_packed_row_does_not_see_its_neighbours(trainer: Callable[..., Any]) -> None:
+def test_a_packed_row_does_not_see_its_neighbors(trainer: Callable[..., Any]) -> None:
     packed, padded = trainer("sft.packing=true", "sft.max_length=128"), trainer()
     padded.model.load_state_dict(packed.model.state_dict())
     (bin_,) = [row for row in packed.train_dataset if len(row["seq_lengths"]) > 2][:1]

@@ -156,7 +156,7 @@ def test_dora_trains_magnitudes(tiny_model: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 32 / 16), (True, 32 / 4)])
-def test_rank_stabilised_lora_scales_by_the_root(tiny_model: Callable[..., Path], rslora: bool, scale: float) -> None:
+def test_rank_stabilized_lora_scales_by_the_root(tiny_model: Callable[..., Path], rslora: bool, scale: float) -> None:
     model = tuned(tiny_model(), "lora", use_rslora=rslora)
 
     assert {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")} == {scale}

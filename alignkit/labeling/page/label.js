@@ -70,7 +70,7 @@ export class Label {
     this.#number(this.groups());
   }
 
-  /** One step better (-1) or worse (+1): out of a tie, or into a tie with the neighbour. */
+  /** One step better (-1) or worse (+1): out of a tie, or into a tie with the neighbor. */
   step(id, direction) {
     const groups = this.groups();
     const at = groups.findIndex((group) => group.includes(id));

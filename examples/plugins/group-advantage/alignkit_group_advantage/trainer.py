@@ -34,8 +34,8 @@ def relative_scores(scores: Tensor, kept: Tensor, size: int, scale: bool) -> Ten
     """
     scores, kept = scores.view(-1, size), kept.view(-1, size)
     number = kept.sum(1, keepdim=True).clamp(min=1)
-    centred = (scores - (scores * kept).sum(1, keepdim=True) / number) * kept
+    centered = (scores - (scores * kept).sum(1, keepdim=True) / number) * kept
     if scale:
-        variance = (centred**2).sum(1, keepdim=True) / (number - 1).clamp(min=1)
-        centred = centred / (variance.sqrt() + 1e-4)
-    return centred.flatten()
+        variance = (centered**2).sum(1, keepdim=True) / (number - 1).clamp(min=1)
+        centered = centered / (variance.sqrt() + 1e-4)
+    return centered.flatten()
