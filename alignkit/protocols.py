@@ -272,7 +272,7 @@ class Run(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format in which models compute."""
+        """The dtype in which models compute."""
 
     @property
     def today(self) -> str:

@@ -24,7 +24,7 @@ def test_versions_device_and_extras_are_shown(capsys: pytest.CaptureFixture[str]
     assert checks["extra label"]["value"].startswith("markdown-it-py ")
     assert "extra dev" not in checks
     assert checks["device"]["value"].startswith("cpu" if not torch.cuda.is_available() else "NVIDIA")
-    assert checks["number format"]["value"].split(",")[0] in ("bfloat16", "float32", "float16")
+    assert checks["dtype"]["value"].split(",")[0] in ("bfloat16", "float32", "float16")
     assert "GiB free" in checks["this folder"]["value"]
     assert main(["doctor"]) == 0
     assert f"  torch  {importlib.metadata.version('torch')}\n" in capsys.readouterr().out

@@ -83,11 +83,11 @@ def test_a_run_says_what_it_trains(run_stage: RunStage, tiny_model: Callable[...
     run_stage("sft", "--plugin", "lora", "tuner.target_modules=[q_proj, down_proj]", "tuner.r=2", "train.max_steps=1")
     trained = 2 * 2 * ((64 + 64) + (128 + 64))  # layers, rank, widths
     total = trained + sum(t.numel() for t in load_file(tiny_model() / "model.safetensors").values())
-    told = f"policy: training {trained:,} of {total:,} weights ({trained / total:.2%}): q_proj, down_proj\n"
+    told = f"policy: training {trained:,} of {total:,} parameters ({trained / total:.2%}): q_proj, down_proj\n"
     assert told in capsys.readouterr().out
 
     run_stage("sft", "--plugin", "full", "train.max_steps=1", "--overwrite")
-    assert f"policy: training all {total - trained:,} weights\n" in capsys.readouterr().out
+    assert f"policy: training all {total - trained:,} parameters\n" in capsys.readouterr().out
 
 
 def test_experts_that_stay_frozen_are_named(

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def export(
     run: FilePath, to: FilePath, *, dtype: str = "bfloat16", base: str = "run", max_shard_size: str = "5GB"
 ) -> Exported:
-    """Write a run as a model folder that plain Transformers opens, as ``alignkit export`` does.
+    """Write a run as a standard Transformers model, as ``alignkit export`` does.
 
     Args:
         run: the run of a policy or a reward model, or its folder.
         to: the folder to write. It must not exist.
-        dtype: the number format: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        dtype: the dtype of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         base: what an adapter is merged into: ``"run"`` is the base as it was in training, dequantized if it was
             quantized; ``"original"`` is the base as its files have it.
         max_shard_size: the largest size of a file of weights.

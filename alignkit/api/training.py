@@ -55,7 +55,7 @@ def train(
         reward: the name of a reward, a ``reward`` table, an :class:`alignkit.Reward`, or a function of lists of prompts
             and answers that returns scores. The function also gets ``fields``, the other fields of the rows, if it has
             that parameter.
-        output: the folder for run folders.
+        output: the output folder; each stage writes a subfolder, such as ``runs/sft``.
         config: a YAML config file. Arguments take precedence.
         resume: continue an unfinished run, or extend a finished one.
         overwrite: train the run again and replace the existing one.

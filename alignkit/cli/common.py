@@ -50,7 +50,13 @@ Data = typer.Option(
     metavar="DATA",
     help="The training data: a file, a folder or a hub id. Repeatable. Default: bundled data.",
 )
-Output = typer.Option(None, "--output", "-o", metavar="DIR", help="The folder for run folders. Default: runs.")
+Output = typer.Option(
+    None,
+    "--output",
+    "-o",
+    metavar="DIR",
+    help="The output folder. Each stage writes a subfolder, such as runs/sft. Default: runs.",
+)
 Trust = typer.Option(
     False,
     "--trust",

@@ -83,7 +83,7 @@ def plugins() -> Iterator[Check]:
 
 
 def device() -> Iterator[Check]:
-    """The device of a run, its memory and number format. Imports torch."""
+    """The device of a run, its memory and dtype. Imports torch."""
     try:
         import torch
 
@@ -99,7 +99,7 @@ def device() -> Iterator[Check]:
         yield Check("GPU memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free")
     else:
         yield Check("device", f"{found.type}, {torch.get_num_threads()} threads", _gpu_unused(torch))
-    yield Check("number format", f"{dtype}, unless train.bf16 or train.fp16 is set")
+    yield Check("dtype", f"{dtype}, unless train.bf16 or train.fp16 is set")
     if memory := _memory():
         yield Check("memory", f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB free")
 

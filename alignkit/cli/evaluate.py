@@ -62,7 +62,7 @@ def evaluate(
     ),
     batch: int = typer.Option(8, min=1, help="Rows per batch."),
 ) -> None:
-    """Measure perplexity, or results on tasks of lm-eval, and the change from another run.
+    """Measure perplexity or lm-eval scores of runs, and compare them with another run.
 
     Example: alignkit evaluate runs/ppo --data texts.jsonl
     """

@@ -23,7 +23,7 @@ def export(
         metavar="FOLDER",
         help="The folder to write. It must not exist, unless it holds this export and the options below add to it.",
     ),
-    dtype: str = typer.Option("bfloat16", help="The number format: bfloat16, float16 or float32."),
+    dtype: str = typer.Option("bfloat16", help="The dtype of the weights: bfloat16, float16 or float32."),
     base: str = typer.Option(
         "run",
         metavar="run|original",
@@ -44,7 +44,7 @@ def export(
     ),
     public: bool = typer.Option(False, "--public", help="With --push: a public repository."),
 ) -> None:
-    """Write a run as a model that plain Transformers opens, and check that it equals the run."""
+    """Write a run as a standard Transformers model, and verify it against the run."""
     folder = paths.expand(run)
     record = source.read(folder)  # before torch is imported
     further = Further(gguf_kind, llama_cpp, ollama, push, public)

@@ -21,7 +21,7 @@ def serve(
     engine: serving.Engine = typer.Option("transformers", help="The server: `transformers serve`, or vLLM."),
     host: str = typer.Option("127.0.0.1", metavar="ADDRESS", help="The address to listen on."),
     port: int = typer.Option(8000, min=1, max=65535, help="The port to listen on."),
-    dtype: str = typer.Option("bfloat16", metavar="DTYPE", help="The number format of the served weights."),
+    dtype: str = typer.Option("bfloat16", metavar="DTYPE", help="The dtype of the served weights."),
     print_command: bool = typer.Option(False, "--print", help="Print the command that starts the server, and exit."),
 ) -> None:
     """Serve a run with an OpenAI-compatible API. Ctrl-C stops the server."""

@@ -27,7 +27,7 @@ FORMATS = {"bf16": "train.bf16", "fp16": "train.bf16"}
 def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
     """The table of ``train.deepspeed``: ``value`` itself, or the content of the JSON file that it names.
 
-    The number formats are left out: those of alignkit's runs do not depend on the engine.
+    Mixed precision is left out: the dtypes of alignkit's runs do not depend on the engine.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or its settings contradict those of alignkit.

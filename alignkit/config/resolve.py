@@ -77,7 +77,9 @@ class TopLevel:
     model_kwargs: dict[str, Any] = option(
         {}, "arguments of from_pretrained for the base model, such as {revision: v2, attn_implementation: eager}"
     )
-    output: str = option("runs", "the folder for run folders: runs/sft, runs/rm, ...", resume="may_change")
+    output: str = option(
+        "runs", "the output folder; stages write subfolders: runs/sft, runs/rm, ...", resume="may_change"
+    )
     plugins: list[str] = option([], "plugins to activate and use; --plugin adds to these")
     chat_template: str | None = option(None, "a Jinja file; null: the tokenizer's template, else a plain one")
 

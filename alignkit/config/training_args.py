@@ -51,8 +51,8 @@ REFUSED = {
     "include_num_input_tokens_seen": "stages that count tokens log num_tokens",
     # the result would be wrong
     "use_cache": "with a cache, packed rows would attend to each other",
-    "bf16_full_eval": "it would round the trained weights; evaluation uses the number format of training",
-    "fp16_full_eval": "it would round the trained weights; evaluation uses the number format of training",
+    "bf16_full_eval": "it would round the trained weights; evaluation uses the precision of training",
+    "fp16_full_eval": "it would round the trained weights; evaluation uses the precision of training",
     "average_tokens_across_devices": "the loss is always a mean over all processes",
     "auto_find_batch_size": "it would change the batch of a step: lower train.per_device_train_batch_size and raise "
     "train.gradient_accumulation_steps",

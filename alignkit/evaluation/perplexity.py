@@ -143,7 +143,7 @@ def _rows_of_line(run: Parent) -> Iterator[tuple[Parent, Sequence[Located], Sequ
 
 
 def opened(policy: Policy) -> LoadedModel:
-    """A policy in memory, in the number format in which the run was trained, with the run's tokenizer."""
+    """A policy in memory, in the dtype in which the run was trained, with the run's tokenizer."""
     import torch
 
     from alignkit.data.chat_template import tokenizer_of_run

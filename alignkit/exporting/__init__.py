@@ -1,4 +1,4 @@
-"""A finished run as a model folder that plain Transformers opens, checked against the run.
+"""A finished run as a standard Transformers model folder, verified against the run.
 
 Nothing here imports torch at the top.
 """

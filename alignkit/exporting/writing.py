@@ -54,7 +54,7 @@ def export(
     Args:
         run: the run folder.
         to: the folder to write. It appears when it is complete and was compared with the run.
-        dtype: the number format of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        dtype: the dtype of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         base: what an adapter is merged into. ``"run"`` is the base as it was in training, dequantized if it was
             quantized. ``"original"`` is the base as its files have it.
         max_shard_size: the largest size of a file of weights, such as ``"5GB"``.

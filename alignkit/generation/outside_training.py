@@ -54,7 +54,7 @@ class RunOutsideTraining:
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """The number format."""
+        """The dtype of computation."""
         from alignkit.models.device_and_dtype import run_dtype
 
         return run_dtype(self.train)

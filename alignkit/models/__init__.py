@@ -1,4 +1,4 @@
-"""Models and the roles that they play: adapters on one trunk, log-probabilities, number formats and devices.
+"""Models and the roles that they play: adapters on one trunk, log-probabilities, dtypes and devices.
 
 Importing this package imports no torch; using its names does.
 """

@@ -178,7 +178,7 @@ def open_run(folder: Path, record: dict[str, Any], dtype: torch.dtype | str | No
     """The model of a finished run in evaluation mode, on its base in the form that it was trained on.
 
     It is a model for sequence classification with one label for a reward run, else a causal language model. It computes
-    in ``dtype``, or if that is None in the fastest number format that suits the device. ``"auto"`` is
+    in ``dtype``, or if that is None in the fastest dtype that suits the device. ``"auto"`` is
     that of its files.
     """
     import peft

@@ -1,4 +1,4 @@
-"""The device and the number format of a run."""
+"""The device and the dtype of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_device(train: Mapping[str, Any]) -> torch.device:
 
 
 def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
-    """The number format that ``bf16`` or ``fp16`` in the ``train`` table selects, else the fastest suitable one.
+    """The dtype that ``bf16`` or ``fp16`` in the ``train`` table selects, else the fastest suitable one.
 
     That is bf16 if the hardware supports it, fp16 on older GPUs unless ``fp16`` is false, and fp32 elsewhere.
 
@@ -64,10 +64,10 @@ def run_dtype(train: Mapping[str, Any]) -> torch.dtype:
 def check_loading(kwargs: Mapping[str, Any], device: torch.device, dtype: torch.dtype, processes: int) -> None:
     """Check that a model can be trained as ``kwargs``, arguments of ``from_pretrained``, load it.
 
-    ``dtype`` is the number format of training.
+    ``dtype`` is the dtype of training.
 
     Raises:
-        ConfigError: its attention, its placement or the number format of its weights does not fit the run.
+        ConfigError: its attention, its placement or the dtype of its weights does not fit the run.
     """
     if reason := _attention_problem(kwargs, device):
         raise ConfigError(f"model_kwargs.attn_implementation: {reason}. Remove it, or choose sdpa")
@@ -123,14 +123,14 @@ def _attention_problem(kwargs: Mapping[str, Any], device: torch.device) -> str |
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """The number format in which a forward pass of ``model`` computes here: that of autocast, or of its weights."""
+    """The dtype in which a forward pass of ``model`` computes here: that of autocast, or of its weights."""
     kind = model.device.type
     dtype: torch.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     return dtype
 
 
 def dtype_of_run(record: Mapping[str, Any]) -> torch.dtype:
-    """The number format in which a finished run was computed. ``record`` is its manifest.
+    """The dtype in which a finished run was computed. ``record`` is its manifest.
 
     On a CPU it is fp32 in place of fp16, which few of its operations support.
     """

@@ -131,7 +131,7 @@ def release_lora(layer: nn.Module) -> None:
 
 
 def dense_weight(module: Any) -> Tensor:
-    """The weight of a linear layer [out, in], dequantized to the number format in which the layer computes with it."""
+    """The weight of a linear layer [out, in], dequantized to the dtype in which the layer computes with it."""
     from peft.utils.integrations import dequantize_module_weight
 
     weight: Tensor = dequantize_module_weight(module).detach()

@@ -25,7 +25,7 @@ from alignkit.runs import base as bases
 def open_stored(folder: Path, record: dict[str, Any]) -> Any:
     """The model of a finished run with its weights as they were in training. ``record`` is its manifest.
 
-    The base of an adapter is in the number format of the run, or quantized. A full model is as its files have it.
+    The base of an adapter is in the dtype of the run, or quantized. A full model is as its files have it.
     """
     dtype = "auto" if record["weights"] == "model" else getattr(torch, record["dtype"])
     model: Any = adapters.open_run(folder, record, dtype)
@@ -33,7 +33,7 @@ def open_stored(folder: Path, record: dict[str, Any]) -> Any:
 
 
 def open_on_original(folder: Path, record: dict[str, Any]) -> Any:
-    """Like :func:`open_stored`, on the base as its files have it: not quantized, in their number format."""
+    """Like :func:`open_stored`, on the base as its files have it: not quantized, in their dtype."""
     import peft
 
     base = _load(bases.of_run(record, folder, print), record)
@@ -41,7 +41,7 @@ def open_on_original(folder: Path, record: dict[str, Any]) -> Any:
 
 
 def open_plain(folder: Path, record: dict[str, Any]) -> Any:
-    """The exported model in ``folder``, in its own number format. ``record`` is the manifest of its run."""
+    """The exported model in ``folder``, in its own dtype. ``record`` is the manifest of its run."""
     return _load(str(folder), record).to(device_and_dtype.run_device({}))
 
 

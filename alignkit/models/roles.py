@@ -60,7 +60,7 @@ class Roles(nn.Module):
     def sequences(
         self, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any, role: str = "policy"
     ) -> Sequences:
-        """Token ids as input of a role. Neighbouring equal prompts are computed once if ``shared_mask`` is set.
+        """Token ids as input of a role. Neighboring equal prompts are computed once if ``shared_mask`` is set.
 
         It is set for the policy's model. A role on another model gets a row for each answer.
         """
@@ -139,7 +139,7 @@ class Roles(nn.Module):
         return form
 
     def describe(self) -> str:
-        """The models in memory: ``"policy, reference, value on one base of 135M weights; 9.8M are trained"``."""
+        """The models in memory: ``"policy, reference, value on one base of 135M parameters; 9.8M are trained"``."""
         by_model: dict[int, list[str]] = {}
         for name, member in self.members.items():
             by_model.setdefault(id(member.model), []).append(name)
@@ -153,7 +153,7 @@ class Roles(nn.Module):
                 if not any(peft_internals.belongs_to(adapter, n) for adapter in adapters_of_model)
             )
             parts.append(
-                f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M weights"
+                f"{', '.join(names)} on {'one base' if len(names) > 1 else 'a model'} of {size / 1e6:,.0f}M parameters"
             )
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return f"{'; '.join(parts)}; {trained / 1e6:,.1f}M are trained"

@@ -248,7 +248,7 @@ def _rows_of_batch(config: Any) -> int:
 
 
 def _dtype(train: Mapping[str, Any], kind: str) -> torch.dtype:
-    """The number format of the run; on a GPU that is not at hand, bf16."""
+    """The dtype of the run; on a GPU that is not at hand, bf16."""
     if kind == "cuda" and not torch.cuda.is_available():
         return torch.bfloat16 if train.get("bf16", True) or train.get("fp16") else torch.float32
     dtype = device_and_dtype.run_dtype({**train, **({"use_cpu": True} if kind == "cpu" else {})})

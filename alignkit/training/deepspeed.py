@@ -35,7 +35,7 @@ def arguments(run: Run) -> dict[str, Any]:
     if run.processes == 1:
         raise ConfigError("train.deepspeed needs several processes: alignkit launch --processes N -- train ...")
     zero = {"stage3_gather_16bit_weights_on_model_save": True, **table["zero_optimization"]}
-    if zero["stage"] == 3 and run.dtype is not torch.float32:  # it cannot gather weights of two number formats at once
+    if zero["stage"] == 3 and run.dtype is not torch.float32:  # it cannot gather weights of two dtypes at once
         zero["stage3_param_persistence_threshold"] = 0
     config = {**dict.fromkeys(AUTO, "auto"), **table, "zero_optimization": zero}
     return {"deepspeed": config, "bf16": False, "fp16": False}
@@ -81,7 +81,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 
 def prepare(trainer: transformers.Trainer, run: Run) -> None:
-    """Make the models of a trainer compute in the number format of the run, as ``Accelerator.prepare`` would.
+    """Make the models of a trainer compute in the dtype of the run, as ``Accelerator.prepare`` would.
 
     Raises:
         ConfigError: the trainer has several roles in one module, or ZeRO-3 would partition quantized weights.

@@ -26,16 +26,16 @@ PATIENCE = 10  # optimizer steps with zero gradients before a run stops
 
 
 def describe(model: Any) -> str:
-    """How many weights of a model are trained, and in which layers."""
+    """The number of parameters of a model that are trained, and their layers."""
     if hasattr(model, "peft_config"):
         trained, total = model.get_nb_trainable_parameters()  # handles packed 4-bit weights
     else:
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trained == total:
-        return f"training all {total:,} weights"
+        return f"training all {total:,} parameters"
     layers = ", ".join(_trained_layers(model))
-    return f"training {trained:,} of {total:,} weights ({trained / total:.2%}): {layers}"
+    return f"training {trained:,} of {total:,} parameters ({trained / total:.2%}): {layers}"
 
 
 def _trained_layers(model: nn.Module) -> list[str]:

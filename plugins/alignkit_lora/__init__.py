@@ -1,4 +1,4 @@
-"""LoRA on the model's linear layers, the base in 16 bits. DoRA and rank-stabilised LoRA are settings of it."""
+"""LoRA on the model's linear layers, the base in 16 bits. DoRA and rank-stabilized LoRA are settings of it."""
 
 from alignkit import Tuner, hookimpl
 from alignkit_lora import lora

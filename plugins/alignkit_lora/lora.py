@@ -24,9 +24,9 @@ class LoraConfig:
     lora_dropout: float = option(0.0, "dropout on the adapter's input")
     target_modules: str | list[str] = option("all-linear", "the layers that get an adapter: names, or all-linear")
     use_dora: bool = option(False, "DoRA: train magnitude and direction separately (arXiv 2402.09353)")
-    use_rslora: bool = option(False, "rank-stabilised LoRA: scale by lora_alpha / sqrt(r) (arXiv 2312.03732)")
+    use_rslora: bool = option(False, "rank-stabilized LoRA: scale by lora_alpha / sqrt(r) (arXiv 2312.03732)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "number format of the frozen base; null: that of training"
+        None, "dtype of the frozen base; null: that of training"
     )
 
 
