@@ -1,4 +1,4 @@
-"""What plugins receive: a run, its plan, its config and its result, and the reward and the engine of a run.
+"""The objects that plugins receive: a run, its plan, its config and its result, and the reward and the engine of a run.
 
 Plugins, and the packages below ``training``, use only these members. The classes that implement the protocols
 (``alignkit.training.run.Run``, ``alignkit.runs.plan.Plan``, ``alignkit.config.resolve.RunConfig``) have others,
@@ -164,7 +164,7 @@ class Plan(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """How many tokens, positions and layers the base model has; None if its files are not on this machine."""
+        """The numbers of tokens, positions and layers of the base model; None if its files are not on this machine."""
 
     @property
     def registry(self) -> Any:
@@ -210,7 +210,7 @@ class Run(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """How many tokens, positions and layers it has."""
+        """Its numbers of tokens, positions and layers."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -268,7 +268,7 @@ class Run(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where models compute."""
+        """The device on which models compute."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -280,7 +280,7 @@ class Run(Protocol):
 
     @property
     def processes(self) -> int:
-        """How many processes train together, under torchrun or accelerate launch."""
+        """The number of processes that train together, under torchrun or accelerate launch."""
 
     @property
     def folder(self) -> Path:

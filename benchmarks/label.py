@@ -1,4 +1,4 @@
-"""How fast the server of ``alignkit label`` starts and answers, and its memory.
+"""Start time, response times and memory of the server of ``alignkit label``.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What the benchmarks beside TRL share.
+"""Shared code of the benchmarks beside TRL.
 
 A benchmark trains every side in a process of its own, which is the benchmark's script again with ``--side``. The sides
 run in turns, and only ratios of neighboring runs are compared, because absolute times mean little on a shared machine.

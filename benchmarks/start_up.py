@@ -1,4 +1,4 @@
-"""How long the quick commands take, beside ``import torch``; in turns, whole processes.
+"""Times of the quick commands, beside ``import torch``; in turns, whole processes.
 
 ::
 

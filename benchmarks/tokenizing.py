@@ -1,4 +1,4 @@
-"""How long rows take to become token ids: each turn by itself, by alignkit on one core and on more, and from its cache.
+"""The time of tokenizing rows: each turn by itself, by alignkit on one core and on more, and from its cache.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What the libraries do while alignkit uses them: no usage statistics, no warnings, and no memory that stays in use."""
+"""Settings of the libraries while alignkit uses them: no usage statistics, no warnings, no memory that stays in use."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _check_output(files: Sequence[Path], data: str | None) -> None:
 def _named(
     reward: str | None, judge: str | None, plugins: list[str], overrides: list[str]
 ) -> tuple[Scorer | None, Chosen | None]:
-    """What --reward and --judge name, with their settings."""
+    """The reward and the judge that --reward and --judge name, with their settings."""
     of_judge = [word for word in overrides if reward is None or word.startswith("judge.")] if judge else []
     registry, scorer = Registry(), None
     registry.activate(*plugins)

@@ -1,4 +1,4 @@
-"""What the shell completes: names of plugins, and run folders. Imports nothing heavy."""
+"""Shell completion: names of plugins, and run folders. Imports nothing heavy."""
 
 from __future__ import annotations
 

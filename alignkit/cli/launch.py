@@ -24,7 +24,7 @@ SHUTDOWN = 3600  # seconds that Ctrl-C waits for the step to end and the checkpo
 
 
 class Rendezvous(NamedTuple):
-    """Where node 0 listens for the other nodes."""
+    """The address at which node 0 listens for the other nodes."""
 
     host: str
     port: int

@@ -84,7 +84,7 @@ def described(name: str) -> Iterator[str]:
 
 
 def described_json(name: str) -> Iterator[dict[str, Any]]:
-    """What :func:`described` prints, as an object per plugin."""
+    """The output of :func:`described`, as an object per plugin."""
     from alignkit.cli.config import fields_as_json
 
     for registry, plugin, components in _selected(name):

@@ -1,4 +1,4 @@
-"""How the error of a command is reported, by one process or by one of several."""
+"""Reporting the error of a command, by one process or by one of several."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def rank(
 
 
 def describe_estimate(chosen: Chosen, items: Sequence[Item]) -> str:
-    """What ``--dry-run`` prints."""
+    """The output of ``--dry-run``."""
     counted = estimate(chosen, items)
     most = "" if counted.exact else "at most "
     tokens = "" if counted.tokens is None else f" with {most}{counted.tokens} tokens in all"
@@ -114,7 +114,7 @@ def write(output: Path, rows: Sequence[dict[str, Any]]) -> None:
 def describe_result(
     output: Path, rows: Sequence[dict[str, Any]], chosen: Chosen, judge: OpenJudge, outcomes: Sequence[Outcomes | None]
 ) -> Iterator[str]:
-    """What was ranked, what was left out and why, and how to continue."""
+    """A summary: what was ranked, what was left out and why, and how to continue."""
     tied = sum(len(set(row["ranks"])) == 1 for row in rows)
     yield f"wrote {len(rows)} rankings to {output}" + (f" ({tied} of them tie all answers)" if tied else "")
     yield from notes(chosen, judge, outcomes)

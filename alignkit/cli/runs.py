@@ -47,7 +47,7 @@ def _headline(run: ReportedRun) -> Change | None:
 
 
 def _row(run: ReportedRun, change: Change | None) -> dict[str, Any]:
-    """What the table shows of a run, as data."""
+    """A run's row of the table, as data."""
     row = {"run": run.name, "folder": str(run.folder), "state": run.state, "stage": run.stage, "step": run.step}
     row |= {"base": run.record["model"]["name"], "tuner": run.record["tuner"]}
     row |= {"metric": change.metric if change else None}
@@ -90,7 +90,7 @@ def _plain_name(run: ReportedRun) -> str:
 
 
 def age(finished: str) -> str:
-    """How long ago a time of a manifest was, such as ``"3 hours ago"``."""
+    """The age of a time of a manifest, such as ``"3 hours ago"``."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(finished)).total_seconds()
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:

@@ -135,7 +135,7 @@ def _check_device_map(value: Any) -> None:
 
 
 def inherited(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run takes from the run that it starts from: everything but :data:`PLACEMENT` and ``trust_remote_code``.
+    """The arguments that a run inherits from its parent: everything but :data:`PLACEMENT` and ``trust_remote_code``.
 
     Only the user can allow the code of a model repository, and not a run folder, which may be a stranger's.
     """
@@ -149,6 +149,6 @@ def describe(table: Mapping[str, Any]) -> str:
 
 
 def same_base(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs on one base must have in common: the files, and attributes of the config."""
+    """The arguments that two runs on one base must have in common: the files, and attributes of the config."""
     free = (*PLACEMENT, *COMPUTE, "trust_remote_code", "code_revision", "use_safetensors")
     return {name: value for name, value in {"revision": "main", **table}.items() if name not in free}

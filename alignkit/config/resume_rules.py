@@ -1,4 +1,4 @@
-"""Which settings a resume may change.
+"""The settings that a resume may change.
 
 The fields of config dataclasses declare it (see :func:`alignkit.option`). :mod:`alignkit.config.training_args` declares
 it for the ``train`` table.

@@ -1,4 +1,4 @@
-"""What a config file or a run folder may not do by itself: run code, or send prompts or a key to a server.
+"""Actions that a config file or a run folder needs permission for: to run code, or send prompts or a key to a server.
 
 Either may come from someone else. Settings with such an effect declare it (``option(..., needs_trust="runs this
 code")``). They are accepted on the command line, and elsewhere only with ``--trust``.

@@ -187,7 +187,7 @@ class SourceReader:
         )
 
     def describe(self, part: Converted | None = None) -> ReadSource:
-        """What was read, or what is read as a stream."""
+        """The rows that were read, or that are read as a stream."""
         rows, part = (None, Converted([], [], 0, [])) if part is None else (len(part.rows), part)
         return ReadSource(
             path=self.source.path,

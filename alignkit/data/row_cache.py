@@ -35,7 +35,7 @@ VALUES = 1 << 16  # of a column that are read together
 
 
 class Record(NamedTuple):
-    """What a format makes of a raw row: a row, an error, or nothing. It may also make several records with a row."""
+    """The result of a format for a row: a row, an error, or nothing. It may also make several records with a row."""
 
     where: str
     row: Row | None = None

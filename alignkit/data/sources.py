@@ -98,7 +98,7 @@ def fingerprints(config: DataConfig) -> dict[str, str]:
 
 
 def held_out_name(path: str) -> str:
-    """How the source of held-out rows is named."""
+    """The name of the source of held-out rows."""
     return f"the held-out data {path}"
 
 
@@ -143,7 +143,7 @@ def check_splits(config: DataConfig) -> None:
 
 
 def _parts(path: str, name: str | None, split: str) -> set[tuple[str | None, ...]]:
-    """What is read of a source: its files, or the split of a data set of the ``datasets`` library."""
+    """The contents of a source: its files, or the split of a data set of the ``datasets`` library."""
     local = _local(path)
     if not local.exists() or (local.is_dir() and _is_saved(local)):
         return {(os.path.realpath(local), name, split)}

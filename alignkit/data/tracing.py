@@ -69,7 +69,7 @@ class Source:
 
 @dataclass
 class Trace:
-    """What a template did with the texts of a conversation."""
+    """A template's treatment of the texts of a conversation."""
 
     sources: list[Source] = field(default_factory=list)  # of the placeholders
     tests: dict[Source, Any] = field(default_factory=dict)  # with their outcomes

@@ -1,4 +1,4 @@
-"""Where a prompt ends and an answer begins in the text that a chat template renders.
+"""Finding where a prompt ends and an answer begins in the text that a chat template renders.
 
 This module works on text and needs no tokenizer: ``render(messages, add_generation_prompt)`` is a chat template.
 Training must begin where sampling begins. So the prompt of a turn is always the conversation before it with the
@@ -35,7 +35,7 @@ WRITTEN_OUT = "answers are written out in full, since the chat template leaves o
 
 @dataclass(frozen=True)
 class Style:
-    """What a chat template writes around an answer; :func:`probe` finds it by rendering one."""
+    """The text that a chat template writes around an answer; :func:`probe` finds it by rendering one."""
 
     opening: str = ""  # the thought that the generation prompt opens: "<think>\n"
     lead: str = ""  # between the generation prompt and an answer without a thought
@@ -121,7 +121,7 @@ def answer(render: Render, style: Style, messages: Conversation, before: str, no
 
 
 def _written(whole: str, before: str, style: Style) -> str:
-    """What the template writes for the last turn, without the thought that ``before`` already opens."""
+    """The text that the template writes for the last turn, without the thought that ``before`` already opens."""
     if whole.startswith(before):
         return whole[len(before) :]
     unopened = before.removesuffix(style.opening)
@@ -131,7 +131,7 @@ def _written(whole: str, before: str, style: Style) -> str:
 
 
 def _after(content: str, written: str, style: Style) -> str:
-    """What the template writes after an answer; a thought at the beginning of the answer does not count."""
+    """The text that the template writes after an answer; a thought at the beginning of the answer does not count."""
     last = THOUGHT_END.split(content)[-1].strip()
     _, match, after = written.rpartition(last) if last else ("", "", "")
     return after if match else style.tail

@@ -100,7 +100,7 @@ def start_of(run: Parent) -> Policy:
 def measures_of(
     runs: Sequence[Parent], scorer: Scorer | None, judge: Chosen | None, trusted: bool
 ) -> tuple[list[Measure], list[str]]:
-    """What scores the policies, and after it the gold reward or judge, if there is one. The second list has warnings.
+    """The reward of the policies, then the gold reward or judge, if there is one. The second list has warnings.
 
     The first is the reward that the runs were trained on. ``scorer`` and ``judge`` are those that the user names. The
     code that a run names is run only if the runs are ``trusted``.
@@ -134,7 +134,7 @@ def _training_reward(runs: Sequence[Parent], trusted: bool) -> Scorer | None:
 
 
 def describe(measure: Measure) -> str:
-    """What the values of a measure are, for a table and a picture."""
+    """A label for the values of a measure, for a table and a picture."""
     return f"score by {measure.name}" if isinstance(measure, Scorer) else f"wins by {measure.name} over the start"
 
 

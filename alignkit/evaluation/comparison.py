@@ -1,4 +1,4 @@
-"""What ``alignkit compare`` compares. No torch here: errors are reported before it is imported."""
+"""The inputs of ``alignkit compare``. No torch here: errors are reported before it is imported."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Prompts(NamedTuple):
     unknown: list[str]  # runs whose training data cannot be read, and why
 
     def warnings(self) -> Iterator[str]:
-        """What to know about the prompts before trusting the results."""
+        """Notes on the prompts that limit how far to trust the results."""
         if self.trained_on:
             yield f"one of these runs was trained on {self.trained_on} of these prompts"
         for reason in self.unknown:
@@ -136,7 +136,7 @@ class Asked:
 
 
 class Comparison(NamedTuple):
-    """What is compared: runs, on which prompts, and by which reward and judge."""
+    """A comparison: the runs, the prompts, the reward and the judge."""
 
     runs: list[Parent]
     scorer: Scorer | None

@@ -1,4 +1,4 @@
-"""What a judge's verdicts say about the judge itself: does it contradict itself, and what does it go by?"""
+"""Statistics on a judge from its verdicts: consistency, bias for position and length, and agreement with people."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def run_metrics(
 
 
 def judged_metrics(judge: str, outcomes: Sequence[Outcomes] | None) -> dict[str, Any]:
-    """How a run does against the first one by a judge. Each outcome compares the first run's answer with this run's.
+    """A run against the first one, by a judge. Each outcome compares the first run's answer with this run's.
 
     Prompts without a verdict are left out of the mean; ``judge_prompts`` is the number of the others. None for the
     first run.

@@ -1,4 +1,4 @@
-"""How well policies predict texts that they were not trained on: the price of alignment, as perplexity.
+"""Perplexity of policies on texts that they were not trained on: the price of alignment.
 
 InstructGPT measures this "alignment tax" on public benchmarks (arXiv 2203.02155, section 4.2). Perplexity on held-out
 demonstrations and on pretraining text takes seconds, and needs no benchmark. No torch at the top.
@@ -106,7 +106,7 @@ def _held_out(run: Parent) -> Iterator[Source]:
 
 
 def trained_on(source: Source, runs: Sequence[Parent]) -> int:
-    """How many of a source's rows one of these runs, or one that it starts from, was trained on, as far as is known."""
+    """The number of a source's rows that one of these runs, or a parent, was trained on, as far as is known."""
     line = [(run, train) for first in runs for run, train, _ in _rows_of_line(first)]
     rows = {repr(row) for run, train in line for _, row in [*train, *_ptx_rows(run)]}
     return sum(repr(row) in rows for _, row in source.rows)

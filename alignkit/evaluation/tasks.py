@@ -28,7 +28,7 @@ FEWSHOT_SEED, SEED = 1234, 1234  # lm-eval's own
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How tasks are evaluated; the names are lm-eval's."""
+    """Settings for the evaluation of tasks; the names are lm-eval's."""
 
     limit: float | None = None  # documents of each task; below 1, a share of them; None: all
     num_fewshot: int | None = None  # None: as the task says

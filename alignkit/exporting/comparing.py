@@ -41,7 +41,7 @@ class Texts(list[Text]):
 
 
 class Difference(NamedTuple):
-    """How the outputs of two models differ."""
+    """The difference between the outputs of two models."""
 
     largest: float  # of a log-probability of any token; for a reward model, of a score
     kl: float | None  # of the first from the second, nats per token; None for a reward model
@@ -92,7 +92,7 @@ def _rated(record: dict[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> T
 
 
 def outputs(model: Any, texts: Sequence[Text]) -> list[Tensor]:
-    """What ``model`` computes of each text: logits [T, V] for the T tokens of the answer, or a score [1].
+    """The outputs of ``model`` for each text: logits [T, V] for the T tokens of the answer, or a score [1].
 
     The model computes in fp32, with its weights as they are stored. The outputs are mapped from files, which are
     deleted already, so that those of a large vocabulary take no memory beside the model.
@@ -123,7 +123,7 @@ def _outputs(model: Any, text: Text) -> Tensor:
 
 
 def difference(run: Sequence[Tensor], exported: Sequence[Tensor]) -> Difference:
-    """How the outputs of two models for the same texts differ."""
+    """The difference between the outputs of two models for the same texts."""
     import torch
 
     if run[0].dim() == 1:

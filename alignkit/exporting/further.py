@@ -1,4 +1,4 @@
-"""What ``alignkit export`` can do with a finished export: a GGUF file, a Modelfile for Ollama, an upload."""
+"""Further steps of ``alignkit export``, after a finished export: a GGUF file, a Modelfile for Ollama, an upload."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _convert(folder: Path, kind: Kind, converter: Path, file: Path) -> None:
 
 
 def _compare(folder: Path, kind: Kind, file: Path) -> Difference:
-    """How a GGUF file differs from the export that it was made from.
+    """The difference between a GGUF file and the export that it was made from.
 
     Raises:
         AlignkitError: it has another chat template, or it cannot be read.

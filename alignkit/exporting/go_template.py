@@ -27,7 +27,7 @@ class Turns(NamedTuple):
     prompt: str  # the generation prompt
 
     def render(self, messages: Conversation) -> str:
-        """What :meth:`write` renders."""
+        """The text that the template of :meth:`write` renders for the messages."""
         around = self._asdict()
         turns = [f"{around[m['role']][0]}{m['content']}{around[m['role']][1]}" for m in messages]
         return "".join(["" if messages[0]["role"] == "system" else self.opening, *turns, self.prompt])
@@ -109,5 +109,5 @@ def _split(text: str) -> list[str]:
 
 
 def _common_text(a: str, b: str) -> str:
-    """What two texts begin with, without a part of a tag such as ``<|``."""
+    """The common beginning of two texts, without a part of a tag such as ``<|``."""
     return re.sub(r"<[^<>]*\Z", "", a[: common_prefix(a, b)])

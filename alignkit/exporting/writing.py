@@ -149,7 +149,7 @@ def _write(
 
 
 def _outputs_of_base(model: Any, texts: Texts) -> list[Tensor] | None:
-    """What a model computes without its adapter. None for a model that has none."""
+    """The outputs of a model without its adapter. None for a model that has none."""
     if not hasattr(model, "disable_adapter"):
         return None
     with model.disable_adapter():

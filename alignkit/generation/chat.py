@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ModelSource(NamedTuple):
-    """Where a model comes from: its folder or name, and the manifest if it is a run."""
+    """The source of a model: its folder or name, and the manifest if it is a run."""
 
     name: str
     manifest: dict[str, Any] | None

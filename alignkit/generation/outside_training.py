@@ -1,4 +1,4 @@
-"""What rewards and judges get in place of a run outside training. No torch here."""
+"""The object that rewards and judges get in place of a run outside training. No torch here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class OnlyInTrainingError(ConfigError, AttributeError):
 
 @dataclass
 class RunOutsideTraining:
-    """What ``build`` of a judge gets in place of a run, and that of a reward outside training."""
+    """The argument of ``build`` of a judge, and of a reward outside training, in place of a run."""
 
     registry: Registry
     name: str  # the component, for messages

@@ -58,7 +58,7 @@ def short(conversation: Conversation) -> str | Conversation:
 
 
 def continued(file: Path, prompts: list[Conversation], k: int, batch: int, sampled_from: dict[str, Any]) -> int:
-    """How many prompts a file of samples has answered, in whole batches. A partial batch is removed from the file.
+    """The number of answered prompts in a file of samples, in whole batches. A partial batch is removed from the file.
 
     Raises:
         ConfigError: the file has other prompts, another K, or answers that were not ``sampled_from`` the same model

@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], AbstractContextManager[Callable[[int], None
 
 
 class Settings(NamedTuple):
-    """How answers are sampled."""
+    """Settings for sampling answers."""
 
     max_new_tokens: int
     temperature: float

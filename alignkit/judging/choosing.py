@@ -1,4 +1,4 @@
-"""Which judge a name or a table in a config selects, and building it. No torch here."""
+"""Finding and building the judge that a name or a table in a config selects. No torch here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Chosen:
 
     @functools.cached_property
     def way(self) -> Way:
-        """How it is asked."""
+        """The settings for its questions."""
         largest = self.component.largest(self.config)
         source = self.registry.describe(self.component, "largest")
         checks.expect(source, largest, largest is None or (type(largest) is int and largest > 1), "None or 2 or more")
@@ -52,7 +52,7 @@ class Chosen:
 
     @functools.cached_property
     def identity(self) -> str | None:
-        """What its verdicts depend on beside the question; None: they are not stored.
+        """Everything that its verdicts depend on beside the question; None: they are not stored.
 
         Without a function ``identity`` this includes the code of its plugin, so that a changed judge is asked again,
         and the verdicts of a plugin in memory are not stored.

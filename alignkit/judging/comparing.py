@@ -1,4 +1,4 @@
-"""Which questions rank K answers, and what their verdicts say about each pair.
+"""The questions that rank K answers, and what their verdicts say about each pair.
 
 Each way is a generator that yields the questions that can be asked at once and is sent their verdicts, so that the
 questions of many prompts are asked together. A pair is asked in both orders, and is a tie if the verdicts differ. A
@@ -71,7 +71,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a judge has made of K answers to a prompt."""
+    """A judge's verdicts on K answers to a prompt."""
 
     wins: list[list[float | None]]  # [K, K] share of a win of the row's answer over the column's; None: no verdict
     compared: list[Compared] = field(default_factory=list)  # the pairs that it was asked about and has judged
@@ -96,7 +96,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Way:
-    """How a judge is asked about answers."""
+    """Settings for the questions to a judge."""
 
     largest: int | None  # answers in one question, None: any number
     order_matters: bool

@@ -56,7 +56,7 @@ class OpenJudge:
 
 
 def store_of(chosen: Chosen) -> Store:
-    """Where the verdicts of a judge are stored: in memory if they have no identity."""
+    """The store of a judge's verdicts: in memory if they have no identity."""
     return Store(None if chosen.identity is None else default_file())
 
 
@@ -101,7 +101,7 @@ def _compare(way: Way, identity: str | None, item: Item) -> Asking[Outcomes | No
 
 
 def _window(most: Sequence[int], start: int, judge: OpenJudge) -> int:
-    """Where the window of items that begins at ``start`` ends: those that the budget is sure to suffice for, or one."""
+    """The end of the window of items that begins at ``start``: those that the budget is sure to suffice for, or one."""
     stop = min(start + WINDOW, len(most))
     if judge.limit is not None:
         room = judge.limit - judge.asked
@@ -122,7 +122,7 @@ def _drive(asking: Asking[T], ask: Callable[[list[Question]], list[Verdict | Una
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a command would ask."""
+    """The questions that a command would ask."""
 
     requests: int
     tokens: int | None  # None if the judge does not say

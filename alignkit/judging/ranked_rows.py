@@ -23,7 +23,7 @@ def ranked_rows(samples: Sequence[Sample], outcomes: Sequence[Outcomes | None]) 
 
 
 def notes(chosen: Chosen, judge: OpenJudge, outcomes: Sequence[Outcomes | None]) -> Iterator[str]:
-    """How many requests were made, what was left out and why, and how to continue."""
+    """The number of requests, what was left out and why, and how to continue."""
     judged = [outcome for outcome in outcomes if outcome is not None]
     if judge.identity is not None:
         yield f"{judge.asked} requests to {chosen.name}; {judge.stored} verdicts were stored already"

@@ -23,7 +23,7 @@ class Agreement(NamedTuple):
 
 
 def pair_agreement(items: Iterable[Sequence[Sequence[float]]]) -> Agreement:
-    """How often two labelers order two answers alike, as InstructGPT reports it (arXiv 2203.02155, section 3.4).
+    """The share of pairs that two labelers order alike, as InstructGPT reports it (arXiv 2203.02155, section 3.4).
 
     ``items`` has the rankings of each item, one for each of its labelers. A pair of answers counts once for each two
     labelers of its item, unless one of them ties it. The standard error is that of a bootstrap over items, because the

@@ -58,7 +58,7 @@ FLAGS = (  # of InstructGPT's labelers (arXiv 2203.02155, table 3)
 
 @dataclass(frozen=True)
 class Settings:
-    """What cannot change once labeling has begun."""
+    """Settings that cannot change once labeling has begun."""
 
     guide: str | None = None  # Markdown
     scale: int | None = 7  # grades are 1 to this; None: no grades

@@ -16,12 +16,12 @@ NAME_LIMIT = 64  # characters of a labeler's name
 
 
 class InvalidLabelError(ValueError):
-    """What a labeler submitted is not valid. The message is one sentence."""
+    """A submitted label is not valid. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a labeler submitted for K answers, in their order in the row."""
+    """A submitted label of K answers, in their order in the row."""
 
     ranks: list[int]  # 0 is best, equal ranks are a tie, no rank is skipped
     grades: list[int | None]

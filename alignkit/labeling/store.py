@@ -1,4 +1,4 @@
-"""What labelers submitted, in one SQLite file beside the samples. A submitted label survives a killed process.
+"""The store of submitted labels, in one SQLite file beside the samples. A submitted label survives a killed process.
 
 Every change is one transaction, and several processes may use one store at a time. The store has a copy of the samples,
 so that they need not be in memory.
@@ -136,7 +136,7 @@ class Store:
         return self.shown(row[0], labeler)
 
     def id_of(self, item: int, labeler: str) -> str:
-        """What the page of a labeler calls an item.
+        """The identifier of an item on the page of a labeler.
 
         The page of another labeler or store, such as a tab of yesterday, has other ids: its answers are in another
         order.

@@ -1,4 +1,4 @@
-"""How a language model's logits follow from the hidden states of its trunk, measured on the model itself.
+"""The function from the hidden states of a trunk to a language model's logits, measured on the model itself.
 
 The logits are not always ``lm_head(hidden)``. Cohere and Granite scale them and Gemma 2 caps them, and each family has
 its own config fields for that. So the relation is measured once per model and verified against the model's own logits.
@@ -56,7 +56,7 @@ def trunk_of(model: Any) -> Any:
 
 
 def measure(model: Any) -> LogitForm | None:
-    """How the model's logits follow from its trunk; None if not by a head, a scale and a cap.
+    """The function from the model's trunk to its logits; None if it is not a head, a scale and a cap.
 
     This runs a sequence of eight tokens a few times in evaluation mode. Random states and modes are restored.
 

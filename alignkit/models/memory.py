@@ -1,4 +1,4 @@
-"""How this process gives memory back to the system."""
+"""Giving memory of this process back to the system."""
 
 from __future__ import annotations
 

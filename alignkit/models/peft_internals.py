@@ -1,4 +1,4 @@
-"""What alignkit uses of PEFT that is not its public API. ``tests/test_internals.py`` fails when a release changes it.
+"""Uses of PEFT that are not its public API. ``tests/test_internals.py`` fails when a release changes it.
 
 Everything here was checked with PEFT 0.21.
 """

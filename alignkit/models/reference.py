@@ -13,7 +13,7 @@ from alignkit.protocols import Plan, RunConfig
 
 @dataclass(frozen=True)
 class Reference:
-    """Where the reference's log-probabilities come from."""
+    """The source of the reference's log-probabilities."""
 
     needed: bool  # the loss needs them
     precomputed: bool  # those of the rows are computed before training

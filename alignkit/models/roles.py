@@ -128,7 +128,7 @@ class Roles(nn.Module):
 
     @functools.cached_property
     def _form(self) -> LogitForm | None:
-        """How logits follow from hidden states, measured once on the policy: the reference is the same architecture."""
+        """The form of logits, measured once on the policy: the reference is the same architecture."""
         with self.using("policy") as model:
             form = logit_form.measure(model)
         if form is None:

@@ -1,4 +1,4 @@
-"""What roles take and return: prompts with their answers, and log-probabilities of the answers' tokens."""
+"""Inputs and outputs of roles: prompts with their answers, and log-probabilities of the answers' tokens."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Sequences:
         return per_position.flatten(0, 1)[index]
 
     def scatter(self, per_token: Tensor) -> Tensor:
-        """What was computed for each answer token [N], as [B, A] with 0 where there is no token."""
+        """Values of the answer tokens [N], as [B, A] with 0 where there is no token."""
         answers, places = self.slots // self.mask.shape[1], self.slots % self.mask.shape[1]
         # not a view: FSDP2 cannot guard one against changes in place
         return per_token.new_zeros(self.mask.shape).index_put((answers, places), per_token)

@@ -47,7 +47,7 @@ def token_logps(
 
 
 def logits_at_a_time(device: torch.device) -> int:
-    """How many logits to hold in memory: ``LOGITS``, or 1/64 of a GPU's memory in fp32 if that is more.
+    """The number of logits to hold in memory: ``LOGITS``, or 1/64 of a GPU's memory in fp32 if that is more.
 
     It depends on the whole memory and not on what is free, so that a resumed run computes the same.
     """
@@ -57,7 +57,7 @@ def logits_at_a_time(device: torch.device) -> int:
 
 
 def logits_on(memory: int) -> int:
-    """How many logits to hold in memory on a GPU with ``memory`` bytes."""
+    """The number of logits to hold in memory on a GPU with ``memory`` bytes."""
     return max(LOGITS, memory // (64 * 4))
 
 

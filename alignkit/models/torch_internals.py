@@ -1,4 +1,4 @@
-"""What is private to PyTorch, or not in its documentation."""
+"""Uses of PyTorch that are private to it, or not in its documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What alignkit uses of Transformers, accelerate and torch that is not their public API.
+"""Uses of Transformers, accelerate and torch that are not their public API.
 
 Each use names the version that it was checked with. ``tests/test_internals.py`` fails when a release changes one.
 """

@@ -1,4 +1,4 @@
-"""What alignkit uses of TRL's internals. ``tests/test_internals_of_trl.py`` fails when a release changes it.
+"""Uses of TRL's internals. ``tests/test_internals_of_trl.py`` fails when a release changes it.
 
 Everything here was checked with TRL 1.16. ``disable_gradient_checkpointing`` switches it off for a forward without
 gradients, and on again.

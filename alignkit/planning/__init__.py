@@ -1,4 +1,4 @@
-"""What a run will take before it starts: its memory, from the steps of its own trainer on tensors without data.
+"""Estimates of a run before it starts: its memory, from the steps of its own trainer on tensors without data.
 
 Importing this package imports no torch; using its names does.
 """

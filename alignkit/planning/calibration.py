@@ -144,7 +144,7 @@ def of_batches(plan: Plan, run: Run, trainer: Trainer) -> dict[str, Seconds]:
 
 
 def evaluations(plan: Plan, steps: int, epochs: int) -> int:
-    """How often a run evaluates, with the one before training."""
+    """The number of evaluations of a run, with the one before training."""
     train, every = plan.config.train, plan.config.train.get("eval_steps") or plan.config.train.get("logging_steps", 500)
     strategy = train.get("eval_strategy", "no")
     if strategy == "no" or not plan.eval_rows:

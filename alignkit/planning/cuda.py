@@ -1,4 +1,4 @@
-"""What a GPU does in another way than the CPU on which a plan takes its steps. Importing this module imports torch."""
+"""Differences between a GPU and the CPU on which a plan runs its steps. Importing this module imports torch."""
 
 from __future__ import annotations
 

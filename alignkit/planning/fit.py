@@ -202,7 +202,7 @@ class _Trials:
         return changed(fitting)
 
     def changes(self, option: Option, value: int) -> int:
-        """What a value of an option changes: NONE if ``--resume`` accepts it as a setting without effect."""
+        """The effect of a value of an option: NONE if ``--resume`` accepts it as a setting without effect."""
         before, after = (
             {plan.config.stage.component.name: plan.config for plan in self.pipeline(chosen).to_train}
             for chosen in ({}, {option: value})
@@ -271,7 +271,7 @@ def _of_train(plan: Plan, stage: str) -> Iterator[Option]:
 
 
 def _of_component(plan: Plan, kind: str, stage: str | None, table: str) -> Iterator[Option]:
-    """What a component declares: consecutive settings of the same keys are the values of one option."""
+    """The options that a component declares: consecutive settings of the same keys are the values of one option."""
     component, config = getattr(plan.config, kind)
     if component.less_memory is None:
         return

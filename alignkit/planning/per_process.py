@@ -90,7 +90,7 @@ def groups_of(module: nn.Module, processes: int) -> Iterator[list[Weight]]:
 
 
 def policy_of(module: nn.Module, processes: int) -> Iterator[Weight]:
-    """What is gathered to sample: the policy's layers, and all weights outside of layers."""
+    """The weights that are gathered to sample: the policy's layers, and all weights outside of layers."""
     yield from next(groups_of(module, processes))
     policy = module.members["policy"].model if isinstance(module, Roles) else module
     yield from _weights(decoder_layers(policy), processes)

@@ -178,7 +178,7 @@ def _assign(parameter: Any, other: Any) -> None:
 
 
 def value_of(tensor: Tensor) -> Any:
-    """What every element of a tensor without data counts as; the first element of one with data."""
+    """The value that every element of a tensor without data counts as; the first element of one with data."""
     if isinstance(tensor, FakeTensor):
         return getattr(tensor, "_alignkit_value", 1)
     return tensor.flatten()[0].item() if tensor.numel() else 1

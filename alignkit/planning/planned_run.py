@@ -47,7 +47,7 @@ class PlannedRun(Run):
         self.records |= {role: self._record(parent.config) for role, parent in planned.items()}
 
     def _record(self, config: Any) -> dict[str, Any]:
-        """What is needed of the manifest of a run that does not exist yet."""
+        """The part of a manifest that is needed of a run that does not exist yet."""
         return {
             "role": config.stage.component.role,
             "weights": "adapter" if config.tuner.component.adapters else "model",

@@ -307,7 +307,7 @@ def _casts_of(layer: nn.Module) -> list[Tensor]:
 
 
 def _key(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Hashable, ...] | None:
-    """What the memory of a call depends on; None if it may depend on more, such as a cache of another kind."""
+    """The inputs of the memory of a call; None if it may depend on more, such as a cache of another kind."""
     if not args or not isinstance(args[0], Tensor) or has_forward_hooks(layer):
         return None
     inputs = list[Any]()

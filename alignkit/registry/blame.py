@@ -1,4 +1,4 @@
-"""How an error gets the name of the plugin that caused it."""
+"""Adding to an error the name of the plugin that caused it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def culprit(error: BaseException) -> str | None:
 
 
 def other_version(plugin: Plugin, error: BaseException) -> str | None:
-    """What to do if a plugin uses names of alignkit, or fields of its components, that do not exist. Else None."""
+    """Advice if a plugin uses names of alignkit, or fields of its components, that do not exist. Else None."""
     lacks_name = isinstance(error, ImportError) and str(error.name).split(".")[0] == GROUP
     lacks_field = isinstance(error, TypeError) and str(error).startswith(tuple(_CONSTRUCTORS))
     if not lacks_name and not lacks_field:
@@ -48,5 +48,5 @@ _CONSTRUCTORS = [f"{kind.__name__}.__init__()" for kind in KINDS.values()]
 
 
 def upgrade(plugin: Plugin) -> str:
-    """What to do about a plugin for another version of alignkit."""
+    """Advice about a plugin for another version of alignkit."""
     return f"To upgrade both: pip install -U alignkit {plugin.distribution}. Or run without --plugin {plugin.name}"

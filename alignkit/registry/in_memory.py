@@ -91,7 +91,7 @@ def activate_known(registry: Registry, names: Iterable[str]) -> None:
 
 
 def sources(plugins: Iterable[Plugin]) -> dict[str, dict[str, str | None]]:
-    """What a manifest records of the plugins in memory among ``plugins``, by name: the fingerprint and the source."""
+    """The manifest's record of the plugins in memory among ``plugins``, by name: the fingerprint and the source."""
     return {
         plugin.name: {"fingerprint": plugin.distribution.removeprefix(IN_MEMORY), "source": plugin.source}
         for plugin in plugins

@@ -94,7 +94,7 @@ class Distance(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How far the order of a reward model's scores can be trusted, on held-out pairs of answers."""
+    """The accuracy of a reward model on held-out pairs of answers."""
 
     by_distance: list[Distance]
     panels: list[Panel]
@@ -173,7 +173,7 @@ def frontiers(runs: Sequence[ReportedRun], points: Mapping[str, Sequence[Point]]
 
 
 def _reward(run: ReportedRun) -> tuple[str, str, str | None]:
-    """What scored a run: its label, what tells it from others, and the label of the second reward or judge."""
+    """The reward that scored a run: its label, its identity, and the label of the second reward or judge."""
     reward = run.settings.get("reward") or {}
     parents = {role: parent["weights"] for role, parent in run.record["parents"].items() if role.startswith("reward")}
     score, gold, rewards = frontier.labels(run.folder) or (

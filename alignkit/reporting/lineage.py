@@ -1,4 +1,4 @@
-"""What was trained from what, as boxes and arrows: runs, the models that they start from, and the rewards they use."""
+"""The lineage of runs, as boxes and arrows: runs, the models that they start from, and the rewards they use."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run records of a run that it was made from."""
+    """The record of a parent in the manifest of a run."""
 
     role: str
     folder: Path

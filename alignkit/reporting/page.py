@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
 @dataclass
 class Page:
-    """What the template fills in."""
+    """The values that the template fills in."""
 
     title: str
     views: list[View]

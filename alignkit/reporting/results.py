@@ -1,4 +1,4 @@
-"""What a run changed, measured on held-out rows: metrics, win rates and lengths, with their errors."""
+"""The changes that a run made, measured on held-out rows: metrics, win rates and lengths, with their errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """What the change means, if it is larger than :data:`BEYOND` standard errors."""
+        """The meaning of the change, if it is larger than :data:`BEYOND` standard errors."""
         if self.difference is None:
             return "no comparison"
         value, error = self.difference
@@ -85,7 +85,7 @@ def _pairs(answers: Sequence[Answers], column: str, step: int) -> list[tuple[flo
 
 
 class WinRate(NamedTuple):
-    """How often the answer after training scores higher than the one before, to the same prompt. A tie is half."""
+    """The share of prompts whose answer after training scores higher than the one before. A tie is half."""
 
     wins: int
     ties: int

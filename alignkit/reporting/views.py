@@ -1,4 +1,4 @@
-"""What the page shows of one run, as text. A part that cannot be read is a note in its place."""
+"""The content of the page for one run, as text. A part that cannot be read is a note in its place."""
 
 from __future__ import annotations
 
@@ -155,12 +155,12 @@ class View:
 
     @property
     def verdict(self) -> str:
-        """What a reward model says about itself."""
+        """The verdict of a reward model."""
         return str(self.run.record.get("verdict", ""))
 
     @property
     def settings(self) -> list[str]:
-        """What else the time of the run depends on, such as ``["bfloat16", "2 processes"]``."""
+        """Other things that the time of the run depends on, such as ``["bfloat16", "2 processes"]``."""
         dtype, processes = self.run.record.get("dtype"), self.run.record.get("processes", 1)
         return [*([dtype] if dtype else []), *([f"{processes} processes"] if processes > 1 else [])]
 

@@ -55,7 +55,7 @@ def _metadata(record: dict[str, Any], title: str) -> str:
 
 
 def _export(export: Mapping[str, Any]) -> str:
-    """How a model was exported from its run, and how it differs from the run."""
+    """A section on how a model was exported from its run, and how it differs from the run."""
     into = {"run": "its base as it was in training", "original": "the original weights of its base"}[export["base"]]
     adapter = f", with the adapter merged into {into}" if export["adapter"] else ""
     score = export["kl"] is None
@@ -141,7 +141,7 @@ def _making(record: dict[str, Any]) -> str:
 
 
 def _in_memory(plugins: Mapping[str, Mapping[str, str | None]]) -> str:
-    """How to reproduce a run with plugins that a Python session defined, and their source."""
+    """A section on reproducing a run with plugins that a Python session defined, with their source."""
     parts = [
         "No command reproduces this run: it used plugins of a Python session, which no distribution provides. To train "
         'it again, define them\nand pass them to `alignkit.train(config="config.yaml", ...)`.'

@@ -1,4 +1,4 @@
-"""How to load a run with PEFT or Transformers: the code in its model card, in which ``FOLDER`` is the run folder."""
+"""Code that loads a run with PEFT or Transformers, for its model card, in which ``FOLDER`` is the run folder."""
 
 from __future__ import annotations
 

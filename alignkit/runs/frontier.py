@@ -56,7 +56,7 @@ def evaluated(folder: Path) -> list[Point]:
 
 
 class Labels(NamedTuple):
-    """What ``score`` and ``gold`` of :func:`points` are."""
+    """The names of ``score`` and ``gold`` of :func:`points`."""
 
     score: str
     gold: str | None  # None if there is no ``gold``

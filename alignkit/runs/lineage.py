@@ -265,7 +265,7 @@ def _model_of(config: protocols.RunConfig, commit: str | None = None) -> dict[st
 
 
 def model_differences(config: RunConfig, record: Mapping[str, Any], commit: str | None = None) -> list[str]:
-    """What has changed in the base model of a run since, if it is that of ``config``. ``record`` is the manifest.
+    """Changes in the base model of a run since it was trained, if it is that of ``config``. ``record`` is the manifest.
 
     ``commit`` is that of a model of the hub, if it is known; else it is where ``model_kwargs.revision`` now points to.
     """

@@ -1,4 +1,4 @@
-"""What a run folder records: the types of its values, and files that can be read. Anyone can edit these files."""
+"""The record in a run folder: the types of its values, and files that can be read. Anyone can edit these files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is checked of a folder with weights before it is opened: run folders may come from someone else."""
+"""Checks of a folder with weights before it is opened: run folders may come from someone else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the manifest of a run records of its size: tokens of its rows, and the peak memory of the GPU."""
+"""The size of a run for its manifest: tokens of its rows, and the peak memory of the GPU."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class ReferenceTrainer(transformers.Trainer):
         raise NotImplementedError
 
     def training_metrics(self, means: dict[str, float]) -> dict[str, float]:
-        """What is logged of :attr:`means`."""
+        """The metrics to log, from :attr:`means`."""
         return means
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:

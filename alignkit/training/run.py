@@ -70,7 +70,7 @@ class Run:
         self._loss_states: list[LossState] = []
 
     def surroundings(self) -> dict[str, Any]:
-        """What the result depends on apart from the config."""
+        """Everything that the result depends on apart from the config."""
         folder, plan = base.folder_of(self.base, self.model_kwargs.get("revision")), self.plan
         return {
             "the data": plan.source.fingerprint,

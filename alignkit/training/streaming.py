@@ -34,7 +34,7 @@ Example = dict[str, Any]
 
 @dataclass
 class Read:
-    """What a process has read before a position. Rows are counted in the first epoch only."""
+    """The rows that a process has read before a position. Rows are counted in the first epoch only."""
 
     examples: int = 0  # in all epochs
     rows: int = 0
@@ -75,7 +75,7 @@ class StreamedExamples(IterableDataset[Example]):
 
     @property
     def epoch(self) -> int:
-        """How often the stream was read to its end."""
+        """The number of times that the stream was read to its end."""
         return self.blocks[-1][0].epoch
 
     def __iter__(self) -> Iterator[Example]:

@@ -45,7 +45,7 @@ def shares_prompts(run: Run, policy: Any, pairs: Sequence[Pair], device: torch.d
 
 
 def _is_token(batch: dict[str, Tensor]) -> Tensor:
-    """Which of ``columns`` are an answer's tokens, [N, A]; the others are padding."""
+    """A mask of ``columns``, [N, A]: True on an answer's tokens, False on padding."""
     import torch
 
     places = torch.arange(batch["columns"].shape[1], device=batch["columns"].device)

@@ -1,4 +1,4 @@
-"""What DPO logs about a batch of pairs."""
+"""Metrics of DPO for a batch of pairs."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def split(a: list[int], b: list[int]) -> Letters:
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     return sum(itertools.takewhile(bool, map(operator.eq, a, b)))
 
 

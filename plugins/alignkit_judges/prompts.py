@@ -1,4 +1,4 @@
-"""What a language model reads when it judges, and how its reply is read.
+"""Prompts for a language model that judges, and parsing of its reply.
 
 The conversation and the answers are texts that may try to talk to the judge. They stand between marks that no text can
 contain, and a judge is asked to ignore instructions between them.
@@ -60,7 +60,7 @@ def write(asked: Question, task: str, rubric: str, principles: Sequence[str] = (
 
 
 def task_for(answers: int) -> str:
-    """What a judge is asked to write about this many answers."""
+    """The instruction to a judge for this many answers."""
     example = " > ".join(LETTERS[:answers][::-1]).replace(">", "=", 1)
     return PAIR if answers == 2 else LIST.format(example=example)
 

@@ -100,7 +100,7 @@ def win_rate(config: RewardConfig, run: Run) -> Callable[[Answers], list[float]]
 
 
 def comparisons(answers: Answers, baseline: dict[str, list[str]]) -> list[Item]:
-    """What is compared to score the answers to one prompt: all of them, or a single one with each in the file."""
+    """The comparisons that score the answers to one prompt: all of them, or a single one with each in the file."""
     prompt, texts = answers.prompts[0], answers.texts
     if len(texts) > 1:
         return [Item(prompt, texts)]

@@ -38,7 +38,7 @@ COLUMNS |= {"good": "bool", "prompt_index": "int64"}
 
 
 class Place(NamedTuple):
-    """Where a rated answer is in the encoded rows."""
+    """The place of a rated answer in the encoded rows."""
 
     record: int
     answer: int

@@ -1,4 +1,4 @@
-"""What KTO logs about a batch of rated answers."""
+"""Metrics of KTO for a batch of rated answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which answers are rated good and which bad, and whether KTO can learn from them. No torch here."""
+"""Ratings of answers as good or bad, and a check that KTO can learn from them. No torch here."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def build(run: Run) -> Any:
 
 
 def in_memory(plan: Plan) -> str:
-    """Which models the plan reports as in memory."""
+    """The models that the plan reports as in memory."""
     contrast = ", ".join(["reference", *config.adapters(plan.config.stage.config)])
     if plan.config.tuner.component.adapters:
         return f"policy, {contrast} on one base"

@@ -94,7 +94,7 @@ def _is_ordered(located: Located) -> bool:
 
 
 def contrast_steps(config: RAHFConfig, steps: int) -> int:
-    """How many of a run's optimizer steps train the contrast: at least one, and not the last.
+    """The number of a run's optimizer steps that train the contrast: at least one, and not the last.
 
     Raises:
         ConfigError: the run has only one step.

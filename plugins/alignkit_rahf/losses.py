@@ -47,7 +47,7 @@ def right_and_wrong(good: Tensor, bad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def target(hidden: Tensor, good: Tensor, bad: Tensor, alpha: float) -> Tensor:
-    """Where hidden states should be: moved by ``alpha`` times the difference of good and bad, in fp32.
+    """The targets of hidden states: moved by ``alpha`` times the difference of good and bad, in fp32.
 
     All are [L, N, d]: ``hidden`` of the model before training, ``good`` and ``bad`` of the two sides of the contrast.
     """

@@ -34,7 +34,7 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
 
 
 def prompt_of(row: Ranking) -> str:
-    """What makes two prompts different: their turns and tools. ``row.key`` may be the same for both."""
+    """The identity of a prompt: its turns and tools. ``row.key`` may be the same for both."""
     return json.dumps([row.prompt, row.tools], sort_keys=True)
 
 

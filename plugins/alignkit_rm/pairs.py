@@ -75,7 +75,7 @@ def _error(pairs: Pairs) -> float | None:
 
 
 def calibration(pairs: Pairs) -> list[dict[str, Any]]:
-    """How often the answer with the higher score is the better one, beside how often the scores predict it.
+    """The observed and the predicted accuracy of scores on pairs, by bins of the predicted one.
 
     ``predicted`` is the mean of sigmoid(higher score - lower score) over the pairs of a bin, a probability between 1/2
     and 1; ``observed`` is the share of them that the ranking orders in the same way. Bins without pairs are left out.

@@ -1,4 +1,4 @@
-"""What ``rollout.name=vllm`` cannot serve: checked in the settings before a run, and again in the adapter itself."""
+"""Checks for what ``rollout.name=vllm`` cannot serve: in the settings before a run, and again in the adapter itself."""
 
 from __future__ import annotations
 

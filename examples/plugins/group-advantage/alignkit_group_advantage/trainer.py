@@ -1,4 +1,4 @@
-"""How scores become advantages: within each group of answers to one prompt."""
+"""Advantages from scores: within each group of answers to one prompt."""
 
 from __future__ import annotations
 
