@@ -28,7 +28,7 @@ TOKENIZER: Any = SimpleNamespace(pad_token_id=0)
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
 VARIED: dict[str, dict[str, Any]] = {  # kinds of attention, positions and logits, with windows shorter than a prompt
     "llama": {},
-    "gpt2": GPT2,  # learnt positions
+    "gpt2": GPT2,  # learned positions
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "gptj": {**GPT2, "rotary_dim": 8},
     "bloom": {"n_layer": 2, "n_head": 4},  # ALiBi

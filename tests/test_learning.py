@@ -1,4 +1,4 @@
-"""A run in which nothing is learnt, or in which numbers are lost, says so and stops."""
+"""A run in which nothing is learned, or in which numbers are lost, says so and stops."""
 
 from __future__ import annotations
 

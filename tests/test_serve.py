@@ -33,7 +33,7 @@ ASKED = [{"role": "user", "content": "What is 1 and one?"}]
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a tiny model that has learnt to answer "Yes." and to end there."""
+    """A run of a tiny model that has learned to answer "Yes." and to end there."""
     folder = tmp_path_factory.mktemp("served")
     rows = [{"prompt": f"What is {n} and one?", "response": "Yes."} for n in range(16)]
     (folder / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

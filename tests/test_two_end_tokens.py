@@ -19,7 +19,7 @@ TEMPLATE = (
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
 ANSWERS = ["It is 4.", "I know not.", "No.", "Count on! Count on!"]
 
-# It "samples" fixed answers as a policy would that has learnt the template: up to the first token that stops it.
+# It "samples" fixed answers as a policy would that has learned the template: up to the first token that stops it.
 PARROT = f"""
     import itertools
 

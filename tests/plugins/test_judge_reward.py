@@ -46,7 +46,7 @@ def test_ppo_learns_from_comparisons_of_samples_and_is_evaluated_against_a_basel
     )
     evaluations = [line for line in logs(run) if "eval_score" in line]
 
-    # the samples of a prompt share 0.5 wins each, so the mean does not show what is learnt: the baseline does
+    # the samples of a prompt share 0.5 wins each, so the mean does not show what is learned: the baseline does
     assert [line["score"] for line in iterations(run)] == pytest.approx([0.5] * 25)
     assert evaluations[-1]["eval_score"] > evaluations[0]["eval_score"] + 0.2
     for row in map(json.loads, (run / "answers.jsonl").read_text().splitlines()):
