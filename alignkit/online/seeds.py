@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 SHUFFLE, SAMPLE = 1, 2  # purposes of a seed; SAMPLE + n samples answers again for the n-th time
 REDRAWS = 4  # the largest n
+PURPOSES = SAMPLE + REDRAWS + 1  # so that no two of them have a seed in common
 
 
 def seed(args: TrainingArguments, iteration: int, purpose: int) -> int:
     """A seed from the run's seed, the iteration and the purpose. It is the same in all processes."""
-    return ((args.seed * 1_000_003 + iteration) * 1_009 * 7 + purpose) % 2**32
+    return ((args.seed * 1_000_003 + iteration) * 1_009 * PURPOSES + purpose) % 2**32
 
 
 def set_seeds(seed: int, before: int, length: int) -> None:
