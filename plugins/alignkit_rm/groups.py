@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from alignkit import Located, Ranking, Run
@@ -16,20 +16,21 @@ def merge_pairs(rows: Iterable[Ranking]) -> list[Ranking]:
 
     In a ranking, two answers are tied exactly if no chain of pairs compares them. ``a > b`` and ``a > c`` are such a
     ranking: ``b`` and ``c`` are tied. ``a > b`` and ``c > d`` are not, since ranks would also compare ``a`` with ``d``;
-    they stay apart, as do pairs that contradict each other and pairs with margins.
+    they stay apart, as do pairs that contradict each other and pairs with margins. A comparison that occurs n times, as
+    of n labelers, is in n rankings.
     """
-    merged: list[Ranking] = []
-    pairs: dict[str, list[Ranking]] = defaultdict(list)
-    for row in rows:
+    groups: dict[Hashable, list[Ranking]] = defaultdict(list)
+    times: Counter[tuple[str, str, str]] = Counter()
+    for number, row in enumerate(rows):
         if not _is_mergeable(row):
-            merged.append(row)
-        else:
-            if prompt_of(row) not in pairs:
-                merged.append(row)  # holds the place of the prompt's rankings
-            pairs[prompt_of(row)].append(row)
+            groups[number].append(row)
+            continue
+        comparison = (prompt_of(row), *_better_first(row))
+        groups[comparison[0], times[comparison]].append(row)
+        times[comparison] += 1
     result = []
-    for row in merged:
-        result += _rankings_of(pairs[prompt_of(row)]) if _is_mergeable(row) else [row]
+    for members in groups.values():
+        result += _rankings_of(members) if _is_mergeable(members[0]) else members
     return result
 
 

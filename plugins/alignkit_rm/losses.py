@@ -20,7 +20,7 @@ def pairs(batch: RankedScores) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Tensor:
-    """The mean over groups of the mean of a group's values, so that a prompt counts once, however many pairs it has."""
+    """The mean over groups of the mean of a group's values: a ranking counts once, however many pairs it has."""
     import torch
 
     _, index, count = torch.unique(group, return_inverse=True, return_counts=True)

@@ -137,6 +137,17 @@ def test_pairs_that_no_ranking_says_stay_apart() -> None:
     assert told(merge_pairs([pair("a", "b"), pair("b", "a")])) == [{"a": 0, "b": 1}, {"b": 0, "a": 1}]
 
 
+def test_each_vote_for_a_pair_counts() -> None:
+    """Nine labelers against one are not one against one."""
+    votes = [*[pair("a", "b")] * 9, pair("b", "a")]
+    rankings = told(merge_pairs([*votes, pair("b", "c")]))
+
+    assert rankings.count({"a": 0, "b": 1, "c": 2}) == 1
+    assert rankings.count({"a": 0, "b": 1}) == 8
+    assert rankings.count({"b": 0, "a": 1}) == 1
+    assert len(rankings) == 10
+
+
 def test_pairs_with_margins_stay_as_they_are() -> None:
     rows = [Ranking(pair("a", "b").prompt, ["a", w], [0.0, 1.0], [m, 0.0]) for w, m in (("b", 1.0), ("c", 2.0))]
 
