@@ -100,7 +100,7 @@ class Sampling:
 class OffPolicy:
     """Settings for the use of answers sampled by a copy of the policy in another process.
 
-    Its log-probabilities never replace those of the policy. They are compared with them in each iteration.
+    The log-probabilities of the copy never replace those of the policy. They are compared with them in each iteration.
     """
 
     max_difference: float  # the mean absolute difference per token, in nats, above which the run stops

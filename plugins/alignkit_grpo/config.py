@@ -15,8 +15,8 @@ KL = Literal["reward", "score", "loss"]
 ADVANTAGE = "how the score of an answer is compared with those of the other answers to its prompt"
 AGGREGATE = "token: mean over tokens; sequence: mean of the answers' means; constant: mean of sums / response_length"
 KL_IN = (
-    "reward: a penalty per token, added to advantages after scores are compared; score: subtracted from an answer's "
-    "score before it is compared; loss: a term of the loss"
+    "reward: a penalty per token, added to advantages after scores are compared; score: the KL of the "
+    "whole answer, subtracted from its score before it is compared; loss: a term of the loss"
 )
 
 

@@ -43,11 +43,12 @@ class VllmConfig:
     )
     max_logps_difference: Annotated[float, Gt(0)] | None = option(
         None,
-        "stop if log-probabilities of the servers and the policy differ by more nats per token on average; null: 0.1, "
-        "or 0.5 with a quantized base",
+        "maximum mean absolute difference between log-probabilities of the servers and the policy, in nats per token; "
+        "the run stops above it; null: 0.1, or 0.5 with a quantized base",
     )
     importance_cap: Annotated[float, Gt(1)] | None = option(
-        None, "maximum of truncated importance weights; null: 2 with a quantized base, else there are no weights"
+        None,
+        "cap of importance weights (truncated importance sampling); null: 2 with a quantized base, else no weights",
     )
     concurrency: Annotated[int, Gt(0)] = option(64, "requests at a time to each server", resume="may_change")
     timeout: Annotated[float, Gt(0)] = option(600.0, "seconds to wait for a reply", resume="may_change")
