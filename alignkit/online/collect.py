@@ -61,6 +61,7 @@ class Collector:
         self.compared = False  # whether the difference to a copy of the policy has been printed
         self.reuse_logps = False  # whether the engine's log-probabilities replace the policy's forward pass
         self.say, self.is_planned = run.say, run.is_planned
+        self.seconds_sampling, self.sampled_tokens = 0.0, 0  # of this iteration, on this process
         self.skips_errors = run.config.reward is not None and run.config.reward.config.on_error == "skip"
 
     def collect(self, iteration: int) -> Rollouts:
@@ -69,22 +70,20 @@ class Collector:
             return self._collect(iteration)
 
     def _collect(self, iteration: int) -> Rollouts:
-        began = time.monotonic()
+        began, self.seconds_sampling, self.sampled_tokens = time.monotonic(), 0.0, 0
         prompts = self._prompts_of(iteration)
         seed, rank = seeds.seed(self.args, iteration, seeds.SAMPLE), self.args.process_index
         answers = self.sample([prompt.ids for prompt in prompts], seed, rank * len(prompts))  # 1
-        sampling = time.monotonic() - began
-
         raw_scores = self.score(prompts, answers)  # 2
-        redrawn = 0
+        redrawn = set[int]()
         for attempt in range(1, seeds.REDRAWS + 1):
             chosen = self.to_redraw(self._penalized(raw_scores, answers), ~raw_scores.isnan(), attempt)
             of_processes = self.statistics.by_process(int(chosen.sum()))
             if not sum(of_processes):  # all processes go on until none has rows to replace
                 break
             rows, before = chosen.nonzero().flatten().tolist(), sum(of_processes[:rank])
-            sampling += self._redraw(rows, before, iteration, attempt, prompts, answers, raw_scores)
-            redrawn += len(rows)
+            if self._redraw(rows, before, iteration, attempt, prompts, answers, raw_scores):
+                redrawn.update(rows)
         prompt_ids = [prompt.ids for prompt in prompts]
         ended, kept, scores = self.ended(answers), ~raw_scores.isnan(), self._penalized(raw_scores, answers)
         raw_scores = raw_scores.nan_to_num()
@@ -104,16 +103,17 @@ class Collector:
             self.reuse_logps = self._engine_agrees(answers, logps, mask)
 
         mean, total = self.statistics.mean, self.statistics.total
+        sampling, sampled_tokens = self.seconds_sampling, self.sampled_tokens
         metrics = {
             "score": mean(raw_scores, kept),
             "kl": mean((logps - ref_logps).sum(1)),
             "length": mean(mask.sum(1).float()),
             "eos_rate": mean(ended.float()),
-            "sampled_tokens_per_second": total(mask.sum()) / max(sampling, 1e-9),
+            "sampled_tokens_per_second": total(torch.tensor(sampled_tokens, device=self.device)) / max(sampling, 1e-9),
             "seconds_sampling": sampling,
             "seconds_scoring": time.monotonic() - began - sampling,
         }
-        if redraws := total(torch.tensor(redrawn, device=self.device)):
+        if redraws := total(torch.tensor(len(redrawn), device=self.device)):
             metrics["redrawn"] = redraws
         if self.skips_errors:
             metrics["reward_errors"] = total((~kept).sum())
@@ -159,30 +159,28 @@ class Collector:
         prompts: list[EncodedPrompt],
         answers: SampledAnswers,
         raw_scores: Tensor,
-    ) -> float:
-        """Replace the prompts and answers in these rows, and their scores, by others; return the seconds of sampling.
+    ) -> bool:
+        """Replace the prompts and answers in these rows, and their scores, by others; return whether they were.
 
         They stay if ``reward.on_error`` is ``skip`` and the reward refuses all the others. All processes sample
         together: one without rows samples an answer and drops it. Processes of lower rank replace ``before`` rows.
         """
-        began = time.monotonic()
         of_attempt = self._prompts_of(iteration, attempt)
         others = [of_attempt[row] for row in rows] or of_attempt[:1]
         sampled = self.sample([p.ids for p in others], seeds.seed(self.args, iteration, seeds.SAMPLE + attempt), before)
-        seconds = time.monotonic() - began
         try:
             scores = self.score(others, sampled, alike=False)
         except DataError:
             if not self.skips_errors:
                 raise
-            return seconds
+            return False
         for number, row in enumerate(rows):
             raw_scores[row] = scores[number]
             prompts[row], answers[row] = others[number], sampled[number]
             if answers.logps is not None:
                 assert sampled.logps is not None  # of the same engine
                 answers.logps[row] = sampled.logps[number]
-        return seconds
+        return True
 
     def _prompts_of(self, iteration: int, attempt: int = 0) -> list[EncodedPrompt]:
         """This process's prompts of an iteration, each repeated ``samples_per_prompt`` times.
@@ -236,6 +234,7 @@ class Collector:
         Raises:
             UnavailableError: the engine's server does not answer, to this process or to another one.
         """
+        began = time.monotonic()
         seeds.set_seeds(seed, before, self.sampling.max_new_tokens)
         roles, failure, answers = self.trainer.roles.eval(), None, SampledAnswers([])
         autocast = self.trainer.accelerator.autocast()
@@ -246,6 +245,8 @@ class Collector:
                 failure = error
         if self.statistics.total(torch.tensor(failure is not None, device=self.device)):  # all processes stop
             raise failure or UnavailableError("the rollout engine of another process is unavailable")
+        self.seconds_sampling += time.monotonic() - began
+        self.sampled_tokens += sum(map(len, answers))
         return answers
 
     def score(self, prompts: Sequence[EncodedPrompt], answers: list[list[int]], alike: bool = True) -> Tensor:

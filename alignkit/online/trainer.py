@@ -89,7 +89,7 @@ class OnlineTrainer(RolesTrainer):
     def loss_of(self, batch: PolicyBatch, inputs: Mapping[str, Any]) -> LossOutput:
         """The loss of a microbatch. A stage that adds a term to the loss overrides it.
 
-        ``inputs`` are the tensors of the microbatch, among them ``ref_logps`` [B, T].
+        ``inputs`` are the tensors of the microbatch, among them ``ref_logps`` [B, A].
         """
         output: LossOutput = self.loss(batch)
         return output
