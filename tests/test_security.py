@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from alignkit.api import libraries, row_files
 from alignkit.cli import label, main, serve
+from alignkit.config import named_code
 from alignkit.errors import AlignkitError, ConfigError
 from alignkit.runs import fingerprints, lock, manifest
 from alignkit.runs import weights as run_weights
@@ -218,6 +219,20 @@ def test_a_checkpoint_with_a_pickle_that_runs_code_is_not_resumed(
     assert main(["train", *words]) == 2
     assert "Weights only load failed" in capsys.readouterr().err
     assert not Path("owned").exists()
+
+
+def test_training_adds_the_current_folder_to_the_search_path_only_for_a_function_that_is_named(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries that import an optional package would import a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    (tmp_path / "gold.py").write_text("def letters(prompts, answers): return [0.0 for _ in answers]\n")
+    before = list(sys.path)
+
+    train("train.max_steps=1")
+    assert named_code.fingerprints({"reward": {"call": "gold:letters"}}).keys() == {"gold:letters"}
+    assert sys.path == before
 
 
 def test_links_in_a_run_folder_are_not_followed_by_writes(tmp_path: Path) -> None:

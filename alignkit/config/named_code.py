@@ -14,8 +14,6 @@ from typing import Any
 
 def fingerprints(config: Any) -> dict[str, str]:
     """A hash of the file of each function in a config, by the function's name. Modules without a file are left out."""
-    if os.getcwd() not in sys.path:  # such modules are imported from there
-        sys.path.insert(0, os.getcwd())
     files = {call: _file_of(call.partition(":")[0]) for call in _calls(config)}
     return {call: hashlib.sha256(file.read_bytes()).hexdigest() for call, file in files.items() if file}
 
@@ -30,10 +28,15 @@ def _calls(table: Any) -> Iterator[str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module. Nothing is imported, not even the packages that it is in: that would run their code."""
+    """The file of a module, which may be in the current folder.
+
+    Nothing is imported, not even the packages that it is in: that would run their code. The current folder is not added
+    to ``sys.path``: other imports would find its files.
+    """
     package, *names = module.split(".")
+    here = PathFinder.find_spec(package, [os.getcwd()]) if package not in sys.modules else None
     try:
-        spec = importlib.util.find_spec(package)
+        spec = here if here and here.loader else importlib.util.find_spec(package) or here
     except (ImportError, ValueError):  # importing it fails too, with an error for the user
         return None
     for name in names:
