@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-LOWER_IS_BETTER = ("loss", "perplexity", "ece")
-HIGHER_IS_BETTER = ("score", "accuracy", "reward", "margin", "win_rate")
 PROBABILITIES = ("accuracy", "eos_rate", "win_rate", "clip_fraction")  # shown in percent
 NAMES = {"kl": "KL", "approx_kl": "approximate KL", "kl_coef": "KL coefficient", "eos_rate": "ended", "ece": "ECE"}
 Z = 1.96  # of a normal distribution, 95% lie within this many standard deviations
@@ -42,14 +40,6 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
     spread = Z * math.sqrt(rate * (1 - rate) / count + Z**2 / (4 * count**2))
     scale = 1 + Z**2 / count
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def direction(metric: str) -> int:
-    """1 if a higher value of a metric is better, -1 if a lower one is, 0 if its name does not say."""
-    words = metric.split("_")
-    if words[-1] in LOWER_IS_BETTER:
-        return -1
-    return int(metric in HIGHER_IS_BETTER or words[0] in HIGHER_IS_BETTER)
 
 
 def is_probability(metric: str) -> bool:

@@ -10,6 +10,7 @@ from alignkit.reporting import numbers
 from alignkit.reporting.folders import ReportedRun
 from alignkit.reporting.numbers import Measured
 from alignkit.runs.answers import Answers
+from alignkit.runs.better import direction
 from alignkit.runs.curves import Point
 
 BEYOND = 2  # standard errors of a difference that count as a measurable change
@@ -37,14 +38,14 @@ class Change(NamedTuple):
             return "no error recorded"
         if abs(value) <= BEYOND * error:
             return "no measurable change"
-        better = numbers.direction(self.metric) * value
+        better = direction(self.metric) * value
         return ("improved" if better > 0 else "got worse") if better else ("rose" if value > 0 else "fell")
 
 
 def headline(run: ReportedRun, changes: Sequence[Change]) -> Change | None:
     """The change that says whether the run worked: of the first metric that its stage watches, else of the loss."""
     by_name = {each.metric: each for each in changes}
-    watched = [name for name in run.watch if name in by_name and numbers.direction(name)]
+    watched = [name for name in run.watch if name in by_name and direction(name)]
     return by_name.get(watched[0] if watched else "loss")
 
 

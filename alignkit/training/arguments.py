@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignkit.config.training_args import OWN
 from alignkit.errors import ConfigError, one_line
+from alignkit.runs.better import direction
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +46,26 @@ def build(
         report_to = train.get("report_to") or "none"
         of_run = {"output_dir": str(folder), "disable_tqdm": True, "report_to": report_to}
         theirs = {name: value for name, value in train.items() if name not in OWN}
-        args = cls(**{**values, **theirs, **of_run, **own})
+        args = cls(**{**values, **_best(theirs), **theirs, **of_run, **own})
         if "kubeflow" not in report_to:  # a variable of the environment adds it
             args.report_to = [name for name in args.report_to if name != "kubeflow"]
         _check(args)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"train: {one_line(error)}") from error
     return args
+
+
+def _best(train: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether a higher value of the metric for the best model is better. Transformers takes all but losses for that."""
+    metric = train.get("metric_for_best_model")
+    if metric is None or train.get("greater_is_better") is not None:
+        return {}
+    if sign := direction(metric.removeprefix("eval_")):
+        return {"greater_is_better": sign > 0}
+    raise ConfigError(
+        f"train.metric_for_best_model={metric} needs train.greater_is_better: true if a higher value is better, "
+        "false if a lower one is"
+    )
 
 
 def _check(args: TrainingArguments) -> None:

@@ -72,6 +72,7 @@ def normalize(trainer: RewardTrainer, demonstrations: list[Branches], others: li
     with whole_weights_of(head):
         normalized = (shifted / deviation)[None].to(head.weight.dtype)
         head.weight.data.copy_(shard_like(head.weight, normalized))
+    trainer.shift += trainer.scale * float(mean)
     trainer.scale *= float(deviation)
     return {
         "mean": float(mean),

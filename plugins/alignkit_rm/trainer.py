@@ -91,7 +91,7 @@ class RewardTrainer(transformers.Trainer):
         self.forward_tokens = forward_tokens
         self.folder = folder  # of the run
         self.shared_prompt = False
-        self.scale = 1.0  # the scores were divided by it when they were normalized; losses undo that
+        self.scale, self.shift = 1.0, 0.0  # normalized scores are those before less the shift, over the scale
         self.means = Means(self.accelerator)  # over groups
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class RewardTrainer(transformers.Trainer):
         return surrogate + (loss - surrogate).detach()  # the Trainer calls backward on the last
 
     def _loss(self, groups: Sequence[Ranked], scores: Tensor) -> Tensor:
-        output = self.loss(ranked_scores(groups, scores * self.scale))
+        output = self.loss(ranked_scores(groups, scores * self.scale + self.shift))
         if torch.is_grad_enabled():
             self.means.add(output.metrics, len(groups))
         loss: Tensor = output.loss

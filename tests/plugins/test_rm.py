@@ -96,6 +96,18 @@ def test_where_the_tokenizer_has_a_pad_token_plain_batches_are_scored_right_too(
     assert plain_scores(folder, rows, batched=True) == pytest.approx(plain_scores(folder, rows, False), abs=1e-4)
 
 
+def test_normalizing_the_scores_does_not_change_the_held_out_loss(
+    train_rm: Callable[..., Path],
+) -> None:
+    """Centering depends on the mean of the scores, and normalization changes it."""
+    folder = train_rm("loss.centering=0.1", "train.max_steps=8", "train.learning_rate=3e-3", "train.bf16=false")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    before, after = [line["eval_loss"] for line in lines if "eval_loss" in line][-2:]
+
+    assert abs(record(folder)["normalisation"]["mean"]) > 0.1
+    assert after == pytest.approx(before, abs=0.02)
+
+
 def test_pairs_json_has_the_pairs_of_the_saved_model(train_rm: Callable[..., Path], tmp_path: Path) -> None:
     """By the scores of plain Transformers; predicted probabilities are on the scale of the loss."""
     rows = [{"prompt": f"p{n}", "responses": ["b", "c c", "e"], "ranks": [n % 2, 1, 3]} for n in range(4)]

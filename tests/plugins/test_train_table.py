@@ -186,6 +186,16 @@ def test_the_best_model_is_kept_where_it_is_asked_for(run_stage: Callable[..., P
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
 
 
+def test_the_best_model_has_the_lowest_perplexity(run_stage: Callable[..., Path]) -> None:
+    """Transformers would keep the highest of any metric but a loss."""
+    settings = ["train.max_steps=4", "train.learning_rate=3e-3", "train.eval_steps=2", "train.save_steps=2"]
+    settings += ["train.load_best_model_at_end=true", "train.metric_for_best_model=perplexity"]
+    folder = run_stage("sft", "--plugin", "lora", *settings, "train.save_total_limit=null")
+    kept, last = (load_file(folder / n / "adapter_model.safetensors") for n in (".", "checkpoints/checkpoint-4"))
+
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+
+
 ACTING = ("neftune_noise_alpha=5", "data_seed=7", "train_sampling_strategy=sequential", "adam_beta2=0.5", "seed=7")
 
 
@@ -211,9 +221,10 @@ def test_settings_that_act_change_what_is_trained(
         (["lr_scheduler_kwargs={warmth: 1}"], "train: TypeError: .* unexpected keyword argument 'warmth'"),
         (["torch_compile_backend=nosuch"], "train: ValueError: 'NOSUCH' is not a valid"),
         (
-            ["load_best_model_at_end=true", "metric_for_best_model=f1"],
+            ["load_best_model_at_end=true", "metric_for_best_model=f1", "greater_is_better=true"],
             "no held-out metric 'f1'. Metrics: loss",
         ),
+        (["save_strategy=best", "metric_for_best_model=length"], "=length needs train.greater_is_better: true if"),
     ],
 )
 def test_values_that_a_library_refuses_are_errors_before_the_first_step(
