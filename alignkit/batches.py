@@ -159,7 +159,8 @@ class LossOutput:
     """A loss with a gradient, and metrics to log.
 
     Metrics are scalars that are reduced like the loss: divided by ``num_tokens`` if the batch has it, else a mean over
-    the batch. The logged value is the mean over all microbatches and processes.
+    the batch. The logged value is the mean over all microbatches and processes. Names that the stages log themselves,
+    such as ``kl``, are errors.
     """
 
     loss: Tensor  # scalar

@@ -138,6 +138,11 @@ LOGPS = torch.full((1, 2), -1.0)
         (LossOutput(LOGPS.requires_grad_() * 1), r"returned a loss of shape \[1, 2\], expected a scalar tensor"),
         (LossOutput(0.5), "returned a loss of 0.5, expected a scalar tensor"),  # type: ignore[arg-type]
         (LossOutput(torch.tensor(0.5)), "returned a loss without a gradient. Is it detached"),
+        (LossOutput(LOGPS.sum(), {"kl": 1.0}), "returned the metric 'kl', which the stages log themselves"),
+        (
+            LossOutput(LOGPS.sum(), {"eval_loss": 1.0}),
+            "returned the metric 'eval_loss', which the stages log themselves",
+        ),
         (LossOutput(LOGPS.sum(), {"each": LOGPS}), "returned the metric 'each' as a Tensor, expected a number"),  # type: ignore[dict-item]
     ],
 )

@@ -148,6 +148,15 @@ def model(source: str, value: Any) -> Any:
     return value
 
 
+# Metrics of the Trainer and the stages: those of a loss would replace them in logs, decisions and results.
+LOGGED = {
+    *("loss", "step", "epoch", "learning_rate", "grad_norm", "num_tokens", "mean_token_accuracy", "perplexity"),
+    *("accuracy", "margin", "reference_point", "pairs", "score", "kl", "kl_coef", "length", "eos_rate", "entropy"),
+    *("equal_scores", "redrawn", "reward_errors", "explained_variance"),
+}
+LOGGED_PREFIXES = ("eval_", "train_", "seconds_", "rewards_", "logps_")
+
+
 def loss(source: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
     """Wrap a loss to check its results: a scalar, with a gradient if the batch has one, and numbers as metrics."""
     import torch
@@ -165,6 +174,8 @@ def loss(source: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOut
         for name, number in output.metrics.items():
             if not (isinstance(number, numbers.Real) or (isinstance(number, torch.Tensor) and number.numel() == 1)):
                 raise PluginError(f"{source} returned the metric '{name}' as {shown(number)}, expected a number")
+            if name in LOGGED or name.startswith(LOGGED_PREFIXES):
+                raise PluginError(f"{source} returned the metric '{name}', which the stages log themselves. Rename it")
         return output
 
     return checked
