@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -184,6 +185,8 @@ def test_rows_of_alignkit_are_read_back_as_they_were(rows: list[Any]) -> None:
         ([{"prompt": "a", "response": "b"}, "demos.jsonl"], "both rows and paths"),
         ([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": 5}] * 9, r"rows-\w+.jsonl line 2: 'response'"),
         ([], "data.path is an empty list"),
+        (pandas.DataFrame({"prompt": ["a"], "response": ["b"]}), "data is a DataFrame. Pass a list of its rows"),
+        ({"path": {"train": DEMONSTRATIONS}}, "data is a dict with the keys train. Pass a list of rows"),
     ],
 )
 def test_a_bad_row_is_an_error_with_its_number(data: Any, message: str, tiny: str) -> None:

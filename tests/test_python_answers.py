@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 import alignkit
 from alignkit import Demonstration
+from alignkit.api import row_files
 from alignkit.cli import main
 
 ROWS = [{"prompt": f"p{n}", "response": text} for n, text in enumerate(["e e e", "b", "e c"])]
@@ -133,3 +135,13 @@ def test_an_export_is_that_of_the_command(reward_runs: Path) -> None:
     assert files[0] == files[1]
     with pytest.raises(alignkit.ConfigError, match="export: python exists"):
         alignkit.export("lora/sft", "python")
+
+
+def test_a_table_is_not_taken_for_prompts() -> None:
+    """Iterating over it gives the names of its columns."""
+    table = {"prompt": ["What is 2?"]}
+    for rows in (pandas.DataFrame(table), table):
+        with pytest.raises(alignkit.DataError, match="Pass a list"), row_files.path_for(rows):
+            pass
+    with row_files.path_for({"path": "prompts.jsonl"}) as path:
+        assert path == "prompts.jsonl"

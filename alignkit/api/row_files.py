@@ -51,15 +51,32 @@ def path_of(data: Any, folder: Path) -> Any:
         return data
     if isinstance(data, os.PathLike):
         return os.fspath(data)
-    if isinstance(data, Mapping):  # a single source
-        data = [data]
-    entries = list(data)
+    if isinstance(data, Mapping):
+        data = [data] if _is_source(data) else _checked(data)
+    entries = list(_checked(data))
     sources = [isinstance(each, str | os.PathLike) or _is_source(each) for each in entries]
     if all(sources):
         return [dict(each) if isinstance(each, Mapping) else os.fspath(each) for each in entries]
     if any(sources):
         raise DataError("data contains both rows and paths. Pass a list of rows, or a list of paths")
     return str(write(entries, folder))
+
+
+def _checked(rows: Any) -> Any:
+    """``rows``, if iterating over them gives rows, not the names of columns or keys.
+
+    Raises:
+        DataError: they are a table or a dictionary.
+    """
+    if isinstance(rows, Mapping):
+        keys = ", ".join(map(str, rows))
+        raise DataError(f"data is a {type(rows).__name__} with the keys {keys}. Pass a list of rows")
+    if hasattr(rows, "columns"):  # of pandas, Polars or PyArrow
+        raise DataError(
+            f"data is a {type(rows).__name__}. Pass a list of its rows as dictionaries, such as "
+            'frame.to_dict("records") with pandas'
+        )
+    return rows
 
 
 def _is_source(entry: Any) -> bool:
@@ -96,11 +113,14 @@ def path_for(rows: Any) -> Iterator[str]:
     """The path of a file with these rows, which is deleted afterwards; a path stays as it is. A string is a prompt.
 
     Raises:
-        DataError: as :func:`write`.
+        DataError: as :func:`write`; or they are a table or a dictionary.
     """
+    if isinstance(rows, Mapping) and set(rows) == {"path"}:
+        rows = rows["path"]
     if isinstance(rows, str | os.PathLike):
         yield os.fspath(rows)
         return
+    rows = _checked(rows)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
         yield str(write(({"prompt": row} if isinstance(row, str) else row for row in rows), Path(folder)))
 
