@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from alignkit.registry import checks
+
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 ONLINE = ("batch_size=4", "minibatches=1", "response_length=6", "iterations=1")
 
@@ -16,6 +18,12 @@ def listed() -> set[str]:
     cells = re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.M)
     names = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     return names | {f"{name}_error" for name in names if name.startswith("eval_")}
+
+
+def test_a_loss_may_log_no_metric_that_the_trainer_or_a_stage_measures() -> None:
+    of_losses = {"policy_loss", "value_loss", "ratio", "clip_fraction", "approx_kl"}
+
+    assert {name for name in listed() if not checks.is_logged(name)} == of_losses
 
 
 def test_every_metric_that_a_stage_logs_is_on_the_page(run_stage: Callable[..., Path], tmp_path: Path) -> None:

@@ -152,9 +152,15 @@ def model(source: str, value: Any) -> Any:
 LOGGED = {
     *("loss", "step", "epoch", "learning_rate", "grad_norm", "num_tokens", "mean_token_accuracy", "perplexity"),
     *("accuracy", "margin", "reference_point", "pairs", "score", "kl", "kl_coef", "length", "eos_rate", "entropy"),
-    *("equal_scores", "redrawn", "reward_errors", "explained_variance"),
+    *("equal_scores", "redrawn", "reward_errors", "explained_variance", "rewards", "logps", "shift", "total_flos"),
+    *("contrast_loss", "fit_loss", "kl_loss", "ptx_loss", "rollout_logps_difference", "sampled_tokens_per_second"),
 }
-LOGGED_PREFIXES = ("eval_", "train_", "seconds_", "rewards_", "logps_")
+LOGGED_PREFIXES = ("eval_", "train_", "seconds_", "rewards_", "logps_", "importance_")
+
+
+def is_logged(metric: str) -> bool:
+    """Whether the Trainer or a stage logs a metric of this name."""
+    return metric in LOGGED or metric.startswith(LOGGED_PREFIXES) or metric.endswith("_grad_norm")
 
 
 def loss(source: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOutput]:
@@ -174,7 +180,7 @@ def loss(source: str, function: Callable[[Any], Any]) -> Callable[[Any], LossOut
         for name, number in output.metrics.items():
             if not (isinstance(number, numbers.Real) or (isinstance(number, torch.Tensor) and number.numel() == 1)):
                 raise PluginError(f"{source} returned the metric '{name}' as {shown(number)}, expected a number")
-            if name in LOGGED or name.startswith(LOGGED_PREFIXES):
+            if is_logged(name):
                 raise PluginError(f"{source} returned the metric '{name}', which the stages log themselves. Rename it")
         return output
 
