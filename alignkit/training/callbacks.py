@@ -32,12 +32,14 @@ class Progress(TrainerCallback):
         self.watch = run.config.stage.component.watch
         self.console = progress.console()
         self.bar: Bar | None = None
-        self.tokens = (0.0, time.monotonic())  # tokens trained on, and the time, at the last log
+        self.tokens = (0.0, 0.0)  # tokens trained on, and the time, at the last log
+        self.stepped = 0.0  # the time after the last step and its log
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.tokens = (last_logged(state, "num_tokens"), time.monotonic())
+        self.stepped = time.monotonic()
+        self.tokens = (last_logged(state, "num_tokens"), self.stepped)
         if state.is_world_process_zero and progress.has_bars(self.console):
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
             self.bar = Bar(TextColumn(self.name), *columns, console=self.console)
@@ -45,6 +47,7 @@ class Progress(TrainerCallback):
             self.bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.stepped = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 
@@ -61,12 +64,14 @@ class Progress(TrainerCallback):
         if any(name.startswith("eval_") for name in logs):
             loss = f" loss {logs['eval_loss']:.4f}" if "eval_loss" in logs else ""
             self._print(f"step {state.global_step:>5}  held-out{loss}{self._watched(logs, 'eval_')}")
-            self.tokens = (self.tokens[0], time.monotonic())  # evaluation is not training time
+            seen, then = self.tokens
+            self.tokens = (seen, then + time.monotonic() - self.stepped)  # evaluation is not training time
         elif "loss" in logs:
             now = f"loss {logs['loss']:.3f}"
             if "num_tokens" in logs:
                 seen, then = self.tokens
-                self.tokens = (logs["num_tokens"], time.monotonic())
+                self.stepped = time.monotonic()
+                self.tokens = (logs["num_tokens"], self.stepped)
                 now += f"  {(logs['num_tokens'] - seen) / (self.tokens[1] - then):,.0f} tokens/s"
             now += self._watched(logs, "")
             seconds = {name: value for name, value in logs.items() if name.startswith("seconds_")}
