@@ -6,8 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from alignkit.training.saving import final_metrics
 
 Train = Callable[..., Path]
 
@@ -53,3 +57,19 @@ def test_what_cannot_be_saved_stops_the_run_before_its_first_step(
     with pytest.raises(AssertionError, match="has 0.0 GB free, and the trained weights need 0.0 GB: free some space"):
         train(*settings)
     assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_an_error_of_an_earlier_evaluation_does_not_stand_beside_the_last_score() -> None:
+    """With one row that could be scored, there is no error."""
+    logs = [
+        {"step": 0, "eval_score": 1.0, "eval_score_error": 0.25, "eval_kl": 0.0},
+        {"step": 2, "eval_score": 2.0, "eval_score_error": 0.5},
+        {"step": 4, "eval_score": 3.0},
+    ]
+    arguments = SimpleNamespace(load_best_model_at_end=False)
+    trainer: Any = SimpleNamespace(
+        eval_dataset=[], args=arguments, state=SimpleNamespace(log_history=logs, global_step=4)
+    )
+
+    first = {"first_eval_score": 1.0, "first_eval_score_error": 0.25, "first_eval_kl": 0.0}
+    assert final_metrics(trainer) == first | {"eval_score": 3.0, "eval_kl": 0.0}

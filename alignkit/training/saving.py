@@ -30,7 +30,8 @@ def final_metrics(trainer: transformers.Trainer) -> dict[str, float]:
     for log in trainer.state.log_history:
         held_out = {name: value for name, value in log.items() if name.startswith("eval_")}
         metrics.update({f"first_{name}": value for name, value in held_out.items() if log["step"] == 0})
-        metrics.update(held_out)
+        stale = {f"{name}_error" for name in held_out}  # of an earlier evaluation
+        metrics = {name: value for name, value in metrics.items() if name not in stale} | held_out
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if losses:  # the Trainer's own train_loss leaves out the steps before a resume
         metrics["train_loss"] = sum(losses) / len(losses)
