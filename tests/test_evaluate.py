@@ -167,6 +167,12 @@ def test_errors_are_those_of_a_mean_over_tokens_whose_rows_are_independent() -> 
     assert perplexity.metrics(Nll([2.0], [2]), None)["perplexity_error"] is None
 
 
+def test_a_diverged_model_has_a_perplexity() -> None:
+    row = perplexity.metrics(Nll([2400.0, 1600.0], [3, 2]), None)
+
+    assert (row["nats_per_token"], row["perplexity"]) == (800, math.exp(700))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -217,7 +217,8 @@ def metrics(nll: Nll, first: Nll | None) -> dict[str, float | None]:
     is paired: its error is of the differences of the same rows.
     """
     loss, error = _ratio(nll.sums, nll.tokens)
-    row = {"perplexity": math.exp(loss), "perplexity_error": None if error is None else math.exp(loss) * error}
+    perplexity = math.exp(min(loss, 700))  # a diverged model has more than fits into a float
+    row = {"perplexity": perplexity, "perplexity_error": None if error is None else perplexity * error}
     row |= {"nats_per_token": loss, "nats_per_token_error": error, "difference": None, "difference_error": None}
     if first is not None:
         differences = [own - other for own, other in zip(nll.sums, first.sums, strict=True)]
