@@ -305,3 +305,13 @@ def test_the_status_has_pace_and_agreement(sites: Any, capsys: pytest.CaptureFix
     assert printed.startswith("3 of 4 rows labeled, 1 to do\nanna: 3 labeled, 0 skipped, 30 seconds per row")
     assert "agreement: 83.3% ± " in printed
     assert "InstructGPT's labelers: 72.6% ± 1.5%" in printed
+
+
+def test_labelers_who_only_tie_have_no_agreement(sites: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    site = sites(numbered(1), overlap=1.0)
+    for name in ("anna", "ben"):
+        person = site.labeler(name)
+        person.put(f"/api/items/{person.next()['id']}", {"ranks": {"0": 0, "1": 0, "2": 0}})
+
+    assert main(["label", str(site.samples), "--status"]) == 0
+    assert "agreement: unknown, because no two labelers have ordered the same two answers" in capsys.readouterr().out

@@ -193,7 +193,7 @@ def _lines(content: dict[str, Any]) -> list[str]:
         lines.append(f"{each['labeler']}: {each['done']} labeled, {each['skipped']} skipped{pace}")
     agreed = content["agreement"]
     if agreed is None:
-        return [*lines, "agreement: unknown, because no two labelers have ranked the same row"]
+        return [*lines, "agreement: unknown, because no two labelers have ordered the same two answers"]
     error = f" ± {agreed['error']:.1%}" if agreed["error"] is not None else ""
     alpha = f"{agreed['alpha']:.2f}" if agreed["alpha"] is not None else "unknown"
     return [
