@@ -86,7 +86,7 @@ class ChatTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a rendered text. The tokenizer adds no tokens to it."""
-        if self.special.is_escaped_in(text):
+        if self.special_tokens == "text" and self.special.is_escaped_in(text):
             return self.special.ids(text, lambda part: self._tokenize(part, split_special_tokens=True))
         return self.pieces.ids(text) if self.pieces else self._tokenize(text)
 

@@ -1,8 +1,9 @@
 """Special tokens that are spelled out in a row, such as ``<|im_end|>`` in an answer.
 
 They are plain text. If they became tokens, a user could end a turn by typing its end token. Before a conversation is
-rendered, they are escaped as private-use characters, which no template changes. When the rendered text is tokenized,
-the special tokens that the template wrote become tokens, and the escaped ones become ordinary text.
+rendered, each is escaped as two characters that no template changes: :data:`ESCAPE` and a number. When the rendered
+text is tokenized, the special tokens that the template wrote become tokens, and the escaped ones become ordinary text.
+:data:`ESCAPE` itself is escaped too, so that no text of a row is taken for an escaped token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FIRST = 0xF0000  # the first of the private-use characters
+ESCAPE = "\ufdd0"  # a noncharacter
+FIRST = 0xF0000  # the private-use character that is number 0
 MARKUP = ("<think>", "</think>")  # the model writes these itself: they stay tokens even if they are special
 
 
@@ -30,28 +32,29 @@ class SpecialTokens:
 
     def __init__(self, tokens: Mapping[str, SpecialToken]) -> None:
         self.tokens = {text: token for text, token in tokens.items() if text}
-        self.literal = [text for text in self.tokens if text not in MARKUP]
         self._any = _one_of(self.tokens)
-        self._literal = _one_of(self.literal)
-        self._escaped = re.compile(f"[{chr(FIRST)}-{chr(FIRST + len(self.literal) - 1)}]" if self.literal else r"(?!)")
+        literal = [ESCAPE, *(text for text in self.tokens if text not in MARKUP)]
+        self._literal = _one_of(literal)
+        self._escapes = {text: ESCAPE + chr(FIRST + number) for number, text in enumerate(literal)}
+        self._texts = {escape: text for text, escape in self._escapes.items()}
+        self._escaped = re.compile(f"{ESCAPE}[{chr(FIRST)}-{chr(FIRST + len(literal) - 1)}]")
 
     def escape(self, value: Any) -> Any:
         """Messages, tools or a text with the special tokens in all texts escaped, except in roles."""
         if isinstance(value, str):
-            return self._literal.sub(lambda match: chr(FIRST + self.literal.index(match[0])), value)
+            return self._literal.sub(lambda match: self._escapes[match[0]], value)
         if isinstance(value, list):
             return [self.escape(item) for item in value]
         if isinstance(value, dict):
-            return {key: item if key == "role" else self.escape(item) for key, item in value.items()}
+            return {self.escape(key): item if key == "role" else self.escape(item) for key, item in value.items()}
         return value
 
     def unescape(self, text: str) -> str:
         """The text with the escaped special tokens spelled out again."""
-        last = FIRST + len(self.literal)
-        return "".join(self.literal[ord(c) - FIRST] if FIRST <= ord(c) < last else c for c in text)
+        return self._escaped.sub(lambda match: self._texts[match[0]], text)
 
     def is_escaped_in(self, text: str) -> bool:
-        """Whether the text has escaped special tokens."""
+        """Whether the text has escaped special tokens or characters."""
         return self._escaped.search(text) is not None
 
     def before_first(self, text: str) -> str:
