@@ -95,15 +95,72 @@ def test_plain_values_of_the_standard_library_count(one: str, other: str) -> Non
         assert first == same != second
 
 
+CALL = "def __call__(self, p, a): return [{}]"
+SCORE = "def score(x): return {}\n"
+USES = "def reward(p, a): return [score(x) for x in a]"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"import functools\n@functools.cache\n{SCORE}{USES}",
+        f"import functools\n@functools.lru_cache(8)\n{SCORE}{USES}",
+        "import functools\n@functools.cache\ndef reward(p, a): return [{}]",
+        "import functools\n@functools.singledispatch\ndef score(x): return 0\n"
+        f"@score.register\ndef _(x: str): return {{}}\n{USES}",
+        f"import dataclasses\n@dataclasses.dataclass\nclass C:\n    t: int = 3\n    {CALL}\nreward = C()",
+        f"import typing\nclass C(typing.NamedTuple):\n    t: int = 3\n    {CALL}\nreward = C()",
+        f"class B:\n    {CALL}\nclass C(B): pass\nreward = C()",
+        "class B:\n    def f(self): return {}\nclass C(B): pass\ndef reward(p, a): return [C().f()]",
+        "class C:\n    @property\n    def f(self): return {}\ndef reward(p, a): return [C().f]",
+        "import functools\nclass C:\n    @functools.cached_property\n    def f(self): return {}\n"
+        "def reward(p, a): return [C().f]",
+        "class C:\n    def __init__(self): self.scale = {}\ndef reward(p, a): return [C().scale]",
+        "class C:\n    def __getitem__(self, key): return {}\nc = C()\ndef reward(p, a): return [c[0]]",
+        "class C:\n    __slots__ = ('scale',)\n    def __init__(self, scale): self.scale = scale\n"
+        "    def __call__(self, p, a): return [self.scale]\nreward = C({})",
+        "class F(float):\n    def f(self): return {}\nf = F(1)\ndef reward(p, a): return [f.f()]",
+        "import collections\ntable = collections.defaultdict(lambda: {})\ndef reward(p, a): return [table[0]]",
+        "import operator\nget = operator.attrgetter('a{}')\ndef reward(p, a): return [get(x) for x in a]",
+        "import numpy\nscale = numpy.float32({})\ndef reward(p, a): return [scale]",
+        "import numpy\nscale = numpy.int64({})\ndef reward(p, a): return [scale]",
+    ],
+)
+def test_a_change_behind_a_decorator_or_in_a_class_counts(source: str) -> None:
+    assert fingerprint(source.format(1)) == fingerprint(source.format(1)) != fingerprint(source.format(2))
+
+
+def test_calls_do_not_change_what_keeps_their_results() -> None:
+    source = (
+        "import functools\n"
+        "@functools.singledispatch\n@functools.cache\ndef score(x): return 0\n"
+        "class C:\n    @functools.cached_property\n    def f(self): return 1\n"
+        "    def __call__(self, p, a): return [self.f + score(x) for x in a]\nreward = C()"
+    )
+    scorer = reward(source)
+    before = code.fingerprint({"function": scorer})
+    assert scorer([], ["a"]) == [1]
+
+    assert code.fingerprint({"function": scorer}) == before
+
+
 def test_a_recursive_function_and_an_unassigned_variable_are_no_problem() -> None:
     fingerprint("def reward(p, a): return reward(p, a[1:]) if a else []")
+    fingerprint("class C:\n    def f(self): return ALL\nALL = {C()}\ndef reward(p, a): return [C().f()]")
     fingerprint("def outer():\n    def reward(p, a): return later\n    return reward\n    later = 1\nreward = outer()")
 
 
 def test_it_does_not_depend_on_the_random_seed_of_hashes() -> None:
     script = (
         "from alignkit.registry import code\n"
-        "def reward(p, a): return [x in {'good', 'bad', 'fair', 'poor'} for x in a]\n"
+        "import abc, dataclasses, enum, functools, typing\n"
+        "class Color(enum.Enum): RED = 1\n"
+        "class Base(abc.ABC):\n    @abc.abstractmethod\n    def f(self): ...\n"
+        "@dataclasses.dataclass\nclass Data(Base):\n    t: list = dataclasses.field(default_factory=list)\n"
+        "    def f(self): return Color.RED\n"
+        "class Pair(typing.NamedTuple): a: int = 1\n"
+        "@functools.singledispatch\ndef score(x): return Data().f(), Pair()\n"
+        "def reward(p, a): return [x in {'good', 'bad', 'fair', 'poor'} and score(x) for x in a]\n"
         "print(code.fingerprint({'function': reward}))"
     )
     outputs = {
