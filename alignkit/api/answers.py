@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import paths
-from alignkit.api import libraries, row_files
+from alignkit.api import libraries, limits, row_files
 from alignkit.api.named import named
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, plugin_names
-from alignkit.errors import ConfigError
 from alignkit.generation import sample_files, score_rows
 from alignkit.judging import OpenJudge, choosing, judge_answers, read_samples
 from alignkit.judging.ranked_rows import notes, ranked_rows
@@ -35,7 +34,7 @@ def sample(
     output: FilePath | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sample ``k`` answers to each prompt, as ``alignkit sample`` does.
+    """Sample ``k`` answers to each distinct prompt, as ``alignkit sample`` does.
 
     Args:
         run: a run, its folder, a model folder or a hub id.
@@ -49,11 +48,15 @@ def sample(
         model_kwargs: arguments of ``from_pretrained`` for a model that is not a run, such as ``revision``.
 
     Returns:
-        A row per prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
+        A row per distinct prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
 
     Raises:
         AlignkitError: the model or the prompts cannot be used; ``output`` has other answers.
     """
+    limits.whole("sample", k=k, max_new_tokens=max_new_tokens, batch=batch)
+    limits.whole("sample", least=0, most=limits.LARGEST_SEED, seed=seed)
+    limits.number("sample", least=0, temperature=temperature)
+    limits.number("sample", least=0, most=1, top_p=top_p)
     settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(row_files.path_for(prompts))
@@ -80,6 +83,7 @@ def score(run: FilePath, rows: Data, *, batch: int = 16, format: str | None = No
     Raises:
         AlignkitError: the run is not a finished reward model; a row is bad.
     """
+    limits.whole("score", batch=batch)
     parent = lineage.named("score", os.fspath(run), "reward")
     with row_files.path_for(rows) as path:
         answers = score_rows.read_answers(path, format)
@@ -112,12 +116,11 @@ def rank(
     Raises:
         AlignkitError: the samples or the judge cannot be used.
     """
+    limits.whole("rank", batch=batch, limit=limit)
     asked = named(by, "by")
     active = [*plugin_names(plugins), *asked.plugins]
     with row_files.path_for(samples) as path:
         read = read_samples(paths.expand(path))
-    if limit is not None and limit < 1:
-        raise ConfigError(f"rank: limit must be 1 or more (got {limit})")
     chosen = choosing.named("by", asked.name, active, asked.overrides(active))
     items = [each.item for each in read]
     with libraries.prepared() if chosen.loads else contextlib.nullcontext():

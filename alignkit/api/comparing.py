@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alignkit.api import libraries, row_files
+from alignkit.api import libraries, limits, row_files
 from alignkit.api.named import named
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, plugin_names
 from alignkit.evaluation import between_runs, comparison
@@ -22,7 +22,7 @@ def compare(
     runs: Sequence[FilePath],
     *,
     reward: FilePath | RewardFunction | Mapping[str, Any] | None = None,
-    judge: str | Mapping[str, Any] | None = None,
+    judge: str | RewardFunction | Mapping[str, Any] | None = None,
     plugins: Iterable[PluginLike] = (),
     data: Data | None = None,
     limit: int = 100,
@@ -38,8 +38,8 @@ def compare(
         reward: what scores the answers: a reward run, the name of a reward, a table of its name and settings,
             ``"module:function"``, or a function of prompts and answers. Default without a judge: the newest known
             reward run.
-        judge: the name of a judge that compares each run's answers with the first run's, or a table of its name and
-            settings.
+        judge: the name of a judge that compares each run's answers with the first run's, a table of its name and
+            settings, or a function of prompts and answers, whose scores decide.
         plugins: plugins to activate.
         data: prompts: a path or a list of rows. Default: the held-out prompts of the runs.
         limit: the maximum number of prompts.
@@ -55,6 +55,9 @@ def compare(
     Raises:
         AlignkitError: the runs cannot be compared, or nothing scores their answers.
     """
+    limits.whole("compare", limit=limit, max_new_tokens=max_new_tokens, batch=batch)
+    limits.whole("compare", least=0, most=limits.LARGEST_SEED, seed=seed)
+    limits.number("compare", least=0.01, temperature=temperature)
     compared = comparison.runs_of([os.fspath(run) for run in runs])
     active, scorer, chosen = plugin_names(plugins), None, None
     if reward is not None:
@@ -64,7 +67,8 @@ def compare(
         scorer = scorers.named(registry, "reward", asked.name, asked.overrides([*active, *asked.plugins], reward=True))
     if judge is not None:
         asked = named(judge, "judge")
-        chosen = choosing.named("judge", asked.name, active, asked.overrides(active))
+        of_judge = [*active, *asked.plugins]
+        chosen = choosing.named("judge", asked.name, of_judge, asked.overrides(of_judge))
     if data is None:
         questions = comparison.prompts_of(None, compared, limit)
     else:

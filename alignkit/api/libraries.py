@@ -29,14 +29,18 @@ def set_environment() -> None:
 
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
-    """Use the libraries without their warnings and progress bars, and free the memory of models afterwards.
+    """Use the libraries without their warnings and progress bars.
+
+    Afterwards, free the memory of models, and restore the state of the session's random number generators.
 
     ``ALIGNKIT_DEBUG`` keeps warnings, progress bars, and the variables of an error's frames, which hold models.
     """
+    from alignkit.training.randomness import undisturbed
+
     set_environment()
     debug = bool(os.environ.get("ALIGNKIT_DEBUG"))
     try:
-        with contextlib.nullcontext() if debug else quiet_libraries():
+        with contextlib.nullcontext() if debug else quiet_libraries(), undisturbed():
             yield
     except BaseException as error:
         if not debug:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from alignkit import paths
 from alignkit.api import libraries
 from alignkit.api.settings import FilePath, PluginLike, plugin_names
+from alignkit.errors import ConfigError
 from alignkit.runs import answers, lineage, manifest
 from alignkit.runs.answers import Answers
 
@@ -29,6 +30,7 @@ class FinishedRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._place = folder.absolute()  # also after the session has changed its folder
         self.manifest: dict[str, Any] = manifest.read(folder)  # the content of `alignkit.json`
 
     @property
@@ -46,7 +48,7 @@ class FinishedRun:
 
         ``columns`` are metrics of each answer, such as ``score``. Empty if the stage samples no answers.
         """
-        return answers.read(self.folder)
+        return answers.read(self._place)
 
     def model(self) -> ModelAndTokenizer:
         """Load its model, a PEFT or Transformers model in evaluation mode, and its tokenizer.
@@ -54,10 +56,13 @@ class FinishedRun:
         The model is on the accelerator if there is one. A reward model returns its normalized score as logits [B, 1].
 
         Raises:
-            AlignkitError: its base, or the plugin of its tuner, is not on this machine; or its base has changed.
+            AlignkitError: its base, or the plugin of its tuner, is not on this machine; its base has changed; or the
+                run was trained again since it was opened.
         """
+        if manifest.read(self._place) != self.manifest:
+            raise ConfigError(f"{self.folder} has changed since it was opened. Open it again with alignkit.load")
         with libraries.prepared():
-            return _load_model(self.folder, self.manifest)
+            return _load_model(self._place, self.manifest)
 
     def __fspath__(self) -> str:
         return str(self.folder)

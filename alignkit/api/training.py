@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit.api import libraries
+from alignkit.api import libraries, limits
 from alignkit.api.runs import FinishedRun
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, arguments
 from alignkit.components import Reward, Stage
+from alignkit.errors import ConfigError
 from alignkit.runs import plan_text
 from alignkit.runs.plan import Pipeline, pipeline
 from alignkit.runs.resume import check_folders
@@ -131,6 +132,9 @@ def plan(
     Raises:
         AlignkitError: the errors of the command.
     """
+    limits.whole("plan", processes=processes)
+    if device not in (None, "cuda", "cpu"):
+        raise ConfigError(f"plan: device must be 'cuda', 'cpu' or None (got {device!r})")
     source = arguments(stage, model, data, plugins, reward, output, config, tables)
     planned = pipeline(*source, overwrite=True, trusted=trust)
     with libraries.prepared():
