@@ -20,7 +20,7 @@ def messages(row: RawRow) -> Demonstration:
     ``tools`` (optional) are the functions that the assistant may call.
     """
     _refuse_unwanted(row)
-    conversation = turns.conversation(_get(row, "messages"), "messages")
+    conversation = _with_system(row, turns.conversation(_get(row, "messages"), "messages"))
     return Demonstration(_ending_with_answer(conversation), turns.tools(row))
 
 
@@ -33,19 +33,19 @@ def prompt_completion(row: RawRow) -> Demonstration:
 
 
 def alpaca(row: RawRow) -> Demonstration:
-    """Stanford Alpaca: ``instruction``, optional ``input``, ``output``; also LLaMA-Factory's ``system``."""
+    """Stanford Alpaca: ``instruction``, optional ``input``, ``output``; also LLaMA-Factory's ``history``."""
     _refuse_unwanted(row)
     instruction = turns.text(row.get("instruction"), "instruction")
     context = _optional(row, "input")
     user = turns.message("user", f"{instruction}\n\n{context}" if context else instruction, "instruction")
     answer = turns.message("assistant", row.get("output"), "output")
-    return Demonstration([*_system(row), user, answer], turns.tools(row))
+    return Demonstration(_with_system(row, [*turns.history(row), user, answer]), turns.tools(row))
 
 
 def sharegpt(row: RawRow) -> Demonstration | Ranking:
     """ShareGPT turns ``{"from": "human", "value": ...}``; with ``chosen`` and ``rejected``, LLaMA-Factory's pairs."""
     conversation = turns.conversation(_get(row, "conversations"), "conversations", role="from", content="value")
-    conversation = [*_system(row), *conversation]
+    conversation = _with_system(row, conversation)
     if row.get("chosen") is None and row.get("rejected") is None:
         _refuse_unwanted(row)
         return Demonstration(_ending_with_answer(conversation), turns.tools(row))
@@ -181,9 +181,16 @@ def _optional(row: RawRow, field: str) -> str | None:
     return turns.text(value, field) if value not in (None, "") else None
 
 
-def _system(row: RawRow) -> Conversation:
+def _with_system(row: RawRow, conversation: Conversation) -> Conversation:
+    """The conversation with the system turn that the row has in ``system``, if any."""
     system = _optional(row, "system")
-    return [turns.message("system", system, "system")] if system else []
+    if system is None:
+        return conversation
+    if conversation[0]["role"] != "system":
+        return [turns.message("system", system, "system"), *conversation]
+    if conversation[0]["content"].strip() != system.strip():
+        raise DataError("'system' is another text than that of the system turn with which the conversation begins")
+    return conversation
 
 
 def _refuse_unwanted(row: RawRow) -> None:
@@ -219,8 +226,8 @@ def _ending_with_answer(conversation: Conversation) -> Conversation:
 def _prompt(row: RawRow) -> Conversation:
     prompt = _get(row, "prompt")
     if isinstance(prompt, str):
-        return [turns.message("user", prompt, "prompt")]
-    return _without_answer(turns.conversation(prompt, "prompt"), "prompt")
+        return _with_system(row, [turns.message("user", prompt, "prompt")])
+    return _with_system(row, _without_answer(turns.conversation(prompt, "prompt"), "prompt"))
 
 
 def _without_answer(conversation: Conversation, field: str) -> Conversation:
@@ -288,7 +295,8 @@ def _with_prompt(prompt: Conversation, conversation: Conversation) -> Conversati
 def _pair_of_conversations(row: RawRow, chosen: Conversation, rejected: Conversation) -> Ranking:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise DataError("'chosen' and 'rejected' must be equal up to their last turn")
-    return _pair(_context(chosen[:-1]), _ranked(chosen[-1], "chosen"), _ranked(rejected[-1], "rejected"), row)
+    prompt = _with_system(row, _context(chosen[:-1]))
+    return _pair(prompt, _ranked(chosen[-1], "chosen"), _ranked(rejected[-1], "rejected"), row)
 
 
 def _transcript(transcript: str, field: str) -> Conversation:

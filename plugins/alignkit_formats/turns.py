@@ -97,6 +97,19 @@ def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     return value
 
 
+def history(row: Mapping[str, Any]) -> Conversation:
+    """LLaMA-Factory's earlier turns under ``history``: a list of [user, assistant], or its JSON text."""
+    pairs = row.get("history")
+    if isinstance(pairs, str):
+        pairs = _loads(pairs, "history") if pairs.strip() else None
+    if pairs is None:
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError("'history' must be a list of [user, assistant]")
+    roles = ("user", "assistant")
+    return [message(role, said, f"history {role}") for pair in pairs for role, said in zip(roles, pair, strict=True)]
+
+
 def _joined(content: Any, field: str) -> Any:
     """OpenAI's ``[{"type": "text", "text": ...}, ...]`` as one text; anything else unchanged."""
     if not isinstance(content, list):
