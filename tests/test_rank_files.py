@@ -6,13 +6,16 @@ import datetime
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 from test_judging import asked, folder, rank, rows_of, write
 
+from alignkit.batches import Answers
 from alignkit.cli import main
+from alignkit.generation import rankings
 
 __all__ = ["folder"]
 
@@ -106,6 +109,18 @@ def test_scorers_get_the_other_fields_of_the_rows(folder: Path) -> None:
     assert rank("function", "judge.call=by_field:score") == [[0, 1], [1, 0]]
     rank("right")
     assert len(asked()) == 2  # of a judge, verdicts are stored under the prompt and the answers alone
+
+
+def test_a_function_may_change_what_it_gets() -> None:
+    def score(prompts: list[str], answers: list[str], conversations: Any, fields: Any) -> list[float]:
+        answers.clear()
+        conversations[0].clear()
+        return [fields[0].pop("right")[0] for _ in prompts]
+
+    answers = Answers([[{"role": "user", "content": "p"}]], ["a"], [[1]], [[2]], [{"right": [1.0]}])
+
+    assert rankings.scorer(score)(answers) == rankings.scorer(score)(answers) == [1.0]
+    assert (len(answers.prompts[0]), answers.texts) == (1, ["a"])
 
 
 def test_a_function_gets_whole_conversations_if_it_has_a_parameter_for_them(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -124,7 +125,8 @@ def scorer(function: Callable[..., Sequence[float]]) -> ScoreFunction:
     def scores(answers: Answers) -> Sequence[float]:
         optional = {"conversations": answers.prompts, "fields": answers.fields}
         prompts = [prompt_text(prompt) for prompt in answers.prompts]
-        return function(prompts, answers.texts, **{name: optional[name] for name in takes})
+        given = {name: copy.deepcopy(optional[name]) for name in takes}  # the function may change what it gets
+        return function(prompts, list(answers.texts), **given)
 
     def call(answers: Answers) -> Sequence[float]:
         try:
