@@ -11,6 +11,7 @@ import pytest
 
 import alignkit
 from alignkit import Judge, Loss, Reward, TokenLogps
+from alignkit.api.settings import reward_name
 from alignkit.cli import main
 from alignkit.evaluation import comparison
 from alignkit.registry import Registry, blame, in_memory
@@ -230,6 +231,33 @@ def test_a_parent_that_a_changed_plugin_trained_is_not_used(tiny: str) -> None:
 
     with pytest.raises(alignkit.ConfigError, match="plugin scaled has changed"):
         alignkit.check("ppo", plugins=[loss(3.0)], ppo={"value": "head"}, sft={"loss": {"name": "scaled"}}, **settings)
+
+
+def test_two_objects_of_a_class_are_two_plugins(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Log:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        @alignkit.hookimpl
+        def alignkit_run_end(self, run: Any, result: Any) -> None:
+            print("log", self.text)
+
+    run = sft(tiny, plugins=[Log("one"), Log("two")])
+
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("log")] == ["log one", "log two"]
+    names = {f"Log@in-memory-{each['fingerprint']}" for each in run.manifest["in_memory"].values()}
+    assert set(run.manifest["config"]["plugins"]) == names | {"sft"}
+    settings = {"model": tiny, "data": ROWS, "reward": lambda p, a: [1.0] * len(a), "ppo": {"value": "head"}}
+    with pytest.raises(alignkit.ConfigError, match="plugin Log has changed"):
+        alignkit.check("ppo", plugins=[Log("three"), Log("two")], **settings)
+
+
+def test_a_function_may_have_the_name_of_a_stage() -> None:
+    reward_name(define("def ppo(prompts, answers): return [1.0] * len(answers)", "ppo"))
+    registry = Registry()
+    registry.activate("ppo", "sft")
+
+    assert [plugin.distribution for plugin in registry.matches("ppo")] == ["alignkit"]
 
 
 def test_verdicts_of_a_judge_in_memory_are_not_stored() -> None:

@@ -91,9 +91,13 @@ def activate_known(registry: Registry, names: Iterable[str]) -> None:
 
 
 def sources(plugins: Iterable[Plugin]) -> dict[str, dict[str, str | None]]:
-    """The manifest's record of the plugins in memory among ``plugins``, by name: the fingerprint and the source."""
-    return {
-        plugin.name: {"fingerprint": plugin.distribution.removeprefix(IN_MEMORY), "source": plugin.source}
-        for plugin in plugins
-        if isinstance(plugin, PluginInMemory)
-    }
+    """The manifest's record of the plugins in memory among ``plugins``, by name: the fingerprint and the source.
+
+    A second plugin of the same name is under its name and distribution.
+    """
+    found = dict[str, dict[str, str | None]]()
+    for plugin in plugins:
+        if isinstance(plugin, PluginInMemory):
+            name = f"{plugin.name}@{plugin.distribution}" if plugin.name in found else plugin.name
+            found[name] = {"fingerprint": plugin.distribution.removeprefix(IN_MEMORY), "source": plugin.source}
+    return found

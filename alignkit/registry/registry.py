@@ -92,8 +92,11 @@ class Registry:
                 self._requested[name] = None
 
     def matches(self, name: str) -> list[Plugin]:
-        """The plugins to activate for a name. Empty if it is the name of a registered component."""
-        distribution = self._picked.get(plugin_name(name))
+        """The plugins to activate for a name. Empty if it is the name of a registered component.
+
+        Plugins in memory are always named with their distribution.
+        """
+        distribution = name.partition("@")[2] or self._picked.get(plugin_name(name))
         candidates = self._installed.get(plugin_name(name), [])
         if distribution:
             plugins = [plugin for plugin in self.installed if plugin.is_from(distribution)]
@@ -107,6 +110,7 @@ class Registry:
                 hint = did_you_mean(distribution, known)
                 raise PluginError(f"{name}: no distribution '{distribution}' with plugins is installed.{hint}")
             return [plugin for plugin in plugins if plugin in candidates] or plugins
+        candidates = [plugin for plugin in candidates if not plugin.distribution.startswith(IN_MEMORY)]
         if len(candidates) > 1:
             if len({plugin.distribution for plugin in candidates}) == 1:
                 raise PluginError(

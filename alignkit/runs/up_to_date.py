@@ -11,7 +11,7 @@ from alignkit import paths
 from alignkit.config import named_code, resume_rules
 from alignkit.config.resolve import RunConfig
 from alignkit.data import sources
-from alignkit.registry.plugin import in_memory, plugin_name
+from alignkit.registry.plugin import in_memory
 from alignkit.runs import fingerprints, lineage, manifest
 from alignkit.runs.lineage import BASE, Parent
 
@@ -64,9 +64,8 @@ def _data_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _changed_in_memory(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """The plugins in memory with the same name and other code."""
-    old = {plugin_name(name): name for name in before if in_memory([name])}
-    new = {plugin_name(name): name for name in now if in_memory([name])}
-    return [name for name in old if name in new and old[name] != new[name]]
+    gone = in_memory([name for name in before if name not in now])
+    return [name for name in dict.fromkeys(gone) if name in in_memory(now)]
 
 
 def _changed_parents(run: Parent, config: RunConfig) -> Iterator[str]:
