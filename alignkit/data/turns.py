@@ -2,12 +2,14 @@
 
 This module works on text and needs no tokenizer: ``render(messages, add_generation_prompt)`` is a chat template.
 Training must begin where sampling begins. So the prompt of a turn is always the conversation before it with the
-generation prompt, and its answer is what follows. Three kinds of templates need special treatment:
+generation prompt, and its answer is what follows. Four kinds of templates need special treatment:
 
 - Some open a thought in the generation prompt (``<think>``), and leave it out when they render the answer
   (DeepSeek-R1). The answer is then the message's own text, without a second ``<think>``. An answer without a thought
   gets an empty one.
 - Some leave out part of an answer. The answer is then the message's own text.
+- Some rewrite earlier turns once the answer is there (gpt-oss). The answer is then the message's own text too, behind
+  what the template writes before it.
 - Some accept content only as a list of parts (vision models). They get such a list.
 """
 
@@ -30,6 +32,9 @@ THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
 EMPTY_THOUGHT = "answers get an empty thought, since the chat template opens a thought in its generation prompt"
 CLOSED_THOUGHT = "answers hold a thought after the empty one with which the chat template's generation prompt ends"
+REWRITTEN = (
+    "answers follow their prompts as sampling does, since the chat template writes these differently before answers"
+)
 WRITTEN_OUT = "answers are written out in full, since the chat template leaves out part of them (often the thought)"
 
 
@@ -97,7 +102,7 @@ def answer(render: Render, style: Style, messages: Conversation, before: str, no
     ``notes`` counts the answers that the template does not write as they are.
 
     Raises:
-        DataError: the template rejects the conversation, or leaves out a tool call.
+        DataError: the template rejects the conversation, or writes a tool call without its text or not at all.
     """
     whole = render(_with_parts(messages, style.parts), False)
     written = _written(whole, before, style)
@@ -105,18 +110,23 @@ def answer(render: Render, style: Style, messages: Conversation, before: str, no
     opened = bool(style.opening) and before.endswith(style.opening)
     kept = _squeezed(content) in _squeezed(written)
     if opened and (content.lstrip().startswith(style.opening.strip()) or style.closing in content):
-        text = content.lstrip().removeprefix(style.opening.strip()).removeprefix("\n") + _after(content, written, style)
+        text = _ended(content.lstrip().removeprefix(style.opening.strip()).removeprefix("\n"), written, style)
     elif whole.startswith(before) and kept:
         text = written
     elif opened and kept:
         text = written if style.closing in written else style.lead + written
         notes[EMPTY_THOUGHT] += 1
     else:
-        text = content + _after(content, written, style)
-        notes[WRITTEN_OUT if whole.startswith(before) else CLOSED_THOUGHT] += 1
+        has_lead = not opened and _squeezed(style.lead + content) in _squeezed(written)
+        text = (style.lead if has_lead else "") + _ended(content, written, style)
+        closed = not whole.startswith(before) and not THOUGHT_END.split(before)[-1].strip()
+        notes[CLOSED_THOUGHT if closed and THOUGHT_END.search(content) else REWRITTEN if kept else WRITTEN_OUT] += 1
     for call in messages[-1].get("tool_calls") or []:
-        if call["function"]["name"] not in text:
-            raise DataError(f"the chat template leaves out the call of the tool '{call['function']['name']}'")
+        if (name := call["function"]["name"]) not in text:
+            fault = "rewrites what is before" if kept else "leaves out the text before"
+            raise DataError(
+                f"the chat template {fault if name in written else 'leaves out'} the call of the tool '{name}'"
+            )
     return text
 
 
@@ -130,11 +140,11 @@ def _written(whole: str, before: str, style: Style) -> str:
     return whole[common_prefix(before, whole) :]
 
 
-def _after(content: str, written: str, style: Style) -> str:
-    """The text that the template writes after an answer; a thought at the beginning of the answer does not count."""
-    last = THOUGHT_END.split(content)[-1].strip()
+def _ended(answer: str, written: str, style: Style) -> str:
+    """An answer with the text that the template writes after it, found behind the words after its thought."""
+    last = THOUGHT_END.split(answer)[-1].strip()
     _, match, after = written.rpartition(last) if last else ("", "", "")
-    return after if match else style.tail
+    return answer.rstrip() + after if match else answer + style.tail
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

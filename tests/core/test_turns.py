@@ -10,6 +10,8 @@ import pytest
 
 from alignkit import DataError, Demonstration, Text
 from alignkit.data.chat_template import IGNORE, answer_text, encode, encode_answer, load_tokenizer, prompt_ids, turn_end
+from alignkit.data.chat_tokenizer import ANSWERS
+from alignkit.data.turns import REWRITTEN
 from alignkit.rows import Message
 
 CHATML = (
@@ -33,6 +35,14 @@ FORGETS_THOUGHTS = (
     "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1].lstrip() }}"
     "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# As gpt-oss's: names the channel of an answer, and leaves out the text before a call once there is a final answer.
+FORGETS_WORDS = (
+    "{% set final = messages[-1].role == 'assistant' and not messages[-1].tool_calls %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.tool_calls %}"
+    "{{ '' if final or not m.content else '<|system|>' + m.content }}{{ m.tool_calls | tojson }}"
+    "{% else %}{{ ('<|user|>' if m.role == 'assistant' else '') + m.content }}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|end|>", "<|system|>"]
 ASKED = [Message(role="user", content="One and one?")]
@@ -235,6 +245,23 @@ def test_tools_and_their_calls_are_rendered_or_refused(with_template: Any) -> No
         encode(tokenizer, Demonstration(messages), [])
     with pytest.raises(DataError, match="leaves out the tool 'weather'"):
         encode(tokenizer, Demonstration(answered("Hi", "Ho"), TOOLS), [])
+
+    tokenizer = with_template(renders.replace("m['content'] + (", "(").replace("else '')", "else m['content'])"))
+    with pytest.raises(DataError, match="leaves out the text before the call of the tool 'weather'"):
+        encode(tokenizer, Demonstration(messages), [])
+
+
+@pytest.mark.parametrize("words", ["", "Let me look."])
+def test_an_answer_after_words_and_a_call_keeps_what_the_template_writes_before_it(
+    with_template: Any, words: str
+) -> None:
+    tokenizer = with_template(FORGETS_WORDS)
+    asked = [*ASKED, Message(role="assistant", content=words, tool_calls=[CALL]), Message(role="tool", content="sunny")]
+    ids, start = encode_answer(tokenizer, asked, "Sunny. ", ids_of(tokenizer, "<|im_end|>"), notes := Counter())
+
+    assert ids[:start] == prompt_ids(tokenizer, asked)
+    assert tokenizer.decode(ids[start:]) == "<|user|>Sunny. <|im_end|>"
+    assert [what for what in notes if what != ANSWERS] == ([REWRITTEN] if words else [])
 
 
 # --- dates ------------------------------------------------------------------------------------------------------------
