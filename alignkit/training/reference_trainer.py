@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from alignkit.batches import LossOutput, PreferenceLogps, RatedLogps
+from alignkit.batches import LossOutput, PreferenceLogps
 from alignkit.errors import ConfigError
 from alignkit.models import (
     Reference,
@@ -37,7 +37,6 @@ from alignkit.protocols import Run
 from alignkit.training.meters import Means, RowMetrics, counted_rows, last_logged
 
 Args = TypeVar("Args", bound=transformers.TrainingArguments)
-Batch = TypeVar("Batch", PreferenceLogps, RatedLogps)
 
 
 def reference_arguments(run: Run, cls: type[Args], **own: Any) -> Args:
@@ -152,7 +151,7 @@ class ReferenceTrainer(transformers.Trainer):
             loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
         return loss
 
-    def counted(self, batch: Batch) -> Batch:
+    def counted(self, batch: PreferenceLogps) -> PreferenceLogps:
         """A batch for the loss: in an evaluation without the rows that are repeated to fill it; at least one."""
         if self.model.training:
             return batch

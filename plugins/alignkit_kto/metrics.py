@@ -45,12 +45,13 @@ def margin(metrics: dict[str, float], prefix: str = "") -> dict[str, float]:
     return {} if None in rewards else {f"{prefix}margin": rewards[0] - rewards[1]}  # type: ignore[operator]
 
 
-def of_evaluation(rows: dict[str, Tensor]) -> dict[str, float]:
+def of_evaluation(of_answers: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, float]:
     """Means over the answers of an evaluation, with the accuracy's standard error over prompts."""
-    prompts, good = rows.pop("prompt_index"), rows.pop("good")
+    good = rows["good"]
     means: dict[str, float] = {}
-    for name, values in rows.items():
+    for name, values in of_answers.items():
         parts = {"_good": values[good], "_bad": values[~good]} if name in BY_RATING else {"": values}
         means |= {f"eval_{name}{kind}": float(part.double().mean()) for kind, part in parts.items() if len(part)}
-    error = error_bar("eval_accuracy_error", rows["accuracy"], prompts) if "accuracy" in rows else {}
+    accuracy = of_answers.get("accuracy")
+    error = {} if accuracy is None else error_bar("eval_accuracy_error", accuracy, rows["prompt_index"])
     return {**means, **margin(means, "eval_"), **error, "eval_answers": len(good)}

@@ -13,7 +13,7 @@ from alignkit import RatedLogps, Run
 from alignkit.data import IGNORE
 from alignkit.evaluation import HeldOutAnswers
 from alignkit.models import uses_fused_head
-from alignkit.training import ReferenceTrainer, counted_rows, load_with_reference, reference_arguments
+from alignkit.training import ReferenceTrainer, load_with_reference, reference_arguments
 from alignkit_kto import metrics
 from alignkit_kto.answers import Collator, RatedAnswers, answer_logps, inputs
 
@@ -30,7 +30,7 @@ def build(run: Run) -> KTOTrainer:
     args = reference_arguments(run, trl.KTOConfig, train_sampling_strategy="sequential")
     loss, optimizer = run.loss(), run.optimizer(args)  # before the model is loaded, as their settings may be wrong
     seed = args.seed if args.data_seed is None else args.data_seed
-    batches = [size * args.world_size for size in (args.per_device_train_batch_size, args.per_device_eval_batch_size)]
+    batch_size = args.per_device_train_batch_size * args.world_size
     trainer = KTOTrainer(
         run=run,
         loss=loss,
@@ -39,8 +39,8 @@ def build(run: Run) -> KTOTrainer:
         **load_with_reference(run, args),
         args=args,
         data_collator=Collator(run.tokenizer.pad_token_id),
-        train_dataset=answers.dataset(batches[0], seed),
-        eval_dataset=held_out.dataset(batches[1], seed) if held_out else None,
+        train_dataset=answers.dataset(batch_size, seed),
+        eval_dataset=held_out.dataset(len(held_out.places), seed) if held_out else None,
         processing_class=run.tokenizer,
         callbacks=run.callbacks(),
     )
@@ -56,40 +56,45 @@ class KTOTrainer(ReferenceTrainer, trl.KTOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The loss of a microbatch of :class:`alignkit_kto.answers.Collator`, as its share of the step's."""
-        good = inputs["good"]
-        ref_logps, kl = self._reference(model, inputs) if self.reference.needed else (None, None)
-        experts: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled and model.training else {}
-        logps, aux_loss = answer_logps(model, inputs, **experts)
-        batch = RatedLogps(logps, ref_logps, good, (inputs["labels"] != IGNORE).sum(1), kl)
-        output = self.loss(self.counted(batch))
-        of_answers = metrics.of_answers(batch, output, self.beta_of_rewards)
+        """The loss of a microbatch of :class:`alignkit_kto.answers.Collator`, as its share of the step's.
+
+        In an evaluation it is NaN: :meth:`held_out_metrics` computes the loss of all held-out answers.
+        """
+        good, length = inputs["good"], (inputs["labels"] != IGNORE).sum(1)
+        ref_logps, log_ratios = self._reference(model, inputs) if self.reference.needed else (None, None)
         if not model.training:
-            self.held_out.add({**of_answers, "good": good, "prompt_index": inputs["prompt_index"]})
-            return output.loss
+            logps, _ = answer_logps(model, inputs)
+            rows = {"logps": logps, "good": good, "length": length, "prompt_index": inputs["prompt_index"]}
+            if ref_logps is not None and log_ratios is not None:
+                rows |= {"ref_logps": ref_logps, "other_log_ratios": log_ratios}
+            self.held_out.add(rows)
+            return logps.new_full((), torch.nan)
+        kl = None if log_ratios is None else self._kl(log_ratios)
+        experts: dict[str, Any] = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        logps, aux_loss = answer_logps(model, inputs, **experts)
+        batch = RatedLogps(logps, ref_logps, good, length, kl)
+        output = self.loss(batch)
+        of_answers = metrics.of_answers(batch, output, self.beta_of_rewards)
         del of_answers["loss"]  # the Trainer logs it
         metrics.add_means(self.means, of_answers, good)
         self.means.count(num_tokens=inputs["attention_mask"].sum())
         return self.share_of_step(output.loss, len(good), num_items_in_batch, aux_loss)
 
     def _reference(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The reference's log-probability of each answer, [B], and the KL of the policy to it.
-
-        The KL is the mean log-ratio of answers to other prompts over the batches of all processes, or 0 if that is
-        negative (section 3.1 of the paper).
-        """
+        """The reference's log-probability of each answer, and the log-ratio of each answer to another prompt, [B]."""
         ref_logps, ref_others = inputs.get("ref_logps"), inputs.get("ref_KL_logps")
         if ref_logps is None or ref_others is None:
             with self.as_reference() as reference:
                 (ref_logps, _), (ref_others, _) = (answer_logps(reference, inputs, each) for each in ("", "other_"))
         with self.without_gradients():
             others, _ = answer_logps(model, inputs, "other_")
-        log_ratios = others - ref_others
-        if not model.training:
-            log_ratios = log_ratios[: counted_rows(self.accelerator, len(log_ratios))]
+        return ref_logps, others - ref_others
+
+    def _kl(self, log_ratios: Tensor) -> Tensor:
+        """The mean log-ratio over the batches of all processes, or 0 if it is negative (section 3.1 of the paper)."""
         total = torch.stack([log_ratios.sum(), log_ratios.new_full((), len(log_ratios))])
         total = self.accelerator.reduce(total)
-        return ref_logps, (total[0] / total[1]).clamp(min=0)
+        return (total[0] / total[1]).clamp(min=0)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of the answers and of those to other prompts, [B] each. TRL calls it before training, with the policy."""
@@ -109,5 +114,11 @@ class KTOTrainer(ReferenceTrainer, trl.KTOTrainer):
         return {**means, **metrics.margin(means)}
 
     def held_out_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """See :func:`alignkit_kto.metrics.of_evaluation`."""
-        return metrics.of_evaluation(rows)
+        """The metrics of all held-out answers as one batch, with one KL, whatever the batch size of the evaluation."""
+        on_device = {name: values.to(self.accelerator.device) for name, values in rows.items()}
+        log_ratios = on_device.get("other_log_ratios")
+        kl = None if log_ratios is None else log_ratios.mean().clamp(min=0)
+        batch = RatedLogps(on_device["logps"], on_device.get("ref_logps"), on_device["good"], on_device["length"], kl)
+        with torch.no_grad():
+            of_answers = metrics.of_answers(batch, self.loss(batch), self.beta_of_rewards)
+        return metrics.of_evaluation({name: values.cpu() for name, values in of_answers.items()}, rows)

@@ -81,6 +81,28 @@ def test_a_kl_below_0_counts_as_0(kto_trainer: Callable[..., Any]) -> None:
     assert trainer.means.take()["reference_point"] == 0
 
 
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_an_evaluation_is_that_of_one_batch_of_all_held_out_answers(kto_trainer: Callable[..., Any], size: int) -> None:
+    """Its batch size changes neither the other answers nor the reference point."""
+    settings = ["--plugin", "full", "train.bf16=false", "data.eval_size=6"]
+    trainer = kto_trainer(*settings, f"train.per_device_eval_batch_size={size}")
+    rows, model = list(trainer.eval_dataset), trainer.model
+    batch = trainer.data_collator(rows)
+    answer_logps(model, batch, "other_")[0].sum().backward()
+    for parameter in model.parameters():
+        parameter.data.add_(0.001 * parameter.grad.sign())
+    evaluated = trainer.evaluate()
+
+    loss = trainer.compute_loss(model.train(), batch, num_items_in_batch=len(rows))
+    means = trainer.training_metrics(trainer.means.take())
+    assert 4 < len(rows) < 64
+    assert means["reference_point"] > 0.1
+    assert 0 < means["accuracy"] < 1
+    assert evaluated["eval_loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    for name in ("accuracy", "margin", "rewards_good", "rewards_bad", "logps_good", "logps_bad", "reference_point"):
+        assert evaluated[f"eval_{name}"] == pytest.approx(means[name], rel=1e-4), name
+
+
 # --- answers to other prompts ----------------------------------------------------------------------------------------
 
 
