@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import secrets
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import alignkit
@@ -87,8 +88,15 @@ class ChatTokenizer:
     def ids(self, text: str) -> list[int]:
         """The token ids of a rendered text. The tokenizer adds no tokens to it."""
         if self.special_tokens == "text" and self.special.is_escaped_in(text):
-            return self.special.ids(text, lambda part: self._tokenize(part, split_special_tokens=True))
+            return self.special.ids(text, self._plain, self._plain_behind)
         return self.pieces.ids(text) if self.pieces else self._tokenize(text)
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenize(text, split_special_tokens=True)
+
+    @functools.cached_property
+    def _plain_behind(self) -> Callable[[str], list[int]]:
+        return pieces.plain_behind(self.tokenizer, self._plain)
 
     def _tokenize(self, text: str, **arguments: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **arguments)["input_ids"])
@@ -138,10 +146,15 @@ class ChatTokenizer:
                 raise DataError(f"the answer continues after its end token '{stop}' (data.special_tokens is 'tokens')")
 
     def text(self, text: str) -> list[int]:
-        """The token ids of a plain text, with the tokenizer's first token and one end-of-sequence token."""
-        eos = self.tokenizer.eos_token_id
+        """The token ids of a plain text, with the tokenizer's first token and one end-of-sequence token.
+
+        A text that spells the first token out has it once, as with the end-of-sequence token.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         split = self.special_tokens == "text"
         ids = list(self.tokenizer(text, split_special_tokens=split)["input_ids"])
+        if ids[:2] == [bos, bos] and self.tokenizer("")["input_ids"][:1] == [bos]:
+            ids = ids[1:]
         return ids if ids[-1:] == [eos] else [*ids, eos]
 
     def answer_text(self, answer: Sequence[int]) -> str:

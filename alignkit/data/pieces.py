@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+SEPARATOR = "\ufdd1"  # a noncharacter, which stands for a special token
 KEPT = 2048  # pieces of which the token ids are kept
 
 
@@ -51,16 +52,47 @@ def of(tokenizer: Any, sample: str) -> Pieces | None:
 
     Texts are cut at those special tokens that are in ``sample``: a tokenizer may have thousands.
     """
-    encode = getattr(type(tokenizer), "_encode_plus", None)
-    is_of_transformers = getattr(encode, "__module__", "") == "transformers.tokenization_utils_tokenizers"
-    if not (is_of_transformers or getattr(tokenizer, "is_only_backend", False)):
+    backend = _backend(tokenizer)
+    if backend is None:
         return None
-    backend = tokenizer.backend_tokenizer
     added = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]
     if tokenizer.split_special_tokens or any(token.lstrip or token.single_word for token in added):
         return None  # what is a token depends on the text before it
     texts = [str(token) for token in added]
     return Pieces(backend, [text for text in texts if text in sample and not _inside_another(text, texts)])
+
+
+def plain_behind(tokenizer: Any, plain: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
+    """As ``plain``, which tokenizes a text as if it had no special tokens, but for a text behind a special token.
+
+    Some tokenizers add a space to the beginning of a text, but not behind a special token. It is ``plain`` itself for a
+    tokenizer that does more than its backend.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    backend = _backend(tokenizer)
+    if backend is None:
+        return plain
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.add_tokens([AddedToken(SEPARATOR, normalized=False)])
+    backend.encode_special_tokens = True  # special tokens are text; the separator is not one
+
+    def ids(text: str) -> list[int]:
+        if SEPARATOR in text:
+            return plain(text)
+        return list(backend.encode(SEPARATOR + text, add_special_tokens=False).ids[1:])
+
+    return ids
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The backend of a tokenizer that does no more than it; else None."""
+    encode = getattr(type(tokenizer), "_encode_plus", None)
+    is_of_transformers = getattr(encode, "__module__", "") == "transformers.tokenization_utils_tokenizers"
+    is_only_backend = is_of_transformers or getattr(tokenizer, "is_only_backend", False)
+    return tokenizer.backend_tokenizer if is_only_backend else None
 
 
 def _inside_another(token: str, tokens: list[str]) -> bool:

@@ -61,8 +61,11 @@ class SpecialTokens:
         """The part of a text before its first special token."""
         return self._any.split(text)[0]
 
-    def ids(self, text: str, plain: Callable[[str], list[int]]) -> list[int]:
-        """The token ids of a rendered text; ``plain`` tokenizes a text as if it had no special tokens."""
+    def ids(self, text: str, plain: Callable[[str], list[int]], behind: Callable[[str], list[int]]) -> list[int]:
+        """The token ids of a rendered text; ``plain`` tokenizes a text as if it had no special tokens.
+
+        ``behind`` does the same for a text that follows a special token.
+        """
         ids: list[int] = []
         strip = False
         parts = self._any.split(text)
@@ -75,7 +78,8 @@ class SpecialTokens:
             after = self.tokens[parts[number + 1]] if number + 1 < len(parts) else None
             part = part.lstrip() if strip else part
             part = part.rstrip() if after and after.strips_left else part
-            ids += plain(self.unescape(part)) if part else []
+            tokenize = behind if number else plain
+            ids += tokenize(self.unescape(part)) if part else []
         return ids
 
 

@@ -128,8 +128,8 @@ class Tokenizer:
         self.added_tokens_decoder = backend.get_added_tokens_decoder()
         self.eos_token = self.special_tokens_map.get("eos_token", "")
         self.eos_token_id = backend.token_to_id(self.eos_token)
-        bos = backend.token_to_id(self.special_tokens_map.get("bos_token", ""))
-        begins_with_bos = bos is not None and self("a")["input_ids"][:1] == [bos]
+        self.bos_token_id = backend.token_to_id(self.special_tokens_map.get("bos_token", ""))
+        begins_with_bos = self.bos_token_id is not None and self("a")["input_ids"][:1] == [self.bos_token_id]
         self.chat_template = template or ("{{ bos_token }}" if begins_with_bos else "") + PLAIN
 
     @classmethod

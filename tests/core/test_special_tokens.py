@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alignkit.data.chat_template import encode_answer, load_tokenizer, prompt_ids
+from alignkit import Text
+from alignkit.data.chat_template import encode, encode_answer, load_tokenizer, prompt_ids
 from alignkit.data.special_tokens import ESCAPE, FIRST, SpecialToken, SpecialTokens
 from alignkit.rows import Message
 
@@ -37,6 +38,10 @@ def asked(text: str) -> list[Message]:
     return [Message(role="user", content=text)]
 
 
+def characters(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
 @given(st.lists(st.sampled_from([*TOKENS, "<", "a", ESCAPE, *PRIVATE, "\U000f0300"])).map("".join))
 @example(ESCAPE + PRIVATE[0])
 def test_every_text_comes_out_of_its_escapes_unchanged(text: str) -> None:
@@ -46,7 +51,7 @@ def test_every_text_comes_out_of_its_escapes_unchanged(text: str) -> None:
     assert special.unescape(escaped) == text
     assert not any(token in escaped for token in TOKENS)
     assert special.escape([{"role": text, text: text}]) == [{"role": text, escaped: escaped}]
-    ids = special.ids(escaped + "<eos>" + escaped, plain=lambda part: [ord(character) for character in part])
+    ids = special.ids(escaped + "<eos>" + escaped, characters, characters)
     assert ids == [*map(ord, text), 0, *map(ord, text)]
 
 
@@ -60,3 +65,31 @@ def test_private_characters_are_not_read_as_special_tokens(folder: Path, special
     assert tokenizer.decode(ids[start:]) == f"{text}<|im_end|>"
     assert ids[:start] == prompt_ids(tokenizer, asked(text))
     assert tokenizer.decode(ids[:start]) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("special_tokens", "text", "tokens"),
+    [
+        ("tokens", "<|im_start|>Hi<|im_end|>", "<|im_start|>Hi<|im_end|><eos>"),
+        ("tokens", "<|im_start|><|im_start|>Hi", "<|im_start|><|im_start|>Hi<eos>"),
+        ("tokens", "Hi<eos>", "<|im_start|>Hi<eos>"),
+        ("text", "<|im_start|>Hi", "<|im_start|><|im_start|>Hi<eos>"),  # the second one is text
+    ],
+)
+def test_a_first_token_that_a_text_spells_out_is_not_added_again(
+    folder: Path, tmp_path: Path, special_tokens: str, text: str, tokens: str
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    adds = AutoTokenizer.from_pretrained(folder, bos_token="<|im_start|>")
+    bos = adds.bos_token_id
+    adds.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    adds.save_pretrained(tmp_path)
+    tokenizer: Any = load_tokenizer(str(tmp_path), None, special_tokens=special_tokens)
+    [(ids, _)] = encode(tokenizer, Text(text), [tokenizer.eos_token_id])
+
+    assert tokenizer.decode(ids) == tokens
+    assert ids.count(bos) == (2 if text.count("<|im_start|>") == 2 else 1)

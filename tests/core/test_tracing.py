@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.pieces import Pieces, of
+from alignkit.data.pieces import SEPARATOR, Pieces, of, plain_behind
 from alignkit.data.rendering import ChatTemplate
+from alignkit.data.special_tokens import SpecialToken, SpecialTokens
 
 LOOP = "{% for m in messages %}%s{% endfor %}"
 WRITES = {  # what a template may do with a text
@@ -118,6 +119,26 @@ def test_the_tokens_of_the_pieces_are_those_of_the_text(kind: str) -> None:
     for start in range(len(MADE_UP)):
         for text in (MADE_UP[start:], MADE_UP[:start], MADE_UP[start:] + MADE_UP[:start]):
             assert pieces.ids(text) == made.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prepends", "first", "always", "never"])
+def test_a_special_token_that_is_spelled_out_changes_no_other_token(kind: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    made = backend(kind)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    special = SpecialTokens({text: SpecialToken(made.token_to_id(text)) for text in SPECIAL})
+
+    def plain(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    behind = plain_behind(tokenizer, plain)
+    for start in range(len(MADE_UP)):
+        text = MADE_UP[start:] + MADE_UP[:start]
+        assert special.ids(text, plain, behind) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    spelled = special.ids(special.escape("<|user|>") + "<|end|>so", plain, behind)
+    assert spelled == [*plain("<|user|>"), *tokenizer("<|end|>so", add_special_tokens=False)["input_ids"]]
+    assert behind(f"so {SEPARATOR}") == plain(f"so {SEPARATOR}")
 
 
 def test_tokens_that_take_what_is_beside_them_do_not_cut() -> None:
