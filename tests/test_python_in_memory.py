@@ -215,6 +215,25 @@ def test_the_module_of_an_installed_plugin_is_that_plugin(install: Callable[...,
         alignkit.check("sft", model=tiny, data=DEMONSTRATIONS, plugins=[loss(2.0)])
 
 
+def test_a_component_and_a_hook_need_no_list(tiny: str) -> None:
+    @alignkit.hookimpl
+    def alignkit_run_start(run: Any) -> None:
+        pass
+
+    for plugin, told in ((loss(2.0), "loss scaled"), (alignkit_run_start, "alignkit_run_start")):
+        planned = alignkit.check("sft", model=tiny, data=DEMONSTRATIONS, plugins=plugin)
+        assert told in repr(planned)
+
+
+def test_the_error_of_a_hook_in_memory_names_no_option_of_the_command() -> None:
+    class Unmarked:
+        def alignkit_loss(self) -> list[Loss]:
+            return [loss(2.0)]
+
+    with pytest.raises(alignkit.PluginError, match=r"hookimpl missing\? Change it and pass it again, or leave it out$"):
+        alignkit.check("sft", plugins=[Unmarked()])
+
+
 @pytest.mark.parametrize(("plugin", "name"), [(3, "int"), (ModuleType("empty"), "empty")])
 def test_what_is_not_a_plugin_is_an_error(plugin: object, name: str) -> None:
     with pytest.raises(alignkit.PluginError, match=f"{name} is not a plugin: it implements no hook"):

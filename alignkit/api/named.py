@@ -11,6 +11,7 @@ from alignkit.api.settings import FilePath, RewardFunction, plain, reward_name
 from alignkit.components import Component
 from alignkit.errors import ConfigError
 from alignkit.registry import Registry
+from alignkit.registry.checks import shown
 from alignkit.registry.plugin import plugin_name
 
 
@@ -33,14 +34,16 @@ def named(value: FilePath | Mapping[str, Any] | RewardFunction | Component, key:
     """The judge or the scorer that the argument ``key`` is: a name, a table with a name, a run or a function.
 
     Raises:
-        ConfigError: a table has no name.
+        ConfigError: a table has no name; it is something else.
     """
     if callable(value) or isinstance(value, Component):
         plugin = reward_name(value)
         return Named(plugin_name(plugin), {}, [plugin])
     if isinstance(value, Mapping):
-        table = plain(value)
+        table = plain(value, f"{key}.")
         if not isinstance(name := table.pop("name", None), str):
             raise ConfigError(f"{key} is a table without a name")
         return Named(name, table, [])
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{key} is {shown(value)}. Give a name, a run, a table or a function")
     return Named(os.fspath(value), {}, [])

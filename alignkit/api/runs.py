@@ -11,6 +11,7 @@ from alignkit import paths
 from alignkit.api import libraries
 from alignkit.api.settings import FilePath, PluginLike, plugin_names
 from alignkit.errors import ConfigError
+from alignkit.registry.checks import shown
 from alignkit.runs import answers, lineage, manifest
 from alignkit.runs.answers import Answers
 
@@ -96,6 +97,8 @@ def load(run: FilePath, *, plugins: Iterable[PluginLike] = ()) -> FinishedRun:
         AlignkitError: its manifest cannot be read, or is of another version of alignkit.
     """
     plugin_names(plugins)
+    if not isinstance(run, str | os.PathLike):
+        raise ConfigError(f"load takes a run or its folder, not {shown(run)}")
     folder = paths.expand(run)
     if not manifest.is_run(folder):
         raise lineage.not_a_run("load", os.fspath(run))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from alignkit import paths, yaml
@@ -12,8 +14,10 @@ from alignkit.api import row_files
 from alignkit.components import Component, Stage
 from alignkit.config.resolve import requested_stage
 from alignkit.config.settings import merge
+from alignkit.errors import ConfigError
 from alignkit.generation import rewards
 from alignkit.registry import Registry, in_memory
+from alignkit.registry.checks import shown
 from alignkit.registry.plugin import plugin_name
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -53,7 +57,7 @@ def arguments(
         named.append(name := reward_name(reward))
         reward = plugin_name(name)
     if reward is not None:
-        given = merge({"reward": {"name": reward} if isinstance(reward, str) else plain(reward)}, given)
+        given = merge({"reward": {"name": reward} if isinstance(reward, str) else plain(reward, "reward.")}, given)
     if stage is not None:
         named += plugin_names([stage])
     given |= plain({key: value for key, value in (("plugins", named), ("model", model), ("output", output)) if value})
@@ -73,7 +77,7 @@ def plugin_names(plugins: Iterable[PluginLike]) -> list[str]:
         PluginError: an object is not a plugin.
     """
     names = []
-    for plugin in [plugins] if isinstance(plugins, str) else plugins:
+    for plugin in plugins if isinstance(plugins, Iterable) and not isinstance(plugins, str) else [plugins]:
         if isinstance(plugin, str):
             names.append(plugin)
         elif inspect.isfunction(plugin) and not plugin.__name__.startswith("alignkit_"):
@@ -90,10 +94,28 @@ def reward_name(reward: RewardFunction | Component) -> str:
     return in_memory.register(rewards.of_function(reward), reward)
 
 
-def plain(value: Any) -> Any:
-    """Settings as a config file has them: paths are strings, and tuples are lists."""
+def plain(value: Any, where: str = "") -> Any:
+    """Settings as a config file has them: paths are strings, tuples are lists, NumPy's scalars are numbers.
+
+    ``where`` is the key of the settings in error messages, with a final point.
+
+    Raises:
+        ConfigError: a config file cannot have a value.
+    """
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(each, f"{where}{key}.") for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return [plain(each, where) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(each, where) for each in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Enum):
+        return plain(value.value, where)
+    if getattr(value, "ndim", None) == 0:  # of NumPy or torch
+        return value.item()
+    if (type(value).__module__, type(value).__name__) == ("torch", "dtype"):
+        return str(value).removeprefix("torch.")
+    if value is None or isinstance(value, bool | int | float | str) or dataclasses.is_dataclass(value):
+        return value
+    raise ConfigError(f"{where.removesuffix('.')} is {shown(value)}. Give a number, a string, a list or a table")

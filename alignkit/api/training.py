@@ -51,8 +51,8 @@ def train(
         data: the data of the stage: a path, a list of paths, a list of rows (dictionaries or rows of alignkit), or a
             ``data`` table with one of these as its ``path``. Rows are written to ``output``, so that the run can be
             resumed and reproduced.
-        plugins: plugins to activate and use: names, components such as an :class:`alignkit.Loss`, and objects or
-            modules with hooks.
+        plugins: plugins to activate and use: names, components such as an :class:`alignkit.Loss`, hooks, and objects
+            or modules with hooks.
         reward: the name of a reward, a ``reward`` table, an :class:`alignkit.Reward`, or a function of lists of prompts
             and answers that returns scores. The function also gets ``fields``, the other fields of the rows, if it has
             that parameter.

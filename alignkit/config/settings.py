@@ -182,6 +182,7 @@ def known_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
 def _check_nested(given: Any, accepted: Any, where: str) -> None:
     """Check what Pydantic accepts: unknown keys of nested dataclasses, and booleans as numbers."""
     if isinstance(given, Mapping) and isinstance(accepted, Mapping):
+        given = {str(key): value for key, value in given.items()}  # as those of `accepted`, which are JSON's
         known_keys(given, list(accepted), where)
         for key, value in given.items():
             _check_nested(value, accepted[key], f"{where}{key}.")

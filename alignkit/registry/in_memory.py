@@ -7,6 +7,7 @@ Every registry that is created afterwards in this process knows them. A config n
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ class PluginInMemory(Plugin):
     def provider(self) -> str:
         return "in memory"
 
+    @property
+    def remedy(self) -> str:
+        return "Change it and pass it again, or leave it out"
+
     def load(self) -> Any:
         return self.implementation
 
@@ -43,8 +48,8 @@ def register(value: Any, function: Callable[..., Any] | None = None) -> str:
     """Make a plugin known to this process, and return its name for ``plugins`` in a config.
 
     Args:
-        value: a component, or an object or a module that implements hooks. The module of an installed plugin is that
-            plugin.
+        value: a component, a hook, or an object or a module that implements hooks. The module of an installed plugin is
+            that plugin.
         function: the user's function that a component was made for. Its code and source are recorded then.
 
     Raises:
@@ -55,6 +60,9 @@ def register(value: Any, function: Callable[..., Any] | None = None) -> str:
         parts = vars(value) if function is None else {"name": name, "function": function}
         fingerprint = code.fingerprint({"kind": value.kind, **parts})
         implementation: Any = SimpleNamespace(**hooks)
+    elif inspect.isfunction(value) and hasattr(value, f"{GROUP}_impl"):  # a hook
+        name, hooks = value.__name__, {value.__name__: value}
+        fingerprint, implementation = code.fingerprint(hooks), SimpleNamespace(**hooks)
     else:
         name = str(getattr(value, "__name__", type(value).__name__)).rpartition(".")[2]
         hooks = {hook: getattr(value, hook) for hook in dir(value) if hook.startswith("alignkit_")}

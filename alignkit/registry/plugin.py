@@ -46,6 +46,11 @@ class Plugin:
         return self.entry_point.load()
 
     @property
+    def remedy(self) -> str:
+        """Advice if it cannot be used."""
+        return f"Reinstall or remove {self.distribution}, or run without --plugin {self.name}"
+
+    @property
     def summary(self) -> str:
         """The summary of its distribution."""
         return str((self.entry_point.dist.metadata["Summary"] if self.entry_point.dist else None) or "")

@@ -137,7 +137,7 @@ class Registry:
             )
 
     def _activate(self, plugin: Plugin) -> None:
-        remedy = f"Reinstall or remove {plugin.distribution}, or run without --plugin {plugin.name}"
+        remedy = plugin.remedy
         if not plugin.builtin:
             self._check_version(plugin)
             if missing := plugin.missing:
@@ -256,7 +256,8 @@ class Registry:
         except AlignkitError as error:
             raise type(error)(f"{plugin}, {hook}: {error}") from error
         except (Exception, SystemExit) as error:
-            remedy = f"Run without --plugin {plugin.name}, or report this to its author"
+            in_memory = plugin.distribution.startswith(IN_MEMORY)
+            remedy = plugin.remedy if in_memory else f"Run without --plugin {plugin.name}, or report this to its author"
             raise PluginError(f"{plugin} failed in {hook}: {one_line(error)}. {remedy}") from error
         expect(f"{plugin}: {hook}", result, valid(result), expected)
         return result
