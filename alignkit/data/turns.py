@@ -143,8 +143,9 @@ def _written(whole: str, before: str, style: Style) -> str:
 def _ended(answer: str, written: str, style: Style) -> str:
     """An answer with the text that the template writes after it, found behind the words after its thought."""
     last = THOUGHT_END.split(answer)[-1].strip()
-    _, match, after = written.rpartition(last) if last else ("", "", "")
-    return answer.rstrip() + after if match else answer + style.tail
+    body = written.removesuffix(style.tail)  # whose text may have the answer in it: "e" is in "<eos>"
+    _, match, after = body.rpartition(last) if last else ("", "", "")
+    return answer.rstrip() + after + written[len(body) :] if match else answer + style.tail
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

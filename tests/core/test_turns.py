@@ -136,6 +136,7 @@ def test_a_tokenizer_that_adds_an_end_by_itself_does_not_make_two(folder: Path, 
         ("I add.\n</think>\n\n" + SAID, "I add.\n</think>\n\nIt is 2.<eos>"),  # as the policy samples it
         (SAID, "\n</think>\n\nIt is 2.<eos>"),
         ("<b>" + SAID, "\n</think>\n\n<b>It is 2.<eos>"),
+        (THOUGHT + "e", "I add.\n</think>\n\ne<eos>"),  # a part of the end token's text
     ],
 )
 def test_an_answer_goes_on_with_the_thought_that_the_prompt_opened(
@@ -152,7 +153,7 @@ def test_an_answer_goes_on_with_the_thought_that_the_prompt_opened(
         "</think>" not in answer
     )
     again = answer_text(tokenizer, ids[start:])
-    assert again == (answer if "think" not in answer else THOUGHT + SAID)
+    assert again == (THOUGHT + SAID if answer.endswith("</think>\n\n" + SAID) else answer)
     assert encode_answer(tokenizer, ASKED, again, stop) == (ids, start)
 
 
