@@ -6,6 +6,7 @@ import pytest
 
 from alignkit.reporting.numbers import Measured, duration, text, wilson
 from alignkit.reporting.pictures import POINTS, Dot, thinned
+from alignkit.runs.better import direction
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,15 @@ def test_a_long_line_is_drawn_as_means_of_neighbors() -> None:
     assert len(drawn) == POINTS
     assert drawn[0] == Dot(4.5, 9.0)
     assert thinned(line[:POINTS]) == line[:POINTS]
+
+
+@pytest.mark.parametrize(
+    ("metric", "sign"),
+    [
+        *(("eval_loss", -1), ("perplexity", -1), ("ece", -1)),
+        *(("accuracy_distance_1", 1), ("mean_token_accuracy", 1), ("margin", 1)),
+        *(("kl", 0), ("length", 0), ("length_accuracy", 0)),
+    ],
+)
+def test_the_name_of_a_metric_says_whether_higher_is_better(metric: str, sign: int) -> None:
+    assert direction(metric) == sign

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LOWER_IS_BETTER = ("loss", "perplexity", "ece")
-HIGHER_IS_BETTER = ("score", "accuracy", "reward", "margin", "win_rate")
+HIGHER_IS_BETTER = ("score", "accuracy", "mean_token_accuracy", "reward", "margin", "win_rate")
 
 
 def direction(metric: str) -> int:
