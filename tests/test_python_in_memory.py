@@ -279,6 +279,13 @@ def test_a_function_may_have_the_name_of_a_stage() -> None:
     assert [plugin.distribution for plugin in registry.matches("ppo")] == ["alignkit"]
 
 
+def test_a_function_with_the_name_of_a_tuner_does_not_select_the_tuner(tiny: str) -> None:
+    full = define("def full(prompts, answers): return [1.0] * len(answers)", "full")
+    (planned,) = alignkit.check("ppo", model=tiny, data=ROWS, reward=full, ppo=PPO).to_train
+
+    assert (planned.config.reward.component.name, planned.config.tuner.component.name) == ("full", "lora")
+
+
 def test_verdicts_of_a_judge_in_memory_are_not_stored() -> None:
     """Its code is in no file, so a changed judge could not be told from the judge that gave them."""
     from alignkit.judging import choosing

@@ -16,7 +16,7 @@ from alignkit.config.reward_parts import stages_needed
 from alignkit.config.settings import as_table, merge, names, select
 from alignkit.errors import ConfigError, suggestion
 from alignkit.registry import Registry
-from alignkit.registry.plugin import plugin_name
+from alignkit.registry.plugin import in_memory, plugin_name
 
 OF_A_RUN = tuple(kind for kind in KINDS if kind not in ("stage", "format", "judge"))  # each has a table of its own
 TABLES = ("data", "train", "model_kwargs", *OF_A_RUN)
@@ -56,8 +56,13 @@ def layers(registry: Registry, source: Mapping[str, Any], requested: str, from_c
             raise ConfigError(suggestion(f"unknown stage '{name}' under stages", name, known))
     if "stage" in source:
         raise ConfigError("unknown key stage. Choose a stage with --plugin NAME, or in the list plugins")
-    for name in map(plugin_name, plugins(source)):
+    for requested_plugin in plugins(source):
+        name = plugin_name(requested_plugin)
         kinds = [kind for kind in (*OF_A_RUN, "format") if registry.has(kind, name)]
+        if in_memory([requested_plugin]):  # a reward function called `full` does not select the tuner
+            own = [plugin for plugin in registry.active if plugin.is_from(requested_plugin.partition("@")[2])]
+            provided = {each.kind for plugin in own for each in registry.components_of(plugin) if each.name == name}
+            kinds = [kind for kind in kinds if kind in provided]
         if name in known:  # the name of a stage does not select a loss: TRL has a loss named sft
             kinds = [kind for kind in kinds if kind not in OF_A_STAGE]
         picked = {kind: {"name": name} for kind in kinds if kind != "format"}
