@@ -172,6 +172,8 @@ def test_an_export_is_that_of_the_command(reward_runs: Path) -> None:
     assert exported.kl < 1e-6
     files = [Path(folder, "model.safetensors").read_bytes() for folder in ("command", "python")]
     assert files[0] == files[1]
+    with pytest.raises(alignkit.ConfigError, match="'10' is not a size"):
+        alignkit.export("lora/sft", "other", max_shard_size=10)  # type: ignore[arg-type]
     with pytest.raises(alignkit.ConfigError, match="export: python exists"):
         alignkit.export("lora/sft", "python")
 

@@ -77,7 +77,7 @@ def _check_options(record: dict[str, Any], to: Path, dtype: str, base: str, max_
     for option, value, known in (("dtype", dtype, list(KL_TOLERANCES)), ("base", base, list(BASES))):
         if value not in known:
             raise ConfigError(f"export: no {option} '{value}'.{did_you_mean(value, known)} Choose {' or '.join(known)}")
-    if not re.fullmatch(r"\d+(\.\d+)?[KMG]i?B", max_shard_size):
+    if not re.fullmatch(r"\d+(\.\d+)?[KMG]i?B", str(max_shard_size)):
         raise ConfigError(f"export: '{max_shard_size}' is not a size. Write it like 5GB or 500MB")
     if base == "original" and record["weights"] == "model":
         raise ConfigError("export: the run is a full model, which has no base to merge into. Remove --base original")

@@ -19,13 +19,15 @@ def undisturbed() -> Iterator[None]:
     import torch
 
     python, numpy = random.getstate(), np.random.get_state()
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        if not gpus:  # GPUs that were not in use before have drawn nothing
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def evaluate_undisturbed(trainer: transformers.Trainer) -> None:
