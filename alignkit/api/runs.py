@@ -11,7 +11,6 @@ from alignkit import paths
 from alignkit.api import libraries
 from alignkit.api.settings import FilePath, PluginLike, plugin_names
 from alignkit.errors import ConfigError
-from alignkit.registry.checks import shown
 from alignkit.runs import answers, lineage, manifest
 from alignkit.runs.answers import Answers
 
@@ -30,9 +29,13 @@ class FinishedRun:
     """A finished run: what :func:`alignkit.train` and :func:`alignkit.load` return."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._place = folder.absolute()  # also after the session has changed its folder
+        self._folder, self._absolute = folder, folder.absolute()
         self.manifest: dict[str, Any] = manifest.read(folder)  # the content of `alignkit.json`
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, as it was given; the absolute path after a change of the current folder."""
+        return self._folder if self._folder.absolute() == self._absolute else self._absolute
 
     @property
     def stage(self) -> str:
@@ -48,8 +51,12 @@ class FinishedRun:
         """The answers to held-out prompts at each evaluation: ``step``, ``prompts``, ``answers`` and ``columns``.
 
         ``columns`` are metrics of each answer, such as ``score``. Empty if the stage samples no answers.
+
+        Raises:
+            AlignkitError: another run has taken its place.
         """
-        return answers.read(self._place)
+        self._check_unchanged()
+        return answers.read(self.folder)
 
     def model(self) -> ModelAndTokenizer:
         """Load its model, a PEFT or Transformers model in evaluation mode, and its tokenizer.
@@ -57,13 +64,18 @@ class FinishedRun:
         The model is on the accelerator if there is one. A reward model returns its normalized score as logits [B, 1].
 
         Raises:
-            AlignkitError: its base, or the plugin of its tuner, is not on this machine; its base has changed; or the
-                run was trained again since it was opened.
+            AlignkitError: its base, or the plugin of its tuner, is not on this machine; or its base has changed; or
+                another run has taken its place.
         """
-        if manifest.read(self._place) != self.manifest:
-            raise ConfigError(f"{self.folder} has changed since it was opened. Open it again with alignkit.load")
+        self._check_unchanged()
         with libraries.prepared():
             return _load_model(self._place, self.manifest)
+
+    def _check_unchanged(self) -> None:
+        if manifest.read(self.folder) != self.manifest:
+            raise ConfigError(
+                f"{self.folder} has been trained again. Load it again: alignkit.load({str(self.folder)!r})"
+            )
 
     def __fspath__(self) -> str:
         return str(self.folder)
