@@ -1,4 +1,4 @@
-"""Settings of the libraries while alignkit uses them: no usage statistics, no warnings, no memory that stays in use."""
+"""Settings of the libraries while alignkit uses them: no usage statistics, no warnings, no lasting effects."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ def set_environment() -> None:
 def prepared() -> Iterator[None]:
     """Use the libraries without their warnings and progress bars.
 
-    Afterwards, free the memory of models, and restore the state of the session's random number generators.
+    Afterwards the memory of models is freed, and the random states are those of before.
 
     ``ALIGNKIT_DEBUG`` keeps warnings, progress bars, and the variables of an error's frames, which hold models.
     """
     from alignkit.training.randomness import undisturbed
 
     set_environment()
+    from alignkit.training.randomness import undisturbed
+
     debug = bool(os.environ.get("ALIGNKIT_DEBUG"))
     try:
-        with contextlib.nullcontext() if debug else quiet_libraries(), undisturbed():
+        with undisturbed(), contextlib.nullcontext() if debug else quiet_libraries():
             yield
     except BaseException as error:
         if not debug:

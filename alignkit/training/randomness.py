@@ -1,4 +1,4 @@
-"""Keeps evaluation from changing the random numbers of training."""
+"""Keeps evaluation from changing the random numbers of training, and alignkit from changing those of a session."""
 
 from __future__ import annotations
 
