@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
+import torch
 
 import alignkit
-from alignkit import Demonstration
+from alignkit import Demonstration, Judge
 from alignkit.api import row_files
 from alignkit.cli import main
 
@@ -79,8 +82,6 @@ def test_scores_are_those_of_the_command(reward_runs: Path) -> None:
 
 def test_a_reward_model_in_memory_gives_the_scores(reward_runs: Path) -> None:
     """As the model card shows, with plain Transformers."""
-    import torch
-
     run = alignkit.load("full-a/rm")
     model, tokenizer = run.model()
     messages = [{"role": "user", "content": "p0"}, {"role": "assistant", "content": "e e e"}]
@@ -186,3 +187,90 @@ def test_a_table_is_not_taken_for_prompts() -> None:
             pass
     with row_files.path_for({"path": "prompts.jsonl"}) as path:
         assert path == "prompts.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: alignkit.sample("run", ["a"], k=0), "k must be 1 or more"),
+        (lambda: alignkit.sample("run", ["a"], k=2.0), "k must be a whole number"),  # type: ignore[arg-type]
+        (lambda: alignkit.sample("run", ["a"], k=True), "k must be a whole number"),
+        (lambda: alignkit.sample("run", ["a"], batch=-1), "batch must be 1 or more"),
+        (lambda: alignkit.sample("run", ["a"], max_new_tokens=0), "max_new_tokens must be 1 or more"),
+        (lambda: alignkit.sample("run", ["a"], temperature=-1), "temperature must be 0 or more"),
+        (lambda: alignkit.sample("run", ["a"], temperature=float("nan")), "temperature must be a number"),
+        (lambda: alignkit.sample("run", ["a"], top_p=0), "top_p must be between 0.01 and 1"),
+        (lambda: alignkit.sample("run", ["a"], top_p=2), "top_p must be between 0.01 and 1"),
+        (lambda: alignkit.sample("run", ["a"], seed=-1), "seed must be between 0 and 2147483647"),
+        (lambda: alignkit.compare(["a", "b"], limit=-1), "limit must be 1 or more"),
+        (lambda: alignkit.compare(["a", "b"], max_new_tokens=0), "max_new_tokens must be 1 or more"),
+        (lambda: alignkit.compare(["a", "b"], batch=0), "batch must be 1 or more"),
+        (lambda: alignkit.compare(["a", "b"], temperature=0), "temperature must be 0.01 or more"),
+        (lambda: alignkit.compare(["a", "b"], seed=2**40), "seed must be between 0 and 2147483647"),
+        (lambda: alignkit.score("run", [], batch=0), "batch must be 1 or more"),
+        (lambda: alignkit.rank([], longest, batch=0), "batch must be 1 or more"),
+        (lambda: alignkit.rank([], longest, limit=0), "limit must be 1 or more"),
+        (lambda: alignkit.plan("sft", processes=0), "processes must be 1 or more"),
+        (lambda: alignkit.plan("sft", device="gpu"), "device must be 'cuda' or 'cpu'"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_out_of_its_limits_is_an_error(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(alignkit.ConfigError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("option", ["--seed=-1", "--seed=4294967296", "--top-p=0"])
+def test_the_commands_have_the_limits_too(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "run", "prompts.jsonl", "-o", "out.jsonl", option]) == 2
+    assert "Input should be" in capsys.readouterr().err
+
+
+def test_judges_in_memory_compare(reward_runs: Path) -> None:
+    judge = Judge(
+        name="shortest",
+        summary="a test",
+        build=lambda config, run: lambda questions: ([len(text) for text in each.answers] for each in questions),
+        largest=lambda config: None,
+        order_matters=False,
+    )
+    runs, settings = ["lora/sft", "full/sft"], {"data": ["p0", "p1"], "reward": longest, "max_new_tokens": 6}
+    for given, name in ((judge, "shortest"), (longest, "longest")):
+        assert alignkit.compare(runs, judge=given, **settings)["judge"] == name  # type: ignore[arg-type]
+
+
+def test_sampling_leaves_the_random_states_of_the_session(reward_runs: Path) -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = drawn()
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+    (row,) = alignkit.sample("lora/sft", ["e", "e"], k=1, max_new_tokens=2)
+
+    assert drawn() == expected
+    assert row["prompt"] == "e"
+
+
+def test_a_run_is_found_after_a_change_of_the_current_folder(
+    reward_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = alignkit.load("full/sft")
+    assert run.folder == Path("full/sft")
+    monkeypatch.chdir("/")
+
+    assert run.folder == reward_runs / "full/sft"
+    assert run.model().model.config.vocab_size
+
+
+def test_a_run_does_not_load_the_weights_of_another_one_in_its_place(reward_runs: Path) -> None:
+    Path("runs").mkdir()
+    shutil.copytree("full/sft", "runs/sft")
+    run = alignkit.load("runs/sft")
+    file = Path("runs/sft/alignkit.json")
+    file.write_text(json.dumps({**run.manifest, "finished": "2020-01-01T00:00:00Z"}))
+
+    for call in (run.model, run.answers):
+        with pytest.raises(alignkit.ConfigError, match=r"runs/sft has been trained again.*alignkit.load\('runs/sft'\)"):
+            call()

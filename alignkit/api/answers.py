@@ -48,15 +48,16 @@ def sample(
         model_kwargs: arguments of ``from_pretrained`` for a model that is not a run, such as ``revision``.
 
     Returns:
-        A row per distinct prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
+        A row for each distinct prompt: ``{"prompt": ..., "responses": [...], "sampled_from": {...}}``.
 
     Raises:
-        AlignkitError: the model or the prompts cannot be used; ``output`` has other answers.
+        AlignkitError: the model or the prompts cannot be used; ``output`` has other answers; a number is out of its
+            limits.
     """
-    limits.whole("sample", k=k, max_new_tokens=max_new_tokens, batch=batch)
-    limits.whole("sample", least=0, most=limits.LARGEST_SEED, seed=seed)
-    limits.number("sample", least=0, temperature=temperature)
-    limits.number("sample", least=0, most=1, top_p=top_p)
+    limits.check_whole(k=k, max_new_tokens=max_new_tokens, batch=batch)
+    limits.check_number(0, temperature=temperature)
+    limits.check_number(0.01, 1, top_p=top_p)
+    limits.check_seed(seed)
     settings = sample_files.Settings(max_new_tokens, temperature, top_p, seed)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(row_files.path_for(prompts))
@@ -83,7 +84,7 @@ def score(run: FilePath, rows: Data, *, batch: int = 16, format: str | None = No
     Raises:
         AlignkitError: the run is not a finished reward model; a row is bad.
     """
-    limits.whole("score", batch=batch)
+    limits.check_whole(batch=batch)
     parent = lineage.named("score", os.fspath(run), "reward")
     with row_files.path_for(rows) as path:
         answers = score_rows.read_answers(path, format)
@@ -116,7 +117,7 @@ def rank(
     Raises:
         AlignkitError: the samples or the judge cannot be used.
     """
-    limits.whole("rank", batch=batch, limit=limit)
+    limits.check_whole(batch=batch, limit=1 if limit is None else limit)
     asked = named(by, "by")
     active = [*plugin_names(plugins), *asked.plugins]
     with row_files.path_for(samples) as path:

@@ -10,6 +10,7 @@ from typing import Any
 from alignkit.api import libraries, limits, row_files
 from alignkit.api.named import named
 from alignkit.api.settings import Data, FilePath, PluginLike, RewardFunction, plugin_names
+from alignkit.components import Judge
 from alignkit.evaluation import between_runs, comparison
 from alignkit.evaluation.comparison import Asked, Comparison
 from alignkit.generation import scorers
@@ -22,7 +23,7 @@ def compare(
     runs: Sequence[FilePath],
     *,
     reward: FilePath | RewardFunction | Mapping[str, Any] | None = None,
-    judge: str | RewardFunction | Mapping[str, Any] | None = None,
+    judge: FilePath | RewardFunction | Mapping[str, Any] | Judge | None = None,
     plugins: Iterable[PluginLike] = (),
     data: Data | None = None,
     limit: int = 100,
@@ -38,8 +39,8 @@ def compare(
         reward: what scores the answers: a reward run, the name of a reward, a table of its name and settings,
             ``"module:function"``, or a function of prompts and answers. Default without a judge: the newest known
             reward run.
-        judge: the name of a judge that compares each run's answers with the first run's, a table of its name and
-            settings, or a function of prompts and answers, whose scores decide.
+        judge: what compares each run's answers with the first run's: the name of a judge, a table of its name and
+            settings, an :class:`alignkit.Judge`, or what ``reward`` takes.
         plugins: plugins to activate.
         data: prompts: a path or a list of rows. Default: the held-out prompts of the runs.
         limit: the maximum number of prompts.
@@ -53,11 +54,11 @@ def compare(
         ``kl`` (nats per answer), ``length`` (tokens) and ``win_rate``, and standard errors as ``..._error``.
 
     Raises:
-        AlignkitError: the runs cannot be compared, or nothing scores their answers.
+        AlignkitError: the runs cannot be compared, nothing scores their answers, or a number is out of its limits.
     """
-    limits.whole("compare", limit=limit, max_new_tokens=max_new_tokens, batch=batch)
-    limits.whole("compare", least=0, most=limits.LARGEST_SEED, seed=seed)
-    limits.number("compare", least=0.01, temperature=temperature)
+    limits.check_whole(limit=limit, max_new_tokens=max_new_tokens, batch=batch)
+    limits.check_number(0.01, temperature=temperature)
+    limits.check_seed(seed)
     compared = comparison.runs_of([os.fspath(run) for run in runs])
     active, scorer, chosen = plugin_names(plugins), None, None
     if reward is not None:
@@ -67,8 +68,8 @@ def compare(
         scorer = scorers.named(registry, "reward", asked.name, asked.overrides([*active, *asked.plugins], reward=True))
     if judge is not None:
         asked = named(judge, "judge")
-        of_judge = [*active, *asked.plugins]
-        chosen = choosing.named("judge", asked.name, of_judge, asked.overrides(of_judge))
+        active = [*active, *asked.plugins]
+        chosen = choosing.named("judge", asked.name, active, asked.overrides(active))
     if data is None:
         questions = comparison.prompts_of(None, compared, limit)
     else:

@@ -132,9 +132,9 @@ def plan(
     Raises:
         AlignkitError: the errors of the command.
     """
-    limits.whole("plan", processes=processes)
-    if device not in (None, "cuda", "cpu"):
-        raise ConfigError(f"plan: device must be 'cuda', 'cpu' or None (got {device!r})")
+    if device not in ("cuda", "cpu", None):
+        raise ConfigError(f"device must be 'cuda' or 'cpu' (got {device!r})")
+    limits.check_whole(processes=processes)
     source = arguments(stage, model, data, plugins, reward, output, config, tables)
     planned = pipeline(*source, overwrite=True, trusted=trust)
     with libraries.prepared():

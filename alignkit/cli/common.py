@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from alignkit import paths, yaml
+from alignkit.api import limits
 from alignkit.cli import completion
 from alignkit.config.resolve import parse_override, requested_stage
 from alignkit.config.settings import merge
@@ -83,8 +84,9 @@ K = typer.Option(4, "-k", min=1, help="Answers per prompt.")
 MaxNewTokens = typer.Option(256, min=1, help="Maximum tokens of an answer.")
 Temperature = typer.Option(1.0, min=0.0, help="Sampling temperature; 0 is greedy decoding.")
 TopP = typer.Option(
-    1.0, min=0.0, max=1.0, help="Nucleus sampling: sample from the most likely tokens with this total probability."
+    1.0, min=0.01, max=1.0, help="Nucleus sampling: sample from the most likely tokens with this total probability."
 )
+Seed = typer.Option(0, min=0, max=limits.LARGEST_SEED, help="Random seed; the same seed gives the same answers.")
 PromptsPerBatch = typer.Option(16, min=1, help="Prompts per batch.")
 
 

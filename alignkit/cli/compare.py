@@ -66,7 +66,7 @@ def compare(
     max_new_tokens: int = typer.Option(128, min=1, help="Maximum tokens of an answer."),
     temperature: float = typer.Option(1.0, min=0.01, help="Temperature of the answers and of their KL."),
     batch: int = typer.Option(16, min=1, help="Prompts per batch."),
-    seed: int = typer.Option(0, min=0, max=2**32 - 1, help="Random seed; the same seed gives the same answers."),
+    seed: int = common.Seed,
 ) -> None:
     """Compare runs on the same held-out prompts. Prints score, win rate, KL and length of each.
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from alignkit import paths
+from alignkit.api import limits
 from alignkit.cli import common
 from alignkit.data import outputs
 from alignkit.data.readers import kind_of
@@ -53,7 +54,9 @@ def label(
         None, metavar="A,B,...", help="The flags of an answer; '' for none. Default: InstructGPT's."
     ),
     overlap: float = typer.Option(0.1, min=0.0, max=1.0, help="The share of rows that every labeler gets."),
-    seed: int = typer.Option(0, help="Random seed of samples, overlap and the order of answers."),
+    seed: int = typer.Option(
+        0, min=0, max=limits.LARGEST_SEED, help="Random seed of samples, overlap and the order of answers."
+    ),
     markdown: bool = typer.Option(False, "--markdown", help="Show answers as Markdown. Default: plain text."),
     host: str = typer.Option("127.0.0.1", metavar="ADDRESS", help="The address to listen on."),
     port: int = typer.Option(None, min=1, max=65535, help="The port to listen on. Default: a free one."),

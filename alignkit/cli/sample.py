@@ -33,7 +33,7 @@ def sample(
     temperature: float = common.Temperature,
     top_p: float = common.TopP,
     batch: int = common.PromptsPerBatch,
-    seed: int = typer.Option(0, min=0, max=2**32 - 1, help="Random seed; the same seed gives the same answers."),
+    seed: int = common.Seed,
     quiet: bool = common.Quiet,
 ) -> None:
     """Sample answers to prompts. Writes one row per prompt: {"prompt": ..., "responses": [...], ...}.
