@@ -343,5 +343,5 @@ def test_the_plan_of_memory_is_that_of_the_command(tiny: str, capsys: pytest.Cap
 
     assert {name: dict(parts) for name, parts in memory.phases.items()} == command["phases"]
     assert memory.peak == command["peak"]
-    with pytest.raises(alignkit.ConfigError, match="device must be 'cuda', 'cpu' or None"):
+    with pytest.raises(alignkit.ConfigError, match="device must be 'cuda' or 'cpu'"):
         alignkit.plan("sft", model=tiny, data="demos.jsonl", device="gpu")  # type: ignore[arg-type]

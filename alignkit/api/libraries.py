@@ -38,8 +38,6 @@ def prepared() -> Iterator[None]:
     from alignkit.training.randomness import undisturbed
 
     set_environment()
-    from alignkit.training.randomness import undisturbed
-
     debug = bool(os.environ.get("ALIGNKIT_DEBUG"))
     try:
         with undisturbed(), contextlib.nullcontext() if debug else quiet_libraries():

@@ -11,6 +11,7 @@ from alignkit import paths
 from alignkit.api import libraries
 from alignkit.api.settings import FilePath, PluginLike, plugin_names
 from alignkit.errors import ConfigError
+from alignkit.registry.checks import shown
 from alignkit.runs import answers, lineage, manifest
 from alignkit.runs.answers import Answers
 
@@ -69,7 +70,7 @@ class FinishedRun:
         """
         self._check_unchanged()
         with libraries.prepared():
-            return _load_model(self._place, self.manifest)
+            return _load_model(self.folder, self.manifest)
 
     def _check_unchanged(self) -> None:
         if manifest.read(self.folder) != self.manifest:
