@@ -76,13 +76,13 @@ def test_two_processes_pair_the_answers_and_train_as_one(train_kto: Train, kto_c
     settings = ["--plugin", "full", "train.max_steps=6", "train.learning_rate=0.003", "train.bf16=false"]
     settings += ["train.logging_steps=1", "train.per_device_eval_batch_size={}"]
     one = train_kto(*settings[:-1], settings[-1].format(4), output="one")
-    sizes = ["train.per_device_train_batch_size=2", settings[-1].format(2)]
+    sizes = ["train.per_device_train_batch_size=2", settings[-1].format(5)]
     done = on_two_processes("train", *kto_command(*settings[:-1], *sizes, output="two"))
     two = one.parents[1] / "two" / "kto"
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert max(logged(one, "eval_kl")) > 0
-    for name in ("loss", "rewards_good", "reference_point", "eval_kl", "eval_margin"):
+    for name in ("loss", "rewards_good", "reference_point", "eval_kl", "eval_margin", "eval_loss"):
         assert logged(one, name) == pytest.approx(logged(two, name), rel=2e-3, abs=1e-5), name
 
 
