@@ -31,8 +31,10 @@ __all__ = [
     "load_balancing_loss",
     "loading_in_turn",
     "read_optimizer_on_every_process",
+    "restore_unlogged_loss",
     "set_learning_rates",
     "train_on_one_gpu",
+    "unlogged_loss",
 ]
 
 # The methods of the Trainer that read a checkpoint (Transformers 5.23)
@@ -134,3 +136,18 @@ def read_optimizer_on_every_process(trainer: Any) -> None:
         save(folder)
 
     trainer._save_optimizer_and_scheduler = read_and_save
+
+
+def unlogged_loss(trainer: Any) -> tuple[float, int]:
+    """The sum of this process's losses since the Trainer last logged them, and the step then (Transformers 5.23)."""
+    return float(trainer._tr_loss), int(trainer._globalstep_last_logged)
+
+
+def restore_unlogged_loss(trainer: Any, loss: float, step: int, mean: float) -> None:
+    """Let a Trainer that begins to train go on from an :func:`unlogged_loss` (Transformers 5.23).
+
+    ``mean`` is that of all processes: the Trainer's own summary is of the steps that it makes now.
+    """
+    trainer._tr_loss += loss
+    trainer._globalstep_last_logged = step
+    trainer._total_loss_scalar -= mean

@@ -22,6 +22,7 @@ from alignkit.models.transformers_internals import set_learning_rates
 from alignkit.protocols import Run
 from alignkit.runs import curves, manifest, stopping
 from alignkit.training.meters import last_logged
+from alignkit.training.unlogged import unlogged_total
 
 
 class Progress(TrainerCallback):
@@ -39,7 +40,8 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.stepped = time.monotonic()
-        self.tokens = (last_logged(state, "num_tokens"), self.stepped)
+        seen = last_logged(state, "num_tokens") + unlogged_total(state, "num_tokens")
+        self.tokens = (seen, self.stepped)
         if state.is_world_process_zero and progress.has_bars(self.console):
             columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
             self.bar = Bar(TextColumn(self.name), *columns, console=self.console)

@@ -25,7 +25,17 @@ from alignkit.runs import base, lock, manifest
 from alignkit.runs.plan import Plan
 from alignkit.runs.resume import METRICS, check_folder, last_checkpoint, prepare_folder
 from alignkit.runs.up_to_date import is_made_by
-from alignkit.training import checkpoints, deepspeed, learning, measures, old_checkpoints, processes, shard, trackers
+from alignkit.training import (
+    checkpoints,
+    deepspeed,
+    learning,
+    measures,
+    old_checkpoints,
+    processes,
+    shard,
+    trackers,
+    unlogged,
+)
 from alignkit.training.callbacks import Interrupt, Progress, Resumed, end_at_last_step
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
@@ -133,6 +143,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     old_checkpoints.delete_by_step(trainer)
     rehearse(run, trainer)
     shard.shard(run, trainer)
+    unlogged.keep(trainer)
     trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:

@@ -49,6 +49,23 @@ class Means:
             name: total for name, (total,) in totals.items()
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """This process's sums since the last log, as JSON."""
+        return {
+            "sums": {name: value.tolist() for name, value in self.sums.items()},
+            "totals": {name: value.tolist() for name, value in self.totals.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from the sums of :meth:`state_dict`."""
+        import torch
+
+        like = self._scalar(0.0)
+        self.sums = {
+            name: torch.tensor(value, dtype=like.dtype, device=like.device) for name, value in state["sums"].items()
+        }
+        self.totals = {name: self._scalar(value) for name, value in state["totals"].items()}
+
     def _reduced(self, sums: Mapping[str, Tensor], width: int) -> dict[str, list[float]]:
         """Sums over processes. A loss may return a metric on one process only."""
         import torch

@@ -95,7 +95,7 @@ class SFTTrainer(trl.SFTTrainer):
             super().__init__(**kwargs)
         self.loss = loss
         self.model_accepts_loss_kwargs = True  # makes the Trainer count target tokens, whatever the model's signature
-        self.means = {mode: Means(self.accelerator) for mode in ("train", "eval")}  # over tokens
+        self.means, self.held_out = Means(self.accelerator), Means(self.accelerator)  # over tokens
 
     def get_train_dataloader(self) -> Any:
         """The batches of a step; those of a stream, without ``accelerate``."""
@@ -119,14 +119,14 @@ class SFTTrainer(trl.SFTTrainer):
         for name, value in output.metrics.items():  # a share of the step's mean, as the loss
             metrics[name] = value * step_tokens / tokens
         if model.training:
-            self.means["train"].add(metrics, tokens)
-            self.means["train"].count(num_tokens=_input_tokens(inputs))
+            self.means.add(metrics, tokens)
+            self.means.count(num_tokens=_input_tokens(inputs))
         else:  # the Trainer's own loss is a mean over batches, which gives short answers more weight
-            self.means["eval"].add(metrics | {"loss": loss}, tokens)
+            self.held_out.add(metrics | {"loss": loss}, tokens)
             row = _row_of(inputs)[:, 1:]
             virtual = outputs.log_probs.size(1) - row.size(1)  # tokens that prompt tuning puts before the row
             row = torch.nn.functional.pad(row, (virtual, 0))
-            self.means["eval"].count(**perplexity.sums(-outputs.log_probs, outputs.label_mask, row))
+            self.held_out.count(**perplexity.sums(-outputs.log_probs, outputs.label_mask, row))
         if counted:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         if self.aux_loss_enabled and model.training:
@@ -143,11 +143,11 @@ class SFTTrainer(trl.SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add means over the tokens of all microbatches and processes to what the Trainer logs."""
         if any(key.startswith("eval_") for key in logs):
-            metrics = self.means["eval"].take()
+            metrics = self.held_out.take()
             metrics |= perplexity.of({name: metrics.pop(name) for name in perplexity.SUMS if name in metrics})
             logs.update({f"eval_{name}": value for name, value in metrics.items()})
         else:
-            metrics = self.means["train"].take()
+            metrics = self.means.take()
             if "num_tokens" in metrics:
                 metrics["num_tokens"] = int(metrics["num_tokens"] + last_logged(self.state, "num_tokens"))
             logs.update(metrics)
