@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from transformers import TrainerState
 
 from alignkit.training.callbacks import Progress

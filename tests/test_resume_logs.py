@@ -53,3 +53,25 @@ def test_a_checkpoint_without_what_was_not_logged_can_be_resumed(run_stage: Call
     run_stage("sft", *SETTINGS, "train.max_steps=8", "--resume")
 
     assert [line["step"] for line in logged(run, "loss")] == [4, 8]
+
+
+def test_the_duration_is_that_of_all_sessions(run_stage: Callable[..., Path]) -> None:
+    run = run_stage("sft", *SETTINGS, "train.max_steps=1")
+    first = record(run)["seconds"]
+    file = run / "checkpoints/checkpoint-1/trainer_state.json"
+    state = json.loads(file.read_text())
+    saved = state["stateful_callbacks"]["Costs"]["attributes"]
+    assert 0 < saved["seconds"] <= first + 0.1
+    saved.update(seconds=1000.0, peak_memory=7 << 40)
+    file.write_text(json.dumps(state))
+    run_stage("sft", *SETTINGS, "train.max_steps=2", "--resume")
+    assert 1000 < record(run)["seconds"] < 1300
+    assert record(run)["peak_memory"] == 7 << 40
+
+    file = run / "checkpoints/checkpoint-2/trainer_state.json"
+    state = json.loads(file.read_text())
+    assert 1000 < state["stateful_callbacks"]["Costs"]["attributes"]["seconds"] <= record(run)["seconds"] + 0.1
+    del state["stateful_callbacks"]["Costs"]
+    file.write_text(json.dumps(state))
+    run_stage("sft", *SETTINGS, "train.max_steps=3", "--resume")
+    assert 0 < record(run)["seconds"] < 300

@@ -233,8 +233,8 @@ def _watch(pid: int, pipe: int, start: float, kill: Moment | None, at_moment: Ca
 
 # --- comparison ------------------------------------------------------------------------------------------------------
 
-NOT_COMPARED = ("finished", "peak_memory", "today", "the day it began")
-TIMING = ("_runtime", "_per_second", "seconds", "runtime")
+NOT_COMPARED = ("finished", "today", "the day it began")
+TIMING = ("_runtime", "_per_second", "seconds", "runtime", "peak_memory")
 
 
 def differences(whole: Path, other: Path) -> list[str]:

@@ -29,7 +29,6 @@ from alignkit.training import (
     checkpoints,
     deepspeed,
     learning,
-    measures,
     old_checkpoints,
     processes,
     shard,
@@ -37,6 +36,7 @@ from alignkit.training import (
     unlogged,
 )
 from alignkit.training.callbacks import Interrupt, Progress, Resumed, end_at_last_step
+from alignkit.training.costs import Costs
 from alignkit.training.randomness import evaluate_undisturbed
 from alignkit.training.rehearsal import rehearse
 from alignkit.training.run import Run
@@ -131,7 +131,7 @@ def _reported_failure(run: Run) -> Iterator[None]:
 def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dict[str, float]:
     """Build the stage's trainer, train from the last checkpoint, save, and return the final metrics."""
     stage = run.config.stage.component
-    measures.reset_peak_memory(run.device)
+    costs = Costs(run.device, started)
     run.registry.call("alignkit_run_start", run=run)
     trainer = checks.trainer(run.registry.describe(stage, "build"), stage.build(run))
     checks.name_optimizer(run.registry.describe(run.config.optimizer.component), trainer)
@@ -144,6 +144,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     rehearse(run, trainer)
     shard.shard(run, trainer)
     unlogged.keep(trainer)
+    trainer.add_callback(costs)
     trainer.accelerator.wait_for_everyone()  # until the first process has prepared the folder
     checkpoint = last_checkpoint(run.folder) if resume else None
     if resume:
@@ -183,7 +184,7 @@ def _train(run: Run, resume: bool, extensions: list[str], started: float) -> dic
     # frozen weights were checked when they were loaded; those in 4 bits may be stored as floats that are no numbers
     weights = ((name, held(p)) for name, p in trainer.model.named_parameters() if p.requires_grad)
     learning.check_weights(weights, "the run was not finished: the trained model")
-    save(run, run.plan.source, run.plan.eval_source, trainer, metrics, more, time.monotonic() - started)
+    save(run, run.plan.source, run.plan.eval_source, trainer, metrics, more, costs)
     if trainer.is_world_process_zero():
         manifest.finish(run.config.folder)
     trainer.accelerator.wait_for_everyone()

@@ -1,11 +1,9 @@
-"""The size of a run for its manifest: tokens of its rows, and the peak memory of the GPU."""
+"""The size of a run for its manifest: tokens of its rows."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-
-import torch
 
 from alignkit.errors import DataError
 from alignkit.protocols import Run
@@ -28,14 +26,3 @@ def row_lengths(run: Run) -> dict[str, float] | None:
     if not lengths:
         return None
     return {"rows": len(rows), "median": statistics.median(lengths), "longest": max(lengths)}
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure :func:`peak_memory`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The largest number of bytes that tensors took on a GPU at the same time. None on other devices."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -15,6 +15,7 @@ from alignkit.registry import in_memory
 from alignkit.runs import base, card, fingerprints, licenses, manifest, rounds
 from alignkit.runs.resume import past_extensions
 from alignkit.training import measures
+from alignkit.training.costs import Costs
 
 if TYPE_CHECKING:
     import transformers
@@ -46,7 +47,7 @@ def save(
     trainer: transformers.Trainer,
     metrics: dict[str, float],
     more: dict[str, Any],
-    seconds: float,
+    costs: Costs,
 ) -> None:
     """Write model, tokenizer, manifest and card into the unfinished run folder. ``more`` joins the manifest."""
     if config := getattr(trainer.model, "config", None):
@@ -63,7 +64,7 @@ def save(
         run.tokenizer.save_pretrained(str(run.folder))
     (run.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same settings
     (run.folder / "checkpoints" / "README.md").unlink(missing_ok=True)  # TRL's card; ours is in the run folder
-    record = {**manifest_of(run, source, eval_source, metrics, trainer.state.global_step, seconds), **more}
+    record = {**manifest_of(run, source, eval_source, metrics, trainer.state.global_step, costs), **more}
     manifest.write_atomically(run.folder / "README.md", card.render(record, run.folder))
     manifest.write_json(run.folder / manifest.FILE, record)
     if run.config.train.get("save_strategy") == "no":
@@ -71,7 +72,7 @@ def save(
 
 
 def manifest_of(
-    run: Run, source: Rows, eval_source: Rows | None, metrics: dict[str, float], steps: int, seconds: float
+    run: Run, source: Rows, eval_source: Rows | None, metrics: dict[str, float], steps: int, costs: Costs
 ) -> dict[str, Any]:
     """The manifest: what was trained, from which runs and data, and with which settings and versions."""
     config = run.config
@@ -143,8 +144,8 @@ def manifest_of(
         "metrics": metrics,
         "steps": steps,
         "longer": past_extensions(run.folder),  # the steps at which it was extended, and by which settings
-        "seconds": round(seconds, 1),
-        "peak_memory": measures.peak_memory(run.device),
+        "seconds": round(costs.seconds, 1),
+        "peak_memory": costs.peak_memory,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "dtype": str(run.dtype).removeprefix("torch."),
         "processes": run.processes,
