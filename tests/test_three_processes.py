@@ -98,7 +98,14 @@ def test_a_killed_process_ends_the_other_two_and_the_run_continues(words: Words,
             return [Kill()]
         """,
     )
-    settings = ["--plugin", "killed", "data.eval_size=2", "train.max_steps=6", "train.save_steps=2"]
+    settings = [
+        "--plugin",
+        "killed",
+        "data.eval_size=2",
+        "train.max_steps=6",
+        "train.save_steps=2",
+        "train.logging_steps=3",
+    ]
     settings += ["train.per_device_train_batch_size=1", "tuner.lora_dropout=0.1"]
     whole = run_several(3, *words("sft", "whole", *settings), env=on_cpu())
     assert whole.returncode == 0, whole.stderr
@@ -115,3 +122,8 @@ def test_a_killed_process_ends_the_other_two_and_the_run_continues(words: Words,
     assert "resuming from step 2" in resumed.stdout
     weights = [Path(f"{output}/sft/adapter_model.safetensors").read_bytes() for output in ("whole", "cut")]
     assert weights[0] == weights[1]
+    logs = [
+        map(json.loads, Path(f"{output}/sft/metrics.jsonl").read_text().splitlines()) for output in ("whole", "cut")
+    ]
+    of_steps = [[(log["step"], log["loss"], log["num_tokens"]) for log in each if "loss" in log] for each in logs]
+    assert of_steps[0] == of_steps[1]
