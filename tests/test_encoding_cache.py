@@ -25,7 +25,7 @@ def messages(*texts: str) -> list[dict[str, str]]:
 
 ROWS: dict[str, list[Any]] = {
     "sft": [{"messages": messages(f"Q{n}?", "Yes." * (1 + 40 * (n % 5 == 0)), "So?", "No.")} for n in range(12)],
-    "rm": [{"prompt": f"Q{n}?", "chosen": "Yes.", "rejected": ("No.", "Yes. ", "N" * 900)[n % 3]} for n in range(12)],
+    "rm": [{"prompt": f"Q{n}?", "chosen": "Yes.", "rejected": ("Yes. ", "No.", "N" * 900)[n % 3]} for n in range(12)],
     "ppo": [{"prompt": f"Q{n // 2}?"} for n in range(12)],
 }
 ROWS["rm"] += [{"prompt": "Q0? ", "chosen": "Yes.", "rejected": "Never."}]

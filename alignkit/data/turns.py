@@ -78,6 +78,8 @@ def _probe(render: Render, asked: Conversation, parts: bool) -> Style | None:
         inner = ""
     opened = THOUGHT.search(prompt)
     lead, _, tail = whole[common_prefix(prompt, whole) :].partition(MARK)
+    if generation_prompt := prompt.removeprefix(render(asked, False)):
+        lead = lead.rpartition(generation_prompt)[2]  # there if the template rewrites the turns before
     style = Style(opened[0] if opened else "", lead, tail, inner, parts)
     if opened and style.closing not in lead:
         style = replace(style, lead=f"\n{style.closing}\n\n{lead}")

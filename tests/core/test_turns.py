@@ -268,6 +268,18 @@ def test_an_answer_after_words_and_a_call_keeps_what_the_template_writes_before_
 # --- dates ------------------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_does_not_begin_with_turns_that_a_template_rewrites(with_template: Any) -> None:
+    """Here the user's turn ends with a space, but only once there is an answer. White space at the ends is left out."""
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m.role + ':' + m.content | trim + ('' if loop.last else ' ') + eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    for said in ("It is 2.", "It is 2. "):
+        ids, start = encode_answer(tokenizer, ASKED, Message(role="assistant", content=said), [tokenizer.eos_token_id])
+        assert ids[:start] == prompt_ids(tokenizer, ASKED)
+        assert tokenizer.decode(ids[start:]) == "It is 2.<eos>"
+
+
 def test_a_template_that_asks_for_the_date_gets_the_day_of_the_run(with_template: Any) -> None:
     dated = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
     tokenizer = with_template(dated, day="2024-07-26")
