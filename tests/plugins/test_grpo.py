@@ -195,7 +195,8 @@ def test_groups_of_equal_scores_are_replaced_by_answers_to_other_prompts(
 
     assert capsys.readouterr().out.count("from now on they replace it in scoring") == 2  # also after drawing again
     assert not any("redrawn" in line for line in never)
-    assert any(line["redrawn"] >= 4 for line in often)
+    assert all(4 <= line.get("redrawn", 4) <= 16 for line in often)  # each answer once, however often it is replaced
+    assert any("redrawn" in line for line in often)
     assert sum(line["equal_scores"] for line in often) < sum(line["equal_scores"] for line in never) / 2
     for rollouts in drawn[3:]:
         groups = rollouts.scores.view(-1, 4), rollouts.kept.view(-1, 4)
