@@ -51,8 +51,8 @@ def path_of(data: Any, folder: Path) -> Any:
         return data
     if isinstance(data, os.PathLike):
         return os.fspath(data)
-    if isinstance(data, Mapping):
-        data = [data] if _is_source(data) else _checked(data)
+    if _is_source(data):
+        data = [data]
     entries = list(_checked(data))
     sources = [isinstance(each, str | os.PathLike) or _is_source(each) for each in entries]
     if all(sources):

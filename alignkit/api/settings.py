@@ -23,7 +23,7 @@ from alignkit.registry.plugin import plugin_name
 FilePath: TypeAlias = str | os.PathLike[str]
 Data: TypeAlias = FilePath | Iterable[Any] | Mapping[str, Any]  # a path, rows or sources, or a `data` table
 PluginLike: TypeAlias = object  # a name, a component, or an object or a module that implements hooks
-RewardFunction: TypeAlias = Callable[..., Sequence[float]]  # of prompts and answers, and of `fields` if it has that
+RewardFunction: TypeAlias = Callable[..., Sequence[float]]  # of prompts and answers; see rankings.scorer
 
 
 class Arguments(NamedTuple):

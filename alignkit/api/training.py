@@ -54,8 +54,8 @@ def train(
         plugins: plugins to activate and use: names, components such as an :class:`alignkit.Loss`, hooks, and objects
             or modules with hooks.
         reward: the name of a reward, a ``reward`` table, an :class:`alignkit.Reward`, or a function of lists of prompts
-            and answers that returns scores. The function also gets ``fields``, the other fields of the rows, if it has
-            that parameter.
+            and answers that returns scores. The function also gets ``conversations``, the messages of the prompts, and
+            ``fields``, the other fields of the rows, if it has these parameters.
         output: the output folder; each stage writes a subfolder, such as ``runs/sft``.
         config: a YAML config file. Arguments take precedence.
         resume: continue an unfinished run, or extend a finished one.
